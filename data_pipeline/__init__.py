@@ -1,0 +1,1 @@
+"""Raw files -> token shards -> packed micro-batches. Knows ranks as two integers."""

@@ -1,0 +1,102 @@
+"""Load a pydantic model from a TOML file and `key=value` overrides, with errors a person can act on."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A config a user can mend: the message names file, field, value, what is legal and what to do."""
+
+
+def load_toml(path: str | Path) -> dict[str, Any]:
+    """Parse a TOML file. Raises ConfigError for a missing file or bad syntax."""
+    path = Path(path)
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a TOML file: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def load_config(model: type[Model], path: str | Path, overrides: Sequence[str] = ()) -> Model:
+    """Read `path`, apply overrides such as "optimizer.learning_rate=1e-3" and validate."""
+    values = load_toml(path)
+    for override in overrides:
+        apply_override(values, override)
+    return validate(model, values, source=str(path))
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set a dotted key in nested tables, in place. The value is TOML; anything else is taken as a string."""
+    key, separator, text = override.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise ConfigError(f'override "{override}": expected key=value, such as optimizer.learning_rate=1e-3')
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    set_key(values, key, value)
+
+
+def set_key(values: dict[str, Any], dotted_key: str, value: Any) -> None:
+    """Set `a.b.c` in nested tables, making the tables that are missing."""
+    *parents, last = dotted_key.split(".")
+    table = values
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f'override "{dotted_key}": "{parent}" is a value, not a table')
+    table[last] = value
+
+
+def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
+    """Make the model, or raise one ConfigError that lists every bad field with the nearest legal key."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(model, problem) for problem in error.errors()]
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    field = ".".join(location) or "(whole file)"
+    if problem["type"] == "extra_forbidden":
+        legal = _keys_at(model, location[:-1])
+        near = difflib.get_close_matches(location[-1], legal, n=1, cutoff=0.5)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        return f"{field}: unknown key{hint} Legal here: {', '.join(sorted(legal))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{field}: required, but missing"
+    given = problem["input"]
+    shown = "" if isinstance(given, dict | BaseModel) else f" = {json.dumps(given, default=str)}"
+    return f"{field}{shown}: {message}"
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Field names of the model that `location` leads to; [] where it leads to no model."""
+    current: Any = model
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            current = current.model_fields[part].annotation if part in current.model_fields else None
+        else:  # an element of a list or a table: its value type
+            current = get_args(current)[-1] if get_args(current) else None
+        if not isinstance(current, type):
+            models = [arg for arg in get_args(current) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+            current = models[0] if models and type(None) in get_args(current) else current
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return list(current.model_fields)
+    return []

@@ -1,0 +1,148 @@
+"""RunConfig: all that a run depends on, composed of the config models of the parts. Imports no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+
+from data_pipeline.toml_config import load_config
+from parallel.layout import ParallelConfig
+from pretrain.models.config import SHARED_TOWER, ModelConfig
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SourceConfig(_Frozen):
+    """A folder of token shards and its share of the documents that are drawn."""
+
+    path: str
+    weight: float = Field(1.0, gt=0)
+
+
+class DataConfig(_Frozen):
+    train: tuple[SourceConfig, ...] = Field(min_length=1)
+    heldout: str | None = None
+    """Folder of token shards for evaluation."""
+    document_mask: bool = True
+    """False lets attention cross documents of a sequence."""
+    num_workers: NonNegativeInt = 1
+    prefetch_steps: PositiveInt = 4
+    """Optimizer steps read ahead by each worker."""
+
+
+class ScheduleConfig(_Frozen):
+    """Learning-rate factor over the run: linear warm-up, then one of three shapes."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: NonNegativeInt = 0
+    min_factor: float = Field(0.1, ge=0, le=1)
+    """Factor at the last step (cosine, wsd)."""
+    decay_frac: float = Field(0.2, gt=0, le=1)
+    """Share of the steps that wsd spends decaying linearly."""
+
+
+class TowerOptimizerConfig(_Frozen):
+    learning_rate_factor: float = Field(1.0, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    """None: optimizer.weight_decay."""
+    frozen: bool = False
+
+
+class OptimizerConfig(_Frozen):
+    """AdamW. Norm weights are never decayed."""
+
+    learning_rate: float = Field(gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    schedule: ScheduleConfig = ScheduleConfig()
+    towers: dict[str, TowerOptimizerConfig] = {}
+    """Tower -> what differs for its weights; "shared" names embedding, head and tied parts."""
+
+
+class EveryStepsConfig(_Frozen):
+    """How often, in optimizer steps. The last step is always logged, evaluated and saved."""
+
+    log: PositiveInt = 10
+    eval: PositiveInt = 100
+    checkpoint: PositiveInt = 100
+
+
+class EvaluateConfig(_Frozen):
+    heldout_sequences: PositiveInt = 64
+    conditional_documents: NonNegativeInt = 64
+    """Held-out documents per direction (text -> image ...); 0 leaves conditional losses out."""
+
+
+class RunConfig(_Frozen):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: NonNegativeInt = 1
+    total_tokens: PositiveInt
+    tokens_per_step: PositiveInt
+    """Slots of the global batch, padding included."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    runs_dir: str = "runs"
+    keep_checkpoints: PositiveInt = 2
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    parallel: ParallelConfig = ParallelConfig()
+    every_steps: EveryStepsConfig = EveryStepsConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        if self.tokens_per_step % self.model.context_tokens:
+            raise ValueError(
+                f"tokens_per_step = {self.tokens_per_step} is not a multiple of "
+                f"model.context_tokens = {self.model.context_tokens}"
+            )
+        if self.num_steps < 1:
+            raise ValueError(
+                f"total_tokens = {self.total_tokens} is less than one step of "
+                f"tokens_per_step = {self.tokens_per_step}"
+            )
+        if self.optimizer.schedule.warmup_steps >= self.num_steps:
+            raise ValueError(
+                f"optimizer.schedule.warmup_steps = {self.optimizer.schedule.warmup_steps} leaves no step after "
+                f"warm-up: the run has {self.num_steps} (total_tokens // tokens_per_step)"
+            )
+        legal = (*self.model.tower_names, SHARED_TOWER)
+        for tower in self.optimizer.towers:
+            if tower not in legal:
+                raise ValueError(f'optimizer.towers."{tower}": no such tower; legal: {", ".join(legal)}')
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        return self.total_tokens // self.tokens_per_step
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.tokens_per_step // self.model.context_tokens
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs_dir) / self.name
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """RunConfig from a TOML file and `key=value` overrides. Raises ConfigError naming file, field and fix."""
+    return load_config(RunConfig, path, overrides)
+
+
+def differences(ours: BaseModel, theirs: BaseModel) -> list[tuple[str, Any, Any]]:
+    """(dotted key, our value, their value) wherever two configs differ."""
+
+    def flatten(value: Any, prefix: str) -> dict[str, Any]:
+        if isinstance(value, dict) and value:
+            return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}{key}.").items()}
+        return {prefix.rstrip("."): value}
+
+    a, b = (flatten(config.model_dump(mode="json"), "") for config in (ours, theirs))
+    return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]

@@ -1,0 +1,91 @@
+"""The shape of a decoder: how deep, how wide, and which weights are untied per modality. Imports no torch."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+UntiedPart = Literal["attention", "feed_forward", "norm"]
+
+SHARED_TOWER = "shared"
+"""Name of the one weight shard of a part that all towers share (embedding, head, tied parts)."""
+
+
+class ModelConfig(BaseModel):
+    """One decoder. Dense is one tower for all modalities, MoT a tower per modality; nothing else differs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_layers: PositiveInt
+    d_model: PositiveInt
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt | None = None
+    """None: as many as num_heads (no grouped queries)."""
+    ffn_hidden: PositiveInt | None = None
+    """SwiGLU width. None: 8 d_model / 3 rounded up to a multiple of 256 (MoT's code)."""
+    context_tokens: PositiveInt
+    vocab_tokens: PositiveInt
+    """Rows of embedding and head; at least the size of the data's vocabulary."""
+    towers: dict[str, str] = Field(min_length=1)
+    """Modality -> tower, in the vocabulary's order of modalities."""
+    untied: tuple[UntiedPart, ...] = ("attention", "feed_forward", "norm")
+    """Parts with one weight shard per tower; the others share one (MoT Fig. 14)."""
+    norm_placement: Literal["post", "pre"] = "post"
+    """post: norm on the sublayer output before the residual add (MoT Eq. 1-2); pre: Llama."""
+    qk_norm: bool = True
+    norm_eps: float = Field(1e-5, gt=0)
+    rope_theta: float = Field(10_000.0, gt=0)
+    init_std: float = Field(0.02, gt=0)
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of log^2 Z per token (Chameleon: 1e-5)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"d_model = {self.d_model} is not divisible by num_heads = {self.num_heads}; change either"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"d_model / num_heads = {self.head_dim} is odd, but RoPE rotates pairs; change num_heads"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_heads = {self.num_heads} is not divisible by num_kv_heads = {self.kv_heads}"
+            )
+        if SHARED_TOWER in self.towers.values():
+            raise ValueError(f'a tower may not be called "{SHARED_TOWER}": that names weights all towers share')
+        if any("." in name for name in self.towers.values()):
+            raise ValueError(f"tower names may not contain a dot: {sorted(set(self.towers.values()))}")
+        if len(set(self.untied)) != len(self.untied):
+            raise ValueError(f"untied names a part twice: {list(self.untied)}")
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.num_heads
+
+    @property
+    def ffn_width(self) -> int:
+        return self.ffn_hidden or -(-8 * self.d_model // (3 * 256)) * 256
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.towers)
+
+    @property
+    def tower_names(self) -> tuple[str, ...]:
+        """Distinct towers, in order of first use: the order of the sorted stream."""
+        return tuple(dict.fromkeys(self.towers.values()))
+
+    @property
+    def tower_of_modality(self) -> tuple[int, ...]:
+        """Index into tower_names for each modality, in the order of `modalities`."""
+        return tuple(self.tower_names.index(tower) for tower in self.towers.values())
+
+    def shards_of(self, part: UntiedPart) -> tuple[str, ...]:
+        """Names of the weight shards of a part: the towers if it is untied, else the one shared shard."""
+        return self.tower_names if part in self.untied else (SHARED_TOWER,)
