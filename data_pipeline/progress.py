@@ -15,7 +15,14 @@ class Progress:
     """
 
     def __init__(
-        self, label: str, total: int, unit: str, *, done: int = 0, log_every_s: float = 10.0, out: TextIO | None = None
+        self,
+        label: str,
+        total: int,
+        unit: str,
+        *,
+        done: int = 0,
+        log_every_s: float = 10.0,
+        out: TextIO | None = None,
     ) -> None:
         self.label, self.total, self.unit, self.done = label, total, unit, done
         self.log_every_s = log_every_s
@@ -34,7 +41,9 @@ class Progress:
         self.done += count
         self.figures.update(figures)
         if self._bar is not None:
-            self._bar.set_postfix({name: _short(value) for name, value in self.figures.items()}, refresh=False)
+            self._bar.set_postfix(
+                {name: _short(value) for name, value in self.figures.items()}, refresh=False
+            )
             self._bar.update(count)
         elif time.monotonic() - self._last >= self.log_every_s:
             self._print()
@@ -43,7 +52,9 @@ class Progress:
         self._last = time.monotonic()
         elapsed = self._last - self._start
         rate = (self.done - self._first_done) / elapsed if elapsed > 0 else 0.0
-        left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 and self.done < self.total else ""
+        left = (
+            f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 and self.done < self.total else ""
+        )
         figures = "".join(f", {name} {_short(value)}" for name, value in self.figures.items())
         print(
             f"{self.label}: {self.done}/{self.total} {self.unit}{figures}, {elapsed:.0f} s{left}",

@@ -93,9 +93,12 @@ def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
         if isinstance(current, type) and issubclass(current, BaseModel):
             current = current.model_fields[part].annotation if part in current.model_fields else None
         else:  # an element of a list or a table: its value type
-            current = get_args(current)[-1] if get_args(current) else None
+            inner = [arg for arg in get_args(current) if arg is not ...]
+            current = inner[-1] if inner else None
         if not isinstance(current, type):
-            models = [arg for arg in get_args(current) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+            models = [
+                arg for arg in get_args(current) if isinstance(arg, type) and issubclass(arg, BaseModel)
+            ]
             current = models[0] if models and type(None) in get_args(current) else current
     if isinstance(current, type) and issubclass(current, BaseModel):
         return list(current.model_fields)

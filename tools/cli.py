@@ -73,13 +73,19 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("train", help="train a run, or continue it from its last good checkpoint")
     verb.add_argument("run", help="RUN.toml")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.learning_rate=1e-3")
+    verb.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as optimizer.learning_rate=1e-3"
+    )
     verb.add_argument("--processes", type=int, default=1, help="ranks on this machine (default %(default)s)")
     verb.set_defaults(run=_train)
 
-    verb = verbs.add_parser("compare", help="run arms x seeds of a comparison and report which won, by how much")
+    verb = verbs.add_parser(
+        "compare", help="run arms x seeds of a comparison and report which won, by how much"
+    )
     verb.add_argument("comparison", help="COMPARE.toml")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="applied to the base run of every arm")
+    verb.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="applied to the base run of every arm"
+    )
     verb.add_argument("--jobs", type=int, default=None, help="runs at a time (default: the file's)")
     verb.add_argument("--report-only", action="store_true", help="report on what has run; start nothing")
     verb.set_defaults(run=_compare)
@@ -89,7 +95,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("overrides", nargs="*", metavar="key=value")
     verb.set_defaults(run=_describe)
 
-    verb = verbs.add_parser("bench", help="measure the model or the data path against what one would pick instead")
+    verb = verbs.add_parser(
+        "bench", help="measure the model or the data path against what one would pick instead"
+    )
     verb.add_argument("what", choices=("model", "data"))
     verb.add_argument("arguments", nargs=argparse.REMAINDER, help="see `motley bench model --help`")
     verb.set_defaults(run=_bench)

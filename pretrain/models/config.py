@@ -53,7 +53,9 @@ class ModelConfig(BaseModel):
                 f"num_heads = {self.num_heads} is not divisible by num_kv_heads = {self.kv_heads}"
             )
         if SHARED_TOWER in self.towers.values():
-            raise ValueError(f'a tower may not be called "{SHARED_TOWER}": that names weights all towers share')
+            raise ValueError(
+                f'a tower may not be called "{SHARED_TOWER}": that names weights all towers share'
+            )
         if any("." in name for name in self.towers.values()):
             raise ValueError(f"tower names may not contain a dot: {sorted(set(self.towers.values()))}")
         if len(set(self.untied)) != len(self.untied):

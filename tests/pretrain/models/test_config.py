@@ -1,0 +1,58 @@
+import pytest
+from pydantic import ValidationError
+
+from pretrain.models.config import ModelConfig
+
+VALUES = {"num_layers": 2, "d_model": 96, "num_heads": 4, "context_tokens": 64, "vocab_tokens": 100}
+MOT = {"text": "text", "image": "image", "speech": "speech"}
+
+
+def model(**changes: object) -> ModelConfig:
+    return ModelConfig.model_validate({**VALUES, "towers": MOT, **changes})
+
+
+@pytest.mark.parametrize(
+    "towers, names, of_modality",
+    [
+        (MOT, ("text", "image", "speech"), (0, 1, 2)),
+        ({"text": "all", "image": "all", "speech": "all"}, ("all",), (0, 0, 0)),
+        ({"text": "text", "image": "media", "speech": "media"}, ("text", "media"), (0, 1, 1)),
+        ({"text": "words", "image": "image", "speech": "words"}, ("words", "image"), (0, 1, 0)),
+    ],
+    ids=["mot", "dense", "image+speech", "text+speech"],
+)
+def test_a_variant_is_a_table(towers: dict, names: tuple, of_modality: tuple) -> None:
+    config = model(towers=towers)
+    assert (config.tower_names, config.tower_of_modality) == (names, of_modality)
+
+
+def test_tied_parts_have_one_shared_shard() -> None:
+    config = model(untied=["feed_forward"])
+    assert config.shards_of("feed_forward") == ("text", "image", "speech")
+    assert config.shards_of("attention") == config.shards_of("norm") == ("shared",)
+
+
+@pytest.mark.parametrize(
+    "d_model, width", [(256, 768), (512, 1536), (1024, 2816), (2048, 5632), (4096, 11008)]
+)
+def test_feed_forward_width_is_the_published_one(d_model: int, width: int) -> None:
+    """8 d / 3 rounded up to 256, as in MoT's code and Llama 7B."""
+    assert model(d_model=d_model).ffn_width == width
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"num_heads": 5}, "not divisible by num_heads"),
+        ({"num_heads": 32}, "odd"),
+        ({"num_kv_heads": 3}, "num_kv_heads = 3"),
+        ({"towers": {"text": "shared"}}, '"shared"'),
+        ({"towers": {"text": "a.b"}}, "dot"),
+        ({"towers": {}}, "towers"),
+        ({"untied": ["norm", "norm"]}, "twice"),
+        ({"untied": ["embedding"]}, "untied"),
+    ],
+)
+def test_impossible_shapes_are_refused(changes: dict, expected: str) -> None:
+    with pytest.raises(ValidationError, match=expected):
+        model(**changes)

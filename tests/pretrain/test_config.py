@@ -1,0 +1,63 @@
+import copy
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.toml_config import ConfigError, validate
+from pretrain.config import RunConfig, differences, load
+
+VALUES = {
+    "name": "tiny",
+    "total_tokens": 1000,
+    "tokens_per_step": 128,
+    "model": {
+        "num_layers": 2,
+        "d_model": 32,
+        "num_heads": 4,
+        "context_tokens": 64,
+        "vocab_tokens": 130,
+        "towers": {"text": "text", "image": "image"},
+    },
+    "data": {"train": [{"path": "data/train"}]},
+    "optimizer": {"learning_rate": 1e-3},
+}
+
+
+def run(**changes: object) -> RunConfig:
+    return validate(RunConfig, {**copy.deepcopy(VALUES), **changes}, source="run.toml")
+
+
+def test_steps_are_derived_and_never_exceed_the_budget() -> None:
+    assert run().num_steps == 7  # 7 * 128 = 896 <= 1000
+    assert run().sequences_per_step == 2
+    assert run().run_dir == Path("runs/tiny")
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"tokens_per_step": 100}, "not a multiple of model.context_tokens = 64"),
+        ({"total_tokens": 100}, "less than one step"),
+        ({"name": "a/b"}, "name"),
+        ({"optimizer": {"learning_rate": 1e-3, "towers": {"imge": {}}}}, "legal: text, image, shared"),
+        ({"optimizer": {"learning_rate": 1e-3, "schedule": {"warmup_steps": 7}}}, "leaves no step after"),
+        ({"optimizer": {}}, "optimizer.learning_rate: required"),
+        ({"data": {"train": []}}, "data.train"),
+        ({"precision": "fp16"}, "'fp32' or 'bf16'"),
+        ({"seeed": 3}, 'did you mean "seed"'),
+    ],
+)
+def test_mistakes_are_named_with_what_is_legal(changes: dict, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        run(**changes)
+
+
+def test_differences_list_dotted_keys() -> None:
+    other = run(seed=2, optimizer={"learning_rate": 2e-3})
+    assert differences(run(), other) == [("optimizer.learning_rate", 1e-3, 2e-3), ("seed", 1, 2)]
+    assert differences(run(), run()) == []
+
+
+@pytest.mark.parametrize("path", sorted(Path("pretrain/configs/runs").glob("*.toml")), ids=lambda p: p.stem)
+def test_shipped_runs_load(path: Path) -> None:
+    assert load(path).name

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Make .venv with everything Motley needs, pinned by constraints.txt. Quick when nothing has changed; needs no root.
+# Choose the interpreter with PYTHON=/path/to/python. On a machine without a GPU, point pip at a CPU build of torch
+# first (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS): the default Linux wheel carries CUDA.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+stop() {
+  printf 'setup: %s\n' "$*" >&2
+  exit 1
+}
+
+new_enough() { "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3; do
+    if command -v "$candidate" >/dev/null 2>&1 && new_enough "$candidate"; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  stop "needs Python >= 3.11, found $(python3 --version 2>/dev/null || echo none). Install one, or name it: PYTHON=/path/to/python3.11 bash tools/setup.sh"
+}
+
+# The stamp is written last, so an interrupted set-up is taken up again.
+wanted=$(cat pyproject.toml constraints.txt tools/setup.sh | cksum)
+stamp=.venv/motley-setup.stamp
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted $PWD" ] && new_enough .venv/bin/python; then
+  exit 0
+fi
+
+python=$(find_python)
+free_kib=$(df -Pk . | awk 'NR == 2 {print $4}')
+[ "$free_kib" -ge $((3 * 1024 * 1024)) ] ||
+  stop "needs 3 GiB of free disk in $PWD, found $((free_kib / 1024)) MiB. Free some, or clone Motley elsewhere"
+
+echo "setup: installing into .venv with $python (a minute or two, once)"
+if ! { [ -x .venv/bin/python ] && new_enough .venv/bin/python; }; then
+  rm -rf .venv
+  "$python" -m venv .venv || stop "$python cannot make a virtual environment (on Debian: apt-get install python3-venv)"
+fi
+
+log=.venv/setup.log
+: >"$log"
+install() {
+  .venv/bin/python -m pip install --disable-pip-version-check --no-input -c constraints.txt "$@" >>"$log" 2>&1 && return
+  if grep -q 'No space left' "$log"; then
+    stop "the disk is full; free 3 GiB and run it again"
+  elif grep -qiE 'failed to establish|name resolution|connection (refused|reset|timed out)|network is unreachable|from versions: none' "$log"; then
+    stop "pip reached no package index (log: $log). Check the network or pip's proxy settings and run it again"
+  fi
+  grep -v '^WARNING' "$log" | tail -n 5 >&2
+  stop "pip install $* failed (log: $log)"
+}
+# torch first: the others then find it and bring no second build of it.
+install "$(grep '^torch==' constraints.txt)"
+install -e '.[demo,test]'
+echo "$wanted $PWD" >"$stamp"
