@@ -14,13 +14,18 @@ new_enough() { "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3; do
+  if [ -n "${PYTHON:-}" ]; then
+    new_enough "$PYTHON" || stop "PYTHON=$PYTHON is no Python >= 3.11. Name another, or unset PYTHON"
+    command -v "$PYTHON"
+    return
+  fi
+  for candidate in python3.11 python3.12 python3.13 python3; do
     if command -v "$candidate" >/dev/null 2>&1 && new_enough "$candidate"; then
       command -v "$candidate"
       return
     fi
   done
-  stop "needs Python >= 3.11, found $(python3 --version 2>/dev/null || echo none). Install one, or name it: PYTHON=/path/to/python3.11 bash tools/setup.sh"
+  stop "needs Python >= 3.11, found $(python3 --version 2>/dev/null || echo none). Install one, or name one: PYTHON=/path/to/python3.11 bash tools/setup.sh"
 }
 
 # The stamp is written last, so an interrupted set-up is taken up again.
