@@ -1,4 +1,4 @@
-"""How ranks are laid out over tensor, data and pipeline axes, and which layouts are legal. Imports no torch."""
+"""How ranks are laid out over tensor, data and pipeline axes; which layouts are legal. Imports no torch."""
 
 from typing import Literal
 
@@ -24,7 +24,7 @@ def data_parallel_size(config: ParallelConfig, world_size: int) -> int:
     for axis in ("tp", "pp"):
         if getattr(config, axis) != 1:
             raise ValueError(
-                f"parallel.{axis} = {getattr(config, axis)}: this version shards over data-parallel ranks only; "
+                f"parallel.{axis} = {getattr(config, axis)}: only data-parallel ranks in this version; "
                 f"set parallel.{axis} = 1"
             )
     return world_size
@@ -41,7 +41,8 @@ def check_layout(config: ParallelConfig, *, world_size: int, sequences_per_step:
             f"make tokens_per_step / model.context_tokens a multiple of {per_pass}"
         )
     if config.zero_stage == 0 and precision == "bf16":
-        # DeepSpeed 0.19.8 steps Adam on zero gradients at start-up here (runtime/fp16/unfused_optimizer.py:425).
+        # DeepSpeed 0.19.8 steps Adam on zero gradients at start-up (runtime/fp16/unfused_optimizer.py:425).
         raise ValueError(
-            'parallel.zero_stage = 0 with precision = "bf16" trains wrongly in DeepSpeed; use zero_stage = 1, 2 or 3'
+            'parallel.zero_stage = 0 with precision = "bf16" trains wrongly in DeepSpeed; '
+            "use zero_stage = 1, 2 or 3"
         )

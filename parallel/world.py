@@ -1,0 +1,191 @@
+"""Process groups and coordinates: the one place that starts torch.distributed and megatron-core's groups."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from parallel import launch
+from parallel.layout import ParallelConfig, data_parallel_size
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank's coordinates, device and groups. All ranks make the same calls in the same order."""
+
+    rank: int
+    world_size: int
+    dp_rank: int
+    dp_size: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    device: torch.device
+    dp_group: dist.ProcessGroup
+    tp_group: dist.ProcessGroup
+    mpu: Any
+    """megatron-core's parallel_state with the method names that DeepSpeed calls; see `MegatronUnit`."""
+
+    def sum_over_dp(self, values: Sequence[float]) -> list[float]:
+        """Sum of each value over the data-parallel ranks, in float64. Equal on all of them."""
+        if self.dp_size == 1:
+            return [float(value) for value in values]
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total, group=self.dp_group)
+        return total.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if it is true on one of them."""
+        if self.world_size == 1:
+            return flag
+        votes = torch.tensor([int(flag)], device=self.device)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return bool(votes.item())
+
+    def broadcast(self, value: Any, source_rank: int = 0) -> Any:
+        """The picklable `value` of `source_rank`, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=source_rank, device=self.device)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The picklable values of all ranks, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Return once every rank has come here."""
+        if self.world_size > 1:
+            self.any(False)
+
+    def shutdown(self) -> None:
+        """Leave together and free the groups. After an error just exit: the others may be gone."""
+        from deepspeed.comm import comm as deepspeed_comm
+        from megatron.core import parallel_state
+
+        self.barrier()
+        parallel_state.destroy_model_parallel()
+        deepspeed_comm.destroy_process_group()
+        deepspeed_comm.cdb = None  # it would answer "initialized" for the destroyed group at the next start
+
+
+class MegatronUnit:
+    """What DeepSpeed calls on its `mpu` argument, answered by megatron-core's groups.
+
+    megatron-core 0.16 has no get_model_parallel_* for DeepSpeed 0.19.8 (utils/groups.py:856), for which model
+    parallelism is everything that is not data parallelism; here that is the tensor axis.
+    """
+
+    def __init__(self) -> None:
+        from megatron.core import parallel_state as state
+
+        self.get_data_parallel_rank = state.get_data_parallel_rank
+        self.get_data_parallel_world_size = state.get_data_parallel_world_size
+        self.get_data_parallel_group = state.get_data_parallel_group
+        self.get_tensor_model_parallel_rank = state.get_tensor_model_parallel_rank
+        self.get_tensor_model_parallel_world_size = state.get_tensor_model_parallel_world_size
+        self.get_tensor_model_parallel_group = state.get_tensor_model_parallel_group
+        self.get_model_parallel_rank = state.get_tensor_model_parallel_rank
+        self.get_model_parallel_world_size = state.get_tensor_model_parallel_world_size
+        self.get_model_parallel_group = state.get_tensor_model_parallel_group
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return dist.get_process_group_ranks(_member(self.get_data_parallel_group()))
+
+
+def import_libraries() -> None:
+    """Import deepspeed and megatron-core (seconds of work) without warnings that say nothing to our users."""
+    with warnings.catch_warnings():
+        # Apex and Transformer Engine, which megatron-core looks for, are not used here.
+        warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+        import deepspeed
+        import megatron.core.parallel_state
+        import megatron.core.tensor_parallel  # noqa: F401
+
+    # init_distributed compiles DeepSpeed's shared-memory all-reduce wherever it finds a compiler (93 s on first
+    # use; comm/torch.py:47). It serves inference only. deepspeed/ops/__init__.py wants this table edited.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> World:
+    """Meet the other ranks and make the groups of the layout. One process without a launcher is a world of 1.
+
+    Raises ValueError for a layout that this version cannot make, LaunchError for a broken environment.
+    """
+    facts = launch.rank_facts() if facts is None else facts
+    dp_size = data_parallel_size(config, facts.world_size)
+    launch.prepare_environment(facts)
+    import_libraries()
+    import deepspeed
+    from megatron.core import parallel_state
+
+    device = launch.choose_device(facts)
+    timeout = timedelta(seconds=config.collective_timeout_s)
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "nccl"
+    if facts.launcher == "torchrun":  # its agent may already hold the store; env:// knows
+        dist.init_process_group(backend, init_method="env://", timeout=timeout)
+    else:
+        dist.init_process_group(
+            backend,
+            store=_store(facts, timeout),
+            rank=facts.rank,
+            world_size=facts.world_size,
+            timeout=timeout,
+        )
+    # Adopts the group made above. Its search for MPI is off: our launchers are read in launch.py.
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=config.tp,
+        pipeline_model_parallel_size=config.pp,
+        distributed_timeout_minutes=max(1, config.collective_timeout_s // 60),
+        create_gloo_process_groups=False,  # for megatron-core's own optimizer, which is not used
+    )
+    world = World(
+        rank=facts.rank,
+        world_size=facts.world_size,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        device=device,
+        dp_group=_member(parallel_state.get_data_parallel_group()),
+        tp_group=_member(parallel_state.get_tensor_model_parallel_group()),
+        mpu=MegatronUnit(),
+    )
+    assert world.dp_size == dp_size, (world, config)
+    return world
+
+
+def _member(group: "dist.ProcessGroup | int | None") -> dist.ProcessGroup:
+    assert isinstance(group, dist.ProcessGroup), group  # ints stand for "this rank is not in it"
+    return group
+
+
+def _store(facts: launch.RankFacts, timeout: timedelta) -> Any:
+    if facts.world_size == 1:
+        return dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        facts.master_addr,
+        facts.master_port,
+        facts.world_size,
+        is_master=facts.rank == 0,
+        timeout=timeout,
+        master_listen_fd=facts.store_fd,
+    )
