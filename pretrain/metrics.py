@@ -1,0 +1,247 @@
+"""What a run measures: the table of names, sums that make a row, and the JSONL file that is the truth."""
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TextIO
+
+from data_pipeline.toml_config import ConfigError
+
+Sums = dict[str, float]
+"""Name -> sum over optimizer steps. Plain numbers, so that they travel in a checkpoint unchanged."""
+
+STEP_KEYS = ("steps", "tokens", "flops", "step_s", "wait_s", "fill", "grad_norm")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`name` may hold placeholders: <m>, <a>, <b> stand for modalities, <tower> for a tower."""
+
+    name: str
+    unit: str
+    reduction: str
+    meaning: str
+
+
+_SINCE = "since the last row"
+METRICS = (
+    Metric("step", "steps", "last", "optimizer steps done"),
+    Metric("tokens", "slots", "cumulative", "slots of the global batches consumed, padding included"),
+    Metric("train/loss", "nats/token", "sum/count", f"training loss of all targets {_SINCE}"),
+    Metric("train/loss/<m>", "nats/token", "sum/count", f"the same of the modality's targets {_SINCE}"),
+    Metric("train/tokens/<m>", "targets", "cumulative", "targets of the modality seen"),
+    Metric("eval/loss", "nats/token", "sum/count", "loss of all targets of the fixed held-out sequences"),
+    Metric("eval/loss/<m>", "nats/token", "sum/count", "the same of the modality's targets"),
+    Metric("eval/loss/<a>_to_<b>", "nats/token", "sum/count", "loss of held-out parts b after their own a"),
+    Metric(
+        "eval/gain/<a>_to_<b>", "nats/token", "difference", "loss of b after a foreign a minus after its own"
+    ),
+    Metric("optim/learning_rate", "1", "last", "base learning rate of the step, before factors of towers"),
+    Metric("optim/grad_norm", "1", "mean", f"L2 norm of the gradient before clipping, {_SINCE}"),
+    Metric("optim/grad_norm/<tower>", "1", "mean", "the same over the weights of a tower"),
+    Metric("time/step_s", "s", "mean", f"forward, backward and update {_SINCE}"),
+    Metric("time/data_wait_s", "s", "mean", f"waiting for the batch, slowest rank, {_SINCE}"),
+    Metric("time/train_s", "s", "cumulative", "steps and waits of the steps that count, over all attempts"),
+    Metric("speed/tokens_per_s", "slots/s", "ratio", f"slots over step and wait time {_SINCE}"),
+    Metric("speed/mfu_frac", "1", "ratio", "model FLOPs over step and wait time and peak of all devices"),
+    Metric("compute/train_flops", "FLOP", "cumulative", "model FLOPs of slots with a token, backward = 2x"),
+    Metric("memory/peak_bytes", "byte", "max", "rank 0: allocated on the GPU, or resident on a CPU"),
+    Metric("data/fill_frac", "1", "mean", f"share of slots that hold a token {_SINCE}"),
+    Metric("data/epoch", "epochs", "last", "passes over the source that has been read most often"),
+    Metric("data/fingerprint", "hex", "last", "chained hash of all that was consumed, in order"),
+)
+
+_NAME = "[A-Za-z0-9-]+"
+_PATTERNS = tuple(
+    (re.compile(re.sub(r"<(m|a|b)>", _NAME, metric.name).replace("<tower>", ".+") + r"\Z"), metric)
+    for metric in METRICS
+)
+
+
+def metric_of(name: str) -> Metric:
+    """The table's row for a concrete name. Raises KeyError for a name that is not in METRICS."""
+    for pattern, metric in _PATTERNS:
+        if pattern.match(name):
+            return metric
+    raise KeyError(f'"{name}" is not in METRICS (pretrain/metrics.py)')
+
+
+# ---------------------------------------------------------------------------------------------- sums -> rows
+
+
+def add(total: Mapping[str, float], more: Mapping[str, float]) -> Sums:
+    """Sums with `more` added; names that are missing count as 0."""
+    return {name: total.get(name, 0.0) + more.get(name, 0.0) for name in total.keys() | more.keys()}
+
+
+def step_sums(
+    *,
+    modalities: Sequence[str],
+    loss_sums: Sequence[float],
+    weights: Sequence[float],
+    tokens: int,
+    flops: float,
+    step_s: float,
+    wait_s: float,
+    fill_frac: float,
+    grad_norm: float,
+    grad_norm_by_tower: Mapping[str, float],
+) -> Sums:
+    """What one optimizer step adds: global sums in nats and targets per modality, slots, FLOPs, seconds."""
+    sums = dict(zip(STEP_KEYS, (1.0, tokens, flops, step_s, wait_s, fill_frac, grad_norm), strict=True))
+    sums |= {f"loss/{m}": value for m, value in zip(modalities, loss_sums, strict=True)}
+    sums |= {f"weight/{m}": value for m, value in zip(modalities, weights, strict=True)}
+    return sums | {f"grad_norm/{tower}": value for tower, value in grad_norm_by_tower.items()}
+
+
+def train_row(
+    window: Mapping[str, float], total: Mapping[str, float], *, peak_flops: float | None
+) -> dict[str, float]:
+    """The train part of a row. `window`: sums since the last row; `total`: since step 0; peak of all devices.
+
+    A modality without a target in the window has no loss in the row, never a 0.
+    """
+    modalities = [name.removeprefix("weight/") for name in total if name.startswith("weight/")]
+    steps, train_s = window["steps"], window["step_s"] + window["wait_s"]
+    row: dict[str, float] = {"tokens": int(total["tokens"])}
+    row |= losses({m: (window[f"loss/{m}"], window[f"weight/{m}"]) for m in sorted(modalities)}, "train/loss")
+    row |= {f"train/tokens/{m}": int(total[f"weight/{m}"]) for m in sorted(modalities)}
+    row |= {
+        f"optim/{name}": window[name] / steps
+        for name in sorted(window)
+        if name.partition("/")[0] == "grad_norm"
+    }
+    row |= {
+        "time/step_s": window["step_s"] / steps,
+        "time/data_wait_s": window["wait_s"] / steps,
+        "time/train_s": total["step_s"] + total["wait_s"],
+        "speed/tokens_per_s": window["tokens"] / train_s,
+        "compute/train_flops": total["flops"],
+        "data/fill_frac": window["fill"] / steps,
+    }
+    if peak_flops is not None:
+        row["speed/mfu_frac"] = window["flops"] / (train_s * peak_flops)
+    return row
+
+
+def losses(sums: Mapping[str, tuple[float, float]], prefix: str) -> dict[str, float]:
+    """modality -> (sum of nats, count) as `prefix` (all) and `prefix/<m>`; a count of 0 none."""
+    count = sum(weight for _, weight in sums.values())
+    row = {prefix: sum(value for value, _ in sums.values()) / count} if count else {}
+    return row | {f"{prefix}/{m}": value / weight for m, (value, weight) in sums.items() if weight}
+
+
+# ------------------------------------------------------------------------------------------------- the files
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a torn last line (a process killed while writing) is left out.
+
+    Raises ConfigError, naming the line, for any other line that is no row.
+    """
+    rows, _ = _parse(Path(path))
+    return rows
+
+
+def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Rows, and for each the byte offset at which it ends."""
+    rows: list[dict[str, Any]] = []
+    ends: list[int] = []
+    end = 0
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        end += len(line)
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else None
+            if row is not None:
+                rows.append(row | {"step": int(row["step"])})
+                ends.append(end)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise ConfigError(
+                f"{path}, line {number}: not a row of metrics ({error}); was it edited?"
+            ) from None
+    return rows, ends
+
+
+class MetricsLog:
+    """Writes metrics.jsonl, one flushed line a row, and the TensorBoard view beside it.
+
+    Opened for a run that stands at `step` with `num_rows` rows written: what a killed attempt wrote after
+    that is dropped, here and in TensorBoard, so that steps have no gap and no duplicate. Raises ConfigError
+    where rows that the checkpoint counts on are missing.
+    """
+
+    def __init__(self, run_dir: Path, *, step: int, num_rows: int) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        rows, ends = _parse(self.path)
+        kept = sum(row["step"] <= step for row in rows)
+        if kept != num_rows:
+            raise ConfigError(
+                f"{self.path}: holds {kept} rows up to step {step}, but the checkpoint of that step was made "
+                f"after {num_rows}; put the file back, or start again under another name=..."
+            )
+        if self.path.exists():
+            os.truncate(self.path, ends[kept - 1] if kept else 0)
+        self.num_rows = num_rows
+        self._file: TextIO = self.path.open("a")
+        self._tensorboard = TensorBoardView(run_dir / "tensorboard", purge_from_step=step + 1)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one row. Every name must be in METRICS."""
+        row = {"step": step, **values}
+        for name in row:
+            metric_of(name)
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        self.num_rows += 1
+        self._tensorboard.write(step, values)
+
+    def sync(self) -> None:
+        """To disk, before a checkpoint that counts on these rows: then a machine's crash loses neither."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+class TensorBoardView:
+    """Scalars as an event file, by tensorboard's own writer: that starts without torch or tensorflow."""
+
+    def __init__(self, folder: Path, *, purge_from_step: int) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        # protobuf makes these modules' classes at import, unseen by type checkers.
+        self._event_pb2: Any = import_module("tensorboard.compat.proto.event_pb2")
+        self._summary_pb2: Any = import_module("tensorboard.compat.proto.summary_pb2")
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter((folder / name).open("wb"))
+        self._put(file_version="brain.Event:2")
+        # A START makes TensorBoard drop what earlier files hold from this step on.
+        start = self._event_pb2.SessionLog(status=self._event_pb2.SessionLog.START)
+        self._put(step=purge_from_step, session_log=start)
+
+    def _put(self, **fields: Any) -> None:
+        event = self._event_pb2.Event(wall_time=time.time(), **fields)
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        scalars = [
+            self._summary_pb2.Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        ]
+        self._put(step=step, summary=self._summary_pb2.Summary(value=scalars))
+
+    def close(self) -> None:
+        self._writer.close()

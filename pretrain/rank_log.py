@@ -1,0 +1,47 @@
+"""Where what a rank prints goes: rank 0 to the terminal and its log, the others to their logs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+
+class Tee:
+    """A text stream that writes to another and to a log; lines that redraw themselves stay out of the log."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self._stream, self._log = stream, log
+        self.encoding, self.errors = stream.encoding, stream.errors
+
+    def write(self, text: str) -> int:
+        if "\r" not in text:
+            self._log.write(text)
+            self._log.flush()
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+def log_rank(folder: Path, rank: int) -> TextIO:
+    """Send this rank's output to folder/rank<n>.log (appended); returns the terminal's stderr.
+
+    Rank 0 keeps printing to the terminal too. The others are redirected as a whole, with what libraries in C
+    print: on the terminal they would interleave.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log = (folder / f"rank{rank}.log").open("a")
+    terminal = os.fdopen(os.dup(2), "w")
+    if rank == 0:
+        sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)
+    else:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
+    return terminal

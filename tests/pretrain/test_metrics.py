@@ -1,0 +1,136 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data_pipeline.toml_config import ConfigError
+from pretrain.metrics import METRICS, MetricsLog, add, losses, metric_of, read_rows, step_sums, train_row
+
+
+def _step(**changes):
+    values = dict(
+        modalities=("text", "image"),
+        loss_sums=(30.0, 8.0),
+        weights=(10.0, 2.0),
+        tokens=16,
+        flops=3e6,
+        step_s=0.5,
+        wait_s=0.25,
+        fill_frac=0.75,
+        grad_norm=2.0,
+        grad_norm_by_tower={"text": 1.5, "shared": 1.0},
+    )
+    return step_sums(**(values | changes))
+
+
+def test_a_row_divides_sums_by_counts_and_never_means_by_means():
+    first = _step()
+    second = _step(loss_sums=(1.0, 100.0), weights=(2.0, 40.0), grad_norm=4.0, wait_s=0.0, fill_frac=0.25)
+    total = add({}, first)
+    window = add(add({}, first), second)
+    total = add(add(total, second), first)
+    row = train_row(window, total, peak_flops=1e7)
+    assert row["train/loss"] == 139.0 / 54.0
+    assert row["train/loss/text"] == 31.0 / 12.0
+    assert row["train/loss/image"] == 108.0 / 42.0
+    assert (row["tokens"], row["train/tokens/text"], row["train/tokens/image"]) == (48, 22, 44)
+    assert row["optim/grad_norm"] == 3.0
+    assert row["optim/grad_norm/shared"] == 1.0
+    assert row["time/step_s"] == 0.5
+    assert row["time/data_wait_s"] == 0.125
+    assert row["time/train_s"] == 1.5 + 0.5
+    assert row["speed/tokens_per_s"] == 32 / 1.25
+    assert row["speed/mfu_frac"] == 6e6 / (1.25 * 1e7)
+    assert row["compute/train_flops"] == 9e6
+    assert row["data/fill_frac"] == 0.5
+
+
+def test_a_modality_without_targets_has_no_loss_and_no_zero():
+    sums = add({}, _step(loss_sums=(30.0, 0.0), weights=(10.0, 0.0)))
+    row = train_row(sums, sums, peak_flops=None)
+    assert row["train/loss"] == 3.0
+    assert "train/loss/image" not in row
+    assert row["train/tokens/image"] == 0
+    assert "speed/mfu_frac" not in row
+    assert losses({"text": (0.0, 0.0)}, "eval/loss") == {}
+
+
+def test_every_name_that_is_written_is_in_the_table_once():
+    row = train_row(add({}, _step()), add({}, _step()), peak_flops=1.0)
+    for name in (
+        *row,
+        "eval/loss/text",
+        "eval/loss/text_to_image",
+        "eval/gain/image_to_speech",
+        "data/epoch",
+    ):
+        assert metric_of(name).unit
+    assert metric_of("eval/loss/text").name == "eval/loss/<m>"
+    assert metric_of("eval/loss/text_to_image").name == "eval/loss/<a>_to_<b>"
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    for name in ("train/los", "eval/loss/", "train/loss/image/x", "step2"):
+        with pytest.raises(KeyError, match=r"METRICS"):
+            metric_of(name)
+
+
+def test_sums_survive_json_bit_for_bit():
+    sums = _step(loss_sums=(0.1 + 0.2, math.pi), step_s=1e-17)
+    assert json.loads(json.dumps(sums)) == sums
+
+
+def _scalars(folder: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_a_resume_drops_rows_after_its_checkpoint_here_and_in_tensorboard(tmp_path: Path):
+    log = MetricsLog(tmp_path, step=0, num_rows=0)
+    for step in (2, 4, 6):
+        log.write(step, {"train/loss": 10.0 / step, "data/fingerprint": "ab"})
+    # No close(): the process was killed, in the middle of a row.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "train/lo')
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [2, 4, 6]
+
+    log = MetricsLog(tmp_path, step=5, num_rows=2)
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [2, 4]
+    log.write(6, {"train/loss": 7.5})
+    log.close()
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert rows[-1] == {"step": 6, "train/loss": 7.5}
+    assert _scalars(tmp_path / "tensorboard", "train/loss") == [(2, 5.0), (4, 2.5), (6, 7.5)]
+
+
+def test_a_torn_first_row_is_dropped(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"st')
+    log = MetricsLog(tmp_path, step=0, num_rows=0)
+    log.write(1, {"train/loss": 1.0})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 1.0}\n'
+
+
+@pytest.mark.parametrize("text", ["", '{"step": 1}\n{"step": 2}\n{"step": 3}\n'])
+def test_rows_that_the_checkpoint_counts_on_may_not_be_missing_or_more(tmp_path: Path, text: str):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl: holds [02] rows up to step 2, .* after 1"):
+        MetricsLog(tmp_path, step=2, num_rows=1)
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+
+
+def test_an_edited_row_is_named(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\noops\n{"step": 2}\n')
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl, line 2: not a row"):
+        read_rows(tmp_path / "metrics.jsonl")
+
+
+def test_nothing_but_finite_numbers_and_known_names_is_written(tmp_path: Path):
+    log = MetricsLog(tmp_path, step=0, num_rows=0)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        log.write(1, {"train/loss": float("nan")})
+    with pytest.raises(KeyError, match="METRICS"):
+        log.write(1, {"train/lost": 1.0})
+    assert read_rows(tmp_path / "metrics.jsonl") == []
