@@ -1,0 +1,84 @@
+"""Which tower computes which token: the order in which a micro-batch travels through the decoder.
+
+    sequence order   t t i i i t s s        attention sees this: documents, positions, causality
+    sorted order     t t t | i i i | s s    all else sees this: one contiguous slice per tower
+
+Modality is known before the model runs, so both permutations are made on the host together with the batch,
+and the sizes of the slices are Python ints: no mask, no scatter, no question to the device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Integer, Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Made by `route`. T tokens of a micro-batch, flat over its sequences."""
+
+    counts: tuple[int, ...]
+    """Tokens per tower; 0 where a tower's modalities are absent. Adds up to T."""
+    to_sorted: Integer[Tensor, " tokens"]
+    """int64: sorted = sequence[to_sorted]."""
+    to_sequence: Integer[Tensor, " tokens"]
+    """int64: sequence = sorted[to_sequence]; the inverse of to_sorted."""
+    identity: bool
+    """All tokens belong to one tower: both orders are the same and nothing need be moved."""
+
+    def to(self, device: torch.device) -> "Routing":
+        """The same routing with its permutations on `device`."""
+        return replace(
+            self,
+            to_sorted=self.to_sorted.to(device, non_blocking=True),
+            to_sequence=self.to_sequence.to(device, non_blocking=True),
+        )
+
+
+def route(
+    modality: Integer[np.ndarray, " tokens"], tower_of_modality: Sequence[int], num_towers: int
+) -> Routing:
+    """Sort tokens by tower, stably: inside a tower, sorted order is sequence order.
+
+    `modality` holds indices into `tower_of_modality`, which holds tower indices below `num_towers`.
+    """
+    tower = np.asarray(tower_of_modality, dtype=np.uint8)[modality]
+    counts = tuple(int(count) for count in np.bincount(tower, minlength=num_towers))
+    assert len(counts) == num_towers, (counts, num_towers)
+    to_sorted = np.argsort(tower, kind="stable")
+    to_sequence = np.empty_like(to_sorted)
+    to_sequence[to_sorted] = np.arange(to_sorted.size)
+    return Routing(
+        counts=counts,
+        to_sorted=torch.from_numpy(to_sorted),
+        to_sequence=torch.from_numpy(to_sequence),
+        identity=sum(count > 0 for count in counts) <= 1,
+    )
+
+
+class _Permute(torch.autograd.Function):
+    """x[index] whose gradient is grad[inverse]: autograd's own would add row by row into zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+def sorted_to_sequence(x: Shaped[Tensor, "tokens ..."], routing: Routing) -> Shaped[Tensor, "tokens ..."]:
+    """Rows from sorted into sequence order; `x` itself where the orders are the same."""
+    return x if routing.identity else _Permute.apply(x, routing.to_sequence, routing.to_sorted)
+
+
+def sequence_to_sorted(x: Shaped[Tensor, "tokens ..."], routing: Routing) -> Shaped[Tensor, "tokens ..."]:
+    """Rows from sequence into sorted order; `x` itself where the orders are the same."""
+    return x if routing.identity else _Permute.apply(x, routing.to_sorted, routing.to_sequence)

@@ -1,0 +1,228 @@
+"""Linear layers and norms that hold one weight shard per tower, on megatron-core's tensor-parallel layers.
+
+Input is the sorted stream (parallel/routing.py): rows [0, counts[0]) belong to the first tower, and so on.
+Each tower multiplies its own slice; everything else is done once for all towers, so no tower costs a
+collective: one copy region before a column-parallel layer (its backward sums input gradients over
+tensor-parallel ranks), one sum after a row-parallel layer. With one tensor-parallel rank there is no
+collective and torch.distributed need not be started.
+
+A layer that is tied between towers has the one shard that its caller names, and takes all rows.
+A parameter's name ends with the name of its shard: `<layer>.weight.<shard>`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from megatron.core import ModelParallelConfig
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from megatron.core.tensor_parallel.layers import _initialize_affine_weight_cpu
+from megatron.core.utils import get_pg_rank, get_pg_size
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+Initialise = Callable[[Tensor], Any]
+"""Fills a whole (unsharded) weight in place. Called once per shard, so it must itself decide whether shards
+agree."""
+
+
+def megatron_config() -> ModelParallelConfig:
+    """What megatron-core's layers must be told here: weights are drawn whole on the CPU, then cut per
+    rank."""
+    return ModelParallelConfig(
+        use_cpu_initialization=True, gradient_accumulation_fusion=False, params_dtype=torch.float32
+    )
+
+
+class _SlicedLinear(torch.autograd.Function):
+    """Rows of x, slice by slice, times one weight each: one node and one buffer however many towers there
+    are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: tuple[int, ...], *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *weights)
+        ctx.counts = counts
+        out = x.new_empty(x.shape[0], weights[0].shape[0])
+        start = 0
+        for count, weight in zip(counts, weights, strict=True):
+            if count:
+                torch.mm(x[start : start + count], weight.t(), out=out[start : start + count])
+            start += count
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, *weights = ctx.saved_tensors
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_weights: list[Tensor | None] = []
+        start = 0
+        for index, (count, weight) in enumerate(zip(ctx.counts, weights, strict=True)):
+            rows = slice(start, start + count)
+            if grad_x is not None and count:
+                torch.mm(grad[rows], weight, out=grad_x[rows])
+            # An absent tower gets a zero gradient, not None: every rank reduces the same parameters.
+            wanted = ctx.needs_input_grad[2 + index]
+            grad_weights.append(grad[rows].t().mm(x[rows]) if wanted else None)
+            start += count
+        return grad_x, None, *grad_weights
+
+
+class TowerColumnParallelLinear(ColumnParallelLinear):
+    """x @ weight[tower].T with each weight [out, in] cut along `out` over tensor-parallel ranks. No bias.
+
+    Extends megatron-core 0.16.1 (tensor_parallel/layers.py) in its form without an own weight.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        shards: Sequence[str],
+        initialise: Initialise,
+        *,
+        stride: int = 1,
+        tp_group: ProcessGroup | None = None,
+    ) -> None:
+        """`stride`: equal blocks of rows that are each cut over ranks (2 for a fused SwiGLU gate and
+        value)."""
+        super().__init__(
+            in_features,
+            out_features,
+            config=megatron_config(),
+            init_method=initialise,
+            bias=False,
+            skip_weight_param_allocation=True,
+            # The base class reduces once per call of its linear; here that is done once for all towers.
+            disable_grad_reduce=True,
+            tp_group=tp_group,
+        )
+        self.shards = tuple(shards)
+        self.weight = _shards(
+            shards,
+            initialise,
+            (out_features, in_features),
+            partition_dim=0,
+            stride=stride,
+            group=self.tp_group,
+        )
+
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "tokens in"], counts: tuple[int, ...]
+    ) -> Float[Tensor, "tokens out_local"]:
+        if get_pg_size(self.tp_group) > 1:
+            x = copy_to_tensor_model_parallel_region(x, group=self.tp_group)
+        return _sliced_linear(x, counts, [self.weight[name] for name in self.shards])
+
+    # No state beside the weights: megatron-core's empty entry breaks DeepSpeed's universal checkpoint.
+    get_extra_state = nn.Module.get_extra_state
+
+
+class TowerRowParallelLinear(RowParallelLinear):
+    """x @ weight[tower].T with each weight [out, in] and x cut along `in` over tensor-parallel ranks. No
+    bias.
+
+    Extends megatron-core 0.16.1 (tensor_parallel/layers.py).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        shards: Sequence[str],
+        initialise: Initialise,
+        *,
+        tp_group: ProcessGroup | None = None,
+    ) -> None:
+        with torch.device("meta"):  # the base class has no form without an own weight
+            super().__init__(
+                in_features,
+                out_features,
+                config=replace(megatron_config(), perform_initialization=False),
+                init_method=initialise,
+                bias=False,
+                input_is_parallel=True,
+                skip_bias_add=False,
+                tp_group=tp_group,
+            )
+        del self.weight
+        self.shards = tuple(shards)
+        self.weight = _shards(
+            shards, initialise, (out_features, in_features), partition_dim=1, stride=1, group=self.tp_group
+        )
+
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "tokens in_local"], counts: tuple[int, ...]
+    ) -> Float[Tensor, "tokens out"]:
+        out = _sliced_linear(x, counts, [self.weight[name] for name in self.shards])
+        if get_pg_size(self.tp_group) > 1:
+            out = reduce_from_tensor_model_parallel_region(out, group=self.tp_group)
+        return out
+
+    get_extra_state = nn.Module.get_extra_state
+
+
+class TowerNorm(nn.Module):
+    """RMSNorm over the last axis with one weight per tower; statistics in fp32."""
+
+    def __init__(self, features: int, shards: Sequence[str], eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.shards = tuple(shards)
+        self.weight = nn.ParameterDict([(name, nn.Parameter(torch.ones(features))) for name in shards])
+
+    def forward(
+        self, x: Float[Tensor, "tokens *heads features"], counts: tuple[int, ...]
+    ) -> Float[Tensor, "tokens *heads features"]:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        weights = [self.weight[name] for name in self.shards]
+        pieces = normed.split(_rows(counts, len(weights), x.shape[0]))
+        out = [piece * weight for piece, weight in zip(pieces, weights, strict=True)]
+        return (out[0] if len(out) == 1 else torch.cat(out)).to(x.dtype)
+
+
+def _rows(counts: tuple[int, ...], num_shards: int, tokens: int) -> tuple[int, ...]:
+    """Rows per shard: a layer with one shard takes all of them, whatever the towers."""
+    return counts if num_shards > 1 else (tokens,)
+
+
+def _sliced_linear(x: Tensor, counts: tuple[int, ...], weights: Sequence[Tensor]) -> Tensor:
+    return _SlicedLinear.apply(x, _rows(counts, len(weights), x.shape[0]), *weights)
+
+
+def _shards(
+    names: Sequence[str],
+    initialise: Initialise,
+    shape: tuple[int, int],
+    *,
+    partition_dim: int,
+    stride: int,
+    group: ProcessGroup | None,
+) -> nn.ParameterDict:
+    """This rank's part of one weight per name, with the attributes by which DeepSpeed and megatron-core tell
+    them."""
+    size = get_pg_size(group)
+    local = list(shape)
+    local[partition_dim] //= size
+    weights = nn.ParameterDict()
+    for name in names:
+        weight = nn.Parameter(torch.empty(local))
+        _initialize_affine_weight_cpu(
+            weight,
+            *shape,
+            local[partition_dim],
+            partition_dim,
+            initialise,
+            stride=stride,
+            rank=get_pg_rank(group),
+            world_size=size,
+        )
+        weights[name] = weight
+    return weights

@@ -1,0 +1,101 @@
+"""Which earlier tokens a token sees: a function of its document, and how each attention kernel is told.
+
+The function is `visible`. Flex attention takes it as it is, with the blocks in which it is not all false.
+Torch has no flex gradient on CPU; there the same function is one causal call per document (`segments`). No
+kernel is given a matrix of [context, context], and a rule about spans inside a document (an image that sees
+itself whole) would join in `visible`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int, Integer
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+BLOCK = 128
+"""Side of a block of flex attention, in tokens: its default, and what its kernels are tuned for."""
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Made by `mask_documents`, moved by `to`. B sequences of S tokens, in sequence order."""
+
+    documents: Int[Tensor, "sequences context"]
+    """int32; never decreasing along a sequence. Padding is a document of its own."""
+    segments: tuple[int, ...]
+    """Lengths of the documents, flat over the sequences: they add up to B * S."""
+    block_mask: BlockMask | None = None
+    """On CUDA: `visible` and its blocks, for flex attention. None: attention goes segment by segment."""
+
+    def to(self, device: torch.device) -> "AttentionMask":
+        """On `device`, in the form that its attention kernel takes."""
+        moved = replace(self, documents=self.documents.to(device, non_blocking=True))
+        return moved.with_blocks() if device.type == "cuda" else moved
+
+    def with_blocks(self) -> "AttentionMask":
+        """The same mask for flex attention. Block lists are made on the host from the documents' lengths."""
+        context = self.documents.shape[1]
+        device = self.documents.device
+        lists = [
+            torch.from_numpy(values).unsqueeze(1).to(device, non_blocking=True)
+            for values in _block_lists(_runs(self.segments, context))
+        ]
+        block_mask = BlockMask.from_kv_blocks(
+            *lists, BLOCK_SIZE=BLOCK, mask_mod=visible(self.documents), seq_lengths=(context, context)
+        )
+        return replace(self, block_mask=block_mask)
+
+
+def visible(
+    documents: Int[Tensor, "sequences context"],
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """(sequence, head, query position, key position) -> may the query see the key? In flex attention's
+    form."""
+
+    def causal_in_document(sequence: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (documents[sequence, query] == documents[sequence, key])
+
+    return causal_in_document
+
+
+def mask_documents(document_ids: Integer[np.ndarray, "sequences context"], *, within: bool) -> AttentionMask:
+    """Mask of a batch on the host. `document_ids` ascend along a sequence and end in -1 for padding.
+
+    `within` = False lets attention cross the documents of a sequence, never sequences.
+    """
+    documents = np.where(document_ids < 0, np.iinfo(np.int32).max, document_ids).astype(np.int32)
+    if not within:
+        documents = np.zeros_like(documents)
+    starts = np.ones_like(documents, dtype=bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    edges = np.append(np.flatnonzero(starts), documents.size)
+    return AttentionMask(torch.from_numpy(documents), tuple(np.diff(edges).tolist()))
+
+
+def _runs(segments: tuple[int, ...], context: int) -> np.ndarray:
+    """[sequences, context]: number of each token's segment."""
+    return np.repeat(np.arange(len(segments)), segments).reshape(-1, context)
+
+
+def _block_lists(runs: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(partial counts, partial indices, full counts, full indices) of key blocks per query block, all int32.
+
+    Counts are [sequences, blocks], indices [sequences, blocks, blocks] with the listed blocks first. Segments
+    ascend, so the first and last token of a block tell everything: an earlier key block is seen in part if
+    its last segment reaches the query block's first, and whole if all tokens of both belong to one segment.
+    """
+    context = runs.shape[1]
+    first = runs[:, ::BLOCK]
+    last = runs[:, np.minimum(np.arange(BLOCK, context + BLOCK, BLOCK), context) - 1]
+    blocks = first.shape[1]
+    earlier = np.tri(blocks, k=-1, dtype=bool)
+    seen = np.tri(blocks, dtype=bool) & (last[:, None, :] >= first[:, :, None])
+    full = earlier & (first[:, None, :] == last[:, :, None])
+    lists = []
+    for chosen in (seen & ~full, full):
+        lists.append(chosen.sum(-1, dtype=np.int32))
+        lists.append(np.argsort(~chosen, axis=-1, kind="stable").astype(np.int32))
+    return tuple(lists)

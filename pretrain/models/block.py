@@ -1,0 +1,53 @@
+"""One block of the decoder: attention and feed-forward, each added to the residual stream through a norm."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from parallel.routing import Routing
+from parallel.towers import TowerNorm
+from pretrain.models.attention import Attention, Rotary
+from pretrain.models.attention_mask import AttentionMask
+from pretrain.models.config import ModelConfig
+from pretrain.models.feed_forward import FeedForward
+from pretrain.models.initial_weights import InitialWeights
+
+
+class Block(nn.Module):
+    """post: x + norm(f(x)) (MoT, arXiv 2411.04996 Eq. 1-2); pre: x + f(norm(x)) (Llama)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        name: str,
+        weights: InitialWeights,
+        *,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.post = config.norm_placement == "post"
+        self.activation_checkpointing = activation_checkpointing
+        norm_shards = config.shards_of("norm")
+        self.attention = Attention(config, f"{name}.attention", weights)
+        self.attention_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps)
+        self.feed_forward = FeedForward(config, f"{name}.feed_forward", weights)
+        self.feed_forward_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps)
+
+    def forward(
+        self, x: Float[Tensor, "tokens d_model"], routing: Routing, mask: AttentionMask, rotary: Rotary
+    ) -> Float[Tensor, "tokens d_model"]:
+        """`x` is sorted by tower; mask and rotary are in sequence order."""
+        if self.activation_checkpointing and self.training:
+            # Nothing here draws random numbers, so their state need not be kept for the second forward.
+            return checkpoint(
+                self._forward, x, routing, mask, rotary, use_reentrant=False, preserve_rng_state=False
+            )
+        return self._forward(x, routing, mask, rotary)
+
+    def _forward(self, x: Tensor, routing: Routing, mask: AttentionMask, rotary: Rotary) -> Tensor:
+        counts = routing.counts
+        if self.post:
+            x = x + self.attention_norm(self.attention(x, routing, mask, rotary), counts)
+            return x + self.feed_forward_norm(self.feed_forward(x, counts), counts)
+        x = x + self.attention(self.attention_norm(x, counts), routing, mask, rotary)
+        return x + self.feed_forward(self.feed_forward_norm(x, counts), counts)

@@ -1,0 +1,59 @@
+"""The decoder: one list of layers for dense and sparse models alike."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from parallel.towers import TowerColumnParallelLinear, TowerNorm
+from pretrain.models.attention import rotary_table
+from pretrain.models.block import Block
+from pretrain.models.config import SHARED_TOWER, ModelConfig
+from pretrain.models.initial_weights import InitialWeights
+from pretrain.models.inputs import ModelInputs
+
+
+class Embedding(nn.Module):
+    """Token embedding, shared by all towers."""
+
+    def __init__(self, config: ModelConfig, name: str, weights: InitialWeights) -> None:
+        super().__init__()
+        weight = nn.Parameter(torch.empty(config.vocab_tokens, config.d_model))
+        weights.normal(name)(weight)
+        self.weight = nn.ParameterDict({SHARED_TOWER: weight})
+
+    def forward(self, ids: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens d_model"]:
+        return F.embedding(ids, self.weight[SHARED_TOWER])
+
+
+class Decoder(nn.Module):
+    """embedding -> blocks -> final norm -> head. The weights depend on (config, seed) alone.
+
+    A parameter's name ends with its tower, or "shared": `blocks.0.attention.qkv.weight.image`.
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int = 1, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        weights = InitialWeights.of(config, seed)
+        self.embedding = Embedding(config, "embedding", weights)
+        self.blocks = nn.ModuleList(
+            Block(config, f"blocks.{index}", weights, activation_checkpointing=activation_checkpointing)
+            for index in range(config.num_layers)
+        )
+        self.final_norm = TowerNorm(config.d_model, config.shards_of("norm"), config.norm_eps)
+        self.head = TowerColumnParallelLinear(
+            config.d_model, config.vocab_tokens, (SHARED_TOWER,), weights.normal("head")
+        )
+
+    def forward(self, inputs: ModelInputs) -> Float[Tensor, "tokens vocab"]:
+        """Logits in sorted order."""
+        return self.head(self.hidden(inputs), inputs.routing.counts)
+
+    def hidden(self, inputs: ModelInputs) -> Float[Tensor, "tokens d_model"]:
+        """What the head multiplies, in sorted order."""
+        rotary = rotary_table(inputs.positions, self.config.head_dim, self.config.rope_theta)
+        x = self.embedding(inputs.input_ids)
+        for block in self.blocks:
+            x = block(x, inputs.routing, inputs.mask, rotary)
+        return self.final_norm(x, inputs.routing.counts)

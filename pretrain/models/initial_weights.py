@@ -1,0 +1,48 @@
+"""How weights are drawn: from (seed, layer name) alone.
+
+So a layer starts the same whatever is built before it, on whatever pipeline stage, and all towers of a layer
+start as copies of one draw: a MoT model computes at step 0 what the dense model of the same seed computes,
+and a comparison begins at one loss. Towers part with the first step, because no two of them ever see the same
+token.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from pretrain.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Normal with `std`; layers that write into the residual stream have std / sqrt(2 num_layers) (GPT-2)."""
+
+    seed: int
+    std: float
+    num_layers: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, seed: int) -> "InitialWeights":
+        return cls(seed=seed, std=config.init_std, num_layers=config.num_layers)
+
+    def normal(self, name: str) -> Callable[[Tensor], Tensor]:
+        """Fills a whole CPU weight, the same at every call."""
+        return self._draw(name, self.std)
+
+    def residual(self, name: str) -> Callable[[Tensor], Tensor]:
+        """As `normal`, for a sublayer's last projection."""
+        return self._draw(name, self.std / sqrt(2 * self.num_layers))
+
+    def _draw(self, name: str, std: float) -> Callable[[Tensor], Tensor]:
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        seed = int.from_bytes(digest[:8], "little") >> 1  # torch takes 63 bits
+
+        def fill(weight: Tensor) -> Tensor:
+            with torch.no_grad():
+                return weight.normal_(0.0, std, generator=torch.Generator().manual_seed(seed))
+
+        return fill

@@ -1,0 +1,115 @@
+"""What the decoder computes on: a Batch, sorted by tower on the host, as tensors."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from data_pipeline.batch import Batch
+from parallel.routing import Routing, route
+from pretrain.models.attention_mask import AttentionMask, mask_documents
+from pretrain.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """One micro-batch of T = B * S tokens, made by `build_inputs`. Sorted: by tower, see
+    parallel/routing.py."""
+
+    input_ids: Int[Tensor, " tokens"]
+    """int64, sorted."""
+    target_ids: Int[Tensor, " tokens"]
+    """int64, sorted."""
+    loss_weights: Float[Tensor, "modalities tokens"]
+    """float32, sorted: a token's weight in the row of its target's modality, 0 in the others. A matrix, so
+    that sums per modality are one product: deterministic on every device."""
+    positions: Int[Tensor, " tokens"]
+    """int64, sequence order: position within the document."""
+    mask: AttentionMask
+    """Sequence order."""
+    routing: Routing
+    weight_per_modality: tuple[float, ...]
+    """Sum of each row of loss_weights, known on the host."""
+    input_tokens: tuple[int, ...]
+    """Inputs of each modality, padding left out."""
+    visible_pairs: int
+    """(query, key) pairs that attention may look at, padding left out; for the FLOPs ledger."""
+    samples: tuple[tuple[str, ...], ...]
+    """Per sequence, "shard/key" of its documents: for error messages."""
+
+    @property
+    def weight(self) -> float:
+        """Sum of all loss weights: this micro-batch's share of the normaliser."""
+        return sum(self.weight_per_modality)
+
+    @property
+    def num_tokens(self) -> int:
+        """Slots, padding included."""
+        return self.input_ids.shape[0]
+
+    def to(self, device: torch.device | str) -> "ModelInputs":
+        """All tensors on `device`, without waiting for the copies; the mask in the form of its attention
+        kernel."""
+        device = torch.device(device)
+
+        def move(tensor: Tensor) -> Tensor:
+            if device.type == "cuda" and not tensor.is_cuda:
+                tensor = tensor.pin_memory()  # a copy from pageable memory would wait
+            return tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            target_ids=move(self.target_ids),
+            loss_weights=move(self.loss_weights),
+            positions=move(self.positions),
+            mask=self.mask.to(device),
+            routing=self.routing.to(device),
+        )
+
+
+def build_inputs(batch: Batch, config: ModelConfig, *, document_mask: bool = True) -> ModelInputs:
+    """Sort a Batch by tower, on the host. `document_mask` = False lets attention cross documents of a
+    sequence.
+
+    The Batch's modality indices must follow the order of `config.towers`.
+    """
+    routing = route(batch.input_modality.reshape(-1), config.tower_of_modality, len(config.tower_names))
+    order = routing.to_sorted.numpy()
+
+    def sorted_flat(values: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+        return values.reshape(-1)[order].astype(dtype)
+
+    weights = sorted_flat(batch.loss_weights, np.float32)
+    target_modality = sorted_flat(batch.target_modality, np.int64)
+    num_modalities = len(config.modalities)
+    loss_weights = np.zeros((num_modalities, weights.size), np.float32)
+    loss_weights[target_modality, np.arange(weights.size)] = weights
+
+    mask = mask_documents(batch.document_ids, within=document_mask)
+    padding = batch.document_ids < 0
+    pairs = sum(n * (n + 1) // 2 for n in _document_lengths(batch.document_ids, within=document_mask))
+    return ModelInputs(
+        input_ids=torch.from_numpy(sorted_flat(batch.input_ids, np.int64)),
+        target_ids=torch.from_numpy(sorted_flat(batch.target_ids, np.int64)),
+        loss_weights=torch.from_numpy(loss_weights),
+        positions=torch.from_numpy(batch.positions.reshape(-1).astype(np.int64)),
+        mask=mask,
+        routing=routing,
+        weight_per_modality=tuple(loss_weights.sum(axis=1, dtype=np.float64).tolist()),
+        input_tokens=tuple(
+            np.bincount(batch.input_modality[~padding], minlength=num_modalities).astype(int).tolist()
+        ),
+        visible_pairs=pairs,
+        samples=batch.samples,
+    )
+
+
+def _document_lengths(document_ids: np.ndarray, *, within: bool) -> list[int]:
+    """Tokens of each document, or of each sequence if attention may cross documents; padding left out."""
+    filled = (document_ids >= 0).sum(axis=1)
+    if not within:
+        return filled.tolist()
+    return [int(n) for row in document_ids for n in np.bincount(row[row >= 0])]
