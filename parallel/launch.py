@@ -90,7 +90,7 @@ def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
         return RankFacts(0, 1, 0, "127.0.0.1", 0, None, "single")
     if not 0 <= facts.rank < facts.world_size:
         raise LaunchError(
-            f"{facts.launcher} says rank {facts.rank} of {facts.world_size}: expected 0 to {facts.world_size - 1}"
+            f"{facts.launcher} says this is rank {facts.rank} of {facts.world_size}: ranks count from 0"
         )
     return facts
 

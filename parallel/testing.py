@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from parallel import launch
 
@@ -103,7 +103,7 @@ def _ask(request: bytes, timeout_s: float) -> tuple[str, Any, int | None]:
     return pickle.loads(answer)
 
 
-def _read(stream: BinaryIO) -> bytes | None:
+def _read(stream: IO[bytes]) -> bytes | None:
     header = stream.read(_HEADER.size)
     return stream.read(_HEADER.unpack(header)[0]) if len(header) == _HEADER.size else None
 
@@ -156,14 +156,14 @@ def _fork(case: _Case, rank: int, store: Any, output: BinaryIO) -> _Rank:
         os.environ.update(launch.rank_environment(rank, case.world_size, store))
         try:
             function = getattr(_load(case), case.function)
-            answer = ("ok", pickle.dumps(function(*pickle.loads(case.arguments))))
+            answer = pickle.dumps(function(*pickle.loads(case.arguments)))
         except BaseException:
-            answer = ("failed", traceback.format_exc())
+            answer = (time.monotonic(), traceback.format_exc())
         sys.stdout.flush()
         sys.stderr.flush()
         with open(write_end, "wb") as pipe:
             pipe.write(pickle.dumps(answer))
-        if answer[0] == "ok":
+        if isinstance(answer, bytes):
             # Leave when all are done: a rank that goes early resets its peers' connections.
             signal.pause()
     finally:
@@ -186,31 +186,36 @@ def _load(case: _Case) -> ModuleType:
 
 
 def _collect(case: _Case, ranks: list[_Rank]) -> tuple[str, Any, int | None]:
-    """Read every rank's answer; stop at the first that failed."""
+    """Read every rank's answer. Where one failed, give its peers a moment and report who was first: a dead rank,
+    else the earliest exception; the others only lost their connection to it."""
     results: dict[int, bytes] = {}
+    failures: list[tuple[float, int, str]] = []
     deadline = time.monotonic() + case.timeout_s
     with selectors.DefaultSelector() as selector:
         for number, rank in enumerate(ranks):
             selector.register(rank.pipe, selectors.EVENT_READ, number)
-        while len(results) < len(ranks):
+        while len(results) + len(failures) < len(ranks):
             events = selector.select(max(0.0, deadline - time.monotonic()))
             if not events:
-                return "failed", _describe_timeout(case, ranks, results), None
+                break
             for key, _ in events:
                 rank = ranks[key.data]
                 if chunk := os.read(rank.pipe, 1 << 20):
                     rank.answer += chunk
                     continue
                 selector.unregister(rank.pipe)
-                status, payload = (
-                    pickle.loads(rank.answer) if rank.answer else ("died", "died without an answer")
-                )
-                if status != "ok":
-                    message = (
-                        f"rank {key.data} of {case.world_size}, {case.module}.{case.function}: {payload}"
-                    )
-                    return "failed", message + _tail(rank.output), key.data
-                results[key.data] = payload
+                answer = pickle.loads(rank.answer) if rank.answer else (0.0, "died without an answer")
+                if isinstance(answer, bytes):
+                    results[key.data] = answer
+                else:
+                    failures.append((answer[0], key.data, answer[1]))
+                    deadline = min(deadline, time.monotonic() + 0.5)
+    if failures:
+        _, number, message = min(failures)
+        where = f"rank {number} of {case.world_size}, {case.module}.{case.function}"
+        return "failed", f"{where}: {message}{_tail(ranks[number].output)}", number
+    if len(results) < len(ranks):
+        return "failed", _describe_timeout(case, ranks, results), None
     return "ok", [results[number] for number in range(len(ranks))], None
 
 

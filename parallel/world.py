@@ -113,8 +113,9 @@ def import_libraries() -> None:
         import megatron.core.parallel_state
         import megatron.core.tensor_parallel  # noqa: F401
 
-    # init_distributed compiles DeepSpeed's shared-memory all-reduce wherever it finds a compiler (93 s on first
-    # use; comm/torch.py:47). It serves inference only. deepspeed/ops/__init__.py wants this table edited.
+    # init_distributed compiles DeepSpeed's shared-memory all-reduce wherever it finds a compiler (93 s on the
+    # first use; comm/torch.py:47). It serves inference only. This table is there to be edited
+    # (deepspeed/ops/__init__.py).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 

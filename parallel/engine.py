@@ -1,0 +1,87 @@
+"""What the training loop asks of the thing that runs a step, whichever way its ranks are laid out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NotRequired, Protocol, TypedDict
+
+import torch
+
+
+class MicroBatch(Protocol):
+    """One forward and backward pass of one rank."""
+
+    weight: float
+    """Its share of the step's normaliser, for instance the sum of its loss weights. Known on the host."""
+
+    def to(self, device: torch.device) -> Any:
+        """The same on the device; what the module's forward takes."""
+        ...
+
+
+class ParameterGroup(TypedDict):
+    """Parameters with one learning rate and weight decay. Groups of a tower share its `tower` name."""
+
+    name: str
+    """Unique, such as "image/decay"."""
+    tower: str
+    params: list[torch.nn.Parameter]
+    lr_factor: float
+    """Times the learning rate of the step."""
+    weight_decay: float
+    lr: NotRequired[float]
+    """Set by the engine before every step."""
+
+
+@dataclass(frozen=True)
+class AdamWSettings:
+    """What all groups share; the learning rate comes with the step."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    clip_norm: float
+    """The gradient is scaled down to this global norm; 0 leaves it as it is."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step. Equal on all ranks."""
+
+    stats: list[float]
+    """Sum of the module's stats over micro-batches and data-parallel ranks."""
+    weight: float
+    """The normaliser: sum of `weight` over micro-batches and data-parallel ranks."""
+    grad_norm: float
+    """L2 norm of the normalised gradient over all parameters, before clipping. inf where the gradient is not
+    finite: then nothing was updated."""
+    grad_norm_by_group: dict[str, float]
+    """The same for each tower. nan where the gradient is not finite."""
+    learning_rate: float
+    """Before the groups' factors."""
+
+
+class LayoutMismatch(ValueError):
+    """A checkpoint was written by another layout than the one that loads it; names both."""
+
+
+class Engine(Protocol):
+    """Drives a module whose forward(micro_batch) gives (objective_sum, stats), neither of them normalised."""
+
+    def train_step(self, micro_batches: Sequence[MicroBatch], step: int) -> StepResult:
+        """One optimizer step. `step`: how many came before it. The gradient is that of the sum of
+        objective_sum over all ranks and micro-batches, divided once by the sum of all weights."""
+        ...
+
+    def eval_step(self, micro_batches: Sequence[MicroBatch]) -> list[float]:
+        """Stats summed over micro-batches and data-parallel ranks; no gradient, nothing changes. Every rank
+        brings equally many micro-batches."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write parameters and optimizer state into an existing folder. All ranks call it."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read what save wrote, bit for bit. All ranks call it. Raises LayoutMismatch."""
+        ...

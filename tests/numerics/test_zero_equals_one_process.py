@@ -1,0 +1,94 @@
+"""ZeRO 0-3 on several ranks is the one process: same losses, same gradient norms, step for step."""
+
+import math
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from parallel import world
+from parallel.engine import AdamWSettings, StepResult
+from parallel.layout import ParallelConfig
+from parallel.testing import run_on_ranks
+from parallel.zero_engine import ZeroEngine
+from tests.numerics.toy import TOWERS, Toy, toy_groups, toy_step
+
+Stage = Literal[0, 1, 2, 3]
+STEPS = 10
+SETTINGS = AdamWSettings(beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=0.5)
+
+
+def learning_rate_at(step: int) -> float:
+    return 1e-2 / (1 + step)
+
+
+def plain_torch(absent: str) -> list[StepResult]:
+    """The definition: one process, plain loops, the whole objective divided by the whole weight."""
+    module = Toy()
+    groups = toy_groups(module)
+    optimizer = torch.optim.AdamW([dict(group, lr=0.0) for group in groups], betas=(0.9, 0.95), eps=1e-8)
+    results = []
+    for step in range(STEPS):
+        batches = toy_step(step, dp_size=1, absent=absent)[0]
+        weight = sum(batch.weight for batch in batches)
+        optimizer.zero_grad()
+        stats = torch.zeros(2 * len(TOWERS), dtype=torch.float64)
+        for batch in batches:
+            objective, part = module(batch)
+            (objective / weight).backward()
+            stats += part
+        squares: dict[str, float] = {}
+        for group in groups:
+            for parameter in group["params"]:
+                assert parameter.grad is not None
+                tower = group["tower"]
+                squares[tower] = squares.get(tower, 0.0) + float(parameter.grad.double().square().sum())
+        norm = math.sqrt(sum(squares.values()))
+        torch.nn.utils.clip_grad_norm_(module.parameters(), SETTINGS.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step) * group["lr_factor"]
+        optimizer.step()
+        by_tower = {tower: math.sqrt(value) for tower, value in squares.items()}
+        results.append(StepResult(stats.tolist(), weight, norm, by_tower, learning_rate_at(step)))
+    return results
+
+
+def engine_of(module: Toy, w: world.World, stage: Stage, **options: Any) -> ZeroEngine:
+    options.setdefault("groups", toy_groups(module))
+    return ZeroEngine(
+        module,
+        world=w,
+        settings=SETTINGS,
+        learning_rate_at=learning_rate_at,
+        zero_stage=stage,
+        accumulation_steps=4 // w.dp_size,
+        persistent_elements=0,  # else ZeRO-3 would keep so small a module whole
+        **options,
+    )
+
+
+def _train(stage: Stage, absent: str, precision: Literal["fp32", "bf16"]) -> list[StepResult]:
+    w = world.start(ParallelConfig())
+    engine = engine_of(Toy(), w, stage, precision=precision)
+    return [
+        engine.train_step(toy_step(step, dp_size=w.dp_size, absent=absent)[w.dp_rank], step)
+        for step in range(STEPS)
+    ]
+
+
+def assert_same(got: list[StepResult], expected: list[StepResult], rtol: float) -> None:
+    assert len(got) == len(expected) == STEPS
+    for step, (a, b) in enumerate(zip(got, expected, strict=True)):
+        assert a.stats == pytest.approx(b.stats, rel=rtol, abs=1e-12), step
+        assert a.weight == pytest.approx(b.weight, rel=1e-12), step
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=rtol), step
+        assert a.grad_norm_by_group == pytest.approx(b.grad_norm_by_group, rel=rtol, abs=1e-12), step
+        assert a.learning_rate == b.learning_rate
+
+
+@pytest.mark.parametrize("absent", ["nowhere", "first rank", "everywhere"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_equal_one_process(stage: Stage, absent: str) -> None:
+    ranks = run_on_ranks(_train, 2, stage, absent, "fp32")
+    assert ranks[0] == ranks[1]
+    assert_same(ranks[0], plain_torch(absent), rtol=1e-5)
