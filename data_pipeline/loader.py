@@ -1,0 +1,263 @@
+"""Reading what the stream planned: workers turn plans into batches, and cannot change what is in them.
+
+The main process plans (cheap, from the index) and hands each worker the whole of this rank's share of a
+step; the worker reads it and sends one message back. A plan says all, so neither the number of workers nor
+how far they read ahead is visible in the data, and the state moves when a step is taken, not when it is read.
+"""
+
+import signal
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from data_pipeline.batch import Batch, make_batch
+from data_pipeline.faults import ReaderDied, WrongChecksum
+from data_pipeline.stream import Plan, Stream, StreamState
+from data_pipeline.toml_config import ConfigError
+
+_WORKER_JOIN_S = 10.0
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One rank's share of one optimizer step."""
+
+    micro_batches: tuple[Batch, ...]
+    state_after: StreamState
+    """To be saved once the step is done; on all ranks the same."""
+    wait_s: float
+    """Time that next_step took: what the loop waited for data."""
+    fill_frac: float
+    """Slots of the global batch that are not padding, as planned."""
+    epochs: tuple[float, ...]
+    """Passes over each source, after this step."""
+    bad_documents: tuple[str, ...]
+    """ "shard/key" of what this rank could not read in this step (crc32); padding stands in its place."""
+
+
+class Loader:
+    """`next_step()` gives the steps of a stream from `state` on, for one data-parallel rank, without end.
+
+    Use as a context manager, or call close(). Neither `num_workers` (0: read in this process) nor
+    `prefetch_steps` (steps read ahead by each worker) changes what is read.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        dp_rank: int,
+        dp_size: int,
+        micro_batch_sequences: int,
+        num_workers: int = 0,
+        prefetch_steps: int = 2,
+        state: StreamState | None = None,
+        max_bad_documents: int = 100,
+    ) -> None:
+        """Raises ConfigError if the step does not divide over ranks and micro-batches, or `state` is
+        foreign.
+        """
+        check_division(stream.sequences_per_step, dp_size, micro_batch_sequences)
+        if not 0 <= dp_rank < dp_size:
+            raise ConfigError(f"dp_rank = {dp_rank}: legal are 0 ... {dp_size - 1}")
+        self._state = state or stream.start()
+        stream.check(self._state)
+        self._stream = stream
+        self._positions = np.arange(dp_rank, stream.sequences_per_step, dp_size)
+        self._micro_batch_sequences = micro_batch_sequences
+        self._max_bad_documents = max_bad_documents
+        self.bad_documents: dict[str, None] = {}
+        """Names of all documents that could not be read so far, in order."""
+        self._ahead: deque[tuple[StreamState, float, tuple[float, ...]]] = deque()
+        reader = _Reader(stream)
+        if num_workers == 0:
+            self._results: Iterator[Any] = (reader[plan] for plan in self._plans())
+            self._close: Callable[[], object] = lambda: None
+        else:
+            loader = DataLoader(
+                reader,
+                batch_size=None,
+                sampler=self._plans(),  # type: ignore[arg-type]  # any iterable of what __getitem__ takes
+                num_workers=num_workers,
+                prefetch_factor=prefetch_steps,
+                collate_fn=_as_it_is,
+                worker_init_fn=_ignore_signals,
+                multiprocessing_context="fork",
+                generator=torch.Generator(),  # else it draws from the global one: a resumed run would differ
+            )
+            self._results = iter(loader)
+            self._close = weakref.finalize(self, _stop, self._results)
+
+    def _plans(self) -> Iterator[Plan]:
+        """This rank's share of each step; runs ahead of next_step by what the workers prefetch."""
+        state = self._state
+        stream = self._stream
+        total = stream.sequences_per_step * stream.context_tokens
+        while True:
+            plan, state = stream.plan_step(state)
+            self._ahead.append((state, plan.filled_slots / total, stream.epochs(state)))
+            yield plan.take(self._positions)
+
+    def next_step(self) -> StepBatch:
+        """The next step. Raises ReaderDied if a worker was killed, WrongChecksum after too many bad
+        documents.
+        """
+        began = time.perf_counter()
+        try:
+            result = next(self._results)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ReaderDied(
+                f"a worker that reads the data has died ({error}). Killed by the kernel: too little memory, "
+                f"lower data.num_workers or data.prefetch_steps. Otherwise its message is above; "
+                f"data.num_workers=0 reads in this process. The run goes on from its last checkpoint."
+            ) from error
+        if isinstance(result, Exception):
+            raise result
+        batch, bad = result
+        self.bad_documents.update(dict.fromkeys(bad))
+        if len(self.bad_documents) > self._max_bad_documents:
+            first = ", ".join(list(self.bad_documents)[:3])
+            raise WrongChecksum(
+                f"{len(self.bad_documents)} documents differ from what was indexed (crc32), and "
+                f"{self._max_bad_documents} are allowed; the first: {first}. "
+                f"The shards were damaged or replaced: restore them, or tokenize again"
+            )
+        step = self._micro_batch_sequences
+        micro_batches = tuple(batch.rows(i, i + step) for i in range(0, batch.num_sequences, step))
+        self._state, fill_frac, epochs = self._ahead.popleft()
+        return StepBatch(
+            micro_batches, self._state, time.perf_counter() - began, fill_frac, epochs, tuple(bad)
+        )
+
+    @property
+    def state(self) -> StreamState:
+        """After the last step that next_step gave."""
+        return self._state
+
+    def close(self) -> None:
+        """Stop the workers and wait for them. Safe to call twice."""
+        self._close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def check_division(sequences_per_step: int, dp_size: int, micro_batch_sequences: int) -> None:
+    """Raises ConfigError unless every rank gets a whole number of micro-batches of every step."""
+    if dp_size < 1 or micro_batch_sequences < 1 or sequences_per_step % (dp_size * micro_batch_sequences):
+        raise ConfigError(
+            f"{sequences_per_step} sequences per step do not divide into {dp_size} data-parallel ranks x "
+            f"micro-batches of {micro_batch_sequences}; change tokens_per_step, the number of ranks or the "
+            f"micro-batch"
+        )
+
+
+class _Reader(Dataset[Any]):
+    """Map-style: a plan -> (Batch, names of bad documents), or the exception, so that it arrives as it is."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __getitem__(self, plan: Plan) -> "tuple[Batch, list[str]] | Exception":
+        try:
+            return read(self._stream, plan)
+        except (ConfigError, OSError) as error:
+            return error
+
+
+def read(stream: Stream, plan: Plan) -> tuple[Batch, list[str]]:
+    """The sequences of a plan as one Batch, and the names of documents whose bytes are not those indexed.
+
+    Such a document leaves padding of its length, without loss, at the end of its sequence; nothing else
+    moves.
+    """
+    sequences: list[list[np.ndarray]] = []
+    samples: list[list[str]] = []
+    bad: list[str] = []
+    pieces = list(
+        zip(
+            plan.source.tolist(),
+            plan.document.tolist(),
+            plan.start.tolist(),
+            plan.slots.tolist(),
+            strict=True,
+        )
+    )
+    first = plan.first.tolist()
+    for begin, end in pairwise(first):
+        documents, names = [], []
+        for source, document, start, slots in pieces[begin:end]:
+            name, ids = stream.sources[source].fetch(document)
+            if ids is None:
+                bad.append(name)
+                continue
+            documents.append(ids[start : start + slots + 1])
+            names.append(name)
+        sequences.append(documents)
+        samples.append(names)
+    batch = make_batch(
+        sequences, sequence_tokens=stream.context_tokens, vocabulary=stream.vocabulary, samples=samples
+    )
+    return batch, bad
+
+
+def _as_it_is(result: Any) -> Any:
+    return result
+
+
+def _ignore_signals(_worker: int) -> None:
+    """A cluster signals every process of a job; the main one decides, and still needs its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _stop(results: Any) -> None:
+    """End the workers of a DataLoader's iterator; one that is stuck in a read is killed."""
+    workers = results._workers
+    results._shutdown_workers()
+    deadline = time.monotonic() + _WORKER_JOIN_S
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+
+
+def sequences(
+    stream: Stream, *, dp_rank: int = 0, dp_size: int = 1, state: StreamState | None = None
+) -> Callable[[], Iterator[dict[str, Any]]]:
+    """First stage of a webdataset pipeline: `wds.DataPipeline(sequences(stream), wds.map(f), ...)`.
+
+    Yields one packed sequence after another, each a sample with "__key__" (its number in the stream) and the
+    fields of Batch as arrays [S]. Stages that map one sample to one keep order and place; `shuffle`,
+    `select` and the like give both up. Reads in the process that iterates: in a DataLoader with several
+    workers it raises ConfigError.
+    """
+
+    def stage() -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise ConfigError(
+                "sequences(): more than one worker would repeat the data; use Loader(num_workers=...)"
+            )
+        with Loader(stream, dp_rank=dp_rank, dp_size=dp_size, micro_batch_sequences=1, state=state) as loader:
+            while True:
+                number = loader.state.sequences + dp_rank
+                for i, batch in enumerate(loader.next_step().micro_batches):
+                    arrays = {name: value[0] for name, value in vars(batch).items()}
+                    yield {"__key__": f"{number + i * dp_size:012d}", **arrays}
+
+    return stage
