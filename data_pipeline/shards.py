@@ -1,0 +1,204 @@
+"""Tar shards in the WebDataset layout: read from a file or a URL, write atomically, describe and verify.
+
+A shard is a tar of files; those that share a name up to its first dot are one sample, and follow each other.
+A token shard holds one file a document, `KEY.ids`: its token ids as raw little-endian integers of the
+vocabulary's dtype. A folder of token shards is described by its `manifest.json`.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlparse
+
+from data_pipeline.toml_config import ConfigError
+
+MANIFEST = "manifest.json"
+TOKENS_SUFFIX = "ids"
+FORMAT = 1
+
+
+class ShardError(ConfigError):
+    """A shard that cannot be read as it stands: truncated, not a tar, missing, or with a wrong checksum."""
+
+
+def is_remote(url: str) -> bool:
+    """True for what webdataset's gopen opens by a scheme (https:, s3 by pipe:, gs:, hf: ...), not for a path."""
+    return urlparse(url).scheme not in ("", "file")
+
+
+def open_shard(url: str) -> IO[bytes]:
+    """A readable byte stream of a local path or of any URL that `webdataset.gopen` knows."""
+    if not is_remote(url):
+        return open(url.removeprefix("file://"), "rb")
+    from webdataset.gopen import gopen  # costs seconds: it imports torch
+
+    return gopen(url, "rb")
+
+
+def read_samples(url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, {extension: content}) for every sample of a shard, in order.
+
+    Raises ShardError naming the shard, and the last sample that was whole, if the tar is damaged or ends
+    before its end-of-archive mark (tarfile alone takes a tar cut between two files for a whole one).
+    """
+    key, sample = "", dict[str, bytes]()
+    try:
+        with open_shard(url) as stream:
+            tail = _TailReader(stream)
+            with tarfile.open(fileobj=tail, mode="r|") as archive:
+                for member in archive:
+                    if not member.isfile():
+                        continue
+                    member_key, extension = split_name(member.name)
+                    if member_key != key and sample:
+                        yield key, sample
+                        sample = {}
+                    key = member_key
+                    file = archive.extractfile(member)
+                    assert file is not None, "a regular file has content"
+                    sample[extension] = file.read()
+            tail.drain()
+    except tarfile.TarError as error:
+        raise ShardError(f"{url}: not a whole tar ({error}){_after(key)}; fetch or write it again") from None
+    except OSError as error:
+        raise ShardError(f"{url}: cannot be read: {error}") from None
+    if tail.last.strip(b"\0") or len(tail.last) < tail.KEEP_BYTES:
+        raise ShardError(f"{url}: truncated, no end-of-archive mark{_after(key)}; fetch or write it again")
+    if sample:
+        yield key, sample
+
+
+def _after(key: str) -> str:
+    return f', near sample "{key}"' if key else ", before its first sample"
+
+
+class _TailReader:
+    """Passes reads through and remembers the last bytes: a whole tar ends in two blocks of zeros."""
+
+    KEEP_BYTES = 1024
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self.last = (self.last + data[-self.KEEP_BYTES :])[-self.KEEP_BYTES :]
+        return data
+
+    def drain(self) -> None:
+        while self.read(1 << 20):
+            pass
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """("a/0001", "0.png") for "a/0001.0.png": the key ends at the first dot after the last slash."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return folder + slash + stem, extension
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write to `path`.tmp, then rename: `path` is absent or whole, whenever the process dies."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically, in a stable form."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> dict[str, Any]:
+    """Write (key, {extension: content}) samples as one tar, atomically; the same samples give the same bytes.
+
+    Returns {"name", "sha256", "bytes", "documents"}, an entry of the manifest's "shards".
+    """
+    documents = 0
+    with atomic_file(path) as file:
+        hashing = _HashingWriter(file)
+        with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
+            for key, sample in samples:
+                for extension, content in sample.items():
+                    info = tarfile.TarInfo(f"{key}.{extension}")
+                    info.size, info.mode = len(content), 0o644
+                    archive.addfile(info, io.BytesIO(content))
+                documents += 1
+    return {
+        "name": path.name,
+        "sha256": hashing.sha256.hexdigest(),
+        "bytes": hashing.num_bytes,
+        "documents": documents,
+    }
+
+
+class _HashingWriter:
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.num_bytes += len(data)
+        return self._file.write(data)
+
+
+def fits_a_tar(key: str, extension: str) -> bool:
+    """Whether plain tar headers hold the name (100 bytes, or 255 with a folder that splits well)."""
+    try:
+        tarfile.TarInfo(f"{key}.{extension}").tobuf(tarfile.USTAR_FORMAT, encoding="utf-8", errors="strict")
+    except ValueError:
+        return False
+    return True
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder of token shards. Raises ShardError if there is none that this version reads."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ShardError(
+            f"{folder}: no {MANIFEST}, so it is no folder of token shards (or `motley tokenize` has not ended)"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ShardError(f"{path}: not a manifest of format {FORMAT}; tokenize again with this version")
+    return manifest
+
+
+def verify_shards(folder: Path, *, checksums: bool = True) -> None:
+    """Check every shard that the manifest lists: there, of its size and, if asked, of its sha256.
+
+    Raises ShardError naming the first that differs.
+    """
+    for entry in read_manifest(folder)["shards"]:
+        path = folder / entry["name"]
+        if not path.is_file():
+            raise ShardError(f"{path}: missing, but listed in {MANIFEST}")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise ShardError(f"{path}: {size} bytes, but {MANIFEST} says {entry['bytes']}")
+        if checksums:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != entry["sha256"]:
+                raise ShardError(f"{path}: sha256 {digest}, but {MANIFEST} says {entry['sha256']}")
