@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parallel.towers import TowerColumnParallelLinear, TowerNorm
+from pretrain.losses import linear_cross_entropy
 from pretrain.models.attention import rotary_table
 from pretrain.models.block import Block
 from pretrain.models.config import SHARED_TOWER, ModelConfig
@@ -26,6 +27,24 @@ class Embedding(nn.Module):
         return F.embedding(ids, self.weight[SHARED_TOWER])
 
 
+class Head(TowerColumnParallelLinear):
+    """Logits, or the objective without ever holding the logits of all tokens; shared by all towers."""
+
+    def __init__(self, config: ModelConfig, name: str, weights: InitialWeights) -> None:
+        super().__init__(config.d_model, config.vocab_tokens, (SHARED_TOWER,), weights.normal(name))
+        self.z_loss = config.z_loss
+
+    def forward(  # type: ignore[override]
+        self, hidden: Float[Tensor, "tokens d_model"], inputs: ModelInputs, *, objective: bool = False
+    ) -> Float[Tensor, "tokens vocab"] | tuple[Float[Tensor, ""], Float[Tensor, " tokens"]]:
+        """Logits; with `objective`, (objective summed over tokens, negative log likelihood of each token)."""
+        if not objective:
+            return super().forward(hidden, inputs.routing.counts)
+        return linear_cross_entropy(
+            hidden, self.weight[SHARED_TOWER], inputs.target_ids, inputs.loss_weights.sum(dim=0), self.z_loss
+        )
+
+
 class Decoder(nn.Module):
     """embedding -> blocks -> final norm -> head. The weights depend on (config, seed) alone.
 
@@ -42,13 +61,11 @@ class Decoder(nn.Module):
             for index in range(config.num_layers)
         )
         self.final_norm = TowerNorm(config.d_model, config.shards_of("norm"), config.norm_eps)
-        self.head = TowerColumnParallelLinear(
-            config.d_model, config.vocab_tokens, (SHARED_TOWER,), weights.normal("head")
-        )
+        self.head = Head(config, "head", weights)
 
     def forward(self, inputs: ModelInputs) -> Float[Tensor, "tokens vocab"]:
         """Logits in sorted order."""
-        return self.head(self.hidden(inputs), inputs.routing.counts)
+        return self.head(self.hidden(inputs), inputs)
 
     def hidden(self, inputs: ModelInputs) -> Float[Tensor, "tokens d_model"]:
         """What the head multiplies, in sorted order."""

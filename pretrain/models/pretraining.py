@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pretrain.losses import sums_per_modality, token_losses
+from pretrain.losses import sums_per_modality
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs
 
@@ -19,9 +19,6 @@ class Pretraining(nn.Module):
     def forward(self, inputs: ModelInputs) -> tuple[Float[Tensor, ""], Float[Tensor, " stats"]]:
         """objective: next-token loss plus z-loss, to differentiate. stats, detached fp32: the loss in nats of
         each modality (without z-loss), then the weight of each modality."""
-        nll, log_z = token_losses(self.decoder(inputs), inputs.target_ids)
+        objective, nll = self.decoder.head(self.decoder.hidden(inputs), inputs, objective=True)
         sums = sums_per_modality(nll, inputs.loss_weights)
-        objective = sums.sum()
-        if self.decoder.config.z_loss:
-            objective = objective + self.decoder.config.z_loss * (inputs.loss_weights @ log_z.square()).sum()
-        return objective, torch.cat((sums.detach(), inputs.loss_weights.sum(dim=1)))
+        return objective, torch.cat((sums, inputs.loss_weights.sum(dim=1)))
