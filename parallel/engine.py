@@ -1,7 +1,7 @@
 """What the training loop asks of the thing that runs a step, whichever way its ranks are laid out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict
 
@@ -46,7 +46,7 @@ class AdamWSettings:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step. Equal on all ranks."""
+    """One optimizer step. All but `local_stats` is equal on all ranks."""
 
     stats: list[float]
     """Sum of the module's stats over micro-batches and data-parallel ranks."""
@@ -59,6 +59,8 @@ class StepResult:
     """The same for each tower. nan where the gradient is not finite."""
     learning_rate: float
     """Before the groups' factors."""
+    local_stats: list[list[float]] = field(default_factory=list, compare=False)
+    """The module's stats for each micro-batch of this rank: where a number of `stats` came from."""
 
 
 class LayoutMismatch(ValueError):
@@ -67,6 +69,11 @@ class LayoutMismatch(ValueError):
 
 class Engine(Protocol):
     """Drives a module whose forward(micro_batch) gives (objective_sum, stats), neither of them normalised."""
+
+    @property
+    def layout(self) -> Mapping[str, Any]:
+        """What must be the same for `load` to accept what `save` wrote."""
+        ...
 
     def train_step(self, micro_batches: Sequence[MicroBatch], step: int) -> StepResult:
         """One optimizer step. `step`: how many came before it. The gradient is that of the sum of

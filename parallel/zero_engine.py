@@ -84,15 +84,14 @@ class ZeroEngine:
             group["lr"] = learning_rate * group["lr_factor"]
         self._squares = {}
         self.deepspeed.train()
-        total: torch.Tensor | None = None
+        local: list[torch.Tensor] = []
         for batch in micro_batches:
             objective_sum, stats = self.deepspeed(batch.to(self.world.device))
             # The one normalisation: DeepSpeed averages over data-parallel ranks, hence the factor dp.
             self.deepspeed.backward(objective_sum * (self.world.dp_size / weight), scale_wrt_gas=False)
-            total = stats.double() if total is None else total + stats
+            local.append(stats.double())
             self.deepspeed.step()
-        assert total is not None
-        return self._result(total, weight, learning_rate)
+        return self._result(torch.stack(local), weight, learning_rate)
 
     def eval_step(self, micro_batches: Sequence[MicroBatch]) -> list[float]:
         if self.zero_stage == 3:  # a forward pass gathers parameters: unequal numbers of them would hang
@@ -129,7 +128,6 @@ class ZeroEngine:
 
     @property
     def layout(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to be loaded."""
         return {
             "dp": self.world.dp_size,
             "tp": self.world.tp_size,
@@ -166,7 +164,9 @@ class ZeroEngine:
             for grad in grads:
                 grad.mul_(self.settings.clip_norm / (norm + 1e-6))
 
-    def _result(self, stats: torch.Tensor, weight: float, learning_rate: float) -> StepResult:
+    def _result(self, local: torch.Tensor, weight: float, learning_rate: float) -> StepResult:
+        """`local`: float64 [micro-batches, stats] of this rank."""
+        stats = local.sum(dim=0)
         names = list(self.towers)
         zero = stats.new_zeros(())
         squares = torch.stack([self._squares.get(name, zero) for name in names])
@@ -186,6 +186,7 @@ class ZeroEngine:
             norm = reported
         return StepResult(
             stats=sums,
+            local_stats=local.tolist(),
             weight=weight,
             grad_norm=norm if math.isfinite(norm) else math.inf,
             grad_norm_by_group={
