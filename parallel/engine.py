@@ -11,8 +11,10 @@ import torch
 class MicroBatch(Protocol):
     """One forward and backward pass of one rank."""
 
-    weight: float
-    """Its share of the step's normaliser, for instance the sum of its loss weights. Known on the host."""
+    @property
+    def weight(self) -> float:
+        """Its share of the step's normaliser, for instance the sum of its loss weights. Known on the host."""
+        ...
 
     def to(self, device: torch.device) -> Any:
         """The same on the device; what the module's forward takes."""

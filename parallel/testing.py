@@ -186,8 +186,8 @@ def _load(case: _Case) -> ModuleType:
 
 
 def _collect(case: _Case, ranks: list[_Rank]) -> tuple[str, Any, int | None]:
-    """Read every rank's answer. Where one failed, give its peers a moment and report who was first: a dead rank,
-    else the earliest exception; the others only lost their connection to it."""
+    """Read every rank's answer. Where one failed, give its peers a moment and report who was first: a dead
+    rank, else the earliest exception; the others only lost their connection to it."""
     results: dict[int, bytes] = {}
     failures: list[tuple[float, int, str]] = []
     deadline = time.monotonic() + case.timeout_s

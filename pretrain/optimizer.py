@@ -1,0 +1,76 @@
+"""Parameter groups per tower, and the learning-rate factor of a step."""
+
+import math
+from collections.abc import Iterable
+
+from torch import nn
+
+from data_pipeline.toml_config import ConfigError
+from parallel.engine import ParameterGroup
+from pretrain.config import OptimizerConfig, ScheduleConfig, TowerOptimizerConfig
+
+
+def tower_of(parameter_name: str) -> str:
+    """A parameter's name ends with its tower, or "shared": blocks.0.attention.qkv.weight.image."""
+    return parameter_name.rpartition(".")[2]
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
+) -> list[ParameterGroup]:
+    """Per tower a group of matrices and one of vectors (norm weights: never decayed), in order of appearance.
+
+    The parameters of a frozen tower are set to need no gradient and are in no group; those of all others are
+    set to need one. Raises ConfigError if that leaves nothing to train.
+    """
+    groups: dict[str, ParameterGroup] = {}
+    as_all_others = TowerOptimizerConfig.model_validate({})
+    for name, parameter in named_parameters:
+        tower = tower_of(name)
+        own = config.towers.get(tower, as_all_others)
+        parameter.requires_grad_(not own.frozen)
+        if own.frozen:
+            continue
+        kind = "decay" if parameter.ndim > 1 else "no_decay"
+        decay = config.weight_decay if own.weight_decay is None else own.weight_decay
+        group = groups.setdefault(
+            f"{tower}/{kind}",
+            ParameterGroup(
+                name=f"{tower}/{kind}",
+                tower=tower,
+                params=[],
+                lr_factor=own.learning_rate_factor,
+                weight_decay=decay if kind == "decay" else 0.0,
+            ),
+        )
+        group["params"].append(parameter)
+    if not groups:
+        raise ConfigError(
+            "optimizer.towers freezes every tower that has weights: nothing is left to train; "
+            "set frozen = false for one of " + ", ".join(sorted(config.towers))
+        )
+    return list(groups.values())
+
+
+def schedule_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
+    """Factor on the learning rate for the step that `step` others came before, of `num_steps`.
+
+    Warm-up is linear and ends at 1 with its last step; the first step is 1 / warmup_steps, not 0. From there
+    cosine falls to min_factor at the last step; wsd stays at 1 and falls linearly to min_factor over the last
+    decay_frac of the steps; constant stays.
+    """
+    assert 0 <= step < num_steps, (step, num_steps)
+    peak = max(config.warmup_steps - 1, 0)
+    last = num_steps - 1
+    warm = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
+    if config.kind == "constant" or last == 0:
+        return warm
+    if config.kind == "cosine":
+        if step <= peak:
+            return warm
+        progress = (step - peak) / (last - peak)
+        return config.min_factor + (1 - config.min_factor) * (1 + math.cos(math.pi * progress)) / 2
+    decay_steps = max(1, round(config.decay_frac * num_steps))
+    left = min((last - step) / decay_steps, 1.0)
+    # min: where the decay begins before the warm-up ends, the factor is never above either.
+    return min(warm, config.min_factor + (1 - config.min_factor) * left)
