@@ -11,7 +11,9 @@ import json
 import mmap
 import os
 import secrets
+import weakref
 import zlib
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ import numpy as np
 from data_pipeline.faults import ChangedIndex, MissingShard, TruncatedShard, WrongChecksum
 from data_pipeline.indexing import TAR_BLOCK_BYTES, index_shard, member_name
 from data_pipeline.progress import Progress
-from data_pipeline.shards import MANIFEST, TOKENS_SUFFIX, read_manifest
+from data_pipeline.shards import MANIFEST, TOKENS_SUFFIX, ShardError, read_manifest
 from data_pipeline.vocabulary import Vocabulary
 
 INDEX = "index.bin"
@@ -78,6 +80,7 @@ class TokenSource:
         self._names = [entry["name"] for entry in manifest["shards"]]
         self._shard_first = index.shard_first.astype(np.int64).tolist()
         self._files: dict[int, int] = {}
+        weakref.finalize(self, _close_all, self._files).atexit = False
 
     @classmethod
     def open(cls, path: str | Path) -> "TokenSource":
@@ -111,7 +114,7 @@ class TokenSource:
 
     def shard_of(self, document: int) -> int:
         """Number of the shard that holds a document."""
-        return int(np.searchsorted(self.index.shard_first, np.uint64(document), side="right")) - 1
+        return bisect_right(self._shard_first, document) - 1
 
     def fetch(self, document: int) -> tuple[str, np.ndarray | None]:
         """("shard/key", ids) with one read; ids are None where the bytes differ from those indexed."""
@@ -119,7 +122,10 @@ class TokenSource:
         dtype = self.vocabulary.dtype
         size = int(self.index.length[document]) * dtype.itemsize
         start = int(self.index.offset[document]) - TAR_BLOCK_BYTES  # the tar header carries the key
-        data = os.pread(self._file(shard), TAR_BLOCK_BYTES + size, start)
+        try:
+            data = os.pread(self._file(shard), TAR_BLOCK_BYTES + size, start)
+        except OSError as error:
+            raise ShardError(f"{self.folder / self._names[shard]}: cannot be read: {error}") from None
         ids = memoryview(data)[TAR_BLOCK_BYTES:]
         name = f"{self._names[shard]}/{member_name(data).removesuffix('.' + TOKENS_SUFFIX)}"
         if len(ids) != size or zlib.crc32(ids) != self.index.crc32[document]:
@@ -154,13 +160,10 @@ class TokenSource:
             self._files[shard] = found
         return found
 
-    def close(self) -> None:
-        """Close the shards that are open; reading opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
 
-    def __del__(self) -> None:
-        self.close()
+def _close_all(files: dict[int, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
 
 
 def manifest_hash(manifest: Mapping[str, Any]) -> str:
@@ -234,11 +237,15 @@ def _read_header(folder: Path) -> dict[str, Any] | None:
             if start[:8] != _MAGIC:
                 raise _changed(folder / INDEX)
             header = json.loads(file.read(int.from_bytes(start[8:], "little")))
+            if header["format"] != FORMAT:
+                return None
+            if header.keys() != {"format", "manifest", "longest_span_tokens", "arrays", "hash"}:
+                raise _changed(folder / INDEX)
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise _changed(folder / INDEX) from None
-    return header if header.get("format") == FORMAT else None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise error if isinstance(error, ChangedIndex) else _changed(folder / INDEX) from None
+    return header
 
 
 def _map_arrays(folder: Path, header: Mapping[str, Any]) -> Index:
@@ -248,15 +255,16 @@ def _map_arrays(folder: Path, header: Mapping[str, Any]) -> Index:
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     position = 16 + int.from_bytes(view[8:16], "little")
     arrays: dict[str, np.ndarray] = {}
-    for name, dtype in _array_fields().items():
-        position += -position % _ALIGN_BYTES
-        shape = header["arrays"][name]
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if position + size > len(view):
-            raise _changed(path)
-        arrays[name] = np.frombuffer(view, dtype, int(np.prod(shape)), position).reshape(shape)
-        position += size
-    if _hash(header, arrays) != header["hash"]:
+    try:
+        for name, dtype in _array_fields().items():
+            position += -position % _ALIGN_BYTES
+            shape = header["arrays"][name]
+            arrays[name] = np.frombuffer(view, dtype, int(np.prod(shape)), position).reshape(shape)
+            position += arrays[name].nbytes
+        whole = _hash(header, arrays) == header["hash"]
+    except (ValueError, TypeError, KeyError):  # ends too early, or the header itself is damaged
+        whole = False
+    if not whole:
         raise _changed(path)
     return Index(**arrays)
 

@@ -95,9 +95,6 @@ def _check_documents(
         del pieces  # views of the map, which cannot be closed while they live
         starts = np.concatenate([[0], total[: last - first]])
 
-        def document_at(position: int, starts: np.ndarray = starts, first: int = first) -> int:
-            return first + int(np.searchsorted(starts, position, side="right")) - 1
-
         short = np.flatnonzero(length[first:last] < 2)
         if len(short):
             raise BadDocument(f"{path}: {names[first + short[0]]} has fewer than two ids")
@@ -109,14 +106,21 @@ def _check_documents(
         try:
             found = find_spans(ids, vocabulary)
         except PartsError as error:
-            raise BadDocument(f"{path}: near {names[document_at(error.position)]}: {error}") from None
+            at = int(np.searchsorted(starts, error.position, side="right")) - 1
+            own = _own_error(ids[starts[at] : starts[at + 1]], vocabulary, error)
+            raise BadDocument(f"{path}: {names[first + at]}: {own}") from None
+        # no span goes from one document into the next: the <eos> between them would be inside of it
         owner = np.searchsorted(starts, found.start, side="right") - 1
-        crossing = np.flatnonzero(found.end > starts[owner + 1])
-        if len(crossing):
-            raise BadDocument(
-                f"{path}: {names[first + owner[crossing[0]]]} ends inside an image or utterance"
-            )
         counts.append(np.bincount(owner, minlength=last - first))
         spans.append(np.stack([found.start - starts[owner], found.end - starts[owner]], axis=1))
         first = last
     return np.concatenate(counts), np.concatenate(spans)
+
+
+def _own_error(ids: np.ndarray, vocabulary: Vocabulary, found: PartsError) -> PartsError:
+    """The error of one document, with positions that count from its start, of one found in many in a row."""
+    try:
+        find_spans(ids, vocabulary)
+    except PartsError as own:
+        return own
+    return found

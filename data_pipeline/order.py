@@ -28,9 +28,14 @@ def key_of(*values: int) -> int:
     """A 64-bit key from a few integers; every one of them, and their order, counts."""
     key = 0
     for value in values:
-        word = np.array([(key + _GOLDEN + value) & _MASK], np.uint64)
-        key = int(mix(word)[0])
+        key = _mix_int((key + _GOLDEN + value) & _MASK)
     return key
+
+
+def _mix_int(x: int) -> int:
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
+    return x ^ (x >> 31)
 
 
 def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:

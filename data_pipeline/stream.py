@@ -139,15 +139,16 @@ class Stream:
         self.seed, self.context_tokens, self.sequences_per_step = seed, context_tokens, sequences_per_step
         _check_tokenizers(self.sources)
         self.vocabulary = self.sources[0].vocabulary
-        self._shares = shares([weight for _, weight in sources])
+        self.shares = shares([weight for _, weight in sources])
+        """Of the documents drawn, per source; they sum to 1."""
         self.rejected = tuple(_rejected(source, context_tokens, max_rejected_frac) for source in self.sources)
         """Per source, documents that are left out: an image or utterance in them is longer than the
         context.
         """
-        self._block_documents = block_documents([s.num_documents for s in self.sources], self._shares)
+        self._block_documents = block_documents([s.num_documents for s in self.sources], self.shares)
         self._keys = [key_of(seed, 1, i) for i in range(len(self.sources))]
         self._identity = tuple(
-            (source.index_hash, str(share)) for source, share in zip(self.sources, self._shares, strict=True)
+            (source.index_hash, str(share)) for source, share in zip(self.sources, self.shares, strict=True)
         )
         self._blocks: dict[int, _Block] = {}
 
@@ -202,7 +203,7 @@ class Stream:
 
     def epochs(self, state: StreamState) -> tuple[float, ...]:
         """Passes over each source so far: documents begun / documents that it has."""
-        before = drawn_before(state.block, self._block_documents, self._shares)
+        before = drawn_before(state.block, self._block_documents, self.shares)
         begun = self._block(state.block).begun[state.sequence]
         return tuple(
             (drawn + int(now)) / source.num_documents
@@ -253,8 +254,8 @@ class Stream:
 
     def _draw(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(source, document, slots, crc32) of the documents of a block."""
-        before = drawn_before(block, self._block_documents, self._shares)
-        after = drawn_before(block + 1, self._block_documents, self._shares)
+        before = drawn_before(block, self._block_documents, self.shares)
+        after = drawn_before(block + 1, self._block_documents, self.shares)
         drawn = [
             documents_at(a, b - a, source.num_documents, key)
             for a, b, source, key in zip(before, after, self.sources, self._keys, strict=True)
@@ -327,7 +328,7 @@ def _rejected(source: TokenSource, context_tokens: int, max_frac: float) -> np.n
 def describe(stream: Stream) -> list[str]:
     """One line a source, and one for each that leaves documents out: for the log at start-up."""
     lines: list[str] = []
-    for source, share, rejected in zip(stream.sources, stream._shares, stream.rejected, strict=True):
+    for source, share, rejected in zip(stream.sources, stream.shares, stream.rejected, strict=True):
         tokens: dict[str, Any] = source.manifest["tokens"]
         counts = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
         lines.append(
