@@ -38,11 +38,15 @@ def table_peak_flops(device_name: str, precision: Precision) -> float | None:
     return None
 
 
+def device_name(device: torch.device) -> str:
+    """What record.json calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def peak_key(device: torch.device, precision: Precision) -> str:
     """Name of a measured peak in record.json: what it depends on."""
-    return f"{device.type}, {precision}" + (
-        f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    )
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"{device_name(device)}, {precision}{threads}"
 
 
 def measure_peak_flops(device: torch.device, precision: Precision, *, seconds: float = 0.2) -> float:

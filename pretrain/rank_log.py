@@ -3,7 +3,14 @@
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
+
+
+class Terminal(NamedTuple):
+    """What a redirected rank may still say to the person: one line, and where the rest is."""
+
+    stream: TextIO
+    log: Path
 
 
 class Tee:
@@ -29,19 +36,20 @@ class Tee:
         return self._stream.fileno()
 
 
-def log_rank(folder: Path, rank: int) -> TextIO:
-    """Send this rank's output to folder/rank<n>.log (appended); returns the terminal's stderr.
+def log_rank(folder: Path, rank: int) -> Terminal | None:
+    """Send this rank's output to folder/rank<n>.log (appended).
 
-    Rank 0 keeps printing to the terminal too. The others are redirected as a whole, with what libraries in C
-    print: on the terminal they would interleave.
+    Rank 0 keeps printing to the terminal too: None. The others are redirected as a whole, with what libraries
+    in C print, since on the terminal they would interleave; they get the terminal's stderr back.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    log = (folder / f"rank{rank}.log").open("a")
-    terminal = os.fdopen(os.dup(2), "w")
+    path = folder / f"rank{rank}.log"
+    log = path.open("a")
     if rank == 0:
         sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)
-    else:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(log.fileno(), stream.fileno())
+        return None
+    terminal = Terminal(os.fdopen(os.dup(2), "w"), path)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(log.fileno(), stream.fileno())
     return terminal

@@ -9,16 +9,19 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.shards import write_json
 from data_pipeline.toml_config import ConfigError, validate
+from parallel.layout import data_parallel_size
 from pretrain.config import RunConfig, differences
 
 CONFIG, RECORD, LOCK = "config.resolved.json", "record.json", "lock"
+LOGS, CHECKPOINTS = "logs", "checkpoints"
 PACKAGES = ("torch", "deepspeed", "megatron-core", "motley", "numpy")
 
 FREE_KEYS = (
@@ -64,22 +67,13 @@ class RunDir:
         self.path, self._lock, self.record = path, lock, record
 
     @classmethod
-    def open(
-        cls, config: RunConfig, *, layout: Mapping[str, int], device: str, command: list[str]
-    ) -> "RunDir":
+    def open(cls, config: RunConfig, *, world_size: int, command: Sequence[str]) -> "RunDir":
         """Open for writing. Raises ConfigError: another config, another writer, a disk that is read-only."""
         path = config.run_dir
-        try:
-            for folder in (path, path / "logs", path / "checkpoints"):
-                folder.mkdir(parents=True, exist_ok=True)
-            lock = _Lock(path)
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot be written: {error}; set runs_dir=... to a folder that can"
-            ) from None
+        lock = _lock(path)
         check_config(config)
         if not (path / CONFIG).exists():
-            _write(path / CONFIG, config.model_dump_json(indent=2) + "\n")
+            write_json(path / CONFIG, config.model_dump(mode="json"))
         record = _read_record(path) or {
             "format": 1,
             "name": config.name,
@@ -101,10 +95,14 @@ class RunDir:
                 "exit_code": None,
                 "from_step": None,
                 "to_step": None,
-                "command": command,
+                "command": list(command),
                 "host": socket.gethostname(),
-                "device": device,
-                "layout": dict(layout),
+                "device": None,
+                "layout": {
+                    "processes": world_size,
+                    "dp": data_parallel_size(config.parallel, world_size),
+                    **config.parallel.model_dump(include={"tp", "pp", "zero_stage"}),
+                },
                 "free_keys": {key: _at(config, key) for key in FREE_KEYS},
                 "commit": commit,
                 "diff": digest,
@@ -117,9 +115,9 @@ class RunDir:
         run._save()
         return run
 
-    def started(self, step: int) -> None:
+    def started(self, step: int, *, device: str) -> None:
         """This attempt goes on from `step`."""
-        self.record["attempts"][-1]["from_step"] = step
+        self.record["attempts"][-1] |= {"from_step": step, "device": device}
         self._save()
 
     def keep_peak(self, key: str, flops: float) -> None:
@@ -136,16 +134,23 @@ class RunDir:
         self._lock.release()
 
     def _save(self) -> None:
-        _write(self.path / RECORD, json.dumps(self.record, indent=2) + "\n")
+        write_json(self.path / RECORD, self.record)
 
 
-def check_free(config: RunConfig) -> None:
-    """Raise ConfigError now, before ranks are started, if another process writes the run directory."""
-    if (config.run_dir / LOCK).exists():
-        try:
-            _Lock(config.run_dir).release()
-        except OSError as error:
-            raise ConfigError(f"{config.run_dir}: cannot be written: {error}") from None
+def check_writable(config: RunConfig) -> None:
+    """Raise ConfigError now, before ranks are started, if this process could not write the run directory."""
+    _lock(config.run_dir).release()
+
+
+def _lock(path: Path) -> "_Lock":
+    try:
+        for folder in (path, path / LOGS, path / CHECKPOINTS):
+            folder.mkdir(parents=True, exist_ok=True)
+        return _Lock(path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written: {error}; set runs_dir=... to a folder that can"
+        ) from None
 
 
 class _Lock:
@@ -188,13 +193,6 @@ def _read_record(run_dir: Path) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise ConfigError(f"{run_dir / RECORD}: not valid JSON ({error}); was it edited?") from None
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _git_state() -> tuple[str | None, str]:

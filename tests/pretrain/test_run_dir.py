@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.toml_config import ConfigError, validate
 from pretrain.config import RunConfig
-from pretrain.run_dir import CONFIG, LOCK, RECORD, RunDir, check_config, check_free, finished_step
+from pretrain.run_dir import CONFIG, LOCK, RECORD, RunDir, check_config, check_writable, finished_step
 
 
 def _config(runs_dir: Path, **changes) -> RunConfig:
@@ -39,18 +39,18 @@ def _config(runs_dir: Path, **changes) -> RunConfig:
 
 
 def _open(config: RunConfig) -> RunDir:
-    return RunDir.open(config, layout={"processes": 1}, device="cpu", command=["motley", "train"])
+    return RunDir.open(config, world_size=1, command=["motley", "train"])
 
 
 def test_a_run_directory_tells_who_made_it_and_every_attempt(tmp_path: Path):
     config = _config(tmp_path)
     run = _open(config)
-    run.started(0)
+    run.started(0, device="cpu")
     run.keep_peak("cpu, fp32, 1 threads", 5e10)
     run.close(status="stopped", reason="SIGTERM", exit_code=85, step=3)
     assert finished_step(config) is None
     run = _open(config)
-    run.started(3)
+    run.started(3, device="cpu")
     run.close(status="done", reason="all steps done", exit_code=0, step=32)
 
     assert finished_step(config) == 32
@@ -136,14 +136,14 @@ def test_a_second_writer_is_refused_until_the_first_is_dead(tmp_path: Path):
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
-        for attempt in (check_free, _open):
+        for attempt in (check_writable, _open):
             with pytest.raises(ConfigError, match=rf"in use by pid {holder.pid} on .* since .*name="):
                 attempt(config)
     finally:
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
     assert f"pid {holder.pid}" in (config.run_dir / LOCK).read_text()  # left behind, and seen to be stale
-    check_free(config)
+    check_writable(config)
     _open(config)
 
 

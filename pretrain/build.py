@@ -1,0 +1,68 @@
+"""The parts of a run, made from its config."""
+
+from data_pipeline.index import TokenSource
+from data_pipeline.loader import Loader
+from data_pipeline.stream import Stream, StreamState
+from parallel.engine import AdamWSettings
+from parallel.world import World
+from parallel.zero_engine import ZeroEngine
+from pretrain.config import RunConfig
+from pretrain.evaluate import Heldout, build_heldout
+from pretrain.models.decoder import Decoder
+from pretrain.models.pretraining import Pretraining
+from pretrain.optimizer import parameter_groups, schedule_factor
+
+
+def engine(config: RunConfig, world: World) -> ZeroEngine:
+    """The model, its weights drawn from the seed, in the engine of the layout."""
+    decoder = Decoder(
+        config.model, seed=config.seed, activation_checkpointing=config.parallel.activation_checkpointing
+    )
+    module, optimizer = Pretraining(decoder), config.optimizer
+
+    def learning_rate_at(step: int) -> float:
+        return optimizer.learning_rate * schedule_factor(step, config.num_steps, optimizer.schedule)
+
+    per_pass = world.dp_size * config.parallel.micro_batch_sequences
+    return ZeroEngine(
+        module,
+        parameter_groups(module.named_parameters(), optimizer),
+        world,
+        settings=AdamWSettings(optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_norm),
+        learning_rate_at=learning_rate_at,
+        zero_stage=config.parallel.zero_stage,
+        precision=config.precision,
+        micro_batch_sequences=config.parallel.micro_batch_sequences,
+        accumulation_steps=config.sequences_per_step // per_pass,
+    )
+
+
+def stream(config: RunConfig) -> Stream:
+    """The training data in order. Raises ConfigError for shards that cannot be used."""
+    return Stream(
+        [(TokenSource.open(source.path), source.weight) for source in config.data.train],
+        seed=config.seed,
+        context_tokens=config.model.context_tokens,
+        sequences_per_step=config.sequences_per_step,
+    )
+
+
+def loader(config: RunConfig, data: Stream, world: World, state: StreamState) -> Loader:
+    """This rank's share of the data, from `state` on."""
+    return Loader(
+        data,
+        dp_rank=world.dp_rank,
+        dp_size=world.dp_size,
+        micro_batch_sequences=config.parallel.micro_batch_sequences,
+        num_workers=config.data.num_workers,
+        prefetch_steps=config.data.prefetch_steps,
+        state=state,
+    )
+
+
+def heldout(config: RunConfig, world: World) -> Heldout:
+    """This rank's share of the held-out set; empty if the run has none."""
+    if config.data.heldout is None:
+        return Heldout(config.model.modalities, (), {}, {})
+    source = TokenSource.open(config.data.heldout)
+    return build_heldout(config, source, dp_rank=world.dp_rank, dp_size=world.dp_size)

@@ -1,0 +1,162 @@
+"""Entry point of a run: the loop, and how it is started.
+
+`motley train` calls `launch`, on one machine. `python -m pretrain.train RUN.toml key=value...` is one rank,
+for launchers that start ranks themselves (torchrun, srun).
+"""
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.toml_config import ConfigError
+from parallel.launch import REQUEUE_EXIT_CODE, LaunchError, RankFacts, rank_facts, spawn
+from pretrain.config import RunConfig, load
+from pretrain.rank_log import log_rank
+from pretrain.run_checks import check_run
+from pretrain.run_dir import CHECKPOINTS, LOGS, RunDir, check_config, check_writable, finished_step
+from pretrain.stop_signal import StopSignal
+
+if TYPE_CHECKING:
+    from data_pipeline.stream import Stream
+    from parallel.engine import Engine
+    from parallel.world import World
+    from pretrain.meter import Meter
+    from pretrain.state import TrainState
+
+DONE, FAILED, USER_ERROR = 0, 1, 2
+
+
+def launch(run_path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1) -> int:
+    """Train the run of a file on this machine, or continue it from its last good checkpoint: the exit code.
+
+    0 done, 85 stopped by a signal after a checkpoint, 2 the user's mistake, others failed. What can be wrong
+    with config, layout, data and run directory is raised as ConfigError before any rank is started.
+    """
+    config = load(run_path, overrides)
+    check_config(config)
+    if (step := finished_step(config)) is not None:
+        print(f"{config.run_dir} is done: {step} of {config.num_steps} steps. name=... starts another run")
+        return DONE
+    world_size = processes if processes != 1 else rank_facts().world_size
+    if world_size < 1:
+        raise ConfigError(f"--processes {processes}: at least 1")
+    check_run(config, world_size)
+    check_writable(config)
+    argv = [str(run_path), *overrides]
+    return main(argv) if processes == 1 else spawn(["-m", "pretrain.train", *argv], processes)
+
+
+def main(argv: Sequence[str]) -> int:
+    """One rank, from the config to the exit code."""
+    stop = StopSignal.install()
+    terminal, run = None, None
+    try:
+        facts, config = rank_facts(), load(argv[0], argv[1:])
+        if facts.rank == 0:
+            run = RunDir.open(config, world_size=facts.world_size, command=["motley", "train", *argv])
+        if facts.world_size > 1:
+            terminal = log_rank(config.run_dir / LOGS, facts.rank)
+        step, code = train(config, facts, run, stop)
+        if run is not None:
+            stopped = f"{stop.received[0]}" if stop.requested else "another rank was told to stop"
+            status, reason = ("done", "all steps done") if code == DONE else ("stopped", stopped)
+            run.close(status=status, reason=reason, exit_code=code, step=step)
+        return code
+    except Exception as error:
+        code, told = _explain(error)
+        if run is not None:
+            with contextlib.suppress(OSError):  # a full disk is what may have brought us here
+                reason = f"{type(error).__name__}: {error}"
+                run.close(status="failed", reason=reason, exit_code=code, step=None)
+        print(f"motley train: {error}" if told else traceback.format_exc(), file=sys.stderr, flush=True)
+        if terminal is not None:
+            print(f"motley train: {type(error).__name__} on a rank; see {terminal.log}", file=terminal.stream)
+        return code
+
+
+def _explain(error: Exception) -> tuple[int, bool]:
+    """(exit code, whether the message says all that a person needs)."""
+    from data_pipeline.faults import ReaderDied
+    from parallel.engine import LayoutMismatch
+    from pretrain.checkpoint import CheckpointError
+    from pretrain.finite import NonFiniteError
+
+    if isinstance(error, ConfigError | LaunchError | LayoutMismatch):
+        return USER_ERROR, True
+    return FAILED, isinstance(error, CheckpointError | NonFiniteError | ReaderDied)
+
+
+def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSignal) -> tuple[int, int]:
+    """Steps until the last or a signal; returns (step, exit code). `run`: the open directory, on rank 0."""
+    # Here and not above: the process that only starts ranks stays light.
+    from parallel.world import start
+
+    world = start(config.parallel, facts)  # before megatron-core is imported otherwise: that warns
+    from pretrain import build
+    from pretrain.device_peak import device_name
+    from pretrain.evaluate import evaluate
+    from pretrain.finite import require_finite
+    from pretrain.meter import Meter
+    from pretrain.models.inputs import build_inputs
+
+    engine = build.engine(config, world)
+    heldout = build.heldout(config, world)
+    data = build.stream(config)
+    state = restore_or_start(config, engine, data, world)
+    if run is not None:
+        run.started(state.step, device=device_name(world.device))
+    every = config.every_steps
+    with build.loader(config, data, world, state.stream) as loader, Meter(config, world, run, state) as meter:
+        saved = state.step if state.step else None
+        while state.step < config.num_steps and not world.any(stop.requested):
+            batch = loader.next_step()
+            with meter.timing():
+                inputs = [
+                    build_inputs(micro_batch, config.model, document_mask=config.data.document_mask)
+                    for micro_batch in batch.micro_batches
+                ]
+                result = engine.train_step(inputs, state.step)
+            require_finite(result, inputs, config.model.modalities, step=state.step + 1, world=world)
+            state = state.advance(batch, meter.sums(batch, inputs, result))
+            meter.show(state)
+            last = state.step == config.num_steps
+            evaluation = evaluate(engine, heldout) if last or state.step % every.eval == 0 else {}
+            if evaluation or last or state.step % every.log == 0:
+                state = meter.log(state, result, evaluation)
+            if state.step % every.checkpoint == 0:
+                saved = save(config, engine, state, meter, world)
+        if saved != state.step:
+            save(config, engine, state, meter, world)
+    world.shutdown()
+    return state.step, DONE if state.step == config.num_steps else REQUEUE_EXIT_CODE
+
+
+def restore_or_start(config: RunConfig, engine: "Engine", data: "Stream", world: "World") -> "TrainState":
+    """Load the newest good checkpoint into the engine; the state of step 0 if there is none."""
+    from pretrain import checkpoint
+    from pretrain.state import TrainState
+
+    restored = checkpoint.restore(config.run_dir / CHECKPOINTS, engine, world)
+    if restored is None:
+        return TrainState.start(data.start())
+    state = TrainState.from_json(restored.state)
+    data.check(state.stream)
+    return state
+
+
+def save(config: RunConfig, engine: "Engine", state: "TrainState", meter: "Meter", world: "World") -> int:
+    """Make a checkpoint of the step that is done; returns the step."""
+    from pretrain import checkpoint
+
+    meter.sync()
+    checkpoint.save(
+        config.run_dir / CHECKPOINTS, state.step, state.to_json(), engine, world, keep=config.keep_checkpoints
+    )
+    return state.step
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

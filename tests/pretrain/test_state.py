@@ -1,0 +1,40 @@
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from data_pipeline.loader import StepBatch
+from data_pipeline.stream import StreamState
+from data_pipeline.toml_config import ConfigError
+from pretrain.state import TrainState
+
+START = StreamState(0, 0, 0, 0, seed=1, context_tokens=64, sources=(("hash", "1"),))
+BATCH = StepBatch(
+    micro_batches=(),
+    state_after=dataclasses.replace(START, sequence=4, sequences=4, fingerprint=2**63 + 1),
+    wait_s=0.5,
+    fill_frac=0.9,
+    epochs=(0.125,),
+    bad_documents=(),
+)
+
+
+def test_a_state_advances_and_comes_back_from_json_bit_for_bit():
+    state = TrainState.start(START)
+    for loss in (0.1, 0.2, 1 / 3):
+        state = state.advance(BATCH, {"loss/text": loss, "weight/text": 2.0, "steps": 1.0})
+    assert (state.step, state.epochs, state.stream.fingerprint) == (3, (0.125,), 2**63 + 1)
+    assert state.total == state.window == {"loss/text": 0.1 + 0.2 + 1 / 3, "weight/text": 6.0, "steps": 3.0}
+    assert TrainState.from_json(json.loads(json.dumps(state.to_json()))) == state
+
+
+def test_a_row_closes_the_window_and_not_the_total():
+    state = TrainState.start(START).advance(BATCH, {"steps": 1.0}).logged().advance(BATCH, {"steps": 1.0})
+    assert (state.window, state.total, state.num_rows) == ({"steps": 1.0}, {"steps": 2.0}, 1)
+
+
+@pytest.mark.parametrize("value", ["", [], {}, {"step": 3}, TrainState.start(START).to_json() | {"more": 1}])
+def test_anything_else_is_refused(value: Any):
+    with pytest.raises(ConfigError, match="not the state of a run"):
+        TrainState.from_json(value)
