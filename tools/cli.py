@@ -62,14 +62,14 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--documents", type=int, default=20_000, help="documents in all (default %(default)s)")
     verb.add_argument("--seed", type=int, default=1)
     verb.add_argument("--processes", type=int, default=None, help="worker processes (default: all cores)")
-    verb.set_defaults(run=_demo_corpus)
+    verb.set_defaults(work=_demo_corpus)
 
     verb = verbs.add_parser("tokenize", help="raw WebDataset shards -> token shards, index and manifest")
     verb.add_argument("src", help="folder of raw shards (*.tar: .json, .N.png, .N.wav)")
     verb.add_argument("out", help="folder for token shards")
     verb.add_argument("--config", required=True, help="data.toml: the tokenizers and their settings")
     verb.add_argument("--processes", type=int, default=None, help="worker processes (default: all cores)")
-    verb.set_defaults(run=_tokenize)
+    verb.set_defaults(work=_tokenize)
 
     verb = verbs.add_parser("train", help="train a run, or continue it from its last good checkpoint")
     verb.add_argument("run", help="RUN.toml")
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="such as optimizer.learning_rate=1e-3"
     )
     verb.add_argument("--processes", type=int, default=1, help="ranks on this machine (default %(default)s)")
-    verb.set_defaults(run=_train)
+    verb.set_defaults(work=_train)
 
     verb = verbs.add_parser(
         "compare", help="run arms x seeds of a comparison and report which won, by how much"
@@ -88,19 +88,19 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--jobs", type=int, default=None, help="runs at a time (default: the file's)")
     verb.add_argument("--report-only", action="store_true", help="report on what has run; start nothing")
-    verb.set_defaults(run=_compare)
+    verb.set_defaults(work=_compare)
 
     verb = verbs.add_parser("describe", help="parameters and FLOPs of a run's model, per module and modality")
     verb.add_argument("run", help="RUN.toml")
     verb.add_argument("overrides", nargs="*", metavar="key=value")
-    verb.set_defaults(run=_describe)
+    verb.set_defaults(work=_describe)
 
     verb = verbs.add_parser(
         "bench", help="measure the model or the data path against what one would pick instead"
     )
     verb.add_argument("what", choices=("model", "data"))
     verb.add_argument("arguments", nargs=argparse.REMAINDER, help="see `motley bench model --help`")
-    verb.set_defaults(run=_bench)
+    verb.set_defaults(work=_bench)
     return top
 
 
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; a user's mistake is one message on stderr and exit code 2."""
     args = parser().parse_args(argv)
     try:
-        return args.run(args)
+        return args.work(args)
     except ConfigError as error:
         print(f"motley {args.verb}: {error}", file=sys.stderr)
         return 2

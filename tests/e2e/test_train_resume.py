@@ -1,0 +1,178 @@
+"""A run that was killed, told to stop or damaged ends with the loss curve of one that was left alone."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pretrain.checkpoint import checkpoints
+from pretrain.metrics import read_rows
+from tests.e2e.warm import Run, train
+from tests.pretrain.tiny_data import tiny_run, write_tiny_data
+from tests.toml_text import toml_text
+
+MEASURED = ("train/", "eval/", "optim/", "data/", "compute/", "tokens", "step")
+"""Names of metrics that may not depend on when a run was interrupted; the others are times and memory."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_tiny_data(folder)
+    return folder
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, data: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(toml_text(tiny_run(data, tmp_path / "runs")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, data: Path
+) -> Callable[[int], list[dict[str, Any]]]:
+    """Number of ranks -> rows of a run that nobody disturbed; trained once."""
+    rows: dict[int, list[dict[str, Any]]] = {}
+
+    def of(processes: int) -> list[dict[str, Any]]:
+        if processes not in rows:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            (folder / "tiny.toml").write_text(toml_text(tiny_run(data, folder / "runs")))
+            train([str(folder / "tiny.toml")], folder / "out", processes=processes)
+            rows[processes] = curve(folder / "runs" / "tiny")
+        return rows[processes]
+
+    return of
+
+
+def curve(run_dir: Path) -> list[dict[str, Any]]:
+    """All that was measured, without the times."""
+    rows = read_rows(run_dir / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name.startswith(MEASURED)} for row in rows]
+
+
+def last_step(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return max((row["step"] for row in read_rows(path)), default=0) if path.exists() else 0
+
+
+def names(run_dir: Path) -> list[str]:
+    folder = run_dir / "checkpoints"
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "before the first checkpoint": lambda run: last_step(run) >= 3,
+    "while saving": lambda run: any(name.startswith("saving.step_00000010") for name in names(run)),
+    "after saving": lambda run: "step_00000010" in names(run),
+    "after rows that no checkpoint holds": lambda run: last_step(run) >= 18,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_at_any_moment_the_curve_is_that_of_an_undisturbed_run(
+    tmp_path: Path, run_file: Path, undisturbed: Callable[[int], list[dict[str, Any]]], moment: str
+):
+    run_dir = tmp_path / "runs" / "tiny"
+    run = Run([str(run_file)], tmp_path / "out")
+    run.wait_until(lambda: MOMENTS[moment](run_dir))
+    run.signal(signal.SIGKILL)
+    assert run.codes() == [-signal.SIGKILL]
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 19, "train/lo')  # the row that the kill may have torn
+    train([str(run_file)], tmp_path / "out")
+
+    assert curve(run_dir) == undisturbed(1)
+    steps = [row["step"] for row in read_rows(run_dir / "metrics.jsonl")]
+    assert steps == [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == steps
+    assert not [name for name in names(run_dir) if not name.startswith("step_")]
+    first, second = json.loads((run_dir / "record.json").read_text())["attempts"]
+    assert "killed" in first["reason"] and second["reason"] == "all steps done"
+    assert second["from_step"] in (0, 5, 10, 15)
+
+
+def test_killed_again_and_again_on_two_ranks(
+    tmp_path: Path, run_file: Path, undisturbed: Callable[[int], list[dict[str, Any]]]
+):
+    run_dir = tmp_path / "runs" / "tiny"
+    for rank, moment in enumerate(("after saving", "after rows that no checkpoint holds")):
+        run = Run([str(run_file)], tmp_path / "out", processes=2)
+        run.wait_until(lambda moment=moment: MOMENTS[moment](run_dir))
+        run.signal(signal.SIGKILL, rank)  # one rank; then the launcher's part, at the other
+        run.signal(signal.SIGKILL)
+        assert run.codes() == [-signal.SIGKILL] * 2
+    train([str(run_file)], tmp_path / "out", processes=2)
+    assert curve(run_dir) == undisturbed(2)
+    # Ranks add in another order than one process does: fp32 over 24 steps, measured 3e-7.
+    for one, two in zip(undisturbed(1), undisturbed(2), strict=True):
+        assert one["data/fingerprint"] == two["data/fingerprint"]
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-5)
+        if "eval/loss" in one:
+            assert two["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGUSR2, 2)])
+def test_told_to_stop_it_saves_within_the_step_and_exits_85(
+    tmp_path: Path,
+    run_file: Path,
+    undisturbed: Callable[[int], list[dict[str, Any]]],
+    number: int,
+    processes: int,
+):
+    run_dir = tmp_path / "runs" / "tiny"
+    # Checkpoints only when told to, so that the one found is the signal's; rows at every step tell the step.
+    arguments = [str(run_file), "every_steps.checkpoint=1000", "every_steps.log=1", "total_tokens=512000"]
+    run = Run(arguments, tmp_path / "out", processes=processes)
+    run.wait_until(lambda: last_step(run_dir) >= 7)
+    run.signal(number, rank=processes - 1)  # not even rank 0 gets it: ranks agree
+    run.wait_until(lambda: any(name.startswith("saving.") for name in names(run_dir)))
+    run.signal(number)  # a second one, in the middle of the save
+    run.signal(signal.SIGTERM)
+    assert run.codes() == [85] * processes, run.text()
+    ((step, _),) = checkpoints(run_dir / "checkpoints")
+    assert last_step(run_dir) == step >= 7
+    attempt = json.loads((run_dir / "record.json").read_text())["attempts"][-1]
+    assert (attempt["exit_code"], attempt["to_step"]) == (85, step)
+    assert step < 2000
+
+
+def test_stopped_and_continued_is_undisturbed(
+    tmp_path: Path, run_file: Path, undisturbed: Callable[[int], list[dict[str, Any]]]
+):
+    run_dir = tmp_path / "runs" / "tiny"
+    run = Run([str(run_file)], tmp_path / "out")
+    run.wait_until(lambda: last_step(run_dir) >= 6)
+    run.signal(signal.SIGINT)
+    assert run.codes() == [85], run.text()
+    train([str(run_file)], tmp_path / "out")
+    assert curve(run_dir) == undisturbed(1)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(
+    tmp_path: Path, run_file: Path, undisturbed: Callable[[int], list[dict[str, Any]]]
+):
+    run_dir = tmp_path / "runs" / "tiny"
+    run = Run([str(run_file)], tmp_path / "out")
+    run.wait_until(lambda: "step_00000010" in names(run_dir))
+    run.signal(signal.SIGKILL)
+    run.codes()
+    _, newest = checkpoints(run_dir / "checkpoints")[-1]
+    victim = max((file for file in newest.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    (tmp_path / "out").write_text("")
+    train([str(run_file)], tmp_path / "out")
+    assert f"{newest} is damaged and passed over" in (tmp_path / "out").read_text()
+    assert victim.name in (tmp_path / "out").read_text()
+    assert curve(run_dir) == undisturbed(1)
