@@ -169,7 +169,7 @@ class TowerRowParallelLinear(RowParallelLinear):
 
 
 class TowerNorm(nn.Module):
-    """RMSNorm over the last axis with one weight per tower; statistics in fp32."""
+    """RMSNorm over features with one weight per tower; computed in fp32."""
 
     def __init__(self, features: int, shards: Sequence[str], eps: float) -> None:
         super().__init__()
@@ -178,14 +178,43 @@ class TowerNorm(nn.Module):
         self.weight = nn.ParameterDict([(name, nn.Parameter(torch.ones(features))) for name in shards])
 
     def forward(
-        self, x: Float[Tensor, "tokens *heads features"], counts: tuple[int, ...]
-    ) -> Float[Tensor, "tokens *heads features"]:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        self, x: Float[Tensor, "tokens features"], counts: tuple[int, ...]
+    ) -> Float[Tensor, "tokens features"]:
         weights = [self.weight[name] for name in self.shards]
-        pieces = normed.split(_rows(counts, len(weights), x.shape[0]))
-        out = [piece * weight for piece, weight in zip(pieces, weights, strict=True)]
-        return (out[0] if len(out) == 1 else torch.cat(out)).to(x.dtype)
+        return _SlicedNorm.apply(x, _rows(counts, len(weights), x.shape[0]), self.eps, *weights)
+
+
+class _SlicedNorm(torch.autograd.Function):
+    """By hand, because autograd's passes over memory would cost more than the arithmetic."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: tuple[int, ...], eps: float, *weights: Tensor) -> Tensor:
+        wide = x.float()
+        inverse_rms = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        out = wide * inverse_rms
+        for piece, weight in zip(out.split(rows), weights, strict=True):
+            piece.mul_(weight)
+        ctx.save_for_backward(x, inverse_rms, *weights)
+        ctx.rows = rows
+        return out.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, inverse_rms, *weights = ctx.saved_tensors
+        wide, grad = x.float(), grad.float()
+        # out = x r w with r = 1 / rms(x):  dw = sum(dout x r),  dx = dout w r - x r^2 mean(dout w x r)
+        product = grad * wide
+        pulls, grad_weights, grad_x = [], [], torch.empty_like(wide)
+        pieces = zip(
+            *(part.split(ctx.rows) for part in (product, inverse_rms, grad, grad_x)), weights, strict=True
+        )
+        for product_piece, inverse_piece, grad_piece, grad_x_piece, weight in pieces:
+            grad_weights.append(inverse_piece.squeeze(1) @ product_piece)
+            pulls.append(product_piece @ weight.float())
+            torch.mul(grad_piece, weight, out=grad_x_piece)
+        pull = torch.cat(pulls).unsqueeze(1).mul_(inverse_rms.square() / -x.shape[1])
+        grad_x.addcmul_(wide, pull).mul_(inverse_rms)
+        return grad_x.to(x.dtype), None, None, *grad_weights
 
 
 def _rows(counts: tuple[int, ...], num_shards: int, tokens: int) -> tuple[int, ...]:
@@ -204,7 +233,7 @@ def _shards(
     *,
     partition_dim: int,
     stride: int,
-    group: ProcessGroup | None,
+    group: Any,
 ) -> nn.ParameterDict:
     """This rank's part of one weight per name, with the attributes by which DeepSpeed and megatron-core tell
     them."""

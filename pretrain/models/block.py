@@ -6,11 +6,12 @@ from torch.utils.checkpoint import checkpoint
 
 from parallel.routing import Routing
 from parallel.towers import TowerNorm
-from pretrain.models.attention import Attention, Rotary
+from pretrain.models.attention import Attention
 from pretrain.models.attention_mask import AttentionMask
 from pretrain.models.config import ModelConfig
 from pretrain.models.feed_forward import FeedForward
 from pretrain.models.initial_weights import InitialWeights
+from pretrain.models.query_key import Rotary
 
 
 class Block(nn.Module):
@@ -36,7 +37,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "tokens d_model"], routing: Routing, mask: AttentionMask, rotary: Rotary
     ) -> Float[Tensor, "tokens d_model"]:
-        """`x` is sorted by tower; mask and rotary are in sequence order."""
+        """`x`, `rotary` and the result are sorted by tower; `mask` is in sequence order."""
         if self.activation_checkpointing and self.training:
             # Nothing here draws random numbers, so their state need not be kept for the second forward.
             return checkpoint(

@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from parallel.towers import TowerColumnParallelLinear, TowerNorm
 from pretrain.losses import linear_cross_entropy
-from pretrain.models.attention import rotary_table
 from pretrain.models.block import Block
 from pretrain.models.config import SHARED_TOWER, ModelConfig
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
+from pretrain.models.query_key import rotary_table
 
 
 class Embedding(nn.Module):

@@ -1,7 +1,9 @@
 """SwiGLU feed-forward with one set of weights per tower."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,5 +28,30 @@ class FeedForward(nn.Module):
     def forward(
         self, x: Float[Tensor, "tokens d_model"], counts: tuple[int, ...]
     ) -> Float[Tensor, "tokens d_model"]:
-        gate, up = self.gate_up(x, counts).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up, counts)
+        return self.down(swiglu(self.gate_up(x, counts)), counts)
+
+
+def swiglu(gate_up: Float[Tensor, "tokens twice_width"]) -> Float[Tensor, "tokens width"]:
+    """silu(first half) * second half."""
+    return _SwiGLU.apply(gate_up)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps its input only and writes both halves of the gradient in place; autograd would keep silu(gate) as
+    well and join the halves by a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up)
+        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        torch.mul(F.silu(gate), grad, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        return grad_gate_up

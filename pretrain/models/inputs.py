@@ -26,7 +26,7 @@ class ModelInputs:
     """float32, sorted: a token's weight in the row of its target's modality, 0 in the others. A matrix, so
     that sums per modality are one product: deterministic on every device."""
     positions: Int[Tensor, " tokens"]
-    """int64, sequence order: position within the document."""
+    """int64, sorted: position within the document."""
     mask: AttentionMask
     """Sequence order."""
     routing: Routing
@@ -95,7 +95,7 @@ def build_inputs(batch: Batch, config: ModelConfig, *, document_mask: bool = Tru
         input_ids=torch.from_numpy(sorted_flat(batch.input_ids, np.int64)),
         target_ids=torch.from_numpy(sorted_flat(batch.target_ids, np.int64)),
         loss_weights=torch.from_numpy(loss_weights),
-        positions=torch.from_numpy(batch.positions.reshape(-1).astype(np.int64)),
+        positions=torch.from_numpy(sorted_flat(batch.positions, np.int64)),
         mask=mask,
         routing=routing,
         weight_per_modality=tuple(loss_weights.sum(axis=1, dtype=np.float64).tolist()),

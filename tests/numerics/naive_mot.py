@@ -1,0 +1,125 @@
+"""Mixture-of-Transformers token by token, from Algorithm 1 of arXiv 2411.04996: a reference that shares no
+code with the model. Everything is a loop in fp64; nothing is sorted, fused, batched or masked."""
+
+from collections.abc import Mapping
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from data_pipeline.batch import Batch
+from pretrain.models.config import ModelConfig
+
+
+class NaiveMoT:
+    """`weights`: the parameters of a Decoder by name; the only knowledge of it is how they are named and laid
+    out."""
+
+    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+        self.config = config
+        self.weights = {
+            name: value.detach().double().clone().requires_grad_() for name, value in weights.items()
+        }
+
+    def _weight(self, layer: str, part: str, modality: int) -> Tensor:
+        tower = list(self.config.towers.values())[modality]
+        return self.weights[f"{layer}.weight.{tower if part in self.config.untied else 'shared'}"]
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x / torch.sqrt((x * x).mean() + self.config.norm_eps) * weight
+
+    def _rope(self, x: Tensor, position: int) -> Tensor:
+        out = list(x)
+        for i in range(0, len(x), 2):
+            angle = torch.tensor(position * self.config.rope_theta ** (-i / len(x)), dtype=torch.float64)
+            out[i] = x[i] * angle.cos() - x[i + 1] * angle.sin()
+            out[i + 1] = x[i] * angle.sin() + x[i + 1] * angle.cos()
+        return torch.stack(out)
+
+    def _project(self, x: Tensor, layer: str, modality: int, position: int) -> tuple[list, list, list]:
+        """Queries per head, keys and values per kv head, of one token."""
+        c = self.config
+        rows = (self._weight(f"{layer}.qkv", "attention", modality) @ x).split(c.head_dim)
+        queries, keys = rows[: c.num_heads], rows[c.num_heads : -c.kv_heads]
+        if c.qk_norm:
+            for_queries, for_keys = self._weight(f"{layer}.qk", "attention", modality).chunk(2)
+            queries = [self._norm(q, for_queries) for q in queries]
+            keys = [self._norm(k, for_keys) for k in keys]
+        return (
+            [self._rope(q, position) for q in queries],
+            [self._rope(k, position) for k in keys],
+            list(rows[-c.kv_heads :]),
+        )
+
+    def _attention(
+        self, xs: list[Tensor], layer: str, modality: list[int], position: list[int], document: list[int]
+    ) -> list[Tensor]:
+        c = self.config
+        projected = [self._project(x, layer, m, p) for x, m, p in zip(xs, modality, position, strict=True)]
+        outputs = []
+        for i in range(len(xs)):
+            seen = [j for j in range(i + 1) if document[j] == document[i]]
+            heads = []
+            for head in range(c.num_heads):
+                group = head // (c.num_heads // c.kv_heads)
+                q = projected[i][0][head]
+                scores = torch.stack([q @ projected[j][1][group] / sqrt(c.head_dim) for j in seen])
+                shares = scores.exp() / scores.exp().sum()
+                heads.append(
+                    sum(share * projected[j][2][group] for share, j in zip(shares, seen, strict=True))
+                )
+            outputs.append(self._weight(f"{layer}.out", "attention", modality[i]) @ torch.cat(heads))
+        return outputs
+
+    def _feed_forward(self, x: Tensor, layer: str, modality: int) -> Tensor:
+        gate, up = (self._weight(f"{layer}.gate_up", "feed_forward", modality) @ x).chunk(2)
+        return self._weight(f"{layer}.down", "feed_forward", modality) @ (gate / (1 + (-gate).exp()) * up)
+
+    def sequence_logits(
+        self, ids: list[int], modality: list[int], position: list[int], document: list[int]
+    ) -> Tensor:
+        """[tokens, vocab] of one sequence."""
+
+        def norm(x: Tensor, m: int, which: str) -> Tensor:
+            return self._norm(x, self._weight(f"{which}_norm", "norm", m))
+
+        xs = [self.weights["embedding.weight.shared"][i] for i in ids]
+        for index in range(self.config.num_layers):
+            name = f"blocks.{index}"
+            attention, feed_forward = f"{name}.attention", f"{name}.feed_forward"
+
+            if self.config.norm_placement == "post":
+                seen = self._attention(xs, attention, modality, position, document)
+                xs = [x + norm(a, m, attention) for x, a, m in zip(xs, seen, modality, strict=True)]
+                xs = [
+                    x + norm(self._feed_forward(x, feed_forward, m), m, feed_forward)
+                    for x, m in zip(xs, modality, strict=True)
+                ]
+            else:
+                normed = [norm(x, m, attention) for x, m in zip(xs, modality, strict=True)]
+                seen = self._attention(normed, attention, modality, position, document)
+                xs = [x + a for x, a in zip(xs, seen, strict=True)]
+                xs = [
+                    x + self._feed_forward(norm(x, m, feed_forward), feed_forward, m)
+                    for x, m in zip(xs, modality, strict=True)
+                ]
+        head = self.weights["head.weight.shared"]
+        return torch.stack([head @ norm(x, m, "final") for x, m in zip(xs, modality, strict=True)])
+
+    def objective(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(summed loss with z-loss, logits [sequences, context, vocab]) of a batch."""
+        total = torch.zeros((), dtype=torch.float64)
+        rows = []
+        for b in range(batch.num_sequences):
+            logits = self.sequence_logits(
+                *(
+                    values[b].tolist()
+                    for values in (batch.input_ids, batch.input_modality, batch.positions, batch.document_ids)
+                )
+            )
+            rows.append(logits)
+            for i in range(batch.sequence_tokens):
+                log_z = logits[i].exp().sum().log()
+                loss = log_z - logits[i, int(batch.target_ids[b, i])] + self.config.z_loss * log_z**2
+                total = total + float(batch.loss_weights[b, i]) * loss
+        return total, torch.stack(rows)

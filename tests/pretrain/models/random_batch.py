@@ -1,0 +1,64 @@
+"""Batches of random documents with random modality spans, for tests of the model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_pipeline.batch import Batch
+from pretrain.models.config import ModelConfig
+
+DENSE = {"text": "all", "image": "all", "speech": "all"}
+MOT = {"text": "text", "image": "image", "speech": "speech"}
+IMAGE_SPEECH_SHARED = {"text": "text", "image": "other", "speech": "other"}
+TWO_TOWERS = {"text": "text", "image": "image"}
+
+
+def tiny_config(towers: dict[str, str], **changes: object) -> ModelConfig:
+    """2 layers, d_model 16, 4 heads in 2 groups, 40 ids."""
+    values: dict[str, object] = {
+        "num_layers": 2, "d_model": 16, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden": 24,
+        "context_tokens": 24, "vocab_tokens": 40, "init_std": 0.2,
+    }  # fmt: skip
+    return ModelConfig.model_validate({**values, "towers": towers, **changes})
+
+
+def random_batch(
+    config: ModelConfig,
+    *,
+    sequences: int = 2,
+    seed: int = 0,
+    document_tokens: tuple[int, int] = (3, 11),
+    present: Sequence[int] | None = None,
+    padding_tokens: int = 3,
+) -> Batch:
+    """Documents of `document_tokens` (inclusive) tokens, spans of 1-4 tokens of one of the modalities
+    `present`; the last `padding_tokens` of the last sequence are padding."""
+    rng = np.random.default_rng(seed)
+    present = range(len(config.modalities)) if present is None else present
+    shape = (sequences, config.context_tokens)
+    documents, positions = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
+    for row in range(sequences):
+        end = shape[1] - (padding_tokens if row == sequences - 1 else 0)
+        at = document = 0
+        while at < end:
+            length = min(end - at, int(rng.integers(*document_tokens, endpoint=True)))
+            documents[row, at : at + length] = document
+            positions[row, at : at + length] = np.arange(length)
+            at, document = at + length, document + 1
+
+    def spans() -> np.ndarray:
+        drawn = np.repeat(rng.choice(list(present), size=2 * sequences * shape[1]), rng.integers(1, 5))
+        return drawn[: sequences * shape[1]].reshape(shape).astype(np.uint8)
+
+    filled = documents >= 0
+    ids = rng.integers(1, config.vocab_tokens, (2, *shape), dtype=np.int32) * filled
+    return Batch(
+        input_ids=ids[0],
+        target_ids=ids[1],
+        loss_weights=filled.astype(np.float32),
+        positions=positions,
+        document_ids=documents,
+        input_modality=np.where(filled, spans(), 0).astype(np.uint8),
+        target_modality=np.where(filled, spans(), 0).astype(np.uint8),
+        samples=tuple((f"shard/{row}",) for row in range(sequences)),
+    )
