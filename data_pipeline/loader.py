@@ -5,14 +5,17 @@ step; the worker reads it and sends one message back. A plan says all, so neithe
 how far they read ahead is visible in the data, and the state moves when a step is taken, not when it is read.
 """
 
+import os
 import signal
+import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,41 +73,32 @@ class Loader:
             raise ConfigError(f"dp_rank = {dp_rank}: legal are 0 ... {dp_size - 1}")
         self._state = state or stream.start()
         stream.check(self._state)
-        self._stream = stream
-        self._positions = np.arange(dp_rank, stream.sequences_per_step, dp_size)
         self._micro_batch_sequences = micro_batch_sequences
         self._max_bad_documents = max_bad_documents
         self.bad_documents: dict[str, None] = {}
         """Names of all documents that could not be read so far, in order."""
-        self._ahead: deque[tuple[StreamState, float, tuple[float, ...]]] = deque()
+        self._ahead: deque[_StepFacts] = deque()
         reader = _Reader(stream)
+        positions = np.arange(dp_rank, stream.sequences_per_step, dp_size)
+        plans = _plan_ahead(stream, self._state, positions, self._ahead)
         if num_workers == 0:
-            self._results: Iterator[Any] = (reader[plan] for plan in self._plans())
+            self._results: Iterator[Any] = (reader[plan] for plan in plans)
             self._close: Callable[[], object] = lambda: None
         else:
             loader = DataLoader(
                 reader,
                 batch_size=None,
-                sampler=self._plans(),  # type: ignore[arg-type]  # any iterable of what __getitem__ takes
+                sampler=plans,  # type: ignore[arg-type]  # any iterable of what __getitem__ takes
                 num_workers=num_workers,
                 prefetch_factor=prefetch_steps,
                 collate_fn=_as_it_is,
-                worker_init_fn=_ignore_signals,
+                worker_init_fn=_live_and_die_with_the_parent,
                 multiprocessing_context="fork",
                 generator=torch.Generator(),  # else it draws from the global one: a resumed run would differ
             )
             self._results = iter(loader)
             self._close = weakref.finalize(self, _stop, self._results)
-
-    def _plans(self) -> Iterator[Plan]:
-        """This rank's share of each step; runs ahead of next_step by what the workers prefetch."""
-        state = self._state
-        stream = self._stream
-        total = stream.sequences_per_step * stream.context_tokens
-        while True:
-            plan, state = stream.plan_step(state)
-            self._ahead.append((state, plan.filled_slots / total, stream.epochs(state)))
-            yield plan.take(self._positions)
+            _explain_deaths()
 
     def next_step(self) -> StepBatch:
         """The next step. Raises ReaderDied if a worker was killed, WrongChecksum after too many bad
@@ -114,13 +108,9 @@ class Loader:
         try:
             result = next(self._results)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker" not in str(error) or isinstance(error, ReaderDied):
                 raise
-            raise ReaderDied(
-                f"a worker that reads the data has died ({error}). Killed by the kernel: too little memory, "
-                f"lower data.num_workers or data.prefetch_steps. Otherwise its message is above; "
-                f"data.num_workers=0 reads in this process. The run goes on from its last checkpoint."
-            ) from error
+            raise _reader_died(error) from error
         if isinstance(result, Exception):
             raise result
         batch, bad = result
@@ -163,6 +153,25 @@ def check_division(sequences_per_step: int, dp_size: int, micro_batch_sequences:
             f"micro-batches of {micro_batch_sequences}; change tokens_per_step, the number of ranks or the "
             f"micro-batch"
         )
+
+
+class _StepFacts(NamedTuple):
+    """What the plan of a step says of it, kept until the step has been read."""
+
+    state_after: StreamState
+    fill_frac: float
+    epochs: tuple[float, ...]
+
+
+def _plan_ahead(
+    stream: Stream, state: StreamState, positions: np.ndarray, ahead: deque[_StepFacts]
+) -> Iterator[Plan]:
+    """One rank's share of each step from `state` on; it runs ahead of next_step by what workers prefetch."""
+    total = stream.sequences_per_step * stream.context_tokens
+    while True:
+        plan, state = stream.plan_step(state)
+        ahead.append(_StepFacts(state, plan.filled_slots / total, stream.epochs(state)))
+        yield plan.take(positions)
 
 
 class _Reader(Dataset[Any]):
@@ -218,10 +227,52 @@ def _as_it_is(result: Any) -> Any:
     return result
 
 
-def _ignore_signals(_worker: int) -> None:
-    """A cluster signals every process of a job; the main one decides, and still needs its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+_JOB_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_PARENT_CHECK_S = 1.0
+
+
+def _live_and_die_with_the_parent(_worker: int) -> None:
+    """What ends a worker is its parent: by telling it to, or by ending itself, in whatever way.
+
+    A cluster signals every process of a job: the main one decides, and still needs its workers to write a
+    checkpoint. And after a kill -9 of the parent, a worker whose last message fills the pipe would wait for
+    ever for a reader, holding memory and the job's output open.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        sent = signal.sigtimedwait(_JOB_SIGNALS, _PARENT_CHECK_S)
+        if sent is not None and sent.si_signo == signal.SIGTERM and sent.si_pid == parent:
+            break
+    os._exit(0)
+
+
+def _reader_died(error: RuntimeError) -> ReaderDied:
+    return ReaderDied(
+        f"a process that reads the data has died ({str(error).strip()}). If the kernel killed it for want "
+        f"of memory, lower data.num_workers or data.prefetch_steps; data.num_workers=0 reads without such "
+        f"processes. The run can go on from its last checkpoint."
+    )
+
+
+def _explain_deaths() -> None:
+    """Let the death of a worker, which torch raises wherever the main thread is just then, say what to do."""
+    raises = signal.getsignal(signal.SIGCHLD)
+    if not callable(raises) or getattr(raises, "explains_deaths", False):
+        return
+
+    def explain(number: int, frame: FrameType | None) -> None:
+        try:
+            raises(number, frame)
+        except RuntimeError as error:
+            raise _reader_died(error) from None
+
+    explain.explains_deaths = True  # type: ignore[attr-defined]
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, explain)
 
 
 def _stop(results: Any) -> None:

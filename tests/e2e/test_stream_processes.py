@@ -9,6 +9,7 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data_pipeline.index import TokenSource
@@ -40,7 +41,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def _rank(
-    folders: list[Path], out: Path, dp_rank: int, dp_size: int, num_workers: int, num_steps: int, close: bool
+    folders: list[Path],
+    out: Path,
+    dp_rank: int,
+    dp_size: int,
+    num_workers: int,
+    num_steps: int,
+    pace_s: float,
 ) -> None:
     """Read steps to `num_steps` from the state saved in `out`, if any, noting what was read at each.
 
@@ -72,18 +79,18 @@ def _rank(
                 log.write(f"{step} {position} {hashlib.sha256(data).hexdigest()}\n")
         with atomic_file(saved) as file:
             file.write(json.dumps({"step": step + 1, "state": taken.state_after.to_json()}).encode())
-    if close:
+        time.sleep(pace_s)
+    if dp_rank % 2 == 0:  # one that just ends must not hang either
         loader.close()
 
 
 def _start(
-    folders: list[Path], out: Path, dp_size: int, num_workers: int, num_steps: int
+    folders: list[Path], out: Path, dp_size: int, num_workers: int, num_steps: int = 30, pace_s: float = 0.0
 ) -> list[BaseProcess]:
     out.mkdir(exist_ok=True)
     ranks: list[BaseProcess] = []
     for r in range(dp_size):
-        close = r % 2 == 0  # one that just ends must not hang either
-        arguments = (folders, out, r, dp_size, num_workers, num_steps, close)
+        arguments = (folders, out, r, dp_size, num_workers, num_steps, pace_s)
         ranks.append(FORK.Process(target=_rank, args=arguments))
         ranks[-1].start()
     return ranks
@@ -108,7 +115,7 @@ def _batches(out: Path) -> dict[int, list[str]]:
 @pytest.fixture(scope="module")
 def reference(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[str]]:
     out = tmp_path_factory.mktemp("reference")
-    _finish(_start(folders, out, 1, 0, 30))
+    _finish(_start(folders, out, 1, 0))
     batches = _batches(out)
     assert list(batches) == list(range(30)) and all(len(b) == STEP_SEQUENCES for b in batches.values())
     # not all differ: a piece of a long document that fills a sequence by itself comes again with each epoch
@@ -123,7 +130,7 @@ def test_ranks_and_workers_do_not_change_a_byte(
     folders: list[Path], reference: dict[int, list[str]], tmp_path: Path, dp_size: int, num_workers: int
 ) -> None:
     """Also with fewer shards than ranks x workers, of which the second source has one."""
-    _finish(_start(folders, tmp_path, dp_size, num_workers, 30))
+    _finish(_start(folders, tmp_path, dp_size, num_workers))
     assert _batches(tmp_path) == reference
 
 
@@ -136,13 +143,16 @@ def test_killed_and_resumed_with_another_number_of_ranks_and_workers(
     workers: tuple[int, ...],
 ) -> None:
     for attempt, (dp_size, num_workers) in enumerate(zip(sizes[:-1], workers[:-1], strict=True)):
-        ranks = _start(folders, tmp_path, dp_size, num_workers, 10_000)
+        ranks = _start(folders, tmp_path, dp_size, num_workers, 10_000, pace_s=0.01)
         resume = _wait_for_step(tmp_path, dp_size, 8 * (attempt + 1))
+        workers_of_all = [pid for rank in ranks for pid in _children(rank)]
+        assert len(workers_of_all) == dp_size * num_workers
         for rank in ranks:
             assert rank.pid is not None
             os.kill(rank.pid, signal.SIGKILL)
         for rank in ranks:
             rank.join(20)
+        _await_end(workers_of_all)
         # the last step that all ranks have done: where the checkpoint of a training would stand
         assert resume["step"] >= 8 * (attempt + 1)
         (tmp_path / "resume.json").write_text(json.dumps(resume))
@@ -152,6 +162,18 @@ def test_killed_and_resumed_with_another_number_of_ranks_and_workers(
     _finish(_start(folders, tmp_path, sizes[-1], workers[-1], steps))
     found = _batches(tmp_path)
     assert {step: found[step] for step in reference} == reference
+
+
+def _children(process: BaseProcess) -> list[int]:
+    return [child.pid for child in psutil.Process(process.pid).children()]
+
+
+def _await_end(pids: list[int]) -> None:
+    """Workers whose rank was killed must not stay behind."""
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in pids if psutil.pid_exists(pid)]:
+        assert time.monotonic() < deadline, f"workers {left} outlive their rank"
+        time.sleep(0.02)
 
 
 def _wait_for_step(out: Path, dp_size: int, step: int) -> dict:
