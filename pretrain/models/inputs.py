@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data_pipeline.batch import Batch
 from parallel.routing import Routing, route
+from pretrain.models.accounting import visible_pairs
 from pretrain.models.attention_mask import AttentionMask, mask_documents
 from pretrain.models.config import ModelConfig
 
@@ -90,7 +91,7 @@ def build_inputs(batch: Batch, config: ModelConfig, *, document_mask: bool = Tru
 
     mask = mask_documents(batch.document_ids, within=document_mask)
     padding = batch.document_ids < 0
-    pairs = sum(n * (n + 1) // 2 for n in _document_lengths(batch.document_ids, within=document_mask))
+    pairs = visible_pairs(_document_lengths(batch.document_ids, within=document_mask))
     return ModelInputs(
         input_ids=torch.from_numpy(sorted_flat(batch.input_ids, np.int64)),
         target_ids=torch.from_numpy(sorted_flat(batch.target_ids, np.int64)),
