@@ -17,14 +17,17 @@ class ConfigError(ValueError):
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
-    """Parse a TOML file. Raises ConfigError for a missing file or bad syntax."""
+    """Parse a TOML file, or a resolved config, which is JSON. Raises ConfigError for a missing file or bad syntax."""
     path = Path(path)
     try:
-        return tomllib.loads(path.read_text())
+        text = path.read_text()
+        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a TOML file: {error}") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 

@@ -83,3 +83,13 @@ def test_unreadable_file_is_named(tmp_path: Path, content: str | None, expected:
 def test_folder_instead_of_a_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(Outer, tmp_path)
+
+
+def test_a_resolved_config_is_json_and_loads_like_toml(tmp_path: Path) -> None:
+    path = tmp_path / "config.resolved.json"
+    path.write_text('{"name": "a", "inner": {"learning_rate": 0.5}}')
+    config = load_config(Outer, path, ["name=b"])
+    assert (config.name, config.inner.learning_rate) == ("b", 0.5)
+    path.write_text('{"name": ')
+    with pytest.raises(ConfigError, match="config.resolved.json: not valid JSON"):
+        load_config(Outer, path)

@@ -1,0 +1,155 @@
+"""The report of a comparison: one page without network, a picture, JSON and CSV. Imports no torch."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pretrain import figures, quantities, report_files, report_tables
+from pretrain.caveats import caveats
+from pretrain.findings import Findings
+from pretrain.verdict import headline, verdicts
+
+TRAIN_SMOOTHING_ROWS = 9
+"""Rows in the centred mean of the training curves; held-out curves are never smoothed."""
+
+
+def write_report(findings: Findings, folder: Path) -> Path:
+    """Write index.html, summary.json, summary.png and the CSV files; returns the page's path.
+
+    Each file is replaced whole, so a reader never sees half of one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, bytes] = {
+        "summary.json": (
+            json.dumps(report_files.summary(findings), indent=1, allow_nan=False) + "\n"
+        ).encode(),
+        "curves.csv": report_files.curves_csv(findings).encode(),
+        "final.csv": report_files.final_csv(findings).encode(),
+        "step_matching.csv": report_files.step_matching_csv(findings).encode(),
+        "summary.png": figures.summary_png(findings),
+        "index.html": page(findings).encode(),
+    }
+    for name, content in files.items():
+        partial_file = folder / f"{name}.partial"
+        partial_file.write_bytes(content)
+        os.replace(partial_file, folder / name)
+    return folder / "index.html"
+
+
+def page(findings: Findings) -> str:
+    """The whole report as one HTML document."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["unbroken"] = lambda text: re.sub(r"(?<=\d) (?=%|[kMBT] )", "\u00a0", text)
+    plan = findings.plan
+    return environment.get_template("report.html.j2").render(
+        findings=findings,
+        plan=plan,
+        config=plan.config,
+        first=plan.runs[0].config,
+        q=quantities,
+        headlines={arm: headline(findings, arm) for arm in plan.others},
+        verdicts={arm: verdicts(findings, arm) for arm in plan.others},
+        caveats=caveats(findings),
+        colours=figures.ARM_COLOURS,
+        arm_index={arm: i for i, arm in enumerate(plan.arms)},
+        design=report_tables.design_table(findings),
+        losses=report_tables.loss_table(findings),
+        matching={arm: report_tables.matching_table(findings, arm) for arm in plan.others},
+        conditional=report_tables.conditional_table(findings),
+        system=report_tables.system_table(findings),
+        panels=_panels(findings),
+        smoothing=TRAIN_SMOOTHING_ROWS,
+        command=reproduce_command(findings),
+        provenance=report_tables.provenance(findings),
+    )
+
+
+def reproduce_command(findings: Findings) -> str:
+    plan = findings.plan
+    return shlex.join(["motley", "compare", str(plan.path), *plan.overrides])
+
+
+# --------------------------------------------------------------------------------------------------- figures
+
+
+def _panels(findings: Findings) -> dict[str, Any]:
+    """Name -> SVG panels; a name with a table below it has one entry per axis or arm."""
+    modalities, plan = findings.modalities, findings.plan
+
+    def svg(key: str, label: str, draw: figures.Draw, **size: Any) -> Markup:
+        return Markup(figures.svg_panel(draw, key=key, label=str(Markup.escape(label)), **size))
+
+    def curves(metric_prefix: str, axis: str, window: int = 1) -> list[Markup]:
+        return [
+            svg(
+                f"{metric_prefix.replace('/', '-')}-{axis}-{m}",
+                f"{metric_prefix} of {m} against {axis}",
+                partial(
+                    figures.draw_curves,
+                    findings=findings,
+                    metric=f"{metric_prefix}/{m}",
+                    axis=axis,
+                    title=m,
+                    window=window,
+                ),
+            )
+            for m in modalities
+        ]
+
+    gains = [
+        svg(
+            f"gain-{a}-{b}",
+            f"gain of {b} from {a}",
+            partial(
+                figures.draw_gain, findings=findings, metric=f"eval/gain/{a}_to_{b}", title=f"{a} \u2192 {b}"
+            ),
+        )
+        for a, b in findings.directions
+        if (plan.config.baseline, f"eval/gain/{a}_to_{b}") in findings.conditional
+    ]
+    return {
+        "heldout": {axis: curves("eval/loss", axis) for axis in ("tokens", "flops", "seconds")},
+        "train": curves("train/loss", "tokens", TRAIN_SMOOTHING_ROWS),
+        "forest": {
+            arm: svg(
+                f"forest-{i}",
+                f"final differences of {arm}",
+                partial(figures.draw_forest, findings=findings, arm=arm),
+                inches=(9.0, 0.85 + 0.42 * len(modalities)),
+            )
+            for i, arm in enumerate(plan.others)
+        },
+        "gap": {arm: _per_modality(findings, arm, "gap", figures.draw_gap, svg) for arm in plan.others},
+        "matching": {
+            arm: _per_modality(findings, arm, "matching", figures.draw_matching, svg) for arm in plan.others
+        },
+        "gains": gains,
+    }
+
+
+def _per_modality(
+    findings: Findings, arm: str, kind: str, draw: Callable[..., None], svg: Callable[..., Markup]
+) -> list[Markup]:
+    index = findings.plan.others.index(arm)
+    return [
+        svg(
+            f"{kind}-{index}-{m}",
+            f"{kind} of {arm}, {m}",
+            partial(draw, findings=findings, contrast=findings.contrast(arm, m)),
+        )
+        for m in findings.modalities
+    ]

@@ -1,0 +1,182 @@
+"""Synthetic comparisons: run directories in the format of pretrain/metrics.py, made from known loss
+curves."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pretrain.compare_config import Plan, make_plan, write_plan
+
+BASE = """
+name = "tiny"
+total_tokens = 614_400
+tokens_per_step = 1_024
+runs_dir = "{runs}"
+[model]
+num_layers = 2
+d_model = 64
+num_heads = 2
+context_tokens = 256
+vocab_tokens = 2_816
+[model.towers]
+text = "text"
+image = "image"
+speech = "speech"
+[data]
+heldout = "{runs}/tokens/heldout"
+train = [{{path = "{runs}/tokens/train"}}]
+[optimizer]
+learning_rate = 1e-3
+[optimizer.schedule]
+warmup_steps = 20
+[every_steps]
+log = 10
+eval = 20
+"""
+
+COMPARISON = """
+name = "dense_vs_mot"
+question = "Do modality-specific weights help at equal compute?"
+base = "base.toml"
+baseline = "dense"
+vary = ["model.towers"]
+seeds = [1, 2, 3]
+tuning = "Chosen for both arms by the same sweep."
+[arms.dense.model]
+towers = {text = "all", image = "all", speech = "all"}
+[arms.mot]
+"""
+
+FLOOR = {"text": 1.9, "image": 2.6, "speech": 1.4}
+MODALITIES = tuple(FLOOR)
+START = 7.9
+
+
+@dataclass(frozen=True)
+class Files:
+    comparison: Path
+    base: Path
+
+
+@pytest.fixture
+def comparison_files(tmp_path: Path) -> Callable[..., Files]:
+    """Writes base.toml and compare.toml; `edit` maps the texts to what a test wants instead."""
+
+    def write(
+        base_edit: Callable[[str], str] = lambda text: text, edit: Callable[[str], str] = lambda text: text
+    ) -> Files:
+        base, comparison = tmp_path / "base.toml", tmp_path / "compare.toml"
+        base.write_text(base_edit(BASE.format(runs=tmp_path / "runs")))
+        comparison.write_text(edit(COMPARISON))
+        return Files(comparison, base)
+
+    return write
+
+
+def power_law(step: float, floor: float, multiplier: float) -> float:
+    """Loss of a run that learns `multiplier` times as fast per step, started at START."""
+    return floor + (START - floor) * (1 + step * multiplier / 15) ** -0.55
+
+
+@pytest.fixture
+def write_runs() -> Callable[..., None]:
+    return _write_runs
+
+
+def _write_runs(
+    plan: Plan,
+    multiplier: Callable[[str, str], float] = lambda arm, modality: 1.0,
+    *,
+    noise: float = 0.0,
+    seed_noise: float = 0.0,
+    shift: Callable[[str, str, float], float] = lambda arm, modality, frac: 0.0,
+    step_s: Callable[[str], float] = lambda arm: 0.1,
+    flops_per_token: Callable[[str], float] = lambda arm: 3e6,
+    fingerprint_salt: Callable[[str], str] = lambda arm: "",
+    until: Callable[[str, int], int | None] = lambda arm, seed: None,
+) -> None:
+    """Write comparison.json and every run's files. `multiplier(arm, modality)` is the speed of learning that
+    step matching has to find; `noise` moves each evaluation, `seed_noise` a whole run; `shift(arm, modality,
+    share of the run)` is added to the curve; `until(arm, seed)` stops a run early (0: not started)."""
+    write_plan(plan)
+    for run in plan.runs:
+        config, arm, seed = run.config, run.arm, run.seed
+        stop = until(arm, seed)
+        if stop == 0:
+            continue
+        salt = int.from_bytes(hashlib.sha256(f"{arm}{seed}".encode()).digest()[:8], "big")
+        generator = np.random.Generator(np.random.Philox(salt))
+        offset = {m: seed_noise * generator.standard_normal() for m in MODALITIES}
+        rows = []
+        for step in range(1, (stop or config.num_steps) + 1):
+            row: dict[str, Any] = {"step": step, "tokens": step * config.tokens_per_step}
+            due_eval = step % config.every_steps.eval == 0 or step == config.num_steps
+            if step % config.every_steps.log and not due_eval:
+                continue
+            filled = 0.95 * row["tokens"]
+            losses = {m: power_law(step, FLOOR[m], multiplier(arm, m)) for m in MODALITIES}
+            row |= {f"train/loss/{m}": v + 0.05 * generator.standard_normal() for m, v in losses.items()}
+            row["train/loss"] = float(np.mean([row[f"train/loss/{m}"] for m in MODALITIES]))
+            row |= {f"train/tokens/{m}": int(filled / 3) for m in MODALITIES}
+            row |= {
+                "optim/learning_rate": 1e-3,
+                "optim/grad_norm": 1.0,
+                "data/epoch": 0.4,
+                "data/fill_frac": 0.95,
+            }
+            row |= {
+                "time/step_s": step_s(arm),
+                "time/data_wait_s": 0.001,
+                "time/train_s": step * (step_s(arm) + 0.001),
+            }
+            row |= {"speed/tokens_per_s": config.tokens_per_step / step_s(arm), "speed/mfu_frac": 0.31}
+            row |= {"compute/train_flops": filled * flops_per_token(arm), "memory/peak_bytes": 9e8}
+            text = f"{fingerprint_salt(arm)}{seed}-{step}"
+            row["data/fingerprint"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+            if due_eval:
+                for m, value in losses.items():
+                    wobble = noise * generator.standard_normal()
+                    row[f"eval/loss/{m}"] = (
+                        value + offset[m] + wobble + shift(arm, m, step / config.num_steps)
+                    )
+                row["eval/loss"] = float(np.mean([row[f"eval/loss/{m}"] for m in MODALITIES]))
+                for a in MODALITIES:
+                    for b in MODALITIES:
+                        if a != b:
+                            row[f"eval/loss/{a}_to_{b}"] = row[f"eval/loss/{b}"] - 0.2
+                            row[f"eval/gain/{a}_to_{b}"] = 0.6 * step / config.num_steps * multiplier(arm, b)
+            rows.append(row)
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        (config.run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (config.run_dir / "config.resolved.json").write_text(config.model_dump_json())
+        attempt = {
+            "started": "2025-01-01T00:00:00+00:00",
+            "stopped": "2025-01-01T00:10:00+00:00",
+            "to_step": rows[-1]["step"],
+            "command": ["motley", "train"],
+            "host": "machine",
+            "device": "cpu",
+            "layout": {"dp": 1, "tp": 1, "pp": 1},
+            "commit": "0123456789abcdef",
+            "diff": None,
+            "versions": {"python": "3.11.0", "torch": "2.13.0"},
+        }
+        status = "done" if stop is None else "stopped"
+        (config.run_dir / "record.json").write_text(json.dumps({"status": status, "attempts": [attempt]}))
+
+
+@pytest.fixture
+def synthetic_plan(comparison_files: Callable[..., Files]) -> Callable[..., Plan]:
+    """A plan of dense against mot, 600 steps, 3 seeds; keyword `seeds` and comparison edits."""
+
+    def make(seeds: tuple[int, ...] = (1, 2, 3), edit: Callable[[str], str] = lambda text: text) -> Plan:
+        files = comparison_files(edit=edit)
+        return make_plan(files.comparison, [f"comparison.seeds={list(seeds)}"])
+
+    return make

@@ -1,0 +1,103 @@
+"""From run directories made with known multipliers to the numbers of the report."""
+
+from collections.abc import Callable
+
+import pytest
+
+from pretrain.compare_config import Plan
+from pretrain.findings import ALL, Findings, find, step_time_ratio, systems
+from pretrain.run_results import load_results
+
+MakePlan = Callable[..., Plan]
+Write = Callable[..., None]
+SPEED = {"text": 1.25, "image": 2.0, "speech": 1.0}
+
+
+@pytest.fixture
+def findings(synthetic_plan: MakePlan, write_runs: Write) -> Callable[..., Findings]:
+    def make(seeds: tuple[int, ...] = (1, 2, 3), **how: object) -> Findings:
+        plan = synthetic_plan(seeds=seeds)
+        write_runs(plan, **how)
+        return find(plan, load_results(plan))
+
+    return make
+
+
+def faster(arm: str, modality: str) -> float:
+    return SPEED[modality] if arm == "mot" else 1.0
+
+
+def test_multipliers_are_recovered_per_modality_and_axis(findings: Callable[..., Findings]) -> None:
+    f = findings(multiplier=faster, noise=0.003, step_s=lambda arm: 0.12 if arm == "mot" else 0.1)
+    price = 0.121 / 0.101  # a step and its wait
+    for modality, speed in SPEED.items():
+        matching = f.contrast("mot", modality).matching
+        for axis, factor in (("steps", 1.0), ("flops", 1.0), ("seconds", price)):
+            slope = matching[axis].slope
+            assert slope is not None and slope.interval is not None and len(slope.per_seed) == 3
+            # 2 %: noise of .003 nats on curves that fall by .02 between evaluations (worst measured: 0.9 %)
+            assert slope.value == pytest.approx(factor / speed, rel=0.02), (modality, axis)
+
+
+def test_differences_are_paired_by_seed(findings: Callable[..., Findings]) -> None:
+    f = findings(multiplier=faster, seed_noise=0.02)
+    contrast = f.contrast("mot", "image")
+    per_seed = zip(f.losses["mot", "image"].per_seed, f.losses["dense", "image"].per_seed, strict=True)
+    assert contrast.final.differences == pytest.approx([mot - dense for mot, dense in per_seed])
+    assert contrast.winner == "mot"
+    assert f.contrast("mot", ALL).final.mean < 0
+    assert f.losses["dense", "image"].deviation is not None
+
+
+def test_equal_arms_win_as_seldom_as_promised(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    """Eight comparisons of noise with noise: 24 verdicts at 95 %, so 1.2 false ones are to be expected."""
+    winners, slopes = 0, []
+    for first in range(10, 34, 3):
+        plan = synthetic_plan(seeds=tuple(range(first, first + 3)), edit=renamed(f"null_{first}"))
+        write_runs(plan, noise=0.01, seed_noise=0.01)
+        f = find(plan, load_results(plan))
+        contrasts = [f.contrast("mot", m) for m in f.modalities]
+        winners += sum(c.winner is not None for c in contrasts)
+        slopes += [c.matching["steps"].slope.value for c in contrasts if c.matching["steps"].slope]
+    assert winners <= 4  # five or more: 0.6 % by chance
+    assert len(slopes) == 24 and sum(slopes) / 24 == pytest.approx(1.0, abs=0.02)
+
+
+def renamed(name: str) -> Callable[[str], str]:
+    return lambda text: text.replace("dense_vs_mot", name)
+
+
+def test_a_crossing_is_found_in_tokens(findings: Callable[..., Findings]) -> None:
+    f = findings(shift=lambda arm, _, frac: 0.4 - frac if arm == "mot" else 0.0)
+    (crossing,) = f.contrast("mot", "text").crossings
+    assert crossing.other_leads and crossing.x == pytest.approx(0.4 * f.tokens, rel=1e-6)
+    assert f.contrast("mot", "text").trend < 0
+
+
+def test_overfitting_shows_as_a_minimum_before_the_end(findings: Callable[..., Findings]) -> None:
+    f = findings(seeds=(1,), shift=lambda arm, *_: 4 * max(0.0, _[1] - 0.5) if arm == "mot" else 0.0)
+    loss = f.losses["mot", "speech"]
+    assert loss.best < loss.mean and loss.best_tokens == pytest.approx(0.5 * f.tokens)
+
+
+def test_one_seed_has_a_within_run_interval_only(findings: Callable[..., Findings]) -> None:
+    matching = findings(seeds=(1,), multiplier=faster, noise=0.005).contrast("mot", "image").matching["steps"]
+    assert matching.slope is not None and matching.slope.interval is None
+    assert matching.within_run is not None and matching.within_run.covers(matching.slope.value)
+
+
+def test_what_arms_cost(findings: Callable[..., Findings]) -> None:
+    f = findings(step_s=lambda arm: 0.12 if arm == "mot" else 0.1)
+    cost = systems(f)["mot"]
+    assert (cost.step_s, cost.mfu_frac, cost.peak_bytes) == pytest.approx((0.12, 0.31, 9e8))
+    assert cost.tokens_per_s == pytest.approx(1024 / 0.121)
+    assert cost.flops_per_target == pytest.approx(3e6, rel=1e-5)  # targets are rounded down per modality
+    ratio = step_time_ratio(f, "mot")
+    assert ratio is not None and ratio.value == pytest.approx(1.2)
+
+
+def test_conditional_losses_are_kept_per_direction(findings: Callable[..., Findings]) -> None:
+    f = findings(seeds=(1,), multiplier=faster)
+    assert len(f.directions) == 6
+    assert f.conditional["mot", "eval/gain/text_to_image"].mean == pytest.approx(1.2)
+    assert f.conditional["dense", "eval/gain/text_to_image"].mean == pytest.approx(0.6)
