@@ -70,6 +70,8 @@ class EveryStepsConfig(_Frozen):
 
     log: PositiveInt = 10
     eval: PositiveInt = 100
+    conditional: PositiveInt | None = None
+    """Conditional losses, which cost more than the held-out loss. None: as often as eval."""
     checkpoint: PositiveInt = 100
 
 

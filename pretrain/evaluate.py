@@ -95,19 +95,25 @@ def micro_batches(
     return batches
 
 
-def evaluate(engine: Engine, heldout: Heldout) -> dict[str, float]:
-    """The eval/* metrics of a row. Every rank calls it and gets the same."""
+def heldout_losses(engine: Engine, heldout: Heldout) -> dict[str, float]:
+    """eval/loss and eval/loss/<m>. Every rank calls it and gets the same."""
+    return losses(_sums(engine, heldout, heldout.documents), "eval/loss") if heldout.documents else {}
 
-    def sums(inputs: Sequence[ModelInputs]) -> dict[str, tuple[float, float]]:
-        stats = engine.eval_step(inputs)
-        count = len(heldout.modalities)
-        return dict(zip(heldout.modalities, zip(stats[:count], stats[count:], strict=True), strict=True))
 
-    row = losses(sums(heldout.documents), "eval/loss") if heldout.documents else {}
+def conditional_losses(engine: Engine, heldout: Heldout) -> dict[str, float]:
+    """eval/loss/<a>_to_<b> and eval/gain/<a>_to_<b>. Every rank calls it and gets the same."""
+    row = {}
     for (a, b), inputs in heldout.own.items():
-        own, weight = sums(inputs)[b]
-        foreign, _ = sums(heldout.foreign[a, b])[b]
+        own, weight = _sums(engine, heldout, inputs)[b]
+        foreign, _ = _sums(engine, heldout, heldout.foreign[a, b])[b]
         if weight:  # spans can be empty
             row[f"eval/loss/{a}_to_{b}"] = own / weight
             row[f"eval/gain/{a}_to_{b}"] = (foreign - own) / weight
     return row
+
+
+def _sums(engine: Engine, heldout: Heldout, inputs: Sequence[ModelInputs]) -> dict[str, tuple[float, float]]:
+    """modality -> (sum of nats, targets that count), over all ranks."""
+    stats = engine.eval_step(inputs)
+    count = len(heldout.modalities)
+    return dict(zip(heldout.modalities, zip(stats[:count], stats[count:], strict=True), strict=True))

@@ -97,7 +97,7 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
     world = start(config.parallel, facts)  # before megatron-core is imported otherwise: that warns
     from pretrain import build
     from pretrain.device_peak import device_name
-    from pretrain.evaluate import evaluate
+    from pretrain.evaluate import conditional_losses, heldout_losses
     from pretrain.finite import require_finite
     from pretrain.meter import Meter
     from pretrain.models.inputs import build_inputs
@@ -109,6 +109,10 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
     if run is not None:
         run.started(state.step, device=device_name(world.device))
     every = config.every_steps
+
+    def due(steps: int) -> bool:
+        return state.step % steps == 0 or state.step == config.num_steps
+
     with build.loader(config, data, world, state.stream) as loader, Meter(config, world, run, state) as meter:
         saved = state.step if state.step else None
         while state.step < config.num_steps and not world.any(stop.requested):
@@ -122,11 +126,14 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
             require_finite(result, inputs, config.model.modalities, step=state.step + 1, world=world)
             state = state.advance(batch, meter.sums(batch, inputs, result))
             meter.show(state)
-            last = state.step == config.num_steps
-            evaluation = evaluate(engine, heldout) if last or state.step % every.eval == 0 else {}
-            if evaluation or last or state.step % every.log == 0:
+            evaluation = {}
+            if due(every.eval):
+                evaluation |= heldout_losses(engine, heldout)
+            if due(every.conditional or every.eval):
+                evaluation |= conditional_losses(engine, heldout)
+            if due(every.log) or evaluation:
                 state = meter.log(state, result, evaluation)
-            if state.step % every.checkpoint == 0:
+            if due(every.checkpoint):
                 saved = save(config, engine, state, meter, world)
         if saved != state.step:
             save(config, engine, state, meter, world)

@@ -1,0 +1,248 @@
+"""What people get wrong: one message that says what to do, exit code 2, nothing started or overwritten."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pretrain.checkpoint import checkpoints
+from pretrain.metrics import read_rows
+from tests.e2e.warm import REPOSITORY, Run, train
+from tests.pretrain.tiny_data import VOCABULARY, document, tiny_run, write_tiny_data, write_tokens
+from tests.toml_text import toml_text
+from tools.cli import main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_tiny_data(folder)
+    return folder
+
+
+@pytest.fixture
+def write_run(tmp_path: Path, data: Path) -> Callable[..., Path]:
+    """Writes a good run's file, changed by `edit`."""
+
+    def write(edit: Callable[[dict[str, Any]], Any] = lambda values: None) -> Path:
+        values = tiny_run(data, tmp_path / "runs")
+        edit(values)
+        path = tmp_path / "run.toml"
+        path.write_text(toml_text(values))
+        return path
+
+    return write
+
+
+Mistake = tuple[Callable[[dict[str, Any]], Any], list[str], list[str]]
+
+MISTAKES: dict[str, Mistake] = {
+    "a key with a typo": (
+        lambda values: values["optimizer"].update(learning_rat=1e-3),
+        [],
+        ["optimizer.learning_rat: unknown key", 'did you mean "learning_rate"'],
+    ),
+    "an override with a typo": (
+        lambda values: None,
+        ["model.num_layer=3"],
+        ["model.num_layer: unknown key", 'did you mean "num_layers"'],
+    ),
+    "no such data folder": (
+        lambda values: values["data"].update(train=[{"path": "nowhere/train"}]),
+        [],
+        ['data.train[0].path = "nowhere/train": no such folder', "motley tokenize"],
+    ),
+    "a data folder that holds no token shards": (
+        lambda values: values["data"].update(train=[{"path": str(REPOSITORY / "tests")}]),
+        [],
+        ["data.train[0].path", "no manifest.json"],
+    ),
+    "no such held-out folder": (
+        lambda values: values["data"].update(heldout="nowhere/heldout"),
+        [],
+        ['data.heldout = "nowhere/heldout": no such folder'],
+    ),
+    "a vocabulary that is too small": (
+        lambda values: values["model"].update(vocab_tokens=40),
+        [],
+        [
+            "vocabulary of 52 ids (24 text + 16 image + 12 speech)",
+            "model.vocab_tokens = 40",
+            "vocab_tokens=52",
+        ],
+    ),
+    "towers that leave a modality out": (
+        lambda values: values["model"].update(towers={"text": "text", "image": "image"}),
+        [],
+        ["holds the modalities text, image, speech, but model.towers names text, image;"],
+    ),
+    "towers in another order": (
+        lambda values: values["model"].update(towers={"text": "a", "speech": "b", "image": "c"}),
+        [],
+        ["in their order"],
+    ),
+    "processes that do not divide the step": (
+        lambda values: None,
+        ["--processes", "3"],
+        ["4 sequences per step cannot be split over dp = 3 ranks", "make tokens_per_step"],
+    ),
+    "no processes": (lambda values: None, ["--processes", "0"], ["--processes 0"]),
+    "a layout of a later version": (
+        lambda values: values["parallel"].update(tp=2),
+        [],
+        ["parallel.tp = 2", "set parallel.tp = 1"],
+    ),
+    "images longer than the context": (
+        lambda values: values["model"].update(context_tokens=8),
+        [],
+        ["longer than context_tokens = 8"],
+    ),
+    "a disk that cannot be written": (
+        lambda values: values.update(runs_dir="/proc/motley"),
+        [],
+        ["/proc/motley/tiny: cannot be written", "runs_dir="],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_message_and_nothing_starts(
+    tmp_path: Path, write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str], mistake: str
+):
+    edit, arguments, expected = MISTAKES[mistake]
+    assert main(["train", str(write_run(edit)), *arguments]) == 2
+    message = capsys.readouterr().err
+    for part in expected:
+        assert part in message, message
+    assert "Traceback" not in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_file_that_is_not_there(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "nowhere.toml"]) == 2
+    assert "nowhere.toml: no such file" in capsys.readouterr().err
+
+
+def test_held_out_data_of_another_tokenizer(
+    tmp_path: Path, write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    rng = np.random.default_rng(5)
+    write_tokens(tmp_path / "other", [document(rng) for _ in range(20)], fingerprint="other")
+    path = write_run(lambda values: values["data"].update(heldout=str(tmp_path / "other")))
+    assert main(["train", str(path)]) == 2
+    assert "tokenize both with the same tokenizers" in capsys.readouterr().err
+
+
+def test_a_mistake_is_told_without_torch(write_run: Callable[..., Path]):
+    path = write_run(lambda values: values["model"].update(vocab_tokens=40))
+    code = (
+        "import sys\nfrom tools.cli import main\n"
+        f"assert main(['train', {str(path)!r}, '--processes', '2']) == 2\n"
+        "raise SystemExit(int('torch' in sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.returncode == 0, result.stderr
+
+
+def test_done_is_done_and_another_config_is_refused(
+    tmp_path: Path, write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    short = "total_tokens=1280"
+    path = write_run(lambda values: values["data"].pop("heldout"))
+    train([str(path), short], tmp_path / "out")
+    run_dir = tmp_path / "runs" / "tiny"
+    rows = read_rows(run_dir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [3, 5]
+    assert not any(name.startswith("eval/") for row in rows for name in row)
+    before = {file: file.read_bytes() for file in run_dir.rglob("*") if file.is_file()}
+
+    assert main(["train", str(path), short]) == 0
+    assert f"{run_dir} is done: 5 of 5 steps" in capsys.readouterr().out
+    for override, line in (
+        ("total_tokens=6144", "total_tokens: 1280 there, 6144 now"),
+        ("optimizer.learning_rate=0.1", "optimizer.learning_rate: 0.003 there, 0.1 now"),
+    ):
+        overrides = [override] if override.startswith("total") else [short, override]
+        assert main(["train", str(path), *overrides]) == 2
+        message = capsys.readouterr().err
+        assert (
+            line in message
+            and "name=tiny-2" in message
+            and f"{run_dir} was made by another config" in message
+        )
+    assert {file: file.read_bytes() for file in run_dir.rglob("*") if file.is_file()} == before
+    # The checkpoints are gone, the record says done: still nothing to do.
+    shutil.rmtree(run_dir / "checkpoints")
+    assert main(["train", str(path), short]) == 0
+
+
+def test_two_at_once_are_refused(
+    tmp_path: Path, write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    path = write_run(lambda values: values.update(total_tokens=10_000 * 256))
+    run_dir = tmp_path / "runs" / "tiny"
+    run = Run([str(path)], tmp_path / "out")
+    run.wait_until(lambda: (run_dir / "metrics.jsonl").exists())
+    assert main(["train", str(path)]) == 2
+    message = capsys.readouterr().err
+    assert f"{run_dir} is in use by pid {run.pids[0]}" in message
+    run.signal(9)
+    assert run.codes() == [-9]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing_over_good_checkpoints(
+    tmp_path: Path, write_run: Callable[..., Path]
+):
+    def edit(values: dict[str, Any]) -> None:
+        values["optimizer"] = {"learning_rate": 1e30, "schedule": {"kind": "constant"}}
+        values["every_steps"] = {"log": 1, "eval": 100, "checkpoint": 1}
+
+    run = Run([str(write_run(edit))], tmp_path / "out", processes=2)
+    assert run.codes() == [1, 1], run.text()
+    run_dir = tmp_path / "runs" / "tiny"
+    saved = [step for step, _ in checkpoints(run_dir / "checkpoints")]
+    message = (run_dir / "logs" / "rank0.log").read_text()
+    assert f"step {saved[-1] + 1} is not finite" in message
+    assert "rank 1, micro-batch 0: text loss" in message and "samples tokens-0000" in message
+    assert "Traceback" not in message
+    assert read_rows(run_dir / "metrics.jsonl")[-1]["step"] == saved[-1]
+    attempt = json.loads((run_dir / "record.json").read_text())["attempts"][-1]
+    assert attempt["exit_code"] == 1 and "NonFiniteError" in attempt["reason"]
+
+
+def test_a_disk_that_fills_up_leaves_the_checkpoints_before(tmp_path: Path, write_run: Callable[..., Path]):
+    path = write_run()
+    run_dir = tmp_path / "runs" / "tiny"
+    run = Run([str(path)], tmp_path / "out")
+    run.wait_until(lambda: bool(checkpoints(run_dir / "checkpoints")))
+    # Where the next save begins there is a file in the way; root may write into any folder.
+    (run_dir / "checkpoints" / "saving.step_00000015").write_text("")
+    assert run.codes() == [1], run.text()
+    assert "checkpoint" in run.text() and "cannot be written" in run.text() and "Traceback" not in run.text()
+    assert [step for step, _ in checkpoints(run_dir / "checkpoints")][-1] == 10
+
+
+def test_ranks_of_one_command_train_log_and_end(tmp_path: Path, write_run: Callable[..., Path]):
+    path = write_run(lambda values: values["every_steps"].update(log=1))
+    command = [sys.executable, "-m", "tools.cli", "train", str(path), "total_tokens=1280", "--processes", "2"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
+    assert result.returncode == 0, result.stderr
+    run_dir = tmp_path / "runs" / "tiny"
+    assert "tiny: 5/5 step, text" in result.stderr and "tokens/s" in result.stderr
+    assert "tiny: 5/5 step, text" in (run_dir / "logs" / "rank0.log").read_text()
+    assert (run_dir / "logs" / "rank1.log").exists()
+    rows = read_rows(run_dir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    attempt = json.loads((run_dir / "record.json").read_text())["attempts"][0]
+    assert attempt["layout"] == {"processes": 2, "dp": 2, "tp": 1, "pp": 1, "zero_stage": 1}
+    last = rows[-1]
+    tokens = sum(last[f"train/tokens/{m}"] for m in VOCABULARY.modalities)
+    assert 0.8 * last["tokens"] < tokens <= last["tokens"] == 1280
+    assert 0 < last["speed/mfu_frac"] < 1
+    assert last["compute/train_flops"] > rows[0]["compute/train_flops"] > 0
