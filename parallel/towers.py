@@ -15,18 +15,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
+    VocabParallelEmbedding,
     copy_to_tensor_model_parallel_region,
     reduce_from_tensor_model_parallel_region,
+    set_tensor_model_parallel_attributes,
 )
-from megatron.core.tensor_parallel.layers import _initialize_affine_weight_cpu
 from megatron.core.utils import get_pg_rank, get_pg_size
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.nn import functional as F
 
 Initialise = Callable[[Tensor], Any]
 """Fills a whole (unsharded) weight in place. Called once per shard, so it must itself decide whether shards
@@ -87,11 +89,11 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
         shards: Sequence[str],
         initialise: Initialise,
         *,
-        stride: int = 1,
+        blocks: Sequence[int] | None = None,
         tp_group: ProcessGroup | None = None,
     ) -> None:
-        """`stride`: equal blocks of rows that are each cut over ranks (2 for a fused SwiGLU gate and
-        value)."""
+        """`blocks`: numbers of output rows, each cut over ranks by itself, so that every rank has its part of
+        queries, keys and values, or of gate and value. None: one block."""
         super().__init__(
             in_features,
             out_features,
@@ -108,8 +110,8 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
             shards,
             initialise,
             (out_features, in_features),
-            partition_dim=0,
-            stride=stride,
+            dim=0,
+            blocks=blocks or (out_features,),
             group=self.tp_group,
         )
 
@@ -154,7 +156,12 @@ class TowerRowParallelLinear(RowParallelLinear):
         del self.weight
         self.shards = tuple(shards)
         self.weight = _shards(
-            shards, initialise, (out_features, in_features), partition_dim=1, stride=1, group=self.tp_group
+            shards,
+            initialise,
+            (out_features, in_features),
+            dim=1,
+            blocks=(in_features,),
+            group=self.tp_group,
         )
 
     def forward(  # type: ignore[override]
@@ -166,6 +173,52 @@ class TowerRowParallelLinear(RowParallelLinear):
         return out
 
     get_extra_state = nn.Module.get_extra_state
+
+
+class SharedEmbedding(VocabParallelEmbedding):
+    """Token embedding for all towers, its rows cut over tensor-parallel ranks.
+
+    Extends megatron-core 0.16.1 (tensor_parallel/layers.py) by the name of the one shard.
+    """
+
+    def __init__(
+        self,
+        vocab_tokens: int,
+        d_model: int,
+        shard: str,
+        initialise: Initialise,
+        *,
+        tp_group: ProcessGroup | None = None,
+    ) -> None:
+        with torch.device("meta"):
+            super().__init__(
+                vocab_tokens,
+                d_model,
+                init_method=initialise,
+                config=replace(megatron_config(), perform_initialization=False),
+                tp_group=tp_group,
+            )
+        del self.weight
+        self.shard = shard
+        self.weight = _shards(
+            (shard,),
+            initialise,
+            (vocab_tokens, d_model),
+            dim=0,
+            blocks=(vocab_tokens,),
+            group=self.tp_group,
+        )
+
+    def forward(  # type: ignore[override]
+        self, ids: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, "tokens d_model"]:
+        weight = self.weight[self.shard]
+        if get_pg_size(self.tp_group) == 1:
+            return F.embedding(ids, weight)
+        elsewhere = (ids < self.vocab_start_index) | (ids >= self.vocab_end_index)
+        rows = F.embedding((ids - self.vocab_start_index).masked_fill(elsewhere, 0), weight)
+        rows = rows.masked_fill(elsewhere.unsqueeze(1), 0.0)
+        return reduce_from_tensor_model_parallel_region(rows, group=self.tp_group)
 
 
 class TowerNorm(nn.Module):
@@ -231,27 +284,18 @@ def _shards(
     initialise: Initialise,
     shape: tuple[int, int],
     *,
-    partition_dim: int,
-    stride: int,
+    dim: int,
+    blocks: Sequence[int],
     group: Any,
 ) -> nn.ParameterDict:
-    """This rank's part of one weight per name, with the attributes by which DeepSpeed and megatron-core tell
-    them."""
-    size = get_pg_size(group)
-    local = list(shape)
-    local[partition_dim] //= size
-    weights = nn.ParameterDict()
+    """This rank's part of one weight per name, with the attributes DeepSpeed and megatron-core read."""
+    assert sum(blocks) == shape[dim], (blocks, shape, dim)
+    size, rank = get_pg_size(group), get_pg_rank(group)
+    shards = nn.ParameterDict()
     for name in names:
-        weight = nn.Parameter(torch.empty(local))
-        _initialize_affine_weight_cpu(
-            weight,
-            *shape,
-            local[partition_dim],
-            partition_dim,
-            initialise,
-            stride=stride,
-            rank=get_pg_rank(group),
-            world_size=size,
-        )
-        weights[name] = weight
-    return weights
+        whole = torch.empty(shape)
+        initialise(whole)
+        parts = [block.chunk(size, dim)[rank] for block in whole.split(list(blocks), dim)]
+        shards[name] = nn.Parameter(whole if size == 1 else torch.cat(parts, dim))
+        set_tensor_model_parallel_attributes(shards[name], is_parallel=True, dim=dim, stride=len(blocks))
+    return shards

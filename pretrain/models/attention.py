@@ -26,7 +26,11 @@ class Attention(nn.Module):
         heads, kv_heads = config.num_heads, config.kv_heads
         self.heads = (heads, kv_heads, kv_heads)
         self.qkv = TowerColumnParallelLinear(
-            config.d_model, sum(self.heads) * config.head_dim, shards, weights.normal(f"{name}.qkv")
+            config.d_model,
+            sum(self.heads) * config.head_dim,
+            shards,
+            weights.normal(f"{name}.qkv"),
+            blocks=[count * config.head_dim for count in self.heads],
         )
         self.qk = NormRotate(
             config.head_dim, heads, kv_heads, shards, norm=config.qk_norm, eps=config.norm_eps

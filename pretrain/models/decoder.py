@@ -1,30 +1,15 @@
 """The decoder: one list of layers for dense and sparse models alike."""
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from parallel.towers import TowerColumnParallelLinear, TowerNorm
+from parallel.towers import SharedEmbedding, TowerColumnParallelLinear, TowerNorm
 from pretrain.losses import linear_cross_entropy
 from pretrain.models.block import Block
 from pretrain.models.config import SHARED_TOWER, ModelConfig
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.query_key import rotary_table
-
-
-class Embedding(nn.Module):
-    """Token embedding, shared by all towers."""
-
-    def __init__(self, config: ModelConfig, name: str, weights: InitialWeights) -> None:
-        super().__init__()
-        weight = nn.Parameter(torch.empty(config.vocab_tokens, config.d_model))
-        weights.normal(name)(weight)
-        self.weight = nn.ParameterDict({SHARED_TOWER: weight})
-
-    def forward(self, ids: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens d_model"]:
-        return F.embedding(ids, self.weight[SHARED_TOWER])
 
 
 class Head(TowerColumnParallelLinear):
@@ -55,7 +40,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         weights = InitialWeights.of(config, seed)
-        self.embedding = Embedding(config, "embedding", weights)
+        self.embedding = SharedEmbedding(
+            config.vocab_tokens, config.d_model, SHARED_TOWER, weights.normal("embedding")
+        )
         self.blocks = nn.ModuleList(
             Block(config, f"blocks.{index}", weights, activation_checkpointing=activation_checkpointing)
             for index in range(config.num_layers)

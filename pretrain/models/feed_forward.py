@@ -21,7 +21,7 @@ class FeedForward(nn.Module):
         shards: Sequence[str] = config.shards_of("feed_forward")
         d_model, width = config.d_model, config.ffn_width
         self.gate_up = TowerColumnParallelLinear(
-            d_model, 2 * width, shards, weights.normal(f"{name}.gate_up"), stride=2
+            d_model, 2 * width, shards, weights.normal(f"{name}.gate_up"), blocks=(width, width)
         )
         self.down = TowerRowParallelLinear(width, d_model, shards, weights.residual(f"{name}.down"))
 

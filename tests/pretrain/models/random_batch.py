@@ -17,7 +17,7 @@ def tiny_config(towers: dict[str, str], **changes: object) -> ModelConfig:
     """2 layers, d_model 16, 4 heads in 2 groups, 40 ids."""
     values: dict[str, object] = {
         "num_layers": 2, "d_model": 16, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden": 24,
-        "context_tokens": 24, "vocab_tokens": 40, "init_std": 0.2,
+        "context_tokens": 12, "vocab_tokens": 40, "init_std": 0.2,
     }  # fmt: skip
     return ModelConfig.model_validate({**values, "towers": towers, **changes})
 
@@ -27,9 +27,9 @@ def random_batch(
     *,
     sequences: int = 2,
     seed: int = 0,
-    document_tokens: tuple[int, int] = (3, 11),
+    document_tokens: tuple[int, int] = (2, 8),
     present: Sequence[int] | None = None,
-    padding_tokens: int = 3,
+    padding_tokens: int = 2,
 ) -> Batch:
     """Documents of `document_tokens` (inclusive) tokens, spans of 1-4 tokens of one of the modalities
     `present`; the last `padding_tokens` of the last sequence are padding."""
