@@ -7,6 +7,7 @@ how far they read ahead is visible in the data, and the state moves when a step 
 
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -114,7 +115,15 @@ class Loader:
         if isinstance(result, Exception):
             raise result
         batch, bad = result
-        self.bad_documents.update(dict.fromkeys(bad))
+        for name in bad:
+            if name not in self.bad_documents:
+                print(
+                    f"data: {name} is not what was indexed (crc32); padding without loss stands in its place "
+                    f"({len(self.bad_documents) + 1} so far)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self.bad_documents[name] = None
         if len(self.bad_documents) > self._max_bad_documents:
             first = ", ".join(list(self.bad_documents)[:3])
             raise WrongChecksum(

@@ -92,6 +92,7 @@ def _explain(error: Exception) -> tuple[int, bool]:
 def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSignal) -> tuple[int, int]:
     """Steps until the last or a signal; returns (step, exit code). `run`: the open directory, on rank 0."""
     # Here and not above: the process that only starts ranks stays light.
+    from data_pipeline.stream import describe
     from parallel.world import start
 
     world = start(config.parallel, facts)  # before megatron-core is imported otherwise: that warns
@@ -108,6 +109,7 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
     state = restore_or_start(config, engine, data, world)
     if run is not None:
         run.started(state.step, device=device_name(world.device))
+        print("\n".join(describe(data)), flush=True)
     every = config.every_steps
 
     def due(steps: int) -> bool:

@@ -214,7 +214,9 @@ def _damage(folder: Path, documents: list[int]) -> list[str]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_damaged_document_becomes_padding_and_nothing_else_moves(tmp_path: Path, num_workers: int) -> None:
+def test_a_damaged_document_becomes_padding_and_nothing_else_moves(
+    tmp_path: Path, num_workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = write(tmp_path / "a", 100, 1)
     clean = stream_of([folder])
     with Loader(clean, dp_rank=0, dp_size=1, micro_batch_sequences=12) as loader:
@@ -247,6 +249,8 @@ def test_a_damaged_document_becomes_padding_and_nothing_else_moves(tmp_path: Pat
             assert a.samples[row] == tuple(name for name in b.samples[row] if name not in names)
         assert list(ours.bad_documents) == reported
     assert affected >= 2 and set(seen) == set(names)
+    printed = capfd.readouterr().err
+    assert all(printed.count(f"data: {name} is not what was indexed") == 1 for name in names)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
