@@ -155,9 +155,11 @@ def _settled(x: np.ndarray) -> np.ndarray:
 def _x_axis(ax: Axes, axis: str) -> None:
     ax.set_xlabel(_UNITS[axis])
     ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    ax.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: "0" if value == 0 else with_prefix(value, short=axis == "tokens"))
-    )
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, short=axis == "tokens")))
+
+
+def _tick(value: float, short: bool) -> str:
+    return f"{value:g}" if abs(value) < 1e3 else with_prefix(value, short=short)
 
 
 def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
@@ -189,8 +191,9 @@ def _low(group: Sequence[float], apart: float) -> float:
     return sum(group) / len(group) - apart * (len(group) - 1) / 2
 
 
-def draw_gain(ax: Axes, findings: Findings, metric: str, *, title: str) -> None:
-    """Nats per token that the right condition saves over a wrong one, against tokens."""
+def draw_gain(ax: Axes, findings: Findings, a: str, b: str) -> None:
+    """Nats per token of b that its own a saves over a foreign one; one scale for all directions."""
+    metric = f"eval/gain/{a}_to_{b}"
     ends = []
     ax.axhline(0, color=MUTED, linewidth=0.9)
     for arm in findings.plan.arms:
@@ -201,7 +204,11 @@ def draw_gain(ax: Axes, findings: Findings, metric: str, *, title: str) -> None:
             ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=shade, alpha=0.18, linewidth=0)
         ax.plot(x, mean, color=shade, linewidth=1.8)
         ends.append((float(x[-1]), float(mean[-1]), f"{arm} {signed(float(mean[-1]))}", shade))
-    ax.set_title(title)
+    names = [name for _, name in findings.conditional if name.startswith("eval/gain/")]
+    every = [c.values for name in names for arm in findings.plan.arms for c in findings.curves(arm, name)]
+    low, high = min(0.0, *map(np.min, every)), max(0.0, *map(np.max, every))
+    ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    ax.set_title(f"{a} \u2192 {b}")
     ax.set_xlim(0, max(x for x, *_ in ends))
     _x_axis(ax, "tokens")
     ax.yaxis.set_major_locator(MaxNLocator(4))

@@ -81,6 +81,8 @@ class Contrast:
     """Other minus baseline at each evaluation, mean over the seeds."""
     gap_noise: Float[np.ndarray, " points"]
     """Half width of its interval; zeros with one seed."""
+    wobble: float
+    """Twice the noise along the gap: what a lead has to exceed to count."""
     crossings: tuple[Crossing, ...]
     together_from: float | None
     """Tokens from which the curves lie on each other until the end; None if they do not."""
@@ -206,7 +208,7 @@ def _contrast(plan: Plan, scope: Scope, used: Sequence[RunResult], arm: str, mod
     gaps = np.array([o.values - b.values for b, o in zip(base, other, strict=True)])
     gap, noise = gaps.mean(axis=0), gap_noise(gaps, confidence)
     tokens, base_mean = base[0].tokens, np.mean([c.values for c in base], axis=0)
-    along = 2 * wobble(gap)
+    least = 2 * wobble(gap)
     return Contrast(
         arm=arm,
         baseline=plan.config.baseline,
@@ -218,8 +220,9 @@ def _contrast(plan: Plan, scope: Scope, used: Sequence[RunResult], arm: str, mod
         gap_tokens=tokens,
         gap=gap,
         gap_noise=noise,
-        crossings=crossings(tokens, base_mean, base_mean + gap, along),
-        together_from=together_from(tokens, gap, along),
+        wobble=least,
+        crossings=crossings(tokens, base_mean, base_mean + gap, least),
+        together_from=together_from(tokens, gap, least),
         trend=gap_trend(tokens, gap),
     )
 

@@ -65,6 +65,11 @@ def percent(fraction: float, digits: int = 0) -> str:
     return f"{100 * fraction:.{digits}f} %" if math.isfinite(fraction) else "n/a"
 
 
+def ratio(value: float) -> str:
+    """Two decimals; large ones, which intervals from two seeds bring, three digits."""
+    return f"{value:.2f}" if value < 10 else f"{value:.3g}"
+
+
 def signed(value: float, digits: int = 3) -> str:
     """With its sign always, and a real minus; what rounds to nothing has none."""
     if not math.isfinite(value):

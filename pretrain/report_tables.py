@@ -1,14 +1,16 @@
 """The report's tables: findings as text in rows and columns. Imports no torch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pretrain.analysis import RatioEstimate
 from pretrain.config import RunConfig, differences
 from pretrain.findings import ALL, ArmLoss, Findings, Matching, step_time_ratio, systems
-from pretrain.quantities import bytes_of, count, duration, flops, percent, signed, with_prefix
+from pretrain.models import accounting
+from pretrain.models.config import ModelConfig
+from pretrain.quantities import bytes_of, count, duration, flops, percent, ratio, signed, with_prefix
 from pretrain.run_results import AXES
 from pretrain.verdict import slope_text
 
@@ -37,9 +39,12 @@ def design_table(findings: Findings) -> Table:
         lambda _, c: ", ".join(c.model.untied) if len(c.model.tower_names) > 1 else "one tower",
     )
     row("layers, width, heads", lambda _, c: f"{c.model.num_layers}, {c.model.d_model}, {c.model.num_heads}")
+    row("parameters", lambda _, c: count(accounting.total_parameters(c.model)))
+    row("active per token", lambda _, c: _per_modality(c, accounting.active_parameters, count))
+    row("forward FLOPs per token *", lambda _, c: _per_modality(c, _linear_flops, flops))
+    row("training FLOPs per target **", lambda arm, _: flops(cost[arm].flops_per_target))
     row("training tokens", lambda _, c: count(findings.tokens))
     row("steps x tokens per step", lambda _, c: f"{findings.scope.until_step:,} x {c.tokens_per_step:,}")
-    row("training FLOPs per target", lambda arm, _: flops(cost[arm].flops_per_target))
     row("training FLOPs in all", lambda arm, _: flops(cost[arm].train_flops))
     row("learning rate", lambda _, c: _learning_rate(c))
     row("precision", lambda _, c: c.precision)
@@ -61,6 +66,20 @@ def _towers(config: RunConfig) -> str:
         return "one for all modalities"
     members = {name: [m for m, tower in config.model.towers.items() if tower == name] for name in names}
     return " | ".join(" + ".join(group) for group in members.values())
+
+
+def _linear_flops(model: ModelConfig, modality: str) -> int:
+    return sum(accounting.flops_per_token(model, modality).values())
+
+
+def _per_modality(
+    config: RunConfig, value_of: Callable[[ModelConfig, str], int], text: Callable[[float], str]
+) -> str:
+    """One text where all modalities have one value, else one for each."""
+    values = {m: text(value_of(config.model, m)) for m in config.model.modalities}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f"{m} {value}" for m, value in values.items())
 
 
 def _learning_rate(config: RunConfig) -> str:
@@ -135,7 +154,7 @@ def _end_text(matching: Matching) -> str:
 
 def _ratio_text(estimate: RatioEstimate) -> str:
     interval = estimate.interval
-    return f"{estimate.value:.2f}" + (f" [{interval.low:.2f}, {interval.high:.2f}]" if interval else "")
+    return ratio(estimate.value) + (f" [{ratio(interval.low)}, {ratio(interval.high)}]" if interval else "")
 
 
 def conditional_table(findings: Findings) -> Table | None:
@@ -161,7 +180,7 @@ def system_table(findings: Findings) -> Table:
     plan, cost = findings.plan, systems(findings)
     ratios = {arm: step_time_ratio(findings, arm) for arm in plan.others}
 
-    def ratio(arm: str) -> str:
+    def step_time(arm: str) -> str:
         if arm == plan.config.baseline:
             return "1"
         estimate = ratios[arm]
@@ -172,7 +191,7 @@ def system_table(findings: Findings) -> Table:
 
     rows: Sequence[tuple[str, tuple[str, ...]]] = (
         ("time of a step (median)", cells(lambda s: f"{with_prefix(1e3 * s.step_s)} ms")),
-        (f"its ratio to {plan.config.baseline}", tuple(ratio(arm) for arm in plan.arms)),
+        (f"its ratio to {plan.config.baseline}", tuple(step_time(arm) for arm in plan.arms)),
         ("tokens per second", cells(lambda s: count(s.tokens_per_s))),
         (
             "model FLOPs utilisation",

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from pretrain.findings import Contrast, Findings, Matching
-from pretrain.quantities import join, percent, signed, tokens_of
+from pretrain.quantities import join, percent, ratio, signed, tokens_of
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,15 @@ def _crossing(findings: Findings, contrast: Contrast) -> str:
         ]
         times = {1: "once", 2: "twice"}.get(len(leads), f"{len(leads)} times")
         return f"The curves cross {times}: {', '.join(leads + meet)}."
-    if since is not None and since <= contrast.gap_tokens[0]:
+    clear = contrast.gap[np.abs(contrast.gap) > contrast.wobble]
+    if not len(clear):
         return "The gap is within its wobble all the way."
-    first = contrast.arm if contrast.gap[0] < 0 else contrast.baseline
-    lead = f"{first} was lower at first; {meet[0]}" if meet else f"{first} was lower all the way"
-    return f"The curves do not cross: {lead}."
+    first = contrast.arm if clear[0] < 0 else contrast.baseline
+    if meet:
+        return f"The curves do not cross: {first} was lower at first; {meet[0]}."
+    whole = (contrast.gap * clear[0] > 0).all()
+    where = "all the way" if whole else "wherever the gap exceeded its wobble"
+    return f"The curves do not cross: {first} was lower {where}."
 
 
 def verdicts(findings: Findings, arm: str) -> tuple[Verdict, ...]:
@@ -124,4 +130,4 @@ def slope_text(matching: Matching) -> str:
     if matching.slope is None:
         return "none"
     value, interval = matching.slope.value, matching.slope.interval or matching.within_run
-    return f"{value:.2f}" + (f" [{interval.low:.2f}, {interval.high:.2f}]" if interval else "")
+    return ratio(value) + (f" [{ratio(interval.low)}, {ratio(interval.high)}]" if interval else "")

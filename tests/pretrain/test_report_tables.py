@@ -38,9 +38,13 @@ def test_design_shows_what_an_arm_is_and_what_it_spent(findings: Callable[..., F
     assert cells(table, "training tokens") == ("614,400", "614,400")
     assert cells(table, "steps x tokens per step")[0] == "600 x 1,024"
     assert cells(table, "learning rate")[0] == "0.001, 20 steps of warm-up, cosine to 10 %"
-    assert cells(table, "training FLOPs per target") == ("3.00 MFLOP", "3.00 MFLOP")
+    assert cells(table, "training FLOPs per target **") == ("3.00 MFLOP", "3.00 MFLOP")
     assert cells(table, "seeds") == ("1, 2", "1, 2")
     assert cells(table, "model.num_layers") == ("2", "3")  # whatever the arms differ in has a row
+    # parameters: an arm's own, not the other's
+    total, active = cells(table, "parameters"), cells(table, "active per token")
+    assert total[0] != total[1] and active[0] == total[0] != active[1]
+    assert cells(table, "forward FLOPs per token *")[0] != cells(table, "forward FLOPs per token *")[1]
 
 
 def test_losses_carry_their_spread_and_interval(findings: Callable[..., Findings]) -> None:
