@@ -37,8 +37,7 @@ def swiglu(gate_up: Float[Tensor, "tokens twice_width"]) -> Float[Tensor, "token
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps its input only and writes both halves of the gradient in place; autograd would keep silu(gate) as
-    well and join the halves by a copy."""
+    """Keeps its input only; autograd would keep silu(gate) as well."""
 
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
@@ -50,8 +49,5 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
-        grad_gate_up = torch.empty_like(gate_up)
-        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
-        torch.mul(F.silu(gate), grad, out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
-        return grad_gate_up
+        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        return torch.cat((grad_gate, F.silu(gate).mul_(grad)), dim=-1)

@@ -1,7 +1,7 @@
 """What queries and keys go through before they meet: RMSNorm per head with one weight per tower, then
 RoPE."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,16 +61,16 @@ class _NormRotate(torch.autograd.Function):
         ctx: Any, qkv: Tensor, rotary: Tensor, rows: tuple[int, ...], heads: int, eps: float, *weights: Tensor
     ) -> Tensor:
         split = heads * 2 * rotary.shape[-1]
-        x = y = qkv[:, :split].unflatten(1, (heads, -1)).float()
+        out = qkv.clone()
+        work, store = _in_fp32(out[:, :split].unflatten(1, (heads, -1)))
         inverse_rms = None
         if weights:
-            inverse_rms = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-            y = x * inverse_rms
-            for piece, weight in zip(y.split(rows), weights, strict=True):
+            inverse_rms = work.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+            work.mul_(inverse_rms)
+            for piece, weight in zip(work.split(rows), weights, strict=True):
                 piece.mul_(weight)
-        out = torch.empty_like(qkv)
-        _turn(y, rotary, out[:, :split].unflatten(1, (heads, -1)))
-        out[:, split:].copy_(qkv[:, split:])
+        _pairs(work).mul_(rotary)
+        store()
         ctx.save_for_backward(qkv if weights else None, inverse_rms, rotary, *weights)
         ctx.rows, ctx.heads, ctx.split = rows, heads, split
         return out
@@ -78,36 +78,33 @@ class _NormRotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         qkv, inverse_rms, rotary, *weights = ctx.saved_tensors
-        back = rotary.conj_physical()
-        grad_in = torch.empty_like(grad)
-        grad_in[:, ctx.split :].copy_(grad[:, ctx.split :])
-        grad_x = grad_in[:, : ctx.split].unflatten(1, (ctx.heads, -1))
-        grad_out = grad[:, : ctx.split].unflatten(1, (ctx.heads, -1))
-        if not weights:
-            _turn(grad_out, back, grad_x)
-            return grad_in, *(None,) * 4
-        grad_y = _turn(grad_out, back, torch.empty(grad_out.shape, dtype=torch.float32, device=grad.device))
-        x = qkv[:, : ctx.split].unflatten(1, (ctx.heads, -1)).float()
-        # y = x r w with r = 1 / rms(x):  dw = sum(dy x r),  dx = dy w r - x r^2 mean(dy w x r)
-        product = (grad_y * x).mul_(inverse_rms)
-        grad_weights = [piece.sum(0) for piece in product.split(ctx.rows)]
-        for piece, piece_y, weight in zip(
-            product.split(ctx.rows), grad_y.split(ctx.rows), weights, strict=True
-        ):
-            piece.mul_(weight)
-            piece_y.mul_(weight)
-        pull = product.mean(-1, keepdim=True).mul_(inverse_rms)
-        grad_x.copy_(grad_y.addcmul_(x, pull, value=-1).mul_(inverse_rms))
+        grad_in = grad.clone(memory_format=torch.contiguous_format)
+        work, store = _in_fp32(grad_in[:, : ctx.split].unflatten(1, (ctx.heads, -1)))
+        _pairs(work).mul_(rotary.conj_physical())
+        grad_weights: list[Tensor] = []
+        if weights:
+            # y = x r w with r = 1 / rms(x):  dw = sum(dy x r),  dx = dy w r - x r^2 mean(dy w x r)
+            x = qkv[:, : ctx.split].unflatten(1, (ctx.heads, -1)).float()
+            product = (work * x).mul_(inverse_rms)
+            pieces = zip(product.split(ctx.rows), work.split(ctx.rows), weights, strict=True)
+            for product_piece, work_piece, weight in pieces:
+                grad_weights.append(product_piece.sum(0))
+                product_piece.mul_(weight)
+                work_piece.mul_(weight)
+            pull = product.mean(-1, keepdim=True).mul_(inverse_rms)
+            work.addcmul_(x, pull, value=-1).mul_(inverse_rms)
+        store()
         return grad_in, *(None,) * 4, *grad_weights
 
 
-def _turn(x: Tensor, rotary: Tensor, out: Tensor) -> Tensor:
-    """Write into `out` the pairs of `x`, both [tokens, heads, head_dim], turned; computed in fp32."""
+def _pairs(x: Tensor) -> Tensor:
+    """The fp32 pairs (x[2i], x[2i + 1]) as complex numbers; a view."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
-    def pairs(tensor: Tensor) -> Tensor:
-        return torch.view_as_complex(tensor.unflatten(-1, (-1, 2)))
 
-    if out.dtype == torch.float32:
-        torch.mul(pairs(x.float()), rotary, out=pairs(out))
-        return out
-    return out.copy_(torch.view_as_real(pairs(x.float()) * rotary).flatten(-2))
+def _in_fp32(view: Tensor) -> tuple[Tensor, Callable[[], object]]:
+    """Where to compute in place of `view`, and what then puts the result there: nothing, if it is fp32."""
+    if view.dtype == torch.float32:
+        return view, lambda: None
+    work = view.float()
+    return work, lambda: view.copy_(work)

@@ -1,0 +1,75 @@
+"""The reduction identity of towers: MoT whose towers are copies of one another is the dense model."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain.models.config import ModelConfig
+from pretrain.models.decoder import Decoder
+from pretrain.models.inputs import build_inputs
+from pretrain.models.pretraining import Pretraining
+from tests.pretrain.models.random_batch import (
+    DENSE,
+    IMAGE_SPEECH_SHARED,
+    MOT,
+    random_batch,
+    tiny_config,
+)
+
+# fp32, relative to the largest entry of a tensor. Towers multiply the same rows in other groups, so sums
+# differ in their last bits: logits 2e-7 measured, gradients 5e-7.
+RELATIVE = 1e-6
+
+
+def assert_close(ours: Tensor, theirs: Tensor, what: str) -> None:
+    difference = float((ours - theirs).abs().max())
+    assert difference <= RELATIVE * float(theirs.abs().max()), f"{what}: {difference:.3g}"
+
+
+def run(config: ModelConfig, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """(logits in sequence order, objective, gradients) with a shard's weights copied from the dense
+    model's."""
+    decoder = Decoder(config)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            layer, _, shard = name.rpartition(".")
+            parameter.copy_(weights[name if name in weights else f"{layer}.all"])
+            assert shard != "all" or config.towers == DENSE
+    module = Pretraining(decoder)
+    inputs = build_inputs(random_batch(config, sequences=3, seed=2), config)
+    logits = decoder(inputs)[inputs.routing.to_sequence].detach()
+    objective, _ = module(inputs)
+    objective.backward()
+    return logits, objective.detach(), {name: p.grad for name, p in decoder.named_parameters()}  # type:
+    ignore[misc]
+
+
+@pytest.mark.parametrize("placement", ["post", "pre"])
+@pytest.mark.parametrize(
+    ("towers", "untied"),
+    [
+        (MOT, ["attention", "feed_forward", "norm"]),
+        (IMAGE_SPEECH_SHARED, ["attention", "feed_forward", "norm"]),
+        (MOT, ["attention"]),
+        (MOT, ["feed_forward", "norm"]),
+    ],
+)
+def test_mot_of_copies_is_dense(towers: dict[str, str], untied: list[str], placement: str) -> None:
+    dense_config = tiny_config(DENSE, norm_placement=placement, z_loss=0.01)
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: parameter.detach() + 0.1 * torch.randn(parameter.shape, generator=generator)
+        for name, parameter in Decoder(dense_config).named_parameters()
+    }
+    for name in list(weights):  # a tied part of MoT is called shared, of dense all
+        weights[name.removesuffix(".all") + ".shared"] = weights[name]
+
+    dense_logits, dense_objective, dense_grads = run(dense_config, weights)
+    config = tiny_config(towers, norm_placement=placement, z_loss=0.01, untied=untied)
+    logits, objective, grads = run(config, weights)
+    assert_close(logits, dense_logits, "logits")
+    assert_close(objective, dense_objective, "objective")
+    for name, dense_grad in dense_grads.items():
+        layer = name.rpartition(".")[0]
+        of_towers = [grad for other, grad in grads.items() if other.rpartition(".")[0] == layer]
+        assert_close(torch.stack(of_towers).sum(0), dense_grad, f"gradients of all towers of {layer}")

@@ -1,0 +1,47 @@
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel.routing import route, sequence_to_sorted, sorted_to_sequence
+
+
+@given(
+    modality=st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    towers=st.lists(st.integers(0, 2), min_size=4, max_size=4),
+)
+def test_sorted_order_is_by_tower_and_stable(modality: list[int], towers: list[int]) -> None:
+    routing = route(np.array(modality, np.uint8), towers, 3)
+    expected = sorted(range(len(modality)), key=lambda i: towers[modality[i]])  # Python's sort is stable
+    assert routing.to_sorted.tolist() == expected
+    assert [routing.to_sorted[i] for i in routing.to_sequence] == list(range(len(modality)))
+    assert routing.counts == tuple(sum(towers[m] == t for m in modality) for t in range(3))
+    assert routing.identity == (len({towers[m] for m in modality}) == 1)
+
+
+def test_counts_are_python_ints_and_name_absent_towers() -> None:
+    routing = route(np.array([2, 0, 2, 0], np.uint8), (0, 1, 2), 3)
+    assert routing.counts == (2, 0, 2)
+    assert all(type(count) is int for count in routing.counts)
+    assert routing.to_sorted.dtype == torch.int64
+
+
+def test_one_tower_moves_nothing() -> None:
+    routing = route(np.array([2, 0, 1], np.uint8), (0, 0, 0), 1)
+    x = torch.randn(3, 4)
+    assert sorted_to_sequence(x, routing) is x
+    assert sequence_to_sorted(x, routing) is x
+
+
+def test_permutations_undo_each_other_and_have_autograds_gradient() -> None:
+    routing = route(np.array([1, 0, 2, 1, 0], np.uint8), (0, 1, 2), 3)
+    x = torch.randn(5, 3, requires_grad=True)
+    assert torch.equal(sequence_to_sorted(sorted_to_sequence(x, routing), routing), x)
+    for ours, index in (
+        (sorted_to_sequence, routing.to_sequence),
+        (sequence_to_sorted, routing.to_sorted),
+    ):
+        grad = torch.randn(5, 3)
+        (expected,) = torch.autograd.grad(x[index], x, grad)
+        (got,) = torch.autograd.grad(ours(x, routing), x, grad)
+        assert torch.equal(got, expected)

@@ -1,0 +1,84 @@
+import dataclasses
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from pretrain.models.decoder import Decoder
+from pretrain.models.inputs import build_inputs
+from pretrain.models.pretraining import Pretraining
+from tests.pretrain.models.random_batch import MOT, random_batch, tiny_config
+
+
+def test_objective_and_stats_are_sums_over_tokens() -> None:
+    config = tiny_config(MOT, z_loss=0.05)
+    batch = random_batch(config)
+    weights = np.random.default_rng(0).random(batch.loss_weights.shape, np.float32) * batch.loss_weights
+    inputs = build_inputs(dataclasses.replace(batch, loss_weights=weights), config)
+    decoder = Decoder(config)
+    objective, stats = Pretraining(decoder)(inputs)
+    logits = decoder(inputs)
+    nll = F.cross_entropy(logits, inputs.target_ids, reduction="none")
+    token_weights = inputs.loss_weights.sum(dim=0)
+    expected = (token_weights * (nll + 0.05 * logits.logsumexp(-1).square())).sum()
+    torch.testing.assert_close(objective, expected, rtol=2e-6, atol=0)
+    assert not stats.requires_grad
+    torch.testing.assert_close(stats[:3], inputs.loss_weights @ nll, rtol=2e-6, atol=0)
+    np.testing.assert_allclose(stats[3:], inputs.weight_per_modality, rtol=1e-6)
+
+
+def test_two_micro_batches_sum_to_one_of_both() -> None:
+    config = tiny_config(MOT)
+    module = Pretraining(Decoder(config))
+    batches = [random_batch(config, sequences=2, seed=seed) for seed in (1, 2)]
+    joined = dataclasses.replace(
+        batches[0],
+        samples=(*batches[0].samples, *batches[1].samples),
+        **{
+            field.name: np.concatenate([getattr(batch, field.name) for batch in batches])
+            for field in dataclasses.fields(batches[0])
+            if field.name != "samples"
+        },
+    )
+
+    def run(*of) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        module.zero_grad()
+        results = [module(build_inputs(batch, config)) for batch in of]
+        objective = torch.stack([result[0] for result in results]).sum()
+        objective.backward()
+        stats = torch.stack([result[1] for result in results]).sum(0)
+        return objective.detach(), stats, [p.grad.clone() for p in module.parameters()]  # type: ignore[union-attr]
+
+    (one, one_stats, one_grads), (two, two_stats, two_grads) = run(joined), run(*batches)
+    torch.testing.assert_close(one, two, rtol=1e-6, atol=0)
+    torch.testing.assert_close(one_stats, two_stats, rtol=1e-6, atol=0)
+    for ours, theirs in zip(one_grads, two_grads, strict=True):  # fp32, another order of sums: 1e-6 measured
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_an_absent_modality_has_zero_gradients_not_none() -> None:
+    config = tiny_config(MOT)
+    module = Pretraining(Decoder(config))
+    module(build_inputs(random_batch(config, present=(0,)), config))[0].backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        if name.endswith((".image", ".speech")):
+            assert not parameter.grad.any(), name
+        else:
+            assert parameter.grad.any(), name
+
+
+def test_a_batch_of_padding_has_zero_objective_and_gradients() -> None:
+    config = tiny_config(MOT)
+    batch = random_batch(config)
+    empty = dataclasses.replace(
+        batch,
+        document_ids=np.full_like(batch.document_ids, -1),
+        loss_weights=np.zeros_like(batch.loss_weights),
+    )
+    module = Pretraining(Decoder(config))
+    inputs = build_inputs(empty, config)
+    objective, stats = module(inputs)
+    objective.backward()
+    assert inputs.weight == 0 and objective.item() == 0 and not stats.any()
+    assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
