@@ -201,8 +201,9 @@ def spawn(argv: Sequence[str], processes: int, *, threads: int | None = None, gr
     """Run `python ARGV...` as `processes` ranks on this machine and wait for all of them.
 
     SIGTERM, SIGUSR2 and SIGINT go on to every rank. When one rank fails the others are told to end, and
-    killed `grace_s` later. Returns 0, or 85 if a rank stopped for requeue and none failed, or the code of the
-    rank that failed first (128 + signal number for one that was killed), which is named on stderr.
+    killed `grace_s` later. Returns 0, or 85 if ranks stopped for requeue (or were killed by a signal that
+    went on to them before they could handle it) and none failed before, or the code of the rank that failed
+    first (128 + signal number for one that was killed), which is named on stderr.
     """
     received: list[int] = []
 
@@ -236,13 +237,15 @@ def spawn(argv: Sequence[str], processes: int, *, threads: int | None = None, gr
 
 
 def _wait(ranks: Sequence["subprocess.Popen[bytes]"], received: list[int], grace_s: float) -> int:
-    failed: int | None = None
+    result: int | None = None
     deadline = float("inf")
     requeue = False
+    forwarded: set[int] = set()
     running = dict(enumerate(ranks))
     while running:
         while received:
             number = received.pop(0)
+            forwarded.add(number)
             for process in running.values():
                 process.send_signal(number)
         for rank, process in list(running.items()):
@@ -250,17 +253,15 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], received: list[int], grace
                 continue
             del running[rank]
             requeue |= code == REQUEUE_EXIT_CODE
-            if code in (0, REQUEUE_EXIT_CODE) or failed is not None:
+            if code in (0, REQUEUE_EXIT_CODE) or result is not None:
                 continue
-            failed = 128 - code if code < 0 else code
+            # A rank that a forwarded signal killed had not got to where it handles it: stopped, not failed.
+            result = REQUEUE_EXIT_CODE if -code in forwarded else 128 - code if code < 0 else code
             deadline = time.monotonic() + grace_s
             cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
             others = f"; ending the other {len(running)}" if running else ""
-            print(
-                f"motley: rank {rank} of {len(ranks)} (pid {process.pid}) {cause}{others}",
-                file=sys.stderr,
-                flush=True,
-            )
+            where = f"rank {rank} of {len(ranks)} (pid {process.pid})"
+            print(f"motley: {where} {cause}{others}", file=sys.stderr, flush=True)
             for other in running.values():
                 other.terminate()
         if time.monotonic() > deadline:
@@ -268,4 +269,4 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], received: list[int], grace
                 process.kill()
         if running:
             time.sleep(0.05)
-    return failed if failed is not None else REQUEUE_EXIT_CODE if requeue else 0
+    return result if result is not None else REQUEUE_EXIT_CODE if requeue else 0

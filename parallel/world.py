@@ -138,20 +138,7 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
 
     device = launch.choose_device(facts)
     timeout = timedelta(seconds=config.collective_timeout_s)
-    backend = "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        backend = "nccl"
-    if facts.launcher == "torchrun":  # its agent may already hold the store; env:// knows
-        dist.init_process_group(backend, init_method="env://", timeout=timeout)
-    else:
-        dist.init_process_group(
-            backend,
-            store=_store(facts, timeout),
-            rank=facts.rank,
-            world_size=facts.world_size,
-            timeout=timeout,
-        )
+    backend = meet(facts, device, timeout)
     # Adopts the group made above. Its search for MPI is off: our launchers are read in launch.py.
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     parallel_state.initialize_model_parallel(
@@ -176,6 +163,25 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
     )
     assert world.dp_size == dp_size, (world, config)
     return world
+
+
+def meet(facts: launch.RankFacts, device: torch.device, timeout: timedelta) -> str:
+    """Start torch.distributed with the other ranks; returns its backend, NCCL on GPUs and Gloo elsewhere."""
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "nccl"
+    if facts.launcher == "torchrun":  # its agent may already hold the store; env:// knows
+        dist.init_process_group(backend, init_method="env://", timeout=timeout)
+    else:
+        dist.init_process_group(
+            backend,
+            store=_store(facts, timeout),
+            rank=facts.rank,
+            world_size=facts.world_size,
+            timeout=timeout,
+        )
+    return backend
 
 
 def _member(group: "dist.ProcessGroup | int | None") -> dist.ProcessGroup:

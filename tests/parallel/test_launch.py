@@ -1,0 +1,245 @@
+"""Rank facts from launchers' variables, and real ranks started, signalled and killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from parallel.launch import LaunchError, child_environment, first_host, rank_facts, spawn
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "2950"}
+SLURM = {
+    "SLURM_JOB_ID": "31234",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[007-008]",
+}
+
+
+def test_no_launcher_is_a_world_of_one() -> None:
+    facts = rank_facts({"PATH": "/bin"})
+    assert (facts.rank, facts.world_size, facts.local_rank, facts.launcher) == (0, 1, 0, "single")
+
+
+def test_torchrun() -> None:
+    facts = rank_facts(TORCHRUN | SLURM)  # torchrun inside a Slurm job: the inner launcher counts
+    assert (facts.rank, facts.world_size, facts.local_rank) == (3, 8, 1)
+    assert (facts.master_addr, facts.master_port, facts.launcher) == ("node1", 2950, "torchrun")
+
+
+def test_slurm_step() -> None:
+    facts = rank_facts(SLURM)
+    assert (facts.rank, facts.world_size, facts.local_rank) == (9, 16, 1)
+    assert (facts.master_addr, facts.master_port, facts.launcher) == ("gpu007", 15_000 + 1_234, "slurm")
+    facts = rank_facts(SLURM | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "777"})
+    assert (facts.master_addr, facts.master_port) == ("10.0.0.1", 777)
+
+
+def test_a_batch_script_without_srun_is_a_world_of_one() -> None:
+    batch = {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "16", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    assert rank_facts(batch).world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("env", "complaint"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not"),
+        (TORCHRUN | {"RANK": "8"}, "rank 8 of 8"),
+        (TORCHRUN | {"WORLD_SIZE": "eight"}, "WORLD_SIZE = 'eight' is not an integer"),
+        (SLURM | {"SLURM_STEP_NODELIST": "[]"}, "names no node"),
+    ],
+)
+def test_a_broken_environment_is_explained(env: dict[str, str], complaint: str) -> None:
+    with pytest.raises(LaunchError, match=complaint):
+        rank_facts(env)
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "host"),
+    [
+        ("node1", "node1"),
+        ("node1,node2", "node1"),
+        ("gpu[003-007,9],login", "gpu003"),
+        ("a-b[12,15]-ib,c", "a-b12-ib"),
+        ("r[1-2]n[05-06]", "r1n05"),
+    ],
+)
+def test_first_host_of_a_slurm_node_list(nodelist: str, host: str) -> None:
+    assert first_host(nodelist) == host
+
+
+def test_child_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0))
+    assert child_environment(1)["OMP_NUM_THREADS"] == str(cores)
+    assert child_environment(10 * cores)["OMP_NUM_THREADS"] == "1"
+    assert child_environment(1, threads=3)["OMP_NUM_THREADS"] == "3"
+    assert not TORCHRUN.keys() & child_environment(1).keys()
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert child_environment(2)["OMP_NUM_THREADS"] == "7"
+
+
+def _python(code: str) -> list[str]:
+    return ["-c", f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{code}"]
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("assert os.environ['WORLD_SIZE'] == '3'", 0),
+        ("sys.exit(85)", 85),
+        ("sys.exit(85 if rank else 0)", 85),
+        ("sys.exit(7 if rank == 1 else 0)", 7),
+    ],
+)
+def test_the_exit_code_of_all_ranks(code: str, expected: int) -> None:
+    assert spawn(_python(code), 3) == expected
+
+
+def test_a_rank_that_fails_is_named_and_ends_the_others(capfd: pytest.CaptureFixture[str]) -> None:
+    start = time.monotonic()
+    assert spawn(_python("time.sleep(0.3 if rank == 1 else 60); sys.exit(3)"), 3) == 3
+    assert time.monotonic() - start < 30  # far from the 60 s that the others would have slept
+    assert "rank 1 of 3" in (said := capfd.readouterr().err)
+    assert "exited with code 3; ending the other 2" in said
+
+
+def test_a_killed_rank_is_named_and_ranks_that_ignore_the_end_are_killed(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    code = (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "time.sleep(0.5 if rank == 0 else 60)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert spawn(_python(code), 2, grace_s=0.5) == 128 + signal.SIGKILL
+    assert "rank 0 of 2" in (said := capfd.readouterr().err)
+    assert "was killed by SIGKILL; ending the other 1" in said
+
+
+_HANDLER = (
+    "def stop(number, frame):\n"
+    "    os.write(1, f'rank {rank} got {number}\\n'.encode())\n"
+    "    sys.exit(85)\n"
+    "for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):\n"
+    "    signal.signal(number, stop)\n"
+    "os.write(1, b'ready\\n')\n"
+    "time.sleep(60)"
+)
+
+
+def _launcher(code: str, processes: int) -> "subprocess.Popen[str]":
+    command = (
+        f"import sys; from parallel.launch import spawn; sys.exit(spawn({_python(code)!r}, {processes}))"
+    )
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_signals_reach_every_rank(number: signal.Signals) -> None:
+    launcher = _launcher(_HANDLER, 2)
+    assert launcher.stdout is not None
+    assert [launcher.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
+    launcher.send_signal(number)
+    out, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 85
+    assert sorted(out.splitlines()) == [f"rank {rank} got {int(number)}" for rank in range(2)]
+
+
+def test_a_signal_before_a_rank_can_handle_it_is_a_stop_not_a_failure() -> None:
+    launcher = _launcher("os.write(1, b'ready\\n')\ntime.sleep(60)", 2)
+    assert launcher.stdout is not None
+    assert [launcher.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
+    launcher.send_signal(signal.SIGTERM)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 85
+    assert "was killed by SIGTERM" in said
+
+
+def test_no_rank_outlives_a_killed_launcher() -> None:
+    launcher = _launcher("os.write(1, b'%d\\n' % os.getpid())\ntime.sleep(60)", 2)
+    assert launcher.stdout is not None
+    ranks = [int(launcher.stdout.readline()) for _ in range(2)]
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 30
+    while any(_alive(pid) for pid in ranks) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_alive(pid) for pid in ranks)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+_MEET = """
+import os
+from datetime import timedelta
+import torch
+from parallel.launch import rank_facts
+from parallel.world import meet
+facts = rank_facts()
+meet(facts, torch.device("cpu"), timedelta(seconds=60))
+total = torch.tensor(facts.rank + 0.5)
+torch.distributed.all_reduce(total)
+os.write(1, f"sum {total.item()} of {facts.world_size}\\n".encode())
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def meeting(tmp_path: Path) -> Path:
+    script = tmp_path / "meet.py"
+    script.write_text(_MEET)
+    return script
+
+
+def test_our_own_ranks_meet(meeting: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert spawn([str(meeting)], 2) == 0
+    assert capfd.readouterr().out.splitlines() == ["sum 2.0 of 2"] * 2
+
+
+def test_ranks_of_torchrun_meet(meeting: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(meeting),
+    ]
+    done = subprocess.run(command, env=child_environment(2), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["sum 2.0 of 2"] * 2
+
+
+def test_ranks_of_srun_meet(meeting: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = child_environment(2) | SLURM | {"SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(meeting)],
+            env=shared | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "MASTER_ADDR": "127.0.0.1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [rank.communicate(timeout=300)[0] for rank in ranks] == ["sum 2.0 of 2\n"] * 2
+    assert [rank.returncode for rank in ranks] == [0, 0]
