@@ -6,11 +6,13 @@ which checks each of them against the manifest and each document against the voc
 only if the manifest lists other shards.
 """
 
+import contextlib
 import hashlib
 import json
 import mmap
 import os
 import secrets
+import time
 import weakref
 import zlib
 from bisect import bisect_right
@@ -25,12 +27,14 @@ from data_pipeline.faults import ChangedIndex, MissingShard, TruncatedShard, Wro
 from data_pipeline.indexing import TAR_BLOCK_BYTES, index_shard, member_name
 from data_pipeline.progress import Progress
 from data_pipeline.shards import MANIFEST, TOKENS_SUFFIX, ShardError, read_manifest
+from data_pipeline.toml_config import ConfigError
 from data_pipeline.vocabulary import Vocabulary
 
 INDEX = "index.bin"
 FORMAT = 1
 _MAGIC = b"motleyix"
 _ALIGN_BYTES = 64
+_DEAD_AFTER_S = 3600.0  # to write an index takes seconds; clocks of other machines may be off
 _OPEN_FILES = 128  # of a source and a process; the usual limit of a process is 1024
 
 
@@ -49,20 +53,17 @@ class Index:
     span_first: np.ndarray
     """uint64 [N + 1]; first row in `span` of each document."""
     span: np.ndarray
-    """uint32 [spans, 2]; start and end within the document of each image and utterance, delimiters
-    included.
-    """
+    """uint32 [spans, 2]; start and end in its document of each image and utterance with its delimiters."""
 
 
-def _array_fields() -> dict[str, str]:
-    return {
-        "offset": "<u8",
-        "length": "<u4",
-        "crc32": "<u4",
-        "shard_first": "<u8",
-        "span_first": "<u8",
-        "span": "<u4",
-    }
+_ARRAYS = {
+    "offset": "<u8",
+    "length": "<u4",
+    "crc32": "<u4",
+    "shard_first": "<u8",
+    "span_first": "<u8",
+    "span": "<u4",
+}
 
 
 class TokenSource:
@@ -127,7 +128,8 @@ class TokenSource:
         except OSError as error:
             raise ShardError(f"{self.folder / self._names[shard]}: cannot be read: {error}") from None
         ids = memoryview(data)[TAR_BLOCK_BYTES:]
-        name = f"{self._names[shard]}/{member_name(data).removesuffix('.' + TOKENS_SUFFIX)}"
+        key = member_name(data).removesuffix("." + TOKENS_SUFFIX) or f"document {document}"
+        name = f"{self._names[shard]}/{key}"
         if len(ids) != size or zlib.crc32(ids) != self.index.crc32[document]:
             return name, None
         return name, np.frombuffer(ids, dtype)
@@ -204,19 +206,24 @@ def build_index(folder: Path) -> dict[str, Any]:
         with open(temporary, "xb") as file:
             text = json.dumps(header).encode()
             file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
-            for name, dtype in _array_fields().items():
+            for name, dtype in _ARRAYS.items():
                 file.write(b"\0" * (-file.tell() % _ALIGN_BYTES))
                 file.write(np.ascontiguousarray(arrays[name], dtype).data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, folder / INDEX)
-    except PermissionError as error:
-        raise ChangedIndex(
-            f"{folder}: there is no index for these shards, and none can be written ({error.strerror}); run "
-            f"`motley tokenize`, or anything that reads them, once where the folder is writable"
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: there is no index for these shards yet, and it cannot be written ({error.strerror}); "
+            f"make room, or open them once (`motley tokenize` does) where the folder is writable"
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    for left in folder.glob(f"{INDEX}.*.tmp"):  # by a process that was killed while it wrote
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _DEAD_AFTER_S:
+                left.unlink()
     return header
 
 
@@ -224,7 +231,7 @@ def _hash(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256(
         json.dumps({k: v for k, v in header.items() if k != "hash"}, sort_keys=True).encode()
     )
-    for name, dtype in _array_fields().items():
+    for name, dtype in _ARRAYS.items():
         digest.update(np.ascontiguousarray(arrays[name], dtype).data)
     return digest.hexdigest()
 
@@ -243,6 +250,8 @@ def _read_header(folder: Path) -> dict[str, Any] | None:
                 raise _changed(folder / INDEX)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ConfigError(f"{folder / INDEX}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise error if isinstance(error, ChangedIndex) else _changed(folder / INDEX) from None
     return header
@@ -256,7 +265,7 @@ def _map_arrays(folder: Path, header: Mapping[str, Any]) -> Index:
     position = 16 + int.from_bytes(view[8:16], "little")
     arrays: dict[str, np.ndarray] = {}
     try:
-        for name, dtype in _array_fields().items():
+        for name, dtype in _ARRAYS.items():
             position += -position % _ALIGN_BYTES
             shape = header["arrays"][name]
             arrays[name] = np.frombuffer(view, dtype, int(np.prod(shape)), position).reshape(shape)

@@ -5,29 +5,23 @@ step; the worker reads it and sends one message back. A plan says all, so neithe
 how far they read ahead is visible in the data, and the state moves when a step is taken, not when it is read.
 """
 
-import os
-import signal
 import sys
-import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from data_pipeline.batch import Batch, make_batch
-from data_pipeline.faults import ReaderDied, WrongChecksum
+from data_pipeline.faults import WrongChecksum
+from data_pipeline.reader_processes import explained_deaths, start_readers, stop_readers
 from data_pipeline.stream import Plan, Stream, StreamState
 from data_pipeline.toml_config import ConfigError
-
-_WORKER_JOIN_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -66,17 +60,15 @@ class Loader:
         state: StreamState | None = None,
         max_bad_documents: int = 100,
     ) -> None:
-        """Raises ConfigError if the step does not divide over ranks and micro-batches, or `state` is
-        foreign.
-        """
-        check_division(stream.sequences_per_step, dp_size, micro_batch_sequences)
+        """Raises ConfigError for a step that ranks and micro-batches do not divide, or a foreign state."""
+        _check_division(stream.sequences_per_step, dp_size, micro_batch_sequences)
         if not 0 <= dp_rank < dp_size:
             raise ConfigError(f"dp_rank = {dp_rank}: legal are 0 ... {dp_size - 1}")
         self._state = state or stream.start()
         stream.check(self._state)
         self._micro_batch_sequences = micro_batch_sequences
         self._max_bad_documents = max_bad_documents
-        self.bad_documents: dict[str, None] = {}
+        self.bad_documents: list[str] = []
         """Names of all documents that could not be read so far, in order."""
         self._ahead: deque[_StepFacts] = deque()
         reader = _Reader(stream)
@@ -86,57 +78,41 @@ class Loader:
             self._results: Iterator[Any] = (reader[plan] for plan in plans)
             self._close: Callable[[], object] = lambda: None
         else:
-            loader = DataLoader(
-                reader,
-                batch_size=None,
-                sampler=plans,  # type: ignore[arg-type]  # any iterable of what __getitem__ takes
-                num_workers=num_workers,
-                prefetch_factor=prefetch_steps,
-                collate_fn=_as_it_is,
-                worker_init_fn=_live_and_die_with_the_parent,
-                multiprocessing_context="fork",
-                generator=torch.Generator(),  # else it draws from the global one: a resumed run would differ
-            )
-            self._results = iter(loader)
-            self._close = weakref.finalize(self, _stop, self._results)
-            _explain_deaths()
+            self._results = start_readers(reader, plans, num_workers, prefetch_steps)
+            self._close = weakref.finalize(self, stop_readers, self._results)
 
     def next_step(self) -> StepBatch:
-        """The next step. Raises ReaderDied if a worker was killed, WrongChecksum after too many bad
-        documents.
-        """
+        """The next step. Raises ReaderDied after a worker was killed, WrongChecksum for too many bad ones."""
         began = time.perf_counter()
-        try:
+        with explained_deaths():
             result = next(self._results)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or isinstance(error, ReaderDied):
-                raise
-            raise _reader_died(error) from error
         if isinstance(result, Exception):
             raise result
         batch, bad = result
-        for name in bad:
-            if name not in self.bad_documents:
-                print(
-                    f"data: {name} is not what was indexed (crc32); padding without loss stands in its place "
-                    f"({len(self.bad_documents) + 1} so far)",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            self.bad_documents[name] = None
-        if len(self.bad_documents) > self._max_bad_documents:
-            first = ", ".join(list(self.bad_documents)[:3])
-            raise WrongChecksum(
-                f"{len(self.bad_documents)} documents differ from what was indexed (crc32), and "
-                f"{self._max_bad_documents} are allowed; the first: {first}. "
-                f"The shards were damaged or replaced: restore them, or tokenize again"
-            )
+        self._note_bad(bad)
         step = self._micro_batch_sequences
         micro_batches = tuple(batch.rows(i, i + step) for i in range(0, batch.num_sequences, step))
         self._state, fill_frac, epochs = self._ahead.popleft()
         return StepBatch(
             micro_batches, self._state, time.perf_counter() - began, fill_frac, epochs, tuple(bad)
         )
+
+    def _note_bad(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self.bad_documents:
+                self.bad_documents.append(name)
+                print(
+                    f"data: {name} is not what was indexed (crc32); padding without loss stands in its place "
+                    f"({len(self.bad_documents)} so far)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        if len(self.bad_documents) > self._max_bad_documents:
+            raise WrongChecksum(
+                f"{len(self.bad_documents)} documents differ from what was indexed (crc32), and "
+                f"{self._max_bad_documents} are allowed; the first: {', '.join(self.bad_documents[:3])}. "
+                f"The shards were damaged or replaced: restore them, or tokenize again"
+            )
 
     @property
     def state(self) -> StreamState:
@@ -154,7 +130,7 @@ class Loader:
         self.close()
 
 
-def check_division(sequences_per_step: int, dp_size: int, micro_batch_sequences: int) -> None:
+def _check_division(sequences_per_step: int, dp_size: int, micro_batch_sequences: int) -> None:
     """Raises ConfigError unless every rank gets a whole number of micro-batches of every step."""
     if dp_size < 1 or micro_batch_sequences < 1 or sequences_per_step % (dp_size * micro_batch_sequences):
         raise ConfigError(
@@ -199,8 +175,8 @@ class _Reader(Dataset[Any]):
 def read(stream: Stream, plan: Plan) -> tuple[Batch, list[str]]:
     """The sequences of a plan as one Batch, and the names of documents whose bytes are not those indexed.
 
-    Such a document leaves padding of its length, without loss, at the end of its sequence; nothing else
-    moves.
+    Such a document leaves padding of its length, without loss, at the end of its sequence; no other sequence
+    is touched.
     """
     sequences: list[list[np.ndarray]] = []
     samples: list[list[str]] = []
@@ -230,70 +206,6 @@ def read(stream: Stream, plan: Plan) -> tuple[Batch, list[str]]:
         sequences, sequence_tokens=stream.context_tokens, vocabulary=stream.vocabulary, samples=samples
     )
     return batch, bad
-
-
-def _as_it_is(result: Any) -> Any:
-    return result
-
-
-_JOB_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_PARENT_CHECK_S = 1.0
-
-
-def _live_and_die_with_the_parent(_worker: int) -> None:
-    """What ends a worker is its parent: by telling it to, or by ending itself, in whatever way.
-
-    A cluster signals every process of a job: the main one decides, and still needs its workers to write a
-    checkpoint. And after a kill -9 of the parent, a worker whose last message fills the pipe would wait for
-    ever for a reader, holding memory and the job's output open.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        sent = signal.sigtimedwait(_JOB_SIGNALS, _PARENT_CHECK_S)
-        if sent is not None and sent.si_signo == signal.SIGTERM and sent.si_pid == parent:
-            break
-    os._exit(0)
-
-
-def _reader_died(error: RuntimeError) -> ReaderDied:
-    return ReaderDied(
-        f"a process that reads the data has died ({str(error).strip()}). If the kernel killed it for want "
-        f"of memory, lower data.num_workers or data.prefetch_steps; data.num_workers=0 reads without such "
-        f"processes. The run can go on from its last checkpoint."
-    )
-
-
-def _explain_deaths() -> None:
-    """Let the death of a worker, which torch raises wherever the main thread is just then, say what to do."""
-    raises = signal.getsignal(signal.SIGCHLD)
-    if not callable(raises) or getattr(raises, "explains_deaths", False):
-        return
-
-    def explain(number: int, frame: FrameType | None) -> None:
-        try:
-            raises(number, frame)
-        except RuntimeError as error:
-            raise _reader_died(error) from None
-
-    explain.explains_deaths = True  # type: ignore[attr-defined]
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, explain)
-
-
-def _stop(results: Any) -> None:
-    """End the workers of a DataLoader's iterator; one that is stuck in a read is killed."""
-    workers = results._workers
-    results._shutdown_workers()
-    deadline = time.monotonic() + _WORKER_JOIN_S
-    for worker in workers:
-        worker.join(max(0.0, deadline - time.monotonic()))
-        if worker.is_alive():
-            worker.kill()
-            worker.join()
 
 
 def sequences(

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from data_pipeline.faults import BadDocument, ChangedIndex, MissingShard, TruncatedShard, WrongChecksum
-from data_pipeline.index import INDEX, TokenSource
+from data_pipeline.index import INDEX, TokenSource, build_index
 from data_pipeline.parts import read_parts
 from data_pipeline.shards import MANIFEST, ShardError, write_json, write_shard
 from data_pipeline.synthetic import random_documents, write_token_folder
+from data_pipeline.toml_config import ConfigError
 from data_pipeline.vocabulary import BOI, BOS, EOI, EOS, Vocabulary
 
 VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
@@ -99,6 +100,26 @@ def test_processes_that_open_a_folder_at_once_find_one_whole_index(folder: Path)
         rank.join(60)
         assert rank.exitcode == 0
     assert len({results.get() for _ in ranks}) == 1
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_what_a_killed_process_left_behind_is_cleared_away(folder: Path) -> None:
+    dead, alive = (folder / f"{INDEX}.{name}.tmp" for name in ("dead", "alive"))
+    for path in (dead, alive):
+        path.write_bytes(b"half")
+    os.utime(dead, (0, 0))
+    TokenSource.open(folder)
+    assert not dead.exists() and alive.exists()
+
+
+def test_an_index_that_cannot_be_written_or_read_is_said_so(folder: Path) -> None:
+    (folder / INDEX).mkdir()  # root may write anywhere: what stops it is a folder in the way
+    with pytest.raises(
+        ConfigError, match=r"no index for these shards yet, and it cannot be written \(Is a dir"
+    ):
+        build_index(folder)
+    with pytest.raises(ConfigError, match=r"index\.bin: cannot be read \(Is a directory"):
+        TokenSource.open(folder)
     assert not list(folder.glob("*.tmp"))
 
 

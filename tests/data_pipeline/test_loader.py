@@ -226,7 +226,7 @@ def test_a_damaged_document_becomes_padding_and_nothing_else_moves(
         stream_of([folder]), dp_rank=0, dp_size=1, micro_batch_sequences=12, num_workers=num_workers
     ) as loader:
         found = [loader.next_step() for _ in range(6)]
-        seen = list(loader.bad_documents)
+        seen = loader.bad_documents
     assert [step.state_after for step in found] == [step.state_after for step in expected]
     assert [step.fill_frac for step in found] == [step.fill_frac for step in expected]
     affected = 0
