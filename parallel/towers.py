@@ -262,8 +262,8 @@ class _SlicedNorm(torch.autograd.Function):
             *(part.split(ctx.rows) for part in (product, inverse_rms, grad, grad_x)), weights, strict=True
         )
         for product_piece, inverse_piece, grad_piece, grad_x_piece, weight in pieces:
-            grad_weights.append(inverse_piece.squeeze(1) @ product_piece)
-            pulls.append(product_piece @ weight.float())
+            grad_weights.append(product_piece.t().mv(inverse_piece.squeeze(1)))
+            pulls.append(product_piece.mv(weight.float()))
             torch.mul(grad_piece, weight, out=grad_x_piece)
         pull = torch.cat(pulls).unsqueeze(1).mul_(inverse_rms.square() / -x.shape[1])
         grad_x.addcmul_(wide, pull).mul_(inverse_rms)

@@ -67,7 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[rows])
             if grad_weight is not None and weight.dtype == torch.float32:
-                grad_weight.addmm_(grad.t(), hidden[rows])
+                torch.addmm(grad_weight, grad.t(), hidden[rows], out=grad_weight)
             elif grad_weight is not None:
                 grad_weight += grad.t().mm(hidden[rows])
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))

@@ -40,8 +40,7 @@ def run(config: ModelConfig, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor
     logits = decoder(inputs)[inputs.routing.to_sequence].detach()
     objective, _ = module(inputs)
     objective.backward()
-    return logits, objective.detach(), {name: p.grad for name, p in decoder.named_parameters()}  # type:
-    ignore[misc]
+    return logits, objective.detach(), {name: p.grad for name, p in decoder.named_parameters()}
 
 
 @pytest.mark.parametrize("placement", ["post", "pre"])
