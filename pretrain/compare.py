@@ -11,7 +11,7 @@ from parallel.launch import REQUEUE_EXIT_CODE, child_environment
 from pretrain.compare_config import Plan, PlannedRun, check_same_plan, make_plan, write_plan
 from pretrain.run_checks import check_run
 from pretrain.run_dir import check_config, finished_step
-from pretrain.run_queue import Job, Outcome, failure, only_one, run_jobs
+from pretrain.run_queue import Job, Outcome, only_one, run_jobs
 
 DONE, FAILED = 0, 1
 START = (
@@ -59,7 +59,7 @@ def run_comparison(
         return FAILED if failed else REQUEUE_EXIT_CODE
     _report_what_there_is(plan, failed, out)
     for outcome in failed:
-        print(f"\n{outcome.name} failed: {failure(outcome)}", file=out, flush=True)
+        print(f"{outcome.name} failed ({outcome.log}); the same command tries it again", file=out, flush=True)
     return FAILED if failed else DONE
 
 
@@ -122,8 +122,9 @@ def _announcement(plan: Plan, todo: Sequence[PlannedRun], at_once: int) -> str:
     done = len(plan.runs) - len(todo)
     return (
         f"{config.name}: {config.question}\n"
-        f"{len(config.arms)} arms ({', '.join(plan.arms)}) x {len(config.seeds)} seeds = {len(plan.runs)} "
-        f"runs of {first.num_steps} steps, {first.total_tokens:,} tokens each; {at_once} at a time"
+        f"{len(config.arms)} arms ({', '.join(plan.arms)}) x {len(config.seeds)} seed(s) = "
+        f"{len(plan.runs)} runs of {first.num_steps} steps, {first.total_tokens:,} tokens each; "
+        f"{at_once} at a time"
         + (f"; {done} done already" if done else "")
         + f"\nPlan: {plan.directory / 'comparison.json'}"
     )

@@ -15,7 +15,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pretrain.analysis import smooth
-from pretrain.findings import Contrast, Findings, metric_of
+from pretrain.findings import Contrast, Findings, gain_of, metric_of
 from pretrain.quantities import MINUS, percent, signed, tokens_of, with_prefix
 from pretrain.run_results import Curve
 from pretrain.verdict import headline
@@ -193,18 +193,18 @@ def _low(group: Sequence[float], apart: float) -> float:
 
 def draw_gain(ax: Axes, findings: Findings, a: str, b: str) -> None:
     """Nats per token of b that its own a saves over a foreign one; one scale for all directions."""
-    metric = f"eval/gain/{a}_to_{b}"
     ends = []
     ax.axhline(0, color=MUTED, linewidth=0.9)
     for arm in findings.plan.arms:
-        curves = findings.curves(arm, metric)
+        curves = findings.curves(arm, gain_of((a, b)))
         x, values = _mean_x(curves, "tokens"), np.array([c.values for c in curves])
         mean, shade = values.mean(axis=0), colour(findings, arm)
         if len(curves) > 1:
             ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=shade, alpha=0.18, linewidth=0)
         ax.plot(x, mean, color=shade, linewidth=1.8)
+        ax.plot(x[-1:], mean[-1:], "o", color=shade, markersize=3.5, clip_on=False)
         ends.append((float(x[-1]), float(mean[-1]), f"{arm} {signed(float(mean[-1]))}", shade))
-    names = [name for _, name in findings.conditional if name.startswith("eval/gain/")]
+    names = map(gain_of, findings.directions)
     every = [c.values for name in names for arm in findings.plan.arms for c in findings.curves(arm, name)]
     low, high = min(0.0, *map(np.min, every)), max(0.0, *map(np.max, every))
     ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))

@@ -30,6 +30,7 @@ from pretrain.run_results import (
     Fingerprints,
     RunResult,
     Scope,
+    aligned,
     compare_fingerprints,
     scope_of,
 )
@@ -40,6 +41,16 @@ ALL = "all"
 
 def metric_of(modality: str) -> str:
     return "eval/loss" if modality == ALL else f"eval/loss/{modality}"
+
+
+def loss_of(direction: tuple[str, str]) -> str:
+    """Metric of the loss of b after its own a."""
+    return f"eval/loss/{direction[0]}_to_{direction[1]}"
+
+
+def gain_of(direction: tuple[str, str]) -> str:
+    """Metric of what b's own a saves over a foreign one."""
+    return f"eval/gain/{direction[0]}_to_{direction[1]}"
 
 
 @dataclass(frozen=True)
@@ -133,8 +144,8 @@ class Findings:
         return tuple(r for r in self.results if r.arm == arm)
 
     def curves(self, arm: str, metric: str) -> tuple[Curve, ...]:
-        """One per seed, in the order of the seeds."""
-        return tuple(r.curve(metric, until=self.scope.until_step) for r in self.runs(arm))
+        """One per seed, in the order of the seeds, at the steps that all have."""
+        return aligned([r.curve(metric, until=self.scope.until_step) for r in self.runs(arm)])
 
     def contrast(self, arm: str, modality: str) -> Contrast:
         return next(c for c in self.contrasts if (c.arm, c.modality) == (arm, modality))
@@ -152,18 +163,15 @@ def find(plan: Plan, results: Sequence[RunResult]) -> Findings:
     """All findings. Raises ConfigError while no seed has been evaluated in all arms."""
     scope = scope_of(plan, results)
     used = tuple(r for r in results if r.seed in scope.seeds)
-    names = {name for run in used for row in run.rows for name in row}
-    modalities = tuple(m for m in plan.runs[0].config.model.modalities if metric_of(m) in names)
-    directions = tuple(dict.fromkeys(d for run in used for d in run.directions()))
-    measured = [
-        name
-        for a, b in directions
-        for name in (f"eval/loss/{a}_to_{b}", f"eval/gain/{a}_to_{b}")
-        if name in names
-    ]
+
+    def measured(metric: str) -> bool:
+        return all(len(run.curve(metric, until=scope.until_step)) for run in used)
+
+    modalities = tuple(m for m in plan.runs[0].config.model.modalities if measured(metric_of(m)))
+    directions = tuple(d for d in used[0].directions() if measured(loss_of(d)) and measured(gain_of(d)))
 
     def loss(arm: str, metric: str) -> ArmLoss:
-        return _arm_loss([r.curve(metric, until=scope.until_step) for r in used if r.arm == arm])
+        return _arm_loss(aligned([r.curve(metric, until=scope.until_step) for r in used if r.arm == arm]))
 
     return Findings(
         plan=plan,
@@ -173,7 +181,12 @@ def find(plan: Plan, results: Sequence[RunResult]) -> Findings:
         modalities=modalities,
         directions=directions,
         losses={(arm, m): loss(arm, metric_of(m)) for arm in plan.arms for m in (*modalities, ALL)},
-        conditional={(arm, name): loss(arm, name) for arm in plan.arms for name in measured},
+        conditional={
+            (arm, name): loss(arm, name)
+            for arm in plan.arms
+            for direction in directions
+            for name in (loss_of(direction), gain_of(direction))
+        },
         contrasts=tuple(
             _contrast(plan, scope, used, arm, modality)
             for arm in plan.others

@@ -113,7 +113,6 @@ def _panels(findings: Findings) -> dict[str, Any]:
     gains = [
         svg(f"gain-{a}-{b}", f"gain of {b} from {a}", partial(figures.draw_gain, findings=findings, a=a, b=b))
         for a, b in findings.directions
-        if (plan.config.baseline, f"eval/gain/{a}_to_{b}") in findings.conditional
     ]
     return {
         "heldout": {axis: curves("eval/loss", axis) for axis in ("tokens", "flops", "seconds")},

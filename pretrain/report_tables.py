@@ -7,7 +7,7 @@ from typing import Any
 
 from pretrain.analysis import RatioEstimate
 from pretrain.config import RunConfig, differences
-from pretrain.findings import ALL, ArmLoss, Findings, Matching, step_time_ratio, systems
+from pretrain.findings import ALL, ArmLoss, Findings, Matching, gain_of, loss_of, step_time_ratio, systems
 from pretrain.models import accounting
 from pretrain.models.config import ModelConfig
 from pretrain.quantities import bytes_of, count, duration, flops, percent, ratio, signed, with_prefix
@@ -160,11 +160,10 @@ def _ratio_text(estimate: RatioEstimate) -> str:
 def conditional_table(findings: Findings) -> Table | None:
     """Loss of b after its own a, and gain over a foreign a, per direction; None if not measured."""
     arms, rows = findings.plan.arms, []
-    for a, b in findings.directions:
-        cells = [loss_text(findings.conditional[arm, f"eval/loss/{a}_to_{b}"]) for arm in arms]
-        gains = [findings.conditional.get((arm, f"eval/gain/{a}_to_{b}")) for arm in arms]
-        cells += [_signed_loss(gain) if gain else "n/a" for gain in gains]
-        rows.append((f"{a} \u2192 {b}", tuple(cells)))
+    for direction in findings.directions:
+        cells = [loss_text(findings.conditional[arm, loss_of(direction)]) for arm in arms]
+        cells += [_signed_loss(findings.conditional[arm, gain_of(direction)]) for arm in arms]
+        rows.append((" \u2192 ".join(direction), tuple(cells)))
     if not rows:
         return None
     columns = (*(f"loss, {arm}" for arm in arms), *(f"gain, {arm}" for arm in arms))

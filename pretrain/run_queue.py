@@ -93,6 +93,8 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, out: TextIO) -> list[Outcome]
     terminal comes through here only.) Should this process be killed, they are too. Must be called from the
     main thread.
     """
+    if not jobs:
+        return []
     waiting = list(jobs)
     running: dict[str, _Running] = {}
     outcomes: dict[str, Outcome] = {}

@@ -36,6 +36,21 @@ class Curve:
     def __len__(self) -> int:
         return len(self.values)
 
+    def at(self, steps: np.ndarray) -> "Curve":
+        """Only the points at these steps."""
+        here = np.isin(self.steps, steps)
+        return Curve(
+            *(column[here] for column in (self.steps, self.tokens, self.flops, self.seconds, self.values))
+        )
+
+
+def aligned(curves: Sequence[Curve]) -> tuple[Curve, ...]:
+    """The curves at the steps that all have: a row has no loss of a modality that its window lacked."""
+    steps = curves[0].steps
+    for curve in curves[1:]:
+        steps = np.intersect1d(steps, curve.steps)
+    return tuple(curve.at(steps) for curve in curves)
+
 
 @dataclass(frozen=True)
 class RunResult:

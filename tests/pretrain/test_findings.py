@@ -101,3 +101,14 @@ def test_conditional_losses_are_kept_per_direction(findings: Callable[..., Findi
     assert len(f.directions) == 6
     assert f.conditional["mot", "eval/gain/text_to_image"].mean == pytest.approx(1.2)
     assert f.conditional["dense", "eval/gain/text_to_image"].mean == pytest.approx(0.6)
+
+
+def test_conditional_losses_that_not_all_runs_have_measured_yet_are_left_out(
+    findings: Callable[..., Findings],
+) -> None:
+    f = findings(seeds=(1,), until=lambda *_: 100)
+    for row in f.results[0].rows:
+        for name in [name for name in row if name.startswith("eval/gain/text_to")]:
+            del row[name]
+    again = find(f.plan, f.results)
+    assert len(again.directions) == 4 and all(a != "text" for a, _ in again.directions)

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.toml_config import ConfigError
 from pretrain.compare_config import Plan
-from pretrain.run_results import compare_fingerprints, load_results, scope_of
+from pretrain.run_results import aligned, compare_fingerprints, load_results, scope_of
 
 MakePlan = Callable[..., Plan]
 Write = Callable[..., None]
@@ -89,3 +89,14 @@ def test_without_a_common_step_nothing_is_proven(synthetic_plan: MakePlan, write
     assert not compare_fingerprints(load_results(plan)).proven
     results: Any = ()
     assert not compare_fingerprints(results).proven
+
+
+def test_curves_are_aligned_at_the_steps_that_all_have(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    """A window without a target of a modality has no training loss of it, and seeds differ in which."""
+    plan = synthetic_plan(seeds=(1, 2))
+    write_runs(plan)
+    one, _, two, _ = load_results(plan)
+    del one.rows[3]["train/loss/speech"], two.rows[5]["train/loss/speech"]
+    curves = aligned([run.curve("train/loss/speech") for run in (one, two)])
+    assert curves[0].steps.tolist() == curves[1].steps.tolist()
+    assert len(curves[0]) == 58 and not {40, 60} & set(curves[0].steps)
