@@ -207,6 +207,18 @@ def test_the_fingerprint_tells_of_content_not_of_place(
     assert ends[0] == ends[1] != ends[2]
 
 
+def test_the_fingerprint_tells_the_pieces_of_a_document_apart(tmp_path: Path) -> None:
+    ids = random_document(np.random.default_rng(0), VOCABULARY, [("text", 2 * CONTEXT - 1)])
+    source = TokenSource.open(write_token_folder(tmp_path, [ids], VOCABULARY, documents_per_shard=1))
+    fingerprints: dict[int, set[int]] = {}
+    for seed in range(8):
+        (plan,), (_, state) = run(stream_of((source,), (1.0,), seed=seed, step=2), 1)
+        assert sorted(plan.start.tolist()) == [0, CONTEXT] and len(plan) == 2
+        fingerprints.setdefault(int(plan.start[0]), set()).add(state.fingerprint)
+    first, second = fingerprints[0], fingerprints[CONTEXT]  # by which of the two pieces comes first
+    assert len(first) == len(second) == 1 and first != second
+
+
 def test_a_plan_of_some_positions(sources: tuple[TokenSource, ...]) -> None:
     (plan,), _ = run(stream_of(sources, (0.6, 0.4), step=12), 1)
     all_rows = rows([plan])
