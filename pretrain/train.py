@@ -64,6 +64,10 @@ def main(argv: Sequence[str]) -> int:
             stopped = f"{stop.received[0]}" if stop.requested else "another rank was told to stop"
             status, reason = ("done", "all steps done") if code == DONE else ("stopped", stopped)
             run.close(status=status, reason=reason, exit_code=code, step=step)
+            go_on = "" if code == DONE else "; the same command goes on from there"
+            print(
+                f"{config.run_dir}: {reason}, step {step} of {config.num_steps} is saved{go_on}", flush=True
+            )
         return code
     except Exception as error:
         code, told = _explain(error)
@@ -109,7 +113,8 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
     state = restore_or_start(config, engine, data, world)
     if run is not None:
         run.started(state.step, device=device_name(world.device))
-        print("\n".join(describe(data)), flush=True)
+        place = f"goes on after step {state.step}" if state.step else "starts"
+        print("\n".join((*describe(data), f"{config.run_dir}: {place}")), flush=True)
     every = config.every_steps
 
     def due(steps: int) -> bool:
