@@ -1,5 +1,6 @@
 """What a reader must know before quoting a number, from the data itself. Imports no torch."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Caveat:
 
 def caveats(findings: Findings) -> tuple[Caveat, ...]:
     """All that hold, grave ones first."""
-    parts = (_of_scope, _of_data, _of_seeds, _of_compute, _of_matching, _of_curves)
+    parts = (_of_scope, _of_data, _of_records, _of_seeds, _of_compute, _of_matching, _of_curves)
     found = [caveat for part in parts for caveat in part(findings)]
     return tuple(sorted(found, key=lambda caveat: not caveat.grave))
 
@@ -63,6 +64,25 @@ def _of_data(findings: Findings) -> Iterator[Caveat]:
         yield Caveat(
             f"The training data was passed over {epochs:.1f} times: an arm with more parameters in all can "
             "remember more of it."
+        )
+
+
+def _of_records(findings: Findings) -> Iterator[Caveat]:
+    """Runs are comparable if one program made them on one kind of machine."""
+    attempts = [attempt for run in findings.results for attempt in run.record.get("attempts", [])]
+
+    def kinds(*keys: str) -> int:
+        return len({json.dumps([attempt.get(key) for key in keys], sort_keys=True) for attempt in attempts})
+
+    if (programs := kinds("commit", "diff", "versions")) > 1:
+        yield Caveat(
+            f"The runs were made by {programs} versions of the code or its libraries (each run's record.json "
+            "names its own): what differs may be the program.",
+            grave=True,
+        )
+    if kinds("device", "layout") > 1:
+        yield Caveat(
+            "The runs differ in device or layout: their seconds and memory cannot be compared.", True
         )
 
 

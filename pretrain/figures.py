@@ -163,13 +163,17 @@ def _tick(value: float, short: bool) -> str:
 
 
 def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Labels right of the curves' ends, pushed apart where they would touch."""
+    """Labels at the heights of the curves' ends, pushed apart where they would touch.
+
+    All stand right of the longest: beside the end of a shorter curve another one may pass.
+    """
     if not ends:
         return
     low, high = ax.get_ylim()
     ends = sorted(ends, key=lambda end: end[1])
     heights = _spread([y for _, y, *_ in ends], 0.075 * (high - low))
-    for (x, _, text, shade), at in zip(ends, heights, strict=True):
+    x = max(x for x, *_ in ends)
+    for (_, _, text, shade), at in zip(ends, heights, strict=True):
         ax.annotate(
             text, (x, at), xytext=(6, 0), textcoords="offset points", va="center", color=shade,
             fontweight="bold", annotation_clip=False,
@@ -334,7 +338,7 @@ def summary_png(findings: Findings) -> bytes:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(3.75 * columns, 5.2), layout="constrained", facecolor=PAPER)
         title = textwrap.wrap(headline(findings, arm), 34 * columns)
-        below = 0.905 - 0.04 * (len(title) - 1)
+        below = 0.895 - 0.04 * (len(title) - 1)
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, rect=(0.005, 0.01, 0.99, below))  # type: ignore[union-attr]
         grid = figure.add_gridspec(2, columns, height_ratios=(3, 1.15))
         for column, modality in enumerate(findings.modalities):
@@ -349,8 +353,11 @@ def summary_png(findings: Findings) -> bytes:
         draw_forest(figure.add_subplot(grid[1, :]), findings, arm)
         figure.text(0.012, 0.975, "\n".join(title), fontsize=11.5, fontweight="bold", va="top", color=INK)
         n = len(findings.seeds)
-        facts = f"{n} seed{'s' * (n > 1)}, same data in the same order, {tokens_of(findings.tokens)} each"
-        figure.text(0.012, below + 0.025, facts, fontsize=8.5, va="top", color=MUTED)
+        order = (
+            "same data in the same order" if findings.fingerprints.proven else "DATA NOT PROVEN TO BE EQUAL"
+        )
+        facts = f"{n} seed{'s' * (n > 1)}, {order}, {tokens_of(findings.tokens)} a run"
+        figure.text(0.012, below + 0.035, facts, fontsize=8.5, va="top", color=MUTED)
         buffer = io.BytesIO()
         FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=180, metadata={"Software": None})
     return buffer.getvalue()

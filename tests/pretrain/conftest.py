@@ -99,6 +99,8 @@ def _write_runs(
     step_s: Callable[[str], float] = lambda arm: 0.1,
     flops_per_token: Callable[[str], float] = lambda arm: 3e6,
     fingerprint_salt: Callable[[str], str] = lambda arm: "",
+    commit: Callable[[str], str] = lambda arm: "0123456789abcdef",
+    device: Callable[[str], str] = lambda arm: "cpu",
     until: Callable[[str, int], int | None] = lambda arm, seed: None,
 ) -> None:
     """Write comparison.json and every run's files. `multiplier(arm, modality)` is the speed of learning that
@@ -161,9 +163,9 @@ def _write_runs(
             "to_step": rows[-1]["step"],
             "command": ["motley", "train"],
             "host": "machine",
-            "device": "cpu",
+            "device": device(arm),
             "layout": {"dp": 1, "tp": 1, "pp": 1},
-            "commit": "0123456789abcdef",
+            "commit": commit(arm),
             "diff": None,
             "versions": {"python": "3.11.0", "torch": "2.13.0"},
         }

@@ -131,3 +131,10 @@ def test_the_picture_for_a_readme_is_large_and_wide(findings: Callable[..., Find
     image = Image.open(io.BytesIO(figures.summary_png(findings(seeds=(1,)))))
     assert image.width > 1800 and 1.8 < image.width / image.height < 2.6
     assert image.convert("RGB").getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_no_label_stands_where_a_longer_curve_may_pass(findings: Callable[..., Findings]) -> None:
+    f = findings(step_s=lambda arm: 0.2 if arm == "mot" else 0.1)
+    ax = Figure().add_subplot()
+    figures.draw_curves(ax, f, "eval/loss/text", "seconds", title="text")
+    assert [text.xy[0] for text in ax.texts] == pytest.approx([600 * 0.201] * 2)  # type: ignore[attr-defined]
