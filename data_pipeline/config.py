@@ -25,9 +25,9 @@ class ImageConfig(_Frozen):
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """How a picture of another size is brought to it: centre crop, black bars, or another aspect ratio."""
     num_codes: int = Field(512, ge=2)
-    num_verbatim: NonNegativeInt = 64
+    num_verbatim: NonNegativeInt = 32
     """Codes that are the commonest patches as they are; the others are k-means centres."""
-    fit_patches: PositiveInt = 40_000
+    fit_patches: PositiveInt = 30_000
     """Distinct patches that k-means sees."""
 
     @model_validator(mode="after")
@@ -56,20 +56,20 @@ class SpeechConfig(_Frozen):
         frames_per_s = self.units_per_s * self.frames_per_unit
         if 16_000 % frames_per_s or not 25 <= frames_per_s <= 400:
             raise ValueError(
-                f"units_per_s * frames_per_unit = {frames_per_s} frames a second: must divide 16000 and lie in "
-                "25 .. 400"
+                f"units_per_s * frames_per_unit = {frames_per_s} frames a second: must divide 16000 and lie "
+                "in 25 .. 400"
             )
         return self
 
 
 class TokenizeConfig(_Frozen):
-    """Tokenizers, and how raw shards become token shards. A modality without its table cannot be in the data."""
+    """Tokenizers, and how raw shards become token shards. Data holds only modalities that have a table."""
 
     text: TextConfig | None = None
     image: ImageConfig | None = None
     speech: SpeechConfig | None = None
     tokenizers_from: str | None = None
-    """Use the tokenizers of this folder (OUT/tokenizers of another `motley tokenize`) instead of fitting any."""
+    """Folder of tokenizers to use (OUT/tokenizers of an earlier `motley tokenize`); none are fitted then."""
     fit_split: str = "train"
     """Sub-folder of SRC that tokenizers are fitted on; meaningless where SRC itself holds the shards."""
     fit_documents: PositiveInt = 6000

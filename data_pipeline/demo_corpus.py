@@ -1,21 +1,24 @@
 """The demo corpus: pictures of scanned digits, sentences about them, the sentences spoken, and library text.
 
-Written as raw WebDataset shards in the form of `data_pipeline.raw`, into OUT/train and OUT/heldout, whose scans
-and library texts are disjoint. A shard is a pure function of (seed, split, its number), made in a process of its
-own, so the bytes depend neither on the number of processes nor on whether a run was interrupted.
+Written as raw WebDataset shards in the form of `data_pipeline.raw`, into OUT/train and OUT/heldout,
+whose scans and library texts are disjoint. A shard is a pure function of (seed, split, its number), made
+in a process of its own, so the bytes depend neither on the number of processes nor on whether a run was
+interrupted.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from data_pipeline.claim import claimed
 from data_pipeline.demo.library_text import Passage, library_passages
 from data_pipeline.progress import Progress
 from data_pipeline.raw import Part, document_sample
-from data_pipeline.shards import write_json, write_shard
+from data_pipeline.shards import write_shard
 from data_pipeline.toml_config import ConfigError
 from data_pipeline.workers import default_processes, run_tasks
 
@@ -54,19 +57,21 @@ def write_demo_corpus(
         raise ConfigError(f"--documents {num_documents}: at least 20, so that one can be held out")
     out = Path(out)
     record = corpus_record(num_documents, seed)
-    _claim(out, record)
-    tasks = plan_shards(out, num_documents, seed)
-    missing = [task for task in tasks if not task.path.exists()]
-    done = sum(task.num_documents for task in tasks) - sum(task.num_documents for task in missing)
-    with Progress("demo corpus", num_documents, "documents", done=done) as progress:
-        for count in run_tasks(
-            write_task,
-            missing,
-            processes or default_processes(),
-            preload=_IMPORTS,
-            fresh_process_per_task=True,
-        ):
-            progress.advance(count)
+    with claimed(out, RECORD, record, "demo corpus"):
+        tasks = plan_shards(out, num_documents, seed)
+        for split in SPLITS:
+            (out / split).mkdir(exist_ok=True)
+        missing = [task for task in tasks if not task.path.exists()]
+        done = num_documents - sum(task.num_documents for task in missing)
+        with Progress("demo corpus", num_documents, "documents", done=done) as progress:
+            for count in run_tasks(
+                write_task,
+                missing,
+                default_processes() if processes is None else processes,
+                preload=_IMPORTS,
+                fresh_process_per_task=True,
+            ):
+                progress.advance(count)
     return record
 
 
@@ -80,40 +85,12 @@ def corpus_record(num_documents: int, seed: int) -> dict[str, Any]:
     return {
         "documents": num_documents,
         "seed": seed,
-        "content": "composed pictures of scanned handwritten digits (scikit-learn), synthetic speech (espeak-ng), "
-        "documentation of the Python standard library",
+        "content": "pictures composed of scanned handwritten digits (scikit-learn), synthetic speech "
+        "(espeak-ng), documentation of the Python standard library",
         "python": sys.version.split()[0],
         "espeak_ng": Speaker().version,
         "packages": {name: version(name) for name in ("scikit-learn", "pillow", "scipy", "numpy")},
     }
-
-
-def _claim(out: Path, record: dict[str, Any]) -> None:
-    """Write the record first, so that a continued run can tell whether it continues the same corpus."""
-    import json
-
-    path = out / RECORD
-    try:
-        if path.exists():
-            found = json.loads(path.read_text())
-            different = sorted(
-                key for key in record.keys() | found.keys() if record.get(key) != found.get(key)
-            )
-            if different:
-                shown = "; ".join(
-                    f"{key}: there {found.get(key)}, now {record.get(key)}" for key in different
-                )
-                raise ConfigError(
-                    f"{out} holds another demo corpus ({shown}); choose another folder or delete it"
-                )
-            return
-        if out.exists() and any(out.iterdir()):
-            raise ConfigError(f"{out} is not empty and holds no demo corpus; choose another folder")
-        for split in SPLITS:
-            (out / split).mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written: {error}") from None
 
 
 def plan_shards(out: Path, num_documents: int, seed: int) -> list[ShardTask]:
@@ -132,7 +109,7 @@ def plan_shards(out: Path, num_documents: int, seed: int) -> list[ShardTask]:
     return tasks
 
 
-def _place_passages(passages: list[Passage], split: str, count: int, seed: int) -> dict[int, str]:
+def _place_passages(passages: Sequence[Passage], split: str, count: int, seed: int) -> dict[int, str]:
     """Documents of a split that are library text."""
     random = Random(f"{seed}/{split}/passages")
     own = [passage.text for passage in passages if passage.heldout == (split == "heldout")]
@@ -164,8 +141,8 @@ def write_task(task: ShardTask) -> int:
 def scene_document(random: Random, scans: list[list[int]], speaker: Any) -> list[Part]:
     """Two or three parts about one scene, in random order.
 
-    Speech speaks the sentence. Text is the same sentence beside speech alone; beside a picture it is the caption,
-    and beside both it is the caption and the sentence.
+    Speech speaks the sentence. Text is the same sentence beside speech alone; beside a picture it is the
+    caption, and beside both it is the caption and the sentence.
     """
     from data_pipeline.demo.scenes import draw_scene, png, render
     from data_pipeline.demo.sentences import caption, sentence

@@ -7,9 +7,9 @@ An ordinary WebDataset tar. Each document is a sample: one `KEY.json`, and besid
     000017.0.wav   PCM of any rate, 8 to 32 bits; channels are averaged
 
 `parts` is the document in reading order: text, pictures and utterances interleaved in any number. A part is a
-table with one key, its modality; its value is the text itself, or the name of the file after "KEY.". Other keys
-beside "parts" are ignored, so shards may carry whatever else their owner needs. Keys hold no dots (WebDataset
-ends the key at the first) and are not repeated within a shard.
+table with one key, its modality; its value is the text itself, or the name of the file after "KEY.".
+Other keys beside "parts" are ignored, so shards may carry whatever else their owner needs. Keys hold no
+dots (WebDataset ends the key at the first) and are not repeated within a shard.
 """
 
 import json

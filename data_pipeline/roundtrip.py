@@ -1,4 +1,4 @@
-"""What tokenizing keeps of the data: figures of a data set, and a page of pictures and a sound to judge by."""
+"""What tokenizing keeps of the data: figures, and a page of pictures and a sound to judge by."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ _PAUSE_S = 0.4
 
 
 def show_roundtrip(splits: list[Split], tokenizers: Mapping[str, Tokenizer], out: Path) -> None:
-    """Write roundtrip.png (above as it was, below decoded) and roundtrip.wav (as it was, decoded, in turn)."""
+    """Write roundtrip.png (above the original, below decoded) and roundtrip.wav (in turn)."""
     found = _first_contents(splits[0], tokenizers)
     if found.get("image"):
         pairs = [(picture, _again(tokenizers["image"], picture)) for picture in found["image"]]
@@ -78,17 +78,20 @@ def summary(name: str, manifest: Mapping[str, Any]) -> str:
     tokens, measured = manifest["tokens"], manifest["measured"]
     total = sum(tokens.values())
     lines = [
-        f"{name or 'data'}: {manifest['num_documents']} documents, {manifest['num_skipped']} skipped, {total} tokens: "
+        f"{name or 'data'}: {manifest['num_documents']} documents, {manifest['num_skipped']} skipped, "
+        f"{total} tokens: "
         + ", ".join(f"{modality} {count} ({count / max(1, total):.0%})" for modality, count in tokens.items())
     ]
     if measured.get("text_tokens"):
         lines.append(f"  text: {measured['text_bytes'] / measured['text_tokens']:.2f} bytes a token")
-    if measured.get("pictures"):
-        quality = psnr_db(measured["picture_squared_error"], measured["picture_values"])
-        lines.append(
-            f"  image: PSNR of decode(encode(x)) {quality:.1f} dB, of {measured['pictures']} pictures"
-        )
+    if measured.get("decoded_pictures"):
+        quality = psnr_db(measured["decoded_squared_error"], measured["decoded_values"])
+        share = f"{measured['decoded_pictures']} of {measured['pictures']} pictures"
+        lines.append(f"  image: PSNR of decode(encode(x)) {quality:.1f} dB, over {share}")
     if measured.get("speech_s"):
         rate = measured["speech_units"] / measured["speech_s"]
-        lines.append(f"  speech: {rate:.1f} units a second, {measured['speech_s'] / 3600:.2f} hours")
+        hours = measured["speech_s"] / 3600
+        lines.append(
+            f"  speech: {rate:.1f} units a second, {hours:.2f} h in {measured['utterances']} utterances"
+        )
     return "\n".join(lines)

@@ -47,8 +47,8 @@ def find_splits(src: str) -> list[Split]:
         return [Split(name, str(root / name), tars) for name, tars in nested.items()]
     holds = sorted(child.name + "/" * child.is_dir() for child in root.iterdir())[:8]
     raise ConfigError(
-        f"{src}: no *.tar in it nor in its sub-folders; it holds {', '.join(holds) or 'nothing'}. Raw data is "
-        "WebDataset shards as described in data_pipeline/raw.py; `motley demo-corpus` writes some"
+        f"{src}: no *.tar in it nor in its sub-folders; it holds {', '.join(holds) or 'nothing'}. Raw data "
+        "is WebDataset shards as described in data_pipeline/raw.py; `motley demo-corpus` writes some"
     )
 
 

@@ -24,7 +24,7 @@ RATE_HZ = 16_000
 CODEBOOK = "codebook.npz"
 _WINDOW = 512
 """Samples of a frame: 32 ms."""
-_POWER_FLOOR = 1e-5
+_POWER_FLOOR = 1e-3
 _STEPS, _LARGEST = 32, 127
 """Features are whole numbers, so many to a standard deviation, up to a largest: distances are exact then."""
 _GRIFFIN_LIM_ROUNDS = 40
@@ -34,8 +34,9 @@ _GRIFFIN_LIM_ROUNDS = 40
 class UnitTokenizer:
     """Codebook `centres` float32 [K, frames_per_unit * num_mels] of whole numbers; see `features`.
 
-    `scale` float32 [num_mels] is the standard deviation of log-mel, `sounds` float32 [K, frames_per_unit, num_mels]
-    each unit's mean log-mel and `durations` int32 [K] its usual number of repetitions, both for decoding.
+    `scale` float32 [num_mels] is the standard deviation of log-mel, `sounds` float32 [K,
+    frames_per_unit, num_mels] each unit's mean log-mel and `durations` int32 [K] its usual number of
+    repetitions, both for decoding.
     """
 
     config: SpeechConfig
@@ -56,7 +57,7 @@ class UnitTokenizer:
     def _arrays(self) -> dict[str, np.ndarray]:
         return {name: getattr(self, name) for name in ("centres", "scale", "sounds", "durations")}
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         return fingerprint_of(
             {"kind": "log-mel units", **self.settings}, *(array.tobytes() for array in self._arrays.values())
@@ -80,8 +81,11 @@ class UnitTokenizer:
 
     def encode_frames(self, content: np.ndarray) -> np.ndarray:
         """Units before repeats are merged, int32 [seconds * units_per_s]."""
+        return self.nearest(features(log_mel(content, self.config), self.scale, self.config.frames_per_unit))
+
+    def nearest(self, stacked: np.ndarray) -> np.ndarray:
+        """Nearest centre of each row of `features`, int32; of equally near ones the first."""
         minus_two_centres, squares = self._exact
-        stacked = features(log_mel(content, self.config), self.scale, self.config.frames_per_unit)
         return (stacked.astype(squares.dtype) @ minus_two_centres + squares).argmin(1).astype(np.int32)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -149,7 +153,7 @@ def _mel_filters(num_mels: int) -> np.ndarray:
 
 
 def log_mel(wave: np.ndarray, config: SpeechConfig) -> np.ndarray:
-    """float32 [frames, num_mels]; a frame every hop, whole units only. Raises SampleError if there is none."""
+    """float32 [frames, num_mels], a frame every hop, of whole units. Raises SampleError without one."""
     hop = _hop(config)
     num_frames = len(wave) // (hop * config.frames_per_unit) * config.frames_per_unit
     if not num_frames:
@@ -175,33 +179,35 @@ def features(logs: np.ndarray, scale: np.ndarray, frames_per_unit: int) -> np.nd
 
 
 def fit_units(waves: Sequence[np.ndarray], config: SpeechConfig, seed: int) -> UnitTokenizer:
-    """k-means over the features of a sample of units; fewer units than asked if there are fewer distinct ones."""
+    """k-means over units of some utterances; fewer units than asked where fewer distinct ones are found."""
     from sklearn.cluster import MiniBatchKMeans
 
     if not waves:
         raise ConfigError("no utterance to fit the speech tokenizer on: no document has a speech part")
-    logs = [log_mel(wave, config) for wave in waves]
-    scale = np.concatenate([log - log.mean(0) for log in logs]).std(0) + 1e-3
-    per_wave = [features(log, scale, config.frames_per_unit) for log in logs]
-    stacked = np.concatenate(per_wave)
     random = np.random.default_rng(seed)
-    chosen = stacked
-    if len(stacked) > config.fit_units:
-        chosen = stacked[np.sort(random.choice(len(stacked), config.fit_units, replace=False))]
-    num_units = min(config.num_units, len(np.unique(chosen, axis=0)))
+    logs: list[np.ndarray] = []
+    for index in random.permutation(len(waves)):
+        if len(waves[index]) >= RATE_HZ // config.units_per_s:
+            logs.append(log_mel(waves[index], config))
+        if sum(map(len, logs)) >= config.fit_units * config.frames_per_unit:
+            break
+    scale = np.concatenate([log - log.mean(0) for log in logs]).std(0) + 1e-3
+    utterances = [features(log, scale, config.frames_per_unit) for log in logs]
+    stacked = np.concatenate(utterances)
+    num_units = min(config.num_units, len(np.unique(stacked, axis=0)))
+    kmeans = MiniBatchKMeans(
+        num_units,
+        batch_size=4096,
+        n_init=1,  # pyright: ignore[reportArgumentType]
+        max_iter=20,
+        random_state=seed,
+    )
     with threadpool_limits(1):  # sums over threads come in any order
-        fitted = MiniBatchKMeans(
-            num_units,
-            batch_size=4096,
-            n_init=1,
-            max_iter=30,
-            random_state=seed,
-            init_size=3 * max(num_units, 4096),
-        ).fit(chosen)
-    centres = np.unique(np.round(fitted.cluster_centers_).astype(np.float32), axis=0)
-    draft = UnitTokenizer(config, centres, scale, np.empty(0), np.empty(0, np.int32))
-    units = [draft.encode_frames(wave) for wave in waves]
-    return UnitTokenizer(config, centres, scale, *_unit_sounds(logs, units, len(centres), config))
+        kmeans.fit(stacked)
+    centres = np.unique(np.round(np.asarray(kmeans.cluster_centers_)).astype(np.float32), axis=0)
+    nearest = UnitTokenizer(config, centres, scale, *_unit_sounds([], [], len(centres), config)).nearest
+    codes = [nearest(utterance) for utterance in utterances]
+    return UnitTokenizer(config, centres, scale, *_unit_sounds(logs, codes, len(centres), config))
 
 
 def _unit_sounds(
@@ -222,7 +228,7 @@ def _unit_sounds(
 
 
 def waveform(logs: np.ndarray, config: SpeechConfig) -> np.ndarray:
-    """A wave with about this log-mel [frames, num_mels]: Griffin and Lim's alternation between magnitude and phase."""
+    """A wave of about this log-mel [frames, num_mels], by Griffin and Lim's alternation for the phase."""
     hop = _hop(config)
     filters = _mel_filters(config.num_mels)
     power = np.maximum(0, np.exp(logs) - _POWER_FLOOR) @ (filters / (filters.sum(0) + 1e-8))

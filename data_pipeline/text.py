@@ -37,7 +37,7 @@ class TextTokenizer:
     def size(self) -> int:
         return self._processor.get_piece_size()
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         return fingerprint_of({"kind": "sentencepiece"}, self.model)
 
@@ -110,7 +110,8 @@ def fit_text(texts: Sequence[str], config: TextConfig) -> TextTokenizer:
         )
     except RuntimeError as error:
         raise ConfigError(
-            f"text.vocab_size = {config.vocab_size}: sentencepiece cannot train on {len(texts)} texts: {error}"
+            f"text.vocab_size = {config.vocab_size}: sentencepiece cannot train on {len(texts)} texts: "
+            f"{error}"
         ) from None
     tokenizer = TextTokenizer(config.model_dump(mode="json"), model.getvalue())
     found = tuple(tokenizer._processor.id_to_piece(index) for index in range(len(SPECIAL_TOKENS)))

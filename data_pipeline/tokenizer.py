@@ -1,4 +1,4 @@
-"""The interface of tokenizers: content of one modality <-> integer codes. One file a modality implements it."""
+"""The interface of tokenizers: content of one modality <-> integer codes; a file a modality has one."""
 
 import hashlib
 import json
@@ -77,6 +77,6 @@ def check_fingerprint(folder: Path, tokenizer: Tokenizer) -> None:
     saved = json.loads((folder / SETTINGS).read_text())["fingerprint"]
     if saved != tokenizer.fingerprint:
         raise ConfigError(
-            f"{folder}: fingerprint {tokenizer.fingerprint}, but {SETTINGS} says {saved}: its files were changed "
-            "after they were saved"
+            f"{folder}: fingerprint {tokenizer.fingerprint}, but {SETTINGS} says {saved}: its files were "
+            "changed after they were saved"
         )

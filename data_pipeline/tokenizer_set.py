@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +17,37 @@ from data_pipeline.speech import UnitTokenizer, fit_units, read_wave
 from data_pipeline.text import TextTokenizer, fit_text
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.toml_config import ConfigError
-from data_pipeline.vocabulary import Vocabulary
+from data_pipeline.vocabulary import TEXT, Vocabulary
+from data_pipeline.workers import run_tasks
 
 TOKENIZERS = "tokenizers"
-_FROM_A_SHARD = 50
-"""Fit on at least so many documents of a shard before taking another shard: opening one has its price."""
 _LOADERS: Mapping[str, Callable[[Path], Tokenizer]] = {
-    "text": TextTokenizer.load,
+    TEXT: TextTokenizer.load,
     "image": PatchTokenizer.load,
     "speech": UnitTokenizer.load,
 }
+"""In the order of the id space."""
+_FROM_A_SHARD = 50
+"""Fit on at least so many documents of a shard before taking another shard: opening one has its price."""
 
 
 def vocabulary_of(tokenizers: Mapping[str, Tokenizer]) -> Vocabulary:
-    """The id space of tokenizers given in the order of `_LOADERS`, of their actual sizes."""
+    """The id space of tokenizers, in their order and of their actual sizes."""
     return Vocabulary(sizes={name: tokenizer.size for name, tokenizer in tokenizers.items()})
 
 
 def load_tokenizers(folder: Path) -> dict[str, Tokenizer]:
-    """The tokenizers saved in a folder, text first. Raises ConfigError if it holds none."""
+    """The tokenizers saved in a folder, text first. Raises ConfigError if it holds none, or changed ones."""
     found = {name: load(folder / name) for name, load in _LOADERS.items() if (folder / name).is_dir()}
-    if "text" not in found:
-        raise ConfigError(f"{folder}: no tokenizers here (expected sub-folders such as {folder}/text)")
+    if TEXT not in found:
+        raise ConfigError(f"{folder}: no tokenizers here (expected folders such as {folder / TEXT})")
     return found
 
 
-def obtain_tokenizers(config: TokenizeConfig, splits: list[Split], folder: Path) -> dict[str, Tokenizer]:
-    """Load from `folder`; when it is not there yet, fit them or copy those of `tokenizers_from` into it."""
+def obtain_tokenizers(
+    config: TokenizeConfig, splits: list[Split], folder: Path, processes: int
+) -> dict[str, Tokenizer]:
+    """Load from `folder`; where it is not there yet, fit them or copy those of `tokenizers_from` into it."""
     if not folder.exists():
         draft = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(draft, ignore_errors=True)
@@ -50,53 +55,73 @@ def obtain_tokenizers(config: TokenizeConfig, splits: list[Split], folder: Path)
             load_tokenizers(Path(config.tokenizers_from))
             shutil.copytree(config.tokenizers_from, draft)
         else:
-            for name, tokenizer in fit_tokenizers(config, splits).items():
-                tokenizer.save(draft / name)
+            _fit_all(config, splits, draft, processes)
         draft.rename(folder)
     return load_tokenizers(folder)
 
 
-def fit_tokenizers(config: TokenizeConfig, splits: list[Split]) -> dict[str, Tokenizer]:
-    """Fit a tokenizer for each table of the config on documents of the split `fit_split`."""
+@dataclass(frozen=True)
+class FitTask:
+    """One tokenizer to fit, on documents of some raw shards."""
+
+    kind: str
+    config: TokenizeConfig
+    urls: tuple[str, ...]
+    folder: Path
+
+
+def _fit_all(config: TokenizeConfig, splits: list[Split], draft: Path, processes: int) -> None:
+    """Fit a tokenizer for each table of the config, on documents of the split `fit_split`."""
     names = [split.name for split in splits]
     if names != [""] and config.fit_split not in names:
         raise ConfigError(
-            f'fit_split = "{config.fit_split}": SRC has no such sub-folder of shards; it has {names}'
+            f'fit_split = "{config.fit_split}": SRC has no such folder of shards; it has {", ".join(names)}'
         )
     split = next(split for split in splits if split.name in ("", config.fit_split))
-    fitters: dict[str, tuple[Callable[[Any], Any], Callable[[list[Any]], Tokenizer]]] = {}
-    if (text := config.text) is not None:
-        fitters["text"] = str, lambda contents: fit_text(contents, text)
-    if (image := config.image) is not None:
-        fitters["image"] = (
-            lambda data: fit_picture(read_picture(data), image),
-            lambda contents: fit_patches(contents, image, config.seed),
-        )
-    if (speech := config.speech) is not None:
-        fitters["speech"] = read_wave, lambda contents: fit_units(contents, speech, config.seed)
-    with Progress("fit tokenizers", len(fitters) + 1, "steps") as progress:
-        contents = _sample(split, config.fit_documents, {name: read for name, (read, _) in fitters.items()})
-        progress.advance()
-        fitted = {}
-        for name, (_, fit) in fitters.items():
-            fitted[name] = fit(contents[name])
-            progress.advance(**{name: fitted[name].size})
-    return fitted
+    urls = tuple(split.urls[:: max(1, len(split.urls) * _FROM_A_SHARD // config.fit_documents)])
+    kinds = [
+        kind for kind in reversed(tuple(_LOADERS)) if getattr(config, kind) is not None
+    ]  # the slowest first
+    tasks = [FitTask(kind, config, urls, draft / kind) for kind in kinds]
+    with Progress("fit tokenizers", len(tasks), "tokenizers") as progress:
+        for kind, size in run_tasks(fit_task, tasks, processes, preload=("sklearn.cluster",)):
+            progress.advance(**{kind: size})
 
 
-def _sample(
-    split: Split, num_documents: int, readers: Mapping[str, Callable[[Any], Any]]
-) -> dict[str, list[Any]]:
-    """Contents of the usable parts of about `num_documents` documents: the first ones of shards spread evenly."""
-    urls = split.urls[:: max(1, len(split.urls) * _FROM_A_SHARD // num_documents)]
-    per_shard = -(-num_documents // len(urls))
-    contents: dict[str, list[Any]] = {kind: [] for kind in readers}
-    for url in urls:
-        for _, sample in itertools.islice(read_samples(url), per_shard):
+def fit_task(task: FitTask) -> tuple[str, int]:
+    """Fit and save one tokenizer. Returns (kind, number of codes). Runs in a worker."""
+    config, tokenizer = task.config, None
+    if task.kind == TEXT and (text := config.text) is not None:
+        tokenizer = fit_text(_sample(task, str), text)
+    elif task.kind == "image" and (image := config.image) is not None:
+        pictures = _sample(task, lambda data: fit_picture(read_picture(data), image))
+        tokenizer = fit_patches(pictures, image, config.seed)
+    elif task.kind == "speech" and (speech := config.speech) is not None:
+        tokenizer = fit_units(_sample(task, read_wave), speech, config.seed)
+    assert tokenizer is not None, task.kind
+    tokenizer.save(task.folder)
+    return task.kind, tokenizer.size
+
+
+def _sample(task: FitTask, read: Callable[[Any], Any]) -> list[Any]:
+    """Contents of a kind in about `fit_documents` documents, the first ones of each shard.
+
+    Bad samples are left out here: they are named and counted when they are tokenized. Raises ConfigError if
+    that leaves nothing.
+    """
+    per_shard = -(-task.config.fit_documents // len(task.urls))
+    contents: list[Any] = []
+    bad: list[str] = []
+    for url in task.urls:
+        for key, sample in itertools.islice(read_samples(url), per_shard):
             try:
-                for part in parse_document(sample):
-                    if part.kind in readers:
-                        contents[part.kind].append(readers[part.kind](part.content))
-            except SampleError:
-                continue  # named and counted when it is tokenized
+                contents += [read(part.content) for part in parse_document(sample) if part.kind == task.kind]
+            except SampleError as error:
+                bad.append(f"{url} {key}: {error}")
+    if not contents:
+        reason = f"; of {len(bad)} unusable samples the first is {bad[0]}" if bad else ""
+        raise ConfigError(
+            f"no {task.kind} to fit a tokenizer on in {task.urls[0]} and the shards like it{reason}. Without "
+            f"{task.kind} in your data, remove the table [{task.kind}]"
+        )
     return contents

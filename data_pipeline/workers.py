@@ -6,9 +6,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
+
+from data_pipeline.toml_config import ConfigError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -33,6 +36,8 @@ def run_tasks(
     fresh one carries no state of an earlier task. Each runs its numerics on one thread. The first error is
     raised here, after the tasks that run have ended; those that wait are dropped.
     """
+    if processes < 1:
+        raise ConfigError(f"--processes {processes}: at least 1")
     if not tasks:
         return
     context = multiprocessing.get_context("forkserver")
@@ -47,6 +52,11 @@ def run_tasks(
     try:
         for future in as_completed(futures):
             yield future.result()
+    except BrokenProcessPool:
+        raise ConfigError(
+            "a worker process was killed, most often for want of memory: take fewer --processes and run this "
+            "again; what is finished is kept"
+        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -58,7 +68,7 @@ def _start_worker() -> None:
     assert parent is not None, "a pool worker has a parent"
 
     def follow_parent() -> None:
-        parent.join()  # a killed parent cannot tell its workers to stop: without this they would wait for ever
+        parent.join()  # a killed parent tells its workers nothing: without this they would wait for ever
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Text: the documentation that every Python carries, its reference topics and the docstrings of its library."""
+"""Text: the documentation that every Python carries, its reference topics and its library's docstrings."""
 
 import ast
 import sysconfig
@@ -6,6 +6,7 @@ import textwrap
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from data_pipeline.toml_config import ConfigError
@@ -39,27 +40,24 @@ class Passage:
         return zlib.crc32(self.origin.encode()) % HELDOUT_EVERY == 0
 
 
-def library_passages() -> list[Passage]:
+@cache
+def library_passages() -> tuple[Passage, ...]:
     """All passages of this Python's documentation, in a fixed order; no paragraph occurs twice."""
     seen: set[str] = set()
-    passages = [
+    passages = tuple(
         Passage(origin, text) for origin, document in _documents() for text in _gather(document, seen)
-    ]
+    )
     if not passages:
         raise ConfigError(
-            f"this Python ({sysconfig.get_path('stdlib')}) carries no source of its standard library, which the "
-            "demo corpus takes its text from; use a usual CPython"
+            f"this Python ({sysconfig.get_path('stdlib')}) carries no source of its standard library, which "
+            "the demo corpus takes its text from; use a usual CPython"
         )
     return passages
 
 
 def _documents() -> Iterator[tuple[str, str]]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:  # some distributions leave the reference out; the docstrings are most of the text
-        topics = {}
-    for name in sorted(topics):
-        yield f"topic/{name}", topics[name]
+    for name, text in sorted(_topics().items()):
+        yield f"topic/{name}", text
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
@@ -68,16 +66,27 @@ def _documents() -> Iterator[tuple[str, str]]:
                 yield f"module/{relative.as_posix()}", docstring
 
 
+def _topics() -> dict[str, str]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions leave the reference out; the docstrings are most of the text
+        return {}
+    return topics
+
+
 def _docstrings(path: Path) -> Iterator[str]:
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError):  # a template or a test file for another encoding
         return
-    for node in ast.walk(tree):
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node)
             if docstring:
                 yield docstring
+            waiting += reversed(node.body)
 
 
 def _gather(document: str, seen: set[str]) -> Iterator[str]:

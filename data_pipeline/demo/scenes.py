@@ -3,8 +3,9 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from random import Random
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,8 +24,8 @@ INKS = {
     "pink": (250, 132, 180),
 }
 PAPERS = {"black": (12, 12, 16), "white": (250, 250, 246)}
-SMALL, BIG, HUGE = 8, 16, 24
-SIZE_NAMES = {SMALL: "small", BIG: "big", HUGE: "huge"}
+SMALL, MEDIUM, BIG, HUGE = 8, 12, 16, 24
+SIZE_NAMES = {SMALL: "small", MEDIUM: "medium", BIG: "big", HUGE: "huge"}
 GRID_PX = 4
 """Digits stand on a grid of this pitch, as type does, so that a place has a name that words can give."""
 
@@ -57,7 +58,7 @@ def digit_scans() -> tuple[np.ndarray, np.ndarray]:
     """(ink uint8 [1797, 8, 8] of 0 .. 255, class [1797]) as scikit-learn ships them."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     return np.round(bunch.images * (255 / 16)).astype(np.uint8), bunch.target
 
 
@@ -70,13 +71,13 @@ def split_scans(heldout: bool) -> list[list[int]]:
 
 def draw_scene(random: Random, scans: Sequence[Sequence[int]]) -> Scene:
     """A scene of 1 to 4 digits drawn from the scans given per digit."""
-    layout = random.choices((ALONE, ROW, COLUMN, RISING, FALLING, SQUARE), weights=(3, 6, 4, 2, 2, 3))[0]
+    layout = random.choices((ALONE, ROW, COLUMN, RISING, FALLING, SQUARE), weights=(3, 5, 4, 2, 2, 4))[0]
     if layout == ALONE:
         count = 1
     elif layout == SQUARE:
         count = 4
     else:
-        count = random.choices((2, 3, 4), weights=(5, 3, 1))[0]
+        count = random.choices((2, 3, 4), weights=(6, 2, 1))[0]
     papers = tuple(PAPERS)
     squares = _squares(random, layout, count)
     inks = random.sample(tuple(INKS), 2) if random.random() < 0.3 else tuple(INKS)
@@ -91,18 +92,19 @@ def draw_scene(random: Random, scans: Sequence[Sequence[int]]) -> Scene:
 
 def _squares(random: Random, layout: str, count: int) -> list[tuple[int, int, int]]:
     """(left, top, size) of each digit in reading order, none overlapping another."""
-    size = SMALL if count > 2 and layout != SQUARE else random.choice((SMALL, BIG))
+    roomy = count <= 2 or layout == SQUARE
+    size = random.choices((SMALL, MEDIUM, BIG), weights=(1, 2, 3))[0] if roomy else SMALL
     free = PICTURE_PX - size
 
     def anywhere(room: int) -> int:
         return random.randrange(0, room + 1, GRID_PX)
 
     if layout == ALONE:
-        size = random.choice((SMALL, BIG, HUGE))
+        size = random.choices(tuple(SIZE_NAMES), weights=(1, 1, 2, 2))[0]
         free = PICTURE_PX - size
         return [(anywhere(free), anywhere(free), size)]
     if layout == SQUARE:
-        gap = random.choice((0, GRID_PX, 2 * GRID_PX)) if size == SMALL else 0
+        gap = random.randrange(0, min(PICTURE_PX - 2 * size, 2 * GRID_PX) + 1, GRID_PX)
         room = PICTURE_PX - 2 * size - gap
         left, top, step = anywhere(room), anywhere(room), size + gap
         return [(left + step * column, top + step * row, size) for row in (0, 1) for column in (0, 1)]
@@ -120,7 +122,7 @@ def _squares(random: Random, layout: str, count: int) -> list[tuple[int, int, in
     return [(step, down, size) for step, down in zip(steps, downwards, strict=True)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _ink_of(scan: int, size_px: int) -> np.ndarray:
     """Ink coverage of a scan, float32 [size, size] of 0 .. 1."""
     picture = Image.fromarray(digit_scans()[0][scan])

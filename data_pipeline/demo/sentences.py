@@ -8,6 +8,7 @@ from data_pipeline.demo.scenes import (
     ALONE,
     COLUMN,
     FALLING,
+    GRID_PX,
     PICTURE_PX,
     RISING,
     ROW,
@@ -18,9 +19,9 @@ from data_pipeline.demo.scenes import (
 )
 
 _WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"),
+    *("twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
 _TENS = {20: "twenty", 30: "thirty"}
 
 _ORDER = {
@@ -49,8 +50,14 @@ _NEXT_TO = {
         ("{b} is to the right of {a}", "{b} is right of {a}", "{b} comes after {a}"),
     ),
     COLUMN: (("{a} is above {b}", "{a} is over {b}"), ("{b} is below {a}", "{b} is under {a}")),
-    FALLING: (("{a} is higher than {b}", "{a} is above {b}"), ("{b} is lower than {a}", "{b} is below {a}")),
-    RISING: (("{a} is lower than {b}", "{a} is below {b}"), ("{b} is higher than {a}", "{b} is above {a}")),
+    FALLING: (
+        ("{a} is higher than {b}", "{a} is above {b}", "{a} is left of {b}"),
+        ("{b} is lower than {a}", "{b} is below {a}", "{b} is right of {a}"),
+    ),
+    RISING: (
+        ("{a} is lower than {b}", "{a} is below {b}", "{a} is left of {b}"),
+        ("{b} is higher than {a}", "{b} is above {a}", "{b} is right of {a}"),
+    ),
 }
 
 
@@ -73,11 +80,11 @@ def caption(random: Random, scene: Scene) -> str:
     listed = _listed(random, [_named(digit, style) for digit in scene.digits])
     details = []
     if scene.layout == ALONE:
-        details.append(_place(random, scene))
+        details.append(_place_named(random, scene))
     else:
         details.append(random.choice(_ORDER[scene.layout]))
         if random.random() < 0.4:
-            details.append(_place(random, scene))
+            details.append(_place_named(random, scene))
     details.append(random.choice(_PAPER).format(scene.paper))
     if random.random() < 0.25:
         random.shuffle(details)
@@ -116,16 +123,19 @@ def _listed(random: Random, names: Sequence[str]) -> str:
     return comma.join(names[:-1]) + last + names[-1]
 
 
-def _place(random: Random, scene: Scene) -> str:
-    """Where the digits stand as a whole, to a third of the picture either way."""
+def _place_named(random: Random, scene: Scene) -> str:
+    return random.choice(("at the {}", "in the {}", "{}")).format(place(scene))
+
+
+def place(scene: Scene) -> str:
+    """Where the digits stand as a whole: "top left", "middle" ... by the margins around them."""
     left = min(digit.left_px for digit in scene.digits)
     right = PICTURE_PX - max(digit.left_px + digit.size_px for digit in scene.digits)
     top = min(digit.top_px for digit in scene.digits)
     bottom = PICTURE_PX - max(digit.top_px + digit.size_px for digit in scene.digits)
-    across = "" if abs(left - right) <= 4 else "left" if left < right else "right"
-    down = "" if abs(top - bottom) <= 4 else "top" if top < bottom else "bottom"
-    place = f"{down} {across}".strip() or "middle"
-    return random.choice(("at the {}", "in the {}", "{}")).format(place)
+    across = "" if abs(left - right) <= GRID_PX else "left" if left < right else "right"
+    down = "" if abs(top - bottom) <= GRID_PX else "top" if top < bottom else "bottom"
+    return f"{down} {across}".strip() or "middle"
 
 
 def _styled(random: Random, text: str) -> str:
@@ -134,17 +144,16 @@ def _styled(random: Random, text: str) -> str:
 
 
 def sentence(random: Random, scene: Scene) -> tuple[str, str]:
-    """(as it is written, as it is spoken): one or two of reading order, inks, a position, a sum, a comparison."""
-    digits = scene.digits
-    makers = [_order_said, _ink_said]
-    if len(digits) > 1:
-        makers += [_order_said, _sum_said, _sum_said, _comparison_said]
+    """(as written, as spoken): one or two of reading order, inks, a position, a sum, a comparison."""
+    makers = [_order_said, _ink_said, _place_said, _paper_said]
+    if len(scene.digits) > 1:
+        makers += [_order_said, _sum_said, _sum_said, _comparison_said, _comparison_said]
         if scene.layout in _NEXT_TO:
             makers += [_position_said, _position_said]
-    chosen = random.sample(makers, 2)
-    said = chosen[0](random, scene)
-    if chosen[0] is not chosen[1] and random.random() < 0.6:
-        said += random.choice((", ", ", and ", "; ")) + chosen[1](random, scene)
+    first, second = random.sample(makers, 2)
+    said = first(random, scene)
+    if first is not second and random.random() < 0.6:
+        said += random.choice((", ", ", and ", "; ")) + second(random, scene)
     return _styled(random, said), _with_numbers(said, as_words=True)
 
 
@@ -191,7 +200,7 @@ def _comparison_said(random: Random, scene: Scene) -> str:
             (f"<{high}> is more than <{low}>", f"<{low}> is less than <{high}>", f"<{high}> beats <{low}>")
         )
     return random.choice(
-        (f"the largest is <{high}>", f"the smallest is <{low}>", f"nothing is above <{high}>")
+        (f"the largest is <{high}>", f"the smallest is <{low}>", f"none is more than <{high}>")
     )
 
 
@@ -199,6 +208,17 @@ def _position_said(random: Random, scene: Scene) -> str:
     first = random.randrange(len(scene.digits) - 1)
     a, b = scene.digits[first], scene.digits[first + 1]
     template = random.choice(random.choice(_NEXT_TO[scene.layout]))
-    if a.ink != b.ink and random.random() < 0.3:
+    if a.ink != b.ink and (a.value == b.value or random.random() < 0.3):
         return template.format(a=a.ink, b=b.ink)
+    if a.value == b.value:
+        return f"<{a.value}> and again <{b.value}>"
     return template.format(a=f"<{a.value}>", b=f"<{b.value}>")
+
+
+def _place_said(random: Random, scene: Scene) -> str:
+    they = "they are" if len(scene.digits) > 1 else random.choice(("it is", "it stands"))
+    return f"{they} at the {place(scene)}"
+
+
+def _paper_said(random: Random, scene: Scene) -> str:
+    return random.choice(("the paper is {}", "drawn on {}", "all around is {}")).format(scene.paper)

@@ -1,23 +1,28 @@
 """Speech: espeak-ng as a library, from the pip package `espeakng-loader`, driven through ctypes.
 
-espeak-ng carries state from one utterance to the next, so the same text spoken twice in a process differs by some
-samples, while a fresh process that makes the same calls gives the same bytes. Hence a process per shard.
+espeak-ng carries state from one utterance to the next, so the same text spoken twice in a process
+differs by some samples, while a fresh process that makes the same calls gives the same bytes. Hence a
+process per shard.
 """
 
 import ctypes
 import io
+import math
 import wave
 from dataclasses import dataclass
+from functools import cache
 from random import Random
+from typing import Any
 
 import numpy as np
-from scipy.signal import resample_poly
+from scipy.signal import firwin, resample_poly
 
 from data_pipeline.toml_config import ConfigError
 
 RATE_HZ = 16_000
 ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc")
-TIMBRES = ("", "+m1", "+m3", "+m7", "+f1", "+f2", "+f4", "+belinda", "+klatt2", "+Andy")
+# none whose file has a line "breath" (+f2, +whisper ...): espeak-ng seeds their noise with the time of day
+TIMBRES = ("", "+m1", "+m3", "+m7", "+f1", "+f4", "+linda", "+belinda", "+klatt2", "+Andy")
 WORDS_PER_MINUTE = (165, 215)
 PITCH_PERCENT = (30, 70)
 
@@ -58,8 +63,8 @@ class Speaker:
             data = espeakng_loader.get_data_path()
         except (ImportError, OSError, RuntimeError) as error:
             raise ConfigError(
-                f"speech cannot be made: espeak-ng does not load ({error}). The demo corpus needs the package "
-                "espeakng-loader: pip install -c constraints.txt -e '.[demo]'"
+                f"speech cannot be made: espeak-ng does not load ({error}). The demo corpus needs the "
+                "package espeakng-loader: pip install -c constraints.txt -e '.[demo]'"
             ) from None
         self._library.espeak_Info.restype = ctypes.c_char_p
         self.version: str = self._library.espeak_Info(None).decode()
@@ -78,8 +83,8 @@ class Speaker:
     def say(self, text: str, voice: Voice) -> np.ndarray:
         """The utterance, int16 [samples] at RATE_HZ, without the silence around it."""
         self._chunks.clear()
-        if self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
-            raise ConfigError(f'speech cannot be made: espeak-ng {self.version} has no voice "{voice.name}"')
+        status = self._library.espeak_SetVoiceByName(voice.name.encode())
+        assert status == 0, f"{voice.name}: {status}"
         self._library.espeak_SetParameter(_PARAMETER_RATE, voice.words_per_minute, 0)
         self._library.espeak_SetParameter(_PARAMETER_PITCH, voice.pitch_percent, 0)
         data = text.encode() + b"\0"
@@ -93,8 +98,21 @@ class Speaker:
 
 
 def _resample(samples: np.ndarray, rate_hz: int) -> np.ndarray:
-    resampled = resample_poly(samples.astype(np.float32), RATE_HZ, rate_hz)
+    up, down = _ratio(rate_hz)
+    resampled = resample_poly(samples.astype(np.float32), up, down, window=_low_pass(max(up, down)))
     return np.clip(np.round(resampled), -32768, 32767).astype(np.int16)
+
+
+def _ratio(rate_hz: int) -> tuple[int, int]:
+    shared = math.gcd(RATE_HZ, rate_hz)
+    return RATE_HZ // shared, rate_hz // shared
+
+
+@cache
+def _low_pass(largest: int) -> np.ndarray:
+    """The filter that resample_poly would make again for every utterance."""
+    window: Any = ("kaiser", 5.0)  # scipy takes a pair, its annotations do not
+    return np.asarray(firwin(20 * largest + 1, 1 / largest, window=window), np.float32)
 
 
 def _trim(samples: np.ndarray) -> np.ndarray:

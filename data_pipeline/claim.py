@@ -1,0 +1,78 @@
+"""An output folder belongs to one job: what it was begun with, and one writer at a time."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.shards import write_json
+from data_pipeline.toml_config import ConfigError
+
+LOCK = ".lock"
+_SHOWN = 6
+"""Differences that a message lists."""
+
+
+@contextmanager
+def claimed(out: Path, record: str, facts: Mapping[str, Any], what: str) -> Iterator[None]:
+    """Hold OUT for writing: begin it with `facts` (JSON values) in OUT/`record`, or continue one begun so.
+
+    Raises ConfigError, touching nothing, if OUT holds something else, was begun with other facts (each
+    difference is named), is being written by another process, or cannot be written.
+    """
+    path = out / record
+    try:
+        if not path.exists():
+            if out.exists() and any(child.name != LOCK for child in out.iterdir()):
+                raise ConfigError(
+                    f"{out} is not empty and holds no {what} (no {record}); choose another folder"
+                )
+            out.mkdir(parents=True, exist_ok=True)
+        with open(out / LOCK, "w") as lock:
+            _lock(lock.fileno(), out)
+            if path.exists():
+                _compare(out, _read(path), facts)
+            else:
+                write_json(path, facts)
+            yield
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error}") from None
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"{out}: another process is writing it; wait for it, or stop it") from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); was it edited?") from None
+
+
+def _compare(out: Path, theirs: Any, ours: Mapping[str, Any]) -> None:
+    found = list(_differences(theirs, json.loads(json.dumps(ours)), ""))
+    if found:
+        lines = "".join(f"\n  {line}" for line in found[:_SHOWN])
+        more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise ConfigError(
+            f"{out} was begun otherwise:{lines}{more}\nChoose another folder, or delete this one"
+        )
+
+
+def _differences(theirs: Any, ours: Any, prefix: str) -> Iterator[str]:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in [*theirs, *(key for key in ours if key not in theirs)]:
+            yield from _differences(theirs.get(key), ours.get(key), f"{prefix}.{key}" if prefix else key)
+    elif theirs != ours:
+        yield f"{prefix}: there {_short(theirs)}, now {_short(ours)}"
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) < 80 else text[:77] + "..."

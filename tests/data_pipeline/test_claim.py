@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.claim import claimed
+from data_pipeline.toml_config import ConfigError
+
+FACTS = {"config": {"seed": 1, "image": {"num_codes": 512}}, "source": {"train": {"a.tar": 10}}}
+
+
+def claim(out: Path, facts: dict = FACTS) -> None:
+    with claimed(out, "settings.json", facts, "token shards"):
+        pass
+
+
+def refusal(out: Path, facts: dict = FACTS) -> str:
+    with pytest.raises(ConfigError) as error:
+        claim(out, facts)
+    return str(error.value)
+
+
+def test_a_folder_is_begun_and_continued(tmp_path: Path) -> None:
+    claim(tmp_path / "deep" / "out")
+    (tmp_path / "deep" / "out" / "tokens-00000.tar").touch()
+    claim(tmp_path / "deep" / "out")
+
+
+def test_other_facts_are_refused_and_each_difference_is_named(tmp_path: Path) -> None:
+    claim(tmp_path)
+    facts = {"config": {"seed": 1, "image": {"num_codes": 1024}}, "source": {"train": {"b.tar": 10}}}
+    message = refusal(tmp_path, facts)
+    assert "config.image.num_codes: there 512, now 1024" in message
+    assert "source.train.a.tar: there 10, now nothing" in message
+    assert "source.train.b.tar: there nothing, now 10" in message
+    assert "seed" not in message
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    assert "is not empty and holds no token shards" in refusal(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    with claimed(tmp_path, "settings.json", FACTS, "token shards"):
+        assert "another process is writing it" in refusal(tmp_path)
+    claim(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refusal(tmp_path / "file" / "out")
+
+
+def test_a_damaged_record_is_said(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text("{")
+    assert "not valid JSON" in refusal(tmp_path)
