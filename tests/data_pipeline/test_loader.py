@@ -110,29 +110,33 @@ def test_every_global_batch_is_the_same_bytes(
 
 def test_what_is_read_is_what_is_written(stream: Stream) -> None:
     """Against the documents themselves, laid out slot by slot."""
-    with Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12) as loader:
-        (batch,) = loader.next_step().micro_batches
-    plan, _ = stream.plan_step(stream.start())
     documents = [
         list(random_documents(VOCABULARY, count, seed, median_text_tokens=10, image_tokens=9))
         for count, seed in ((100, 1), (70, 2))
     ]
-    cut = 0
-    for row in range(12):
-        slot = 0
-        for number, piece in enumerate(range(plan.first[row], plan.first[row + 1])):
-            ids = documents[plan.source[piece]][plan.document[piece]]
-            shard, key = batch.samples[row][number].split("/")
-            assert int(key) == plan.document[piece] and shard == f"tokens-{int(key) // 40:05d}.tar"
-            cut += plan.slots[piece] < len(ids) - 1
-            for i in range(int(plan.slots[piece])):
-                at = int(plan.start[piece]) + i
-                assert batch.input_ids[row, slot] == ids[at] and batch.target_ids[row, slot] == ids[at + 1]
-                assert batch.document_ids[row, slot] == number and batch.positions[row, slot] == i
-                assert batch.loss_weights[row, slot] == 1
-                slot += 1
-        assert (batch.document_ids[row, slot:] == -1).all() and not batch.loss_weights[row, slot:].any()
-    assert cut, "pieces of documents longer than the context are among them"
+    state, continued = stream.start(), 0
+    with Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12) as loader:
+        for _ in range(4):
+            (batch,) = loader.next_step().micro_batches
+            plan, state = stream.plan_step(state)
+            continued += int((plan.start > 0).sum())
+            for row in range(12):
+                slot = 0
+                for number, piece in enumerate(range(plan.first[row], plan.first[row + 1])):
+                    ids = documents[plan.source[piece]][plan.document[piece]]
+                    shard, key = batch.samples[row][number].split("/")
+                    assert int(key) == plan.document[piece] and shard == f"tokens-{int(key) // 40:05d}.tar"
+                    for i in range(int(plan.slots[piece])):
+                        at = int(plan.start[piece]) + i
+                        found = [getattr(batch, name)[row, slot] for name in ("input_ids", "target_ids")]
+                        assert found == [ids[at], ids[at + 1]]
+                        assert batch.document_ids[row, slot] == number and batch.positions[row, slot] == i
+                        assert batch.loss_weights[row, slot] == 1
+                        slot += 1
+                assert (batch.document_ids[row, slot:] == -1).all() and not batch.loss_weights[
+                    row, slot:
+                ].any()
+    assert continued >= 2, "second and later pieces of long documents are among them"
 
 
 def test_what_a_step_says_of_itself(stream: Stream) -> None:

@@ -194,6 +194,16 @@ def test_epochs_differ_in_documents_that_share_a_sequence(sources: tuple[TokenSo
     assert len(together[0] & together[1]) < 0.1 * len(together[0])
 
 
+def test_long_documents_do_not_come_first(sources: tuple[TokenSource, ...]) -> None:
+    """Packing takes the longest first; neither sequences nor the pieces in one keep that order."""
+    found, _ = until_block(stream_of(sources[1:2], (1.0,)), 1)
+    longest = [max(n for *_, n in row) for row in found]
+    # packed but not shuffled -0.96; shuffled, of 219 sequences, +- 0.07 (one standard deviation)
+    assert abs(np.corrcoef(np.arange(len(found)), longest)[0, 1]) < 0.3
+    pairs = [row for row in found if len(row) > 1]
+    assert 0.3 < np.mean([row[0][3] < row[-1][3] for row in pairs]) < 0.7
+
+
 def test_the_fingerprint_tells_of_content_not_of_place(
     tmp_path: Path, sources: tuple[TokenSource, ...]
 ) -> None:
