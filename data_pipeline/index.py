@@ -73,6 +73,7 @@ class TokenSource:
         self.folder = folder
         self.manifest = manifest
         self.vocabulary = Vocabulary(sizes=manifest["vocabulary"])
+        self._dtype = self.vocabulary.dtype
         self.index = index
         self.index_hash: str = header["hash"]
         self.num_documents = len(index.length)
@@ -120,8 +121,7 @@ class TokenSource:
     def fetch(self, document: int) -> tuple[str, np.ndarray | None]:
         """("shard/key", ids) with one read; ids are None where the bytes differ from those indexed."""
         shard = self.shard_of(document)
-        dtype = self.vocabulary.dtype
-        size = int(self.index.length[document]) * dtype.itemsize
+        size = int(self.index.length[document]) * self._dtype.itemsize
         start = int(self.index.offset[document]) - TAR_BLOCK_BYTES  # the tar header carries the key
         try:
             data = os.pread(self._file(shard), TAR_BLOCK_BYTES + size, start)
@@ -132,7 +132,7 @@ class TokenSource:
         name = f"{self._names[shard]}/{key}"
         if len(ids) != size or zlib.crc32(ids) != self.index.crc32[document]:
             return name, None
-        return name, np.frombuffer(ids, dtype)
+        return name, np.frombuffer(ids, self._dtype)
 
     def read(self, document: int) -> np.ndarray:
         """The ids of a document, read-only. Raises WrongChecksum if they are not those indexed."""
