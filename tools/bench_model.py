@@ -1,0 +1,267 @@
+"""`motley bench model`: what towers cost, beside the dense model and beside MoT routed as published.
+
+All variants of a case take turns in one process, a forward and a backward pass each, so that whatever else
+the machine does falls on all of them. On a CPU the clock is the process's CPU time with one thread; on a GPU
+it is events on the stream. A ratio is formed within each round and its median reported.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.batch import Batch
+from data_pipeline.progress import Progress
+from pretrain.models.config import ModelConfig
+from pretrain.models.decoder import Decoder
+from pretrain.models.inputs import build_inputs
+from pretrain.models.pretraining import Pretraining
+from pretrain.models.query_key import rotary_table
+from tools.published_mot import PublishedDecoder
+
+BASELINE = "dense"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: one block, or a decoder of `num_layers` blocks with embedding, head and loss."""
+
+    num_layers: int | None
+    d_model: int
+    num_heads: int
+    sequences: int
+    context_tokens: int
+    vocab_tokens: int
+
+    @property
+    def label(self) -> str:
+        what = (
+            "block"
+            if self.num_layers is None
+            else f"decoder, {self.num_layers} layers, vocabulary {self.vocab_tokens}"
+        )
+        return f"{what}, d_model {self.d_model}, {self.sequences} x {self.context_tokens} tokens"
+
+
+CPU_CASES = (
+    Case(None, 512, 8, 2, 1024, 512),
+    Case(None, 512, 8, 1, 256, 512),
+    Case(4, 128, 4, 8, 512, 2816),
+)
+GPU_CASES = (
+    Case(None, 1024, 16, 4, 4096, 512),
+    Case(None, 4096, 32, 2, 4096, 512),
+    Case(8, 1024, 16, 4, 4096, 65536),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Timing of one variant of a case, milliseconds of a forward and a backward pass."""
+
+    variant: str
+    median_ms: float
+    spread_ms: tuple[float, float]
+    """10th and 90th percentile."""
+    ratio: float
+    """Median over rounds of this variant's time over the baseline's of the same round."""
+    ratio_spread: tuple[float, float]
+
+
+def variants(case: Case, device: torch.device) -> dict[str, Callable[[], None]]:
+    """Name -> one forward and backward pass. All start from the same weights and see the same tokens."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    passes: dict[str, Callable[[], None]] = {BASELINE: _ours(case, 1, device, dtype)}
+    for towers in (2, 3):
+        passes[f"mot, {towers} towers"] = _ours(case, towers, device, dtype)
+        passes[f"published, {towers} towers"] = _published(case, towers, device, dtype)
+    return passes
+
+
+def measure(case: Case, device: torch.device, rounds: int) -> list[Row]:
+    """Time all variants `rounds` times in turn, after a pass each to warm up."""
+    passes = variants(case, device)
+    clock = _gpu_ms if device.type == "cuda" else _cpu_ms
+    for run in passes.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in passes}
+    with Progress(case.label, total=rounds, unit="round") as progress:
+        for index in range(rounds):
+            names = list(passes)
+            for name in names[index % len(names) :] + names[: index % len(names)]:
+                times[name].append(clock(passes[name]))
+            progress.advance()
+    rows = []
+    for name, values in times.items():
+        ratios = [value / base for value, base in zip(values, times[BASELINE], strict=True)]
+        rows.append(
+            Row(name, statistics.median(values), _spread(values), statistics.median(ratios), _spread(ratios))
+        )
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as text, spreads in brackets."""
+    lines = [f"  {'':22}{'ms':>9}  {'p10 - p90':>17}  {'/ dense':>8}  {'p10 - p90':>13}"]
+    for row in rows:
+        low, high = row.spread_ms
+        ratio_low, ratio_high = row.ratio_spread
+        lines.append(
+            f"  {row.variant:22}{row.median_ms:9.2f}  {low:8.2f} -{high:7.2f}  {row.ratio:8.3f}"
+            f"  {ratio_low:6.3f} -{ratio_high:5.3f}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The verb. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="motley bench model",
+        description="Time a forward and backward pass of dense, of MoT, and of MoT routed as published.",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=20, help="passes of each variant (default %(default)s)")
+    parser.add_argument(
+        "--layers", type=int, help="with the next four: one case of your own (0: a block alone)"
+    )
+    parser.add_argument("--d-model", type=int, default=512)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--sequences", type=int, default=2)
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--vocabulary", type=int, default=2816)
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here; use --device cpu")
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds}: at least 1 is needed")
+    device = torch.device(args.device)
+    cases = GPU_CASES if device.type == "cuda" else CPU_CASES
+    if args.layers is not None:
+        cases = (
+            Case(
+                args.layers or None, args.d_model, args.heads, args.sequences, args.context, args.vocabulary
+            ),
+        )
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        print("CPU time of one thread, fp32, forward + backward")
+    else:
+        print(f"{torch.cuda.get_device_name(device)}, bf16, forward + backward")
+    for case in cases:
+        rows = measure(case, device, args.rounds)
+        print(f"{case.label}\n{table(rows)}\n", flush=True)
+    return 0
+
+
+def _config(case: Case, towers: int) -> ModelConfig:
+    names = ("text", "image", "speech")
+    values = {
+        "num_layers": case.num_layers or 1,
+        "d_model": case.d_model,
+        "num_heads": case.num_heads,
+        "context_tokens": case.context_tokens,
+        "vocab_tokens": case.vocab_tokens,
+        # Modalities are two in the case of two towers, else three; dense serves three with one.
+        "towers": dict.fromkeys(names, "all") if towers == 1 else {name: name for name in names[:towers]},
+    }
+    return ModelConfig.model_validate(values)
+
+
+def _batch(case: Case, modalities: int) -> Batch:
+    """Sequences of one document each (so that dense moves no row), of spans of 64 to 256 tokens of one
+    modality."""
+    rng = np.random.default_rng(0)
+    shape = (case.sequences, case.context_tokens)
+    tokens = shape[0] * shape[1]
+    shortest = max(1, case.context_tokens // 16)
+    lengths = rng.integers(shortest, 4 * shortest + 1, size=-(-tokens // shortest))
+    modality = (
+        np.repeat(np.arange(lengths.size) % modalities, lengths)[:tokens].reshape(shape).astype(np.uint8)
+    )
+    ids, targets = rng.integers(0, case.vocab_tokens, (2, *shape), dtype=np.int32)
+    return Batch(
+        input_ids=ids,
+        target_ids=targets,
+        loss_weights=np.ones(shape, np.float32),
+        positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
+        document_ids=np.zeros(shape, np.int32),
+        input_modality=modality,
+        target_modality=modality,
+        samples=((),) * shape[0],
+    )
+
+
+def _ours(case: Case, towers: int, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    config = _config(case, towers)
+    decoder = Decoder(config).to(device, dtype)
+    inputs = build_inputs(_batch(case, len(config.modalities)), config).to(device)
+    if case.num_layers is not None:
+        module = Pretraining(decoder)
+        return lambda: _backward(module(inputs)[0], module)
+    block = decoder.blocks[0]
+    rotary = rotary_table(inputs.positions, config.head_dim, config.rope_theta)
+    x, grad = _stream(case, device, dtype)
+    return lambda: _backward(block(x, inputs.routing, inputs.mask, rotary), block, x, grad)
+
+
+def _published(case: Case, towers: int, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    config = _config(case, towers)
+    decoder = PublishedDecoder(config)
+    decoder.copy_weights(Decoder(config))
+    decoder = decoder.to(device, dtype)
+    batch = _batch(case, towers)
+    ids, targets, tower, positions = (
+        torch.from_numpy(values.reshape(-1).astype(np.int64)).to(device)
+        for values in (batch.input_ids, batch.target_ids, batch.input_modality, batch.positions)
+    )
+    if case.num_layers is not None:
+        return lambda: _backward(decoder(ids, targets, tower, positions, case.sequences), decoder)
+    block = decoder.blocks[0]
+    masks = [tower == index for index in range(towers)]
+    rotary = rotary_table(positions, config.head_dim, config.rope_theta)
+    x, grad = _stream(case, device, dtype)
+    return lambda: _backward(block(x, masks, rotary, case.sequences), block, x, grad)
+
+
+def _stream(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A residual stream that wants a gradient, and the gradient of what a block makes of it."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, case.sequences * case.context_tokens, case.d_model)
+    x, grad = torch.randn(shape, generator=generator).to(device, dtype)
+    return x.requires_grad_(), grad
+
+
+def _backward(
+    out: Tensor, module: torch.nn.Module, x: Tensor | None = None, grad: Tensor | None = None
+) -> None:
+    """Differentiate and drop the gradients, as an engine does once it has taken them."""
+    out.backward(grad)
+    module.zero_grad()
+    if x is not None:
+        x.grad = None
+
+
+def _cpu_ms(run: Callable[[], None]) -> float:
+    start = time.process_time()
+    run()
+    return (time.process_time() - start) * 1e3
+
+
+def _gpu_ms(run: Callable[[], None]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    low, high = np.percentile(values, (10, 90))
+    return float(low), float(high)
