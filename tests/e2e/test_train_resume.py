@@ -34,20 +34,22 @@ def run_file(tmp_path: Path, data: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, data: Path
-) -> Callable[[int], list[dict[str, Any]]]:
-    """Number of ranks -> rows of a run that nobody disturbed; trained once."""
-    rows: dict[int, list[dict[str, Any]]] = {}
+Undisturbed = Callable[[int, int], list[dict[str, Any]]]
 
-    def of(processes: int) -> list[dict[str, Any]]:
-        if processes not in rows:
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Undisturbed:
+    """(ranks, ZeRO stage) -> rows of a run that nobody disturbed; trained once."""
+    rows: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    def of(processes: int, zero_stage: int) -> list[dict[str, Any]]:
+        if (processes, zero_stage) not in rows:
             folder = tmp_path_factory.mktemp("undisturbed")
             (folder / "tiny.toml").write_text(toml_text(tiny_run(data, folder / "runs")))
-            train([str(folder / "tiny.toml")], folder / "out", processes=processes)
-            rows[processes] = curve(folder / "runs" / "tiny")
-        return rows[processes]
+            arguments = [str(folder / "tiny.toml"), f"parallel.zero_stage={zero_stage}"]
+            train(arguments, folder / "out", processes=processes)
+            rows[processes, zero_stage] = curve(folder / "runs" / "tiny")
+        return rows[processes, zero_stage]
 
     return of
 
@@ -78,7 +80,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_any_moment_the_curve_is_that_of_an_undisturbed_run(
-    tmp_path: Path, run_file: Path, undisturbed: Callable[[int], list[dict[str, Any]]], moment: str
+    tmp_path: Path, run_file: Path, undisturbed: Undisturbed, moment: str
 ):
     run_dir = tmp_path / "runs" / "tiny"
     run = Run([str(run_file)], tmp_path / "out")
@@ -89,7 +91,7 @@ def test_killed_at_any_moment_the_curve_is_that_of_an_undisturbed_run(
         file.write('{"step": 19, "train/lo')  # the row that the kill may have torn
     train([str(run_file)], tmp_path / "out")
 
-    assert curve(run_dir) == undisturbed(1)
+    assert curve(run_dir) == undisturbed(1, 1)
     steps = [row["step"] for row in read_rows(run_dir / "metrics.jsonl")]
     assert steps == [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]
     events = EventAccumulator(str(run_dir / "tensorboard"))
@@ -101,20 +103,22 @@ def test_killed_at_any_moment_the_curve_is_that_of_an_undisturbed_run(
     assert second["from_step"] in (0, 5, 10, 15)
 
 
+@pytest.mark.parametrize("zero_stage", [0, 3])
 def test_killed_again_and_again_on_two_ranks(
-    tmp_path: Path, run_file: Path, undisturbed: Callable[[int], list[dict[str, Any]]]
+    tmp_path: Path, run_file: Path, undisturbed: Undisturbed, zero_stage: int
 ):
     run_dir = tmp_path / "runs" / "tiny"
+    arguments = [str(run_file), f"parallel.zero_stage={zero_stage}"]
     for rank, moment in enumerate(("after saving", "after rows that no checkpoint holds")):
-        run = Run([str(run_file)], tmp_path / "out", processes=2)
+        run = Run(arguments, tmp_path / "out", processes=2)
         run.wait_until(lambda moment=moment: MOMENTS[moment](run_dir))
-        run.signal(signal.SIGKILL, rank)  # one rank; then the launcher's part, at the other
+        run.signal(signal.SIGKILL, rank)  # one rank, and then, as the launcher does, the other
         run.signal(signal.SIGKILL)
         assert run.codes() == [-signal.SIGKILL] * 2
-    train([str(run_file)], tmp_path / "out", processes=2)
-    assert curve(run_dir) == undisturbed(2)
+    train(arguments, tmp_path / "out", processes=2)
+    assert curve(run_dir) == undisturbed(2, zero_stage)
     # Ranks add in another order than one process does: fp32 over 24 steps, measured 3e-7.
-    for one, two in zip(undisturbed(1), undisturbed(2), strict=True):
+    for one, two in zip(undisturbed(1, 1), undisturbed(2, zero_stage), strict=True):
         assert one["data/fingerprint"] == two["data/fingerprint"]
         assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-5)
         if "eval/loss" in one:
@@ -125,7 +129,7 @@ def test_killed_again_and_again_on_two_ranks(
 def test_told_to_stop_it_saves_within_the_step_and_exits_85(
     tmp_path: Path,
     run_file: Path,
-    undisturbed: Callable[[int], list[dict[str, Any]]],
+    undisturbed: Undisturbed,
     number: int,
     processes: int,
 ):
@@ -146,20 +150,18 @@ def test_told_to_stop_it_saves_within_the_step_and_exits_85(
     assert step < 2000
 
 
-def test_stopped_and_continued_is_undisturbed(
-    tmp_path: Path, run_file: Path, undisturbed: Callable[[int], list[dict[str, Any]]]
-):
+def test_stopped_and_continued_is_undisturbed(tmp_path: Path, run_file: Path, undisturbed: Undisturbed):
     run_dir = tmp_path / "runs" / "tiny"
     run = Run([str(run_file)], tmp_path / "out")
     run.wait_until(lambda: last_step(run_dir) >= 6)
     run.signal(signal.SIGINT)
     assert run.codes() == [85], run.text()
     train([str(run_file)], tmp_path / "out")
-    assert curve(run_dir) == undisturbed(1)
+    assert curve(run_dir) == undisturbed(1, 1)
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_passed_over(
-    tmp_path: Path, run_file: Path, undisturbed: Callable[[int], list[dict[str, Any]]]
+    tmp_path: Path, run_file: Path, undisturbed: Undisturbed
 ):
     run_dir = tmp_path / "runs" / "tiny"
     run = Run([str(run_file)], tmp_path / "out")
@@ -175,4 +177,4 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(
     train([str(run_file)], tmp_path / "out")
     assert f"{newest} is damaged and passed over" in (tmp_path / "out").read_text()
     assert victim.name in (tmp_path / "out").read_text()
-    assert curve(run_dir) == undisturbed(1)
+    assert curve(run_dir) == undisturbed(1, 1)
