@@ -117,12 +117,12 @@ def test_killed_again_and_again_on_two_ranks(
         assert run.codes() == [-signal.SIGKILL] * 2
     train(arguments, tmp_path / "out", processes=2)
     assert curve(run_dir) == undisturbed(2, zero_stage)
-    # Ranks add in another order than one process does: fp32 over 24 steps, measured 3e-7.
+    # Ranks add in another order than one process does: fp32 over 24 steps, measured 4e-8.
     for one, two in zip(undisturbed(1, 1), undisturbed(2, zero_stage), strict=True):
         assert one["data/fingerprint"] == two["data/fingerprint"]
-        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-5)
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-6)
         if "eval/loss" in one:
-            assert two["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-5)
+            assert two["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGUSR2, 2)])
