@@ -13,6 +13,8 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 TORCH_FREE = (
     "tools.cli",
     "pretrain.config",
+    "pretrain.compare",
+    "pretrain.report",
     "pretrain.models.config",
     "pretrain.models.accounting",
     "parallel.layout",

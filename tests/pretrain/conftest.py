@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from pretrain.compare_config import Plan, make_plan, write_plan
+from pretrain.findings import Findings, find
+from pretrain.run_results import load_results
 
 BASE = """
 name = "tiny"
@@ -180,5 +182,21 @@ def synthetic_plan(comparison_files: Callable[..., Files]) -> Callable[..., Plan
     def make(seeds: tuple[int, ...] = (1, 2, 3), edit: Callable[[str], str] = lambda text: text) -> Plan:
         files = comparison_files(edit=edit)
         return make_plan(files.comparison, [f"comparison.seeds={list(seeds)}"])
+
+    return make
+
+
+@pytest.fixture
+def make_findings(
+    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+) -> Callable[..., Findings]:
+    """Findings of a synthetic comparison: arguments of synthetic_plan, and of write_runs."""
+
+    def make(
+        seeds: tuple[int, ...] = (1, 2, 3), edit: Callable[[str], str] = lambda text: text, **how: Any
+    ) -> Findings:
+        plan = synthetic_plan(seeds=seeds, edit=edit)
+        write_runs(plan, **how)
+        return find(plan, load_results(plan))
 
     return make

@@ -12,19 +12,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pretrain import figures
-from pretrain.compare_config import Plan
-from pretrain.findings import Findings, find
-from pretrain.run_results import load_results
+from pretrain.findings import Findings
 
 
 @pytest.fixture
-def findings(synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]) -> Callable[..., Findings]:
-    def make(seeds: tuple[int, ...] = (1, 2), **how: object) -> Findings:
-        plan = synthetic_plan(seeds=seeds)
-        write_runs(plan, **how)
-        return find(plan, load_results(plan))
-
-    return make
+def findings(make_findings: Callable[..., Findings]) -> Callable[..., Findings]:
+    return partial(make_findings, seeds=(1, 2))
 
 
 def crossing(arm: str, _: str, frac: float) -> float:

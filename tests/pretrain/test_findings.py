@@ -13,22 +13,12 @@ Write = Callable[..., None]
 SPEED = {"text": 1.25, "image": 2.0, "speech": 1.0}
 
 
-@pytest.fixture
-def findings(synthetic_plan: MakePlan, write_runs: Write) -> Callable[..., Findings]:
-    def make(seeds: tuple[int, ...] = (1, 2, 3), **how: object) -> Findings:
-        plan = synthetic_plan(seeds=seeds)
-        write_runs(plan, **how)
-        return find(plan, load_results(plan))
-
-    return make
-
-
 def faster(arm: str, modality: str) -> float:
     return SPEED[modality] if arm == "mot" else 1.0
 
 
-def test_multipliers_are_recovered_per_modality_and_axis(findings: Callable[..., Findings]) -> None:
-    f = findings(multiplier=faster, noise=0.003, step_s=lambda arm: 0.12 if arm == "mot" else 0.1)
+def test_multipliers_are_recovered_per_modality_and_axis(make_findings: Callable[..., Findings]) -> None:
+    f = make_findings(multiplier=faster, noise=0.003, step_s=lambda arm: 0.12 if arm == "mot" else 0.1)
     price = 0.121 / 0.101  # a step and its wait
     for modality, speed in SPEED.items():
         matching = f.contrast("mot", modality).matching
@@ -39,8 +29,8 @@ def test_multipliers_are_recovered_per_modality_and_axis(findings: Callable[...,
             assert slope.value == pytest.approx(factor / speed, rel=0.02), (modality, axis)
 
 
-def test_differences_are_paired_by_seed(findings: Callable[..., Findings]) -> None:
-    f = findings(multiplier=faster, seed_noise=0.02)
+def test_differences_are_paired_by_seed(make_findings: Callable[..., Findings]) -> None:
+    f = make_findings(multiplier=faster, seed_noise=0.02)
     contrast = f.contrast("mot", "image")
     per_seed = zip(f.losses["mot", "image"].per_seed, f.losses["dense", "image"].per_seed, strict=True)
     assert contrast.final.differences == pytest.approx([mot - dense for mot, dense in per_seed])
@@ -67,27 +57,29 @@ def renamed(name: str) -> Callable[[str], str]:
     return lambda text: text.replace("dense_vs_mot", name)
 
 
-def test_a_crossing_is_found_in_tokens(findings: Callable[..., Findings]) -> None:
-    f = findings(shift=lambda arm, _, frac: 0.4 - frac if arm == "mot" else 0.0)
+def test_a_crossing_is_found_in_tokens(make_findings: Callable[..., Findings]) -> None:
+    f = make_findings(shift=lambda arm, _, frac: 0.4 - frac if arm == "mot" else 0.0)
     (crossing,) = f.contrast("mot", "text").crossings
     assert crossing.other_leads and crossing.x == pytest.approx(0.4 * f.tokens, rel=1e-6)
     assert f.contrast("mot", "text").trend < 0
 
 
-def test_overfitting_shows_as_a_minimum_before_the_end(findings: Callable[..., Findings]) -> None:
-    f = findings(seeds=(1,), shift=lambda arm, *_: 4 * max(0.0, _[1] - 0.5) if arm == "mot" else 0.0)
+def test_overfitting_shows_as_a_minimum_before_the_end(make_findings: Callable[..., Findings]) -> None:
+    f = make_findings(seeds=(1,), shift=lambda arm, *_: 4 * max(0.0, _[1] - 0.5) if arm == "mot" else 0.0)
     loss = f.losses["mot", "speech"]
     assert loss.best < loss.mean and loss.best_tokens == pytest.approx(0.5 * f.tokens)
 
 
-def test_one_seed_has_a_within_run_interval_only(findings: Callable[..., Findings]) -> None:
-    matching = findings(seeds=(1,), multiplier=faster, noise=0.005).contrast("mot", "image").matching["steps"]
+def test_one_seed_has_a_within_run_interval_only(make_findings: Callable[..., Findings]) -> None:
+    matching = (
+        make_findings(seeds=(1,), multiplier=faster, noise=0.005).contrast("mot", "image").matching["steps"]
+    )
     assert matching.slope is not None and matching.slope.interval is None
     assert matching.within_run is not None and matching.within_run.covers(matching.slope.value)
 
 
-def test_what_arms_cost(findings: Callable[..., Findings]) -> None:
-    f = findings(step_s=lambda arm: 0.12 if arm == "mot" else 0.1)
+def test_what_arms_cost(make_findings: Callable[..., Findings]) -> None:
+    f = make_findings(step_s=lambda arm: 0.12 if arm == "mot" else 0.1)
     cost = systems(f)["mot"]
     assert (cost.step_s, cost.mfu_frac, cost.peak_bytes) == pytest.approx((0.12, 0.31, 9e8))
     assert cost.tokens_per_s == pytest.approx(1024 / 0.121)
@@ -96,17 +88,17 @@ def test_what_arms_cost(findings: Callable[..., Findings]) -> None:
     assert ratio is not None and ratio.value == pytest.approx(1.2)
 
 
-def test_conditional_losses_are_kept_per_direction(findings: Callable[..., Findings]) -> None:
-    f = findings(seeds=(1,), multiplier=faster)
+def test_conditional_losses_are_kept_per_direction(make_findings: Callable[..., Findings]) -> None:
+    f = make_findings(seeds=(1,), multiplier=faster)
     assert len(f.directions) == 6
     assert f.conditional["mot", "eval/gain/text_to_image"].mean == pytest.approx(1.2)
     assert f.conditional["dense", "eval/gain/text_to_image"].mean == pytest.approx(0.6)
 
 
 def test_conditional_losses_that_not_all_runs_have_measured_yet_are_left_out(
-    findings: Callable[..., Findings],
+    make_findings: Callable[..., Findings],
 ) -> None:
-    f = findings(seeds=(1,), until=lambda *_: 100)
+    f = make_findings(seeds=(1,), until=lambda *_: 100)
     for row in f.results[0].rows:
         for name in [name for name in row if name.startswith("eval/gain/text_to")]:
             del row[name]

@@ -1,24 +1,16 @@
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from pretrain import report_tables as tables
-from pretrain.compare_config import Plan
-from pretrain.findings import Findings, find
+from pretrain.findings import Findings
 from pretrain.report_tables import Table
-from pretrain.run_results import load_results
 
 
 @pytest.fixture
-def findings(synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]) -> Callable[..., Findings]:
-    def make(
-        seeds: tuple[int, ...] = (1, 2), edit: Callable[[str], str] = lambda t: t, **how: object
-    ) -> Findings:
-        plan = synthetic_plan(seeds=seeds, edit=edit)
-        write_runs(plan, **how)
-        return find(plan, load_results(plan))
-
-    return make
+def findings(make_findings: Callable[..., Findings]) -> Callable[..., Findings]:
+    return partial(make_findings, seeds=(1, 2))
 
 
 def cells(table: Table, row: str) -> tuple[str, ...]:

@@ -3,33 +3,20 @@
 import re
 from collections.abc import Callable
 
-import pytest
-
 from pretrain.compare_config import Plan
-from pretrain.findings import Findings, find
-from pretrain.run_results import load_results
+from pretrain.findings import Findings
 from pretrain.verdict import headline, slope_text, verdicts
 
 MakePlan = Callable[..., Plan]
 Write = Callable[..., None]
 
 
-@pytest.fixture
-def findings(synthetic_plan: MakePlan, write_runs: Write) -> Callable[..., Findings]:
-    def make(seeds: tuple[int, ...] = (1, 2, 3), **how: object) -> Findings:
-        plan = synthetic_plan(seeds=seeds)
-        write_runs(plan, **how)
-        return find(plan, load_results(plan))
-
-    return make
-
-
 def mixed(arm: str, modality: str) -> float:
     return {"text": 1.0, "image": 2.0, "speech": 0.6}[modality] if arm == "mot" else 1.0
 
 
-def test_winner_and_loser_are_named_per_modality(findings: Callable[..., Findings]) -> None:
-    f = findings(multiplier=mixed, noise=0.004)
+def test_winner_and_loser_are_named_per_modality(make_findings: Callable[..., Findings]) -> None:
+    f = make_findings(multiplier=mixed, noise=0.004)
     assert headline(f, "mot") == (
         "After 614 k tokens mot is better on image and worse on speech than dense; no detectable difference "
         "on text."
@@ -48,16 +35,18 @@ def test_winner_and_loser_are_named_per_modality(findings: Callable[..., Finding
     assert image.crossing == "The curves do not cross: mot was lower all the way."
 
 
-def test_no_difference_at_all_is_said(findings: Callable[..., Findings]) -> None:
-    f = findings(seeds=(10, 11, 12), noise=0.01, seed_noise=0.01)
+def test_no_difference_at_all_is_said(make_findings: Callable[..., Findings]) -> None:
+    f = make_findings(seeds=(10, 11, 12), noise=0.01, seed_noise=0.01)
     assert headline(f, "mot") == (
         "After 614 k tokens there is no detectable difference between mot and dense on text, image and "
         "speech."
     )
 
 
-def test_one_seed_gives_no_verdict_however_large_the_difference(findings: Callable[..., Findings]) -> None:
-    f = findings(seeds=(1,), multiplier=lambda arm, _: 3.0 if arm == "mot" else 1.0)
+def test_one_seed_gives_no_verdict_however_large_the_difference(
+    make_findings: Callable[..., Findings],
+) -> None:
+    f = make_findings(seeds=(1,), multiplier=lambda arm, _: 3.0 if arm == "mot" else 1.0)
     assert headline(f, "mot").endswith(
         "in one seed mot's held-out loss is lower on text, image and speech than dense's: "
         "an observation, not a verdict."
@@ -67,24 +56,24 @@ def test_one_seed_gives_no_verdict_however_large_the_difference(findings: Callab
         assert v.outcome == "mot lower in the one seed that ran"
 
 
-def test_crossings_are_told_with_tokens_and_leader(findings: Callable[..., Findings]) -> None:
-    f = findings(shift=lambda arm, m, frac: 0.5 - frac if arm == "mot" and m == "text" else 0.0)
+def test_crossings_are_told_with_tokens_and_leader(make_findings: Callable[..., Findings]) -> None:
+    f = make_findings(shift=lambda arm, m, frac: 0.5 - frac if arm == "mot" and m == "text" else 0.0)
     text, image, _ = verdicts(f, "mot")
     assert text.crossing == "The curves cross once: mot leads from 307 k tokens (50 %)."
     assert image.crossing == "The gap is within its wobble all the way."
 
 
-def test_an_interim_report_says_so_first(findings: Callable[..., Findings]) -> None:
-    f = findings(multiplier=mixed, until=lambda *_: 300)
+def test_an_interim_report_says_so_first(make_findings: Callable[..., Findings]) -> None:
+    f = make_findings(multiplier=mixed, until=lambda *_: 300)
     assert headline(f, "mot").startswith("After 307 k tokens of an unfinished comparison mot is")
 
 
-def test_arms_that_never_have_the_same_loss_are_not_matched(findings: Callable[..., Findings]) -> None:
-    f = findings(multiplier=lambda arm, _: 0.001 if arm == "mot" else 1.0)
+def test_arms_that_never_have_the_same_loss_are_not_matched(make_findings: Callable[..., Findings]) -> None:
+    f = make_findings(multiplier=lambda arm, _: 0.001 if arm == "mot" else 1.0)
     assert slope_text(f.contrast("mot", "text").matching["steps"]) == "none"
     assert "no point at which both had the same loss" in verdicts(f, "mot")[0].compute
 
 
-def test_slope_text(findings: Callable[..., Findings]) -> None:
-    exact = findings(seeds=(1, 2), multiplier=mixed).contrast("mot", "image").matching["steps"]
+def test_slope_text(make_findings: Callable[..., Findings]) -> None:
+    exact = make_findings(seeds=(1, 2), multiplier=mixed).contrast("mot", "image").matching["steps"]
     assert slope_text(exact) == "0.50 [0.50, 0.50]"
