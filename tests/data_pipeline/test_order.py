@@ -27,10 +27,10 @@ def test_permute_of_a_part_is_the_part_of_the_permutation() -> None:
 
 
 def test_every_place_is_as_likely_as_any_other() -> None:
-    """4,000 keys: where does an index go, and where the next one relative to it? Fixed keys, so no chance."""
+    """1,500 keys: where does an index go, and where the next one relative to it? Fixed keys, so no chance."""
     n = 20
-    images = np.array([permute(np.arange(n), n, key_of(5, i)) for i in range(4_000)])
-    # p is .65 and .27 here; a bound of 1e-4 would pass a good permutation 9,999 times of 10,000
+    images = np.array([permute(np.arange(n), n, key_of(5, i)) for i in range(1_500)])
+    # p is .95 and .29 here; a bound of 1e-4 would pass a good permutation 9,999 times of 10,000
     assert chisquare(np.bincount(images[:, 3], minlength=n)).pvalue > 1e-4
     step = (images[:, 4] - images[:, 3]) % n
     assert chisquare(np.bincount(step, minlength=n)[1:]).pvalue > 1e-4
@@ -51,6 +51,7 @@ def test_neighbours_are_spread_far_apart() -> None:
     key=st.integers(0, 2**32),
     pieces=st.lists(st.integers(0, 90), max_size=12),
 )
+@settings(max_examples=40)
 def test_each_epoch_holds_each_document_once_however_it_is_asked_for(
     n: int, chunk: int, window: int, key: int, pieces: list[int]
 ) -> None:
