@@ -1,7 +1,9 @@
 """An output folder belongs to one job: what it was begun with, and one writer at a time."""
 
+import errno
 import fcntl
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +48,10 @@ def _lock(descriptor: int, out: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(f"{out}: another process is writing it; wait for it, or stop it") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        print(f"{out}: no locks on this file system; a second writer would go unnoticed", file=sys.stderr)
 
 
 def _read(path: Path) -> Any:

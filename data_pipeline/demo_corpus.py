@@ -63,14 +63,14 @@ def write_demo_corpus(
             (out / split).mkdir(exist_ok=True)
         missing = [task for task in tasks if not task.path.exists()]
         done = num_documents - sum(task.num_documents for task in missing)
-        with Progress("demo corpus", num_documents, "documents", done=done) as progress:
-            for count in run_tasks(
-                write_task,
-                missing,
-                default_processes() if processes is None else processes,
-                preload=_IMPORTS,
-                fresh_process_per_task=True,
-            ):
+        processes = default_processes() if processes is None else processes
+        with (
+            run_tasks(
+                write_task, missing, processes, preload=_IMPORTS, fresh_process_per_task=True
+            ) as counts,
+            Progress("demo corpus", num_documents, "documents", done=done) as progress,
+        ):
+            for count in counts:
                 progress.advance(count)
     return record
 

@@ -11,6 +11,7 @@ loses only the shards it was in the middle of. When all shards of a split are th
 written and the records go.
 """
 
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -122,37 +123,36 @@ def _run(
     tasks: list[ShardTask], split_name: str, config: TokenizeConfig, processes: int
 ) -> dict[ShardTask, dict[str, Any]]:
     """Records of all tasks, of which those with a record on disk are finished already."""
-    records = {task: json.loads(task.record_path.read_text()) for task in tasks if task.record_path.exists()}
-    _check_bad(records.values(), len(tasks), config)
-    missing = [task for task in tasks if task not in records]
-    with Progress(f"tokenize {split_name}".strip(), len(tasks), "shards", done=len(records)) as progress:
-        for task, record in run_tasks(write_task, missing, processes, preload=_IMPORTS):
+    found = {task: json.loads(task.record_path.read_text()) for task in tasks if task.record_path.exists()}
+    records: dict[ShardTask, dict[str, Any]] = {}
+    seen: Counter[str] = Counter()
+    missing = [task for task in tasks if task not in found]
+    with (
+        run_tasks(write_task, missing, processes, preload=_IMPORTS) as finished,
+        Progress(f"tokenize {split_name}".strip(), len(tasks), "shards", done=len(found)) as progress,
+    ):
+        for task, record in itertools.chain(found.items(), finished):
             records[task] = record
-            _check_bad(records.values(), len(tasks), config)
-            progress.advance(
-                documents=sum(record["shard"]["documents"] for record in records.values()),
-                bad=sum(record["num_skipped"] for record in records.values()),
-            )
+            seen.update(documents=record["shard"]["documents"], bad=record["num_skipped"])
+            _check_bad(seen, records, len(tasks), config)
+            progress.advance(int(task not in found), **seen)
     return records
 
 
 _IMPORTS = ("data_pipeline.tokenizer_set", "scipy.signal", "scipy.io.wavfile", "PIL.PngImagePlugin")
 
 
-def _check_bad(records: Any, num_tasks: int, config: TokenizeConfig) -> None:
-    """Raise ConfigError once more samples were skipped than `max_bad_frac` allows of all that are
-    expected.
-    """
-    if not records:
+def _check_bad(
+    seen: Mapping[str, int], records: Mapping[Any, dict[str, Any]], num_tasks: int, config: TokenizeConfig
+) -> None:
+    """Raise ConfigError once more samples are bad than `max_bad_frac` allows of all that are expected."""
+    samples = seen["bad"] + seen["documents"]
+    if seen["bad"] <= config.max_bad_frac * samples * num_tasks / len(records):
         return
-    bad = sum(record["num_skipped"] for record in records)
-    seen = bad + sum(record["shard"]["documents"] for record in records)
-    if bad <= config.max_bad_frac * seen * num_tasks / len(records):
-        return
-    examples = [skip for record in records for skip in record["skipped"]][:5]
+    examples = itertools.islice((skip for record in records.values() for skip in record["skipped"]), 5)
     shown = "".join(f"\n  {skip['shard']} {skip['key']}: {skip['reason']}" for skip in examples)
     raise ConfigError(
-        f"{bad} of the {seen} samples read so far cannot be used, more than max_bad_frac = "
+        f"{seen['bad']} of the {samples} samples read so far cannot be used, more than max_bad_frac = "
         f"{config.max_bad_frac} allows:{shown}\nMend them and choose another OUT, or raise max_bad_frac and "
         "run this again: finished shards are kept"
     )

@@ -25,6 +25,8 @@ CODEBOOK = "codebook.npz"
 _WINDOW = 512
 """Samples of a frame: 32 ms."""
 _POWER_FLOOR = 1e-3
+_FRAMES_AT_ONCE = 4096
+"""Bounds the memory that an hour of speech takes."""
 _STEPS, _LARGEST = 32, 127
 """Features are whole numbers, so many to a standard deviation, up to a largest: distances are exact then."""
 _GRIFFIN_LIM_ROUNDS = 40
@@ -160,8 +162,12 @@ def log_mel(wave: np.ndarray, config: SpeechConfig) -> np.ndarray:
         raise SampleError(f"the wave is shorter than one unit (1/{config.units_per_s} s)")
     padded = np.pad(wave, _WINDOW // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[hop // 2 :: hop][:num_frames]
-    power = np.abs(np.fft.rfft(frames * _hann(), axis=1)) ** 2
-    return np.log(power.astype(np.float32) @ _mel_filters(config.num_mels).T + _POWER_FLOOR)
+    power = [
+        np.abs(np.fft.rfft(frames[start : start + _FRAMES_AT_ONCE] * _hann(), axis=1)) ** 2
+        @ _mel_filters(config.num_mels).T
+        for start in range(0, num_frames, _FRAMES_AT_ONCE)
+    ]
+    return np.log(np.concatenate(power).astype(np.float32) + np.float32(_POWER_FLOOR))
 
 
 @lru_cache(maxsize=1)

@@ -83,8 +83,11 @@ def _fit_all(config: TokenizeConfig, splits: list[Split], draft: Path, processes
         kind for kind in reversed(tuple(_LOADERS)) if getattr(config, kind) is not None
     ]  # the slowest first
     tasks = [FitTask(kind, config, urls, draft / kind) for kind in kinds]
-    with Progress("fit tokenizers", len(tasks), "tokenizers") as progress:
-        for kind, size in run_tasks(fit_task, tasks, processes, preload=("sklearn.cluster",)):
+    with (
+        run_tasks(fit_task, tasks, processes, preload=("sklearn.cluster",)) as sizes,
+        Progress("fit tokenizers", len(tasks), "tokenizers") as progress,
+    ):
+        for kind, size in sizes:
             progress.advance(**{kind: size})
 
 
@@ -120,8 +123,12 @@ def _sample(task: FitTask, read: Callable[[Any], Any]) -> list[Any]:
                 bad.append(f"{url} {key}: {error}")
     if not contents:
         reason = f"; of {len(bad)} unusable samples the first is {bad[0]}" if bad else ""
+        advice = (
+            "Data without text takes its special tokens from other data: set tokenizers_from"
+            if task.kind == TEXT
+            else f"If there is none in your data, remove the table [{task.kind}]"
+        )
         raise ConfigError(
-            f"no {task.kind} to fit a tokenizer on in {task.urls[0]} and the shards like it{reason}. Without "
-            f"{task.kind} in your data, remove the table [{task.kind}]"
+            f"no {task.kind} to fit a tokenizer on in {task.urls[0]} and the shards like it{reason}. {advice}"
         )
     return contents

@@ -5,8 +5,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -22,6 +23,7 @@ def default_processes() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
 def run_tasks(
     function: Callable[[Task], Result],
     tasks: Sequence[Task],
@@ -29,17 +31,15 @@ def run_tasks(
     *,
     preload: Sequence[str] = (),
     fresh_process_per_task: bool = False,
-) -> Iterator[Result]:
-    """Yield `function(task)` of every task, in order of completion.
+) -> Iterator[Iterator[Result]]:
+    """`with run_tasks(f, tasks, 2) as results:` gives f(task) of every task, in order of completion.
 
     Workers are forked from a server process that has imported `preload`, so starting one is cheap and a
     fresh one carries no state of an earlier task. Each runs its numerics on one thread. The first error is
-    raised here, after the tasks that run have ended; those that wait are dropped.
+    raised here. When the block is left, running tasks end and waiting ones are dropped.
     """
     if processes < 1:
         raise ConfigError(f"--processes {processes}: at least 1")
-    if not tasks:
-        return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__, *preload])
     pool = ProcessPoolExecutor(
@@ -48,10 +48,9 @@ def run_tasks(
         initializer=_start_worker,
         max_tasks_per_child=1 if fresh_process_per_task else None,
     )
-    futures: list[Future[Result]] = [pool.submit(function, task) for task in tasks]
     try:
-        for future in as_completed(futures):
-            yield future.result()
+        futures = [pool.submit(function, task) for task in tasks]
+        yield (future.result() for future in as_completed(futures))
     except BrokenProcessPool:
         raise ConfigError(
             "a worker process was killed, most often for want of memory: take fewer --processes and run this "

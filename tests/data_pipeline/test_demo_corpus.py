@@ -57,7 +57,8 @@ def test_any_number_of_processes_and_any_interruption_give_the_same_bytes(
     once = shards(corpus)
     (task, *_) = plan_shards(tmp_path, DOCUMENTS, seed=3)
     task.path.parent.mkdir()
-    list(run_tasks(write_task, [task], 1, fresh_process_per_task=True))
+    with run_tasks(write_task, [task], 1, fresh_process_per_task=True) as counts:
+        assert list(counts) == [500]
     assert task.path.read_bytes() == once["train/train-00000.tar"], "a shard depends on no other"
     (tmp_path / RECORD).write_text(json.dumps(corpus_record(DOCUMENTS, 3)))
     (tmp_path / "train" / "train-00001.tar.tmp").write_bytes(b"what a killed process left")

@@ -3,7 +3,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -38,35 +40,52 @@ def report_and_sleep(folder: Path) -> None:
     time.sleep(600)
 
 
+def results(function: Callable[[Any], Any], tasks: Sequence[Any], **options: Any) -> list[Any]:
+    with run_tasks(function, tasks, 2, **options) as found:
+        return list(found)
+
+
 def test_every_task_gives_its_result_once() -> None:
-    assert sorted(run_tasks(square, range(9), 2)) == [x * x for x in range(9)]
-    assert list(run_tasks(square, [], 2)) == []
+    assert sorted(results(square, range(9))) == [x * x for x in range(9)]
+    assert results(square, []) == []
     assert default_processes() >= 1
 
 
 def test_fresh_processes_on_one_thread_each() -> None:
-    seen = list(run_tasks(process_of, range(4), 2, preload=("numpy",), fresh_process_per_task=True))
+    seen = results(process_of, range(4), preload=("numpy",), fresh_process_per_task=True)
     assert len({pid for pid, _ in seen}) == 4
     assert {threads for _, threads in seen} == {1}
 
 
 def test_an_error_of_a_task_is_raised_here() -> None:
     with pytest.raises(ConfigError, match="three is too many"):
-        list(run_tasks(fail_at_three, range(9), 2))
+        results(fail_at_three, range(9))
+
+
+def sleep_then_touch(path: Path) -> None:
+    time.sleep(0.2)
+    path.touch()
+
+
+def test_tasks_that_wait_are_dropped_when_the_block_is_left(tmp_path: Path) -> None:
+    paths = [tmp_path / str(i) for i in range(200)]
+    with pytest.raises(RuntimeError, match="enough"), run_tasks(sleep_then_touch, paths, 1) as found:
+        next(iter(found))
+        raise RuntimeError("enough")
+    assert 1 <= len(list(tmp_path.iterdir())) < 100
 
 
 def test_a_killed_worker_is_said() -> None:
     with pytest.raises(ConfigError, match="a worker process was killed"):
-        list(run_tasks(die, range(2), 1))
+        results(die, range(2))
 
 
 def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\n"
-        "from data_pipeline.workers import run_tasks\n"
-        "from tests.data_pipeline.test_workers import report_and_sleep\n"
+        "from tests.data_pipeline.test_workers import report_and_sleep, results\n"
         "if __name__ == '__main__':\n"
-        f"    list(run_tasks(report_and_sleep, [Path({str(tmp_path)!r})] * 2, 2))\n"
+        f"    results(report_and_sleep, [Path({str(tmp_path)!r})] * 2)\n"
     )
     root = Path(__file__).parents[2]
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=root)

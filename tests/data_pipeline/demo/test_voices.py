@@ -24,7 +24,8 @@ def speak(seed: int) -> list[bytes]:
 
 
 def test_the_same_calls_in_fresh_processes_give_the_same_bytes() -> None:
-    first, second = run_tasks(speak, (1, 1), 1, fresh_process_per_task=True)
+    with run_tasks(speak, (1, 1), 1, fresh_process_per_task=True) as results:
+        first, second = results
     assert first == second
     assert len(set(first)) == len(VOICES), "voices differ"
 
