@@ -38,9 +38,9 @@ class ScheduleConfig(_Frozen):
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_steps: NonNegativeInt = 0
-    min_factor: float = Field(0.1, ge=0, le=1)
+    min_factor: float = Field(default=0.1, ge=0, le=1)
     """Factor at the last step (cosine, wsd)."""
-    decay_frac: float = Field(0.2, gt=0, le=1)
+    decay_frac: float = Field(default=0.2, gt=0, le=1)
     """Share of the steps that wsd spends decaying linearly."""
 
 
@@ -111,8 +111,8 @@ class RunConfig(_Frozen):
             )
         if self.optimizer.schedule.warmup_steps >= self.num_steps:
             raise ValueError(
-                f"optimizer.schedule.warmup_steps = {self.optimizer.schedule.warmup_steps} leaves no step after "
-                f"warm-up: the run has {self.num_steps} (total_tokens // tokens_per_step)"
+                f"optimizer.schedule.warmup_steps = {self.optimizer.schedule.warmup_steps} leaves no step "
+                f"after warm-up: the run has {self.num_steps} (total_tokens // tokens_per_step)"
             )
         legal = (*self.model.tower_names, SHARED_TOWER)
         for tower in self.optimizer.towers:
