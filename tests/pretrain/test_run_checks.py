@@ -1,0 +1,114 @@
+"""What does not fit together is one message that says what to change."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_pipeline.index import INDEX
+from data_pipeline.toml_config import ConfigError, validate
+from pretrain.config import RunConfig
+from pretrain.run_checks import check_run
+from tests.pretrain.tiny_data import document, tiny_run, write_tiny_data, write_tokens
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> dict[str, Any]:
+    write_tiny_data(tmp_path)
+    return tiny_run(tmp_path, tmp_path / "runs")
+
+
+def check(values: dict[str, Any], world_size: int = 1) -> None:
+    check_run(validate(RunConfig, values, source="run.toml"), world_size)
+
+
+Edit = Callable[[dict[str, Any]], Any]
+
+MISFITS: dict[str, tuple[Edit, int, list[str]]] = {
+    "no such data folder": (
+        lambda values: values["data"].update(train=[{"path": "nowhere/train"}]),
+        1,
+        ['data.train[0].path = "nowhere/train": no such folder', str(Path.cwd()), "motley tokenize"],
+    ),
+    "the second of two": (
+        lambda values: values["data"]["train"].append({"path": "nowhere/more"}),
+        1,
+        ['data.train[1].path = "nowhere/more": no such folder'],
+    ),
+    "a data folder that holds no token shards": (
+        lambda values: values["data"].update(train=[{"path": str(REPOSITORY / "tests")}]),
+        1,
+        ["data.train[0].path", "no manifest.json"],
+    ),
+    "no such held-out folder": (
+        lambda values: values["data"].update(heldout="nowhere/heldout"),
+        1,
+        ['data.heldout = "nowhere/heldout": no such folder'],
+    ),
+    "a vocabulary that is too small": (
+        lambda values: values["model"].update(vocab_tokens=40),
+        1,
+        ["vocabulary of 52 ids (24 text + 16 image + 12 speech)", "model.vocab_tokens = 40", "vocab_tokens=52"],
+    ),
+    "towers that leave a modality out": (
+        lambda values: values["model"].update(towers={"text": "text", "image": "image"}),
+        1,
+        ["holds the modalities text, image, speech, but model.towers names text, image;"],
+    ),
+    "towers in another order": (
+        lambda values: values["model"].update(towers={"text": "a", "speech": "b", "image": "c"}),
+        1,
+        ["text, image, speech, but model.towers names text, speech, image;", "in their order"],
+    ),
+    "processes that do not divide the step": (
+        lambda values: None,
+        3,
+        ["4 sequences per step cannot be split over dp = 3 ranks", "make tokens_per_step"],
+    ),
+    "a layout of a later version": (
+        lambda values: values["parallel"].update(tp=2),
+        2,
+        ["parallel.tp = 2", "set parallel.tp = 1"],
+    ),
+    "bf16 without a sharded optimizer": (
+        lambda values: values.update(precision="bf16", parallel={"zero_stage": 0}),
+        1,
+        ["zero_stage = 0", "use zero_stage = 1"],
+    ),
+    "images longer than the context": (
+        lambda values: values["model"].update(context_tokens=8),
+        1,
+        ["longer than context_tokens = 8"],
+    ),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_misfit_is_told_with_what_to_change(values: dict[str, Any], misfit: str):
+    edit, world_size, expected = MISFITS[misfit]
+    edit(values)
+    with pytest.raises(ConfigError) as error:
+        check(values, world_size)
+    for part in expected:
+        assert part in str(error.value), error.value
+
+
+@pytest.mark.parametrize("field", ["heldout", "train"])
+def test_data_of_another_tokenizer_is_refused(tmp_path: Path, values: dict[str, Any], field: str):
+    rng = np.random.default_rng(5)
+    write_tokens(tmp_path / "other", [document(rng) for _ in range(20)], fingerprint="other")
+    other = str(tmp_path / "other")
+    values["data"] |= {"heldout": other} if field == "heldout" else {"train": [{"path": other}]}
+    with pytest.raises(ConfigError, match="tokenize both with the same tokenizers"):
+        check(values)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_what_fits_passes_and_leaves_the_index_made(tmp_path: Path, values: dict[str, Any], world_size: int):
+    check(values, world_size)
+    assert (tmp_path / "train" / INDEX).exists() and (tmp_path / "heldout" / INDEX).exists()
+    assert not (tmp_path / "runs").exists()
