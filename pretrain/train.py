@@ -40,9 +40,12 @@ def launch(run_path: str | Path, overrides: Sequence[str] = (), *, processes: in
     if (step := finished_step(config)) is not None:
         print(f"{config.run_dir} is done: {step} of {config.num_steps} steps. name=... starts another run")
         return DONE
-    world_size = processes if processes != 1 else rank_facts().world_size
-    if world_size < 1:
+    if processes < 1:
         raise ConfigError(f"--processes {processes}: at least 1")
+    try:
+        world_size = processes if processes > 1 else rank_facts().world_size
+    except LaunchError as error:
+        raise ConfigError(str(error)) from None
     check_run(config, world_size)
     check_writable(config)
     argv = [str(run_path), *overrides]

@@ -1,48 +1,64 @@
+"""The parts of a run follow its config."""
+
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from data_pipeline.toml_config import validate
+from parallel import world
+from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
-from parallel.world import start
 from pretrain import build
 from pretrain.config import RunConfig
-from tests.pretrain.tiny_data import tiny_run, write_tiny_data
+from pretrain.models.inputs import build_inputs
+from pretrain.optimizer import schedule_factor
+from tests.pretrain.tiny_data import VOCABULARY, tiny_run, write_tiny_data
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    folder = tmp_path_factory.mktemp("data")
-    write_tiny_data(folder)
-    return validate(RunConfig, tiny_run(folder, folder / "runs"), source="run.toml")
+def _config(folder: Path, **changes: Any) -> RunConfig:
+    return validate(RunConfig, tiny_run(folder, folder / "runs") | changes, source="test")
 
 
-def parts_of_a_run(config: RunConfig) -> tuple:
-    world = start(config.parallel)
-    engine = build.engine(config, world)
-    stream = build.stream(config)
-    with build.loader(config, stream, world, stream.start()) as loader:
-        sequences = [name for batch in loader.next_step().micro_batches for name in batch.samples]
-    heldout = build.heldout(config, world)
-    return (
-        engine.accumulation_steps,
-        engine.learning_rate_at(config.optimizer.schedule.warmup_steps - 1),
-        sequences,
-        len(heldout.documents),
-    )
+def _steps(folder: Path) -> list[Any]:
+    config = _config(folder)
+    w = world.start(ParallelConfig())
+    engine, data = build.engine(config, w), build.stream(config)
+    found = []
+    with build.loader(config, data, w, data.start()) as loader:
+        for step in range(2):
+            batch = loader.next_step()
+            inputs = [build_inputs(each, config.model) for each in batch.micro_batches]
+            result = engine.train_step(inputs, step)
+            found.append(
+                (len(inputs), result.learning_rate, sorted(result.grad_norm_by_group), result.weight)
+            )
+    return found
 
 
-def test_parts_fit_the_layout(config: RunConfig) -> None:
-    """4 sequences a step in passes of 2: two passes on one rank, one on each of two."""
-    (alone,) = run_on_ranks(parts_of_a_run, 1, config)
-    first, second = run_on_ranks(parts_of_a_run, 2, config)
-    assert (alone[0], first[0], second[0]) == (2, 1, 1)
-    # Warm-up ends at the rate of the config.
-    assert alone[1] == first[1] == pytest.approx(config.optimizer.learning_rate)
-    # Rank r of two takes positions r, r + 2 of the same global batch.
-    assert first[2] == alone[2][0::2] and second[2] == alone[2][1::2]
-    assert first[3] == second[3] > 0
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_engine_and_loader_split_a_step_alike(tmp_path: Path, ranks: int):
+    write_tiny_data(tmp_path)
+    config = _config(tmp_path)
+    for found in run_on_ranks(_steps, ranks, tmp_path):
+        for step, (passes, learning_rate, towers, weight) in enumerate(found):
+            assert passes == 4 // (2 * ranks)
+            factor = schedule_factor(step, config.num_steps, config.optimizer.schedule)
+            assert learning_rate == config.optimizer.learning_rate * factor
+            assert towers == sorted((*VOCABULARY.modalities, "shared"))
+            assert 0.8 * config.tokens_per_step < weight <= config.tokens_per_step
 
 
-def test_a_run_without_held_out_data_evaluates_nothing(config: RunConfig) -> None:
-    bare = config.model_copy(update={"data": config.data.model_copy(update={"heldout": None})})
-    (result,) = run_on_ranks(parts_of_a_run, 1, bare)
-    assert result[3] == 0
+def _heldout_counts(folder: Path, heldout: bool) -> tuple[int, int]:
+    config = _config(folder)
+    if not heldout:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"heldout": None})})
+    built = build.heldout(config, world.start(ParallelConfig()))
+    return len(built.documents), len(built.own)
+
+
+def test_a_run_without_held_out_data_evaluates_nothing(tmp_path: Path):
+    write_tiny_data(tmp_path)
+    assert run_on_ranks(_heldout_counts, 1, tmp_path, False) == [(0, 0)]
+    ((batches, directions),) = run_on_ranks(_heldout_counts, 1, tmp_path, True)
+    assert batches == 3 and directions == 6

@@ -52,7 +52,11 @@ MISFITS: dict[str, tuple[Edit, int, list[str]]] = {
     "a vocabulary that is too small": (
         lambda values: values["model"].update(vocab_tokens=40),
         1,
-        ["vocabulary of 52 ids (24 text + 16 image + 12 speech)", "model.vocab_tokens = 40", "vocab_tokens=52"],
+        [
+            "vocabulary of 52 ids (24 text + 16 image + 12 speech)",
+            "model.vocab_tokens = 40",
+            "vocab_tokens=52",
+        ],
     ),
     "towers that leave a modality out": (
         lambda values: values["model"].update(towers={"text": "text", "image": "image"}),
