@@ -89,7 +89,7 @@ def _ask(request: bytes, timeout_s: float) -> tuple[str, Any, int | None]:
             cwd=Path(__file__).parents[1],
             env=launch.child_environment(2, threads=1),
         )
-        atexit.register(_warm.kill)
+        atexit.register(_end, _warm)
     assert _warm.stdin is not None and _warm.stdout is not None
     _warm.stdin.write(_HEADER.pack(len(request)) + request)
     _warm.stdin.flush()
@@ -102,6 +102,15 @@ def _ask(request: bytes, timeout_s: float) -> tuple[str, Any, int | None]:
     if answer is None:
         raise RanksFailed(f"the process that forks ranks died with code {_warm.wait()}")
     return pickle.loads(answer)
+
+
+def _end(warm: "subprocess.Popen[bytes]") -> None:
+    assert warm.stdin is not None
+    warm.stdin.close()  # no more requests: it leaves
+    try:
+        warm.wait(10)
+    except subprocess.TimeoutExpired:
+        warm.kill()
 
 
 def _read(stream: IO[bytes]) -> bytes | None:
@@ -133,6 +142,10 @@ def _first_step(torch: ModuleType) -> None:
 
 
 def _run_case(case: _Case) -> tuple[str, Any, int | None]:
+    try:
+        _load(case)  # before the fork: what a test module imports is then imported once, not by every rank
+    except Exception:
+        return "failed", f"{case.file} cannot be imported: {traceback.format_exc()}", None
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(launch.open_store_socket())
         ranks = [

@@ -1,6 +1,5 @@
 """ZeRO 0-3 on several ranks is the one process: same losses, same gradient norms, step for step."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,50 +7,22 @@ import pytest
 import torch
 
 from parallel import world
-from parallel.engine import AdamWSettings, StepResult
+from parallel.engine import StepResult
 from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
 from parallel.zero_engine import ZeroEngine
-from tests.numerics.toy import TOWERS, Toy, ToyBatch, toy_groups, toy_step
+from tests.numerics.plain_loop import SETTINGS, assert_same, learning_rate_at, plain_steps
+from tests.numerics.toy import Toy, ToyBatch, toy_groups, toy_step
 
 Stage = Literal[0, 1, 2, 3]
 STEPS = 10
-SETTINGS = AdamWSettings(beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=0.5)
-
-
-def learning_rate_at(step: int) -> float:
-    return 1e-2 / (1 + step)
 
 
 def plain_torch(absent: str) -> list[StepResult]:
-    """The definition: one process, plain loops, the whole objective divided by the whole weight."""
     module = Toy()
-    groups = toy_groups(module)
-    optimizer = torch.optim.AdamW([dict(group, lr=0.0) for group in groups], betas=(0.9, 0.95), eps=1e-8)
-    results = []
-    for step in range(STEPS):
-        batches = toy_step(step, dp_size=1, absent=absent)[0]
-        weight = sum(batch.weight for batch in batches)
-        optimizer.zero_grad()
-        stats = torch.zeros(2 * len(TOWERS), dtype=torch.float64)
-        for batch in batches:
-            objective, part = module(batch)
-            (objective / weight).backward()
-            stats += part
-        squares: dict[str, float] = {}
-        for group in groups:
-            for parameter in group["params"]:
-                assert parameter.grad is not None
-                tower = group["tower"]
-                squares[tower] = squares.get(tower, 0.0) + float(parameter.grad.double().square().sum())
-        norm = math.sqrt(sum(squares.values()))
-        torch.nn.utils.clip_grad_norm_(module.parameters(), SETTINGS.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step) * group["lr_factor"]
-        optimizer.step()
-        by_tower = {tower: math.sqrt(value) for tower, value in squares.items()}
-        results.append(StepResult(stats.tolist(), weight, norm, by_tower, learning_rate_at(step)))
-    return results
+    return plain_steps(
+        module, toy_groups(module), lambda step: toy_step(step, dp_size=1, absent=absent)[0], STEPS
+    )
 
 
 def engine_of(module: Toy, w: world.World, stage: Stage, **options: Any) -> ZeroEngine:
@@ -75,16 +46,6 @@ def _train(stage: Stage, absent: str, precision: Literal["fp32", "bf16"]) -> lis
         engine.train_step(toy_step(step, dp_size=w.dp_size, absent=absent)[w.dp_rank], step)
         for step in range(STEPS)
     ]
-
-
-def assert_same(got: list[StepResult], expected: list[StepResult], rtol: float) -> None:
-    assert len(got) == len(expected) == STEPS
-    for step, (a, b) in enumerate(zip(got, expected, strict=True)):
-        assert a.stats == pytest.approx(b.stats, rel=rtol, abs=1e-12), step
-        assert a.weight == pytest.approx(b.weight, rel=1e-12), step
-        assert a.grad_norm == pytest.approx(b.grad_norm, rel=rtol), step
-        assert a.grad_norm_by_group == pytest.approx(b.grad_norm_by_group, rel=rtol, abs=1e-12), step
-        assert a.learning_rate == b.learning_rate
 
 
 @pytest.mark.parametrize("absent", ["nowhere", "first rank", "everywhere"])

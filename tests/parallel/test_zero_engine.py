@@ -11,7 +11,8 @@ from parallel import world
 from parallel.engine import StepResult
 from parallel.layout import ParallelConfig
 from parallel.testing import RanksFailed, run_on_ranks
-from tests.numerics.test_zero_equals_one_process import Stage, engine_of, learning_rate_at
+from tests.numerics.plain_loop import learning_rate_at
+from tests.numerics.test_zero_equals_one_process import Stage, engine_of
 from tests.numerics.toy import Toy, toy_groups, toy_step
 
 STAGES = pytest.mark.parametrize("stage", [0, 1, 2, 3])

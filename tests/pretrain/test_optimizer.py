@@ -40,7 +40,10 @@ def test_every_parameter_is_in_one_group_and_norms_are_not_decayed() -> None:
         for parameter in group["params"]:
             name = names[id(parameter)]
             assert name.endswith(f".{group['tower']}")
-            assert ("norm" in name) == (group["weight_decay"] == 0.0) == group["name"].endswith("/no_decay")
+            # Vectors are norm weights.
+            assert (
+                (parameter.ndim == 1) == (group["weight_decay"] == 0) == group["name"].endswith("/no_decay")
+            )
         assert group["lr_factor"] == 1.0
         assert group["weight_decay"] in (0.0, 0.3)
 

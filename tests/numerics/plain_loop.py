@@ -1,0 +1,70 @@
+"""A training step as its definition: one process, plain torch, the whole objective over the whole weight."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from parallel.engine import AdamWSettings, ParameterGroup, StepResult
+
+SETTINGS = AdamWSettings(beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=0.5)
+
+
+def learning_rate_at(step: int) -> float:
+    return 1e-2 / (1 + step)
+
+
+def plain_steps(
+    module: torch.nn.Module,
+    groups: Sequence[ParameterGroup],
+    micro_batches_of: Callable[[int], Sequence[Any]],
+    num_steps: int,
+) -> list[StepResult]:
+    """What an engine must return for the same steps, whatever its ranks and stages."""
+    optimizer = torch.optim.AdamW(
+        [dict(group, lr=0.0) for group in groups], betas=(SETTINGS.beta1, SETTINGS.beta2), eps=SETTINGS.eps
+    )
+    results = []
+    for step in range(num_steps):
+        batches = micro_batches_of(step)
+        weight = sum(batch.weight for batch in batches)
+        optimizer.zero_grad()
+        stats: Any = 0.0
+        for batch in batches:
+            objective, part = module(batch)
+            (objective / weight).backward()
+            stats = stats + part.double()
+        squares: dict[str, float] = {}
+        for group in groups:
+            for parameter in group["params"]:
+                assert parameter.grad is not None
+                square = float(parameter.grad.double().square().sum())
+                squares[group["tower"]] = squares.get(group["tower"], 0.0) + square
+        torch.nn.utils.clip_grad_norm_(module.parameters(), SETTINGS.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step) * group["lr_factor"]
+        optimizer.step()
+        results.append(
+            StepResult(
+                stats=stats.tolist(),
+                weight=weight,
+                grad_norm=math.sqrt(sum(squares.values())),
+                grad_norm_by_group={tower: math.sqrt(square) for tower, square in squares.items()},
+                learning_rate=learning_rate_at(step),
+            )
+        )
+    return results
+
+
+def assert_same(got: Sequence[StepResult], expected: Sequence[StepResult], rtol: float) -> None:
+    """Losses, weights and norms of every step, to `rtol`."""
+    assert len(got) == len(expected) > 0
+    for step, (a, b) in enumerate(zip(got, expected, strict=True)):
+        # abs: the sums of an absent modality are 0 here and there.
+        assert a.stats == pytest.approx(b.stats, rel=rtol, abs=1e-12), step
+        assert a.weight == pytest.approx(b.weight, rel=1e-12), step
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=rtol), step
+        assert a.grad_norm_by_group == pytest.approx(b.grad_norm_by_group, rel=rtol, abs=1e-12), step
+        assert a.learning_rate == b.learning_rate
