@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from parallel import launch
+from parallel.host_memory import keep_freed_memory
 from parallel.layout import ParallelConfig, data_parallel_size
 
 
@@ -137,6 +138,8 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
     from megatron.core import parallel_state
 
     device = launch.choose_device(facts)
+    if device.type == "cpu":
+        keep_freed_memory()
     timeout = timedelta(seconds=config.collective_timeout_s)
     backend = meet(facts, device, timeout)
     # Adopts the group made above. Its search for MPI is off: our launchers are read in launch.py.

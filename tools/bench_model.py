@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_pipeline.batch import Batch
 from data_pipeline.progress import Progress
+from parallel.host_memory import keep_freed_memory
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
@@ -149,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if device.type == "cpu":
         torch.set_num_threads(1)
+        keep_freed_memory()  # as a run does
         print("CPU time of one thread, fp32, forward + backward")
     else:
         print(f"{torch.cuda.get_device_name(device)}, bf16, forward + backward")
