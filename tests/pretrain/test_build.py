@@ -30,9 +30,9 @@ def _steps(folder: Path) -> list[Any]:
             batch = loader.next_step()
             inputs = [build_inputs(each, config.model) for each in batch.micro_batches]
             result = engine.train_step(inputs, step)
-            found.append(
-                (len(inputs), result.learning_rate, sorted(result.grad_norm_by_group), result.weight)
-            )
+            samples = [names for each in batch.micro_batches for names in each.samples]
+            towers = sorted(result.grad_norm_by_group)
+            found.append((len(inputs), result.learning_rate, towers, result.weight, samples))
     return found
 
 
@@ -40,8 +40,10 @@ def _steps(folder: Path) -> list[Any]:
 def test_engine_and_loader_split_a_step_alike(tmp_path: Path, ranks: int):
     write_tiny_data(tmp_path)
     config = _config(tmp_path)
-    for found in run_on_ranks(_steps, ranks, tmp_path):
-        for step, (passes, learning_rate, towers, weight) in enumerate(found):
+    (alone,) = run_on_ranks(_steps, 1, tmp_path)
+    for rank, found in enumerate(run_on_ranks(_steps, ranks, tmp_path)):
+        for step, (passes, learning_rate, towers, weight, samples) in enumerate(found):
+            assert samples == alone[step][-1][rank::ranks]
             assert passes == 4 // (2 * ranks)
             factor = schedule_factor(step, config.num_steps, config.optimizer.schedule)
             assert learning_rate == config.optimizer.learning_rate * factor
