@@ -17,7 +17,7 @@ class ConfigError(ValueError):
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
-    """Parse a TOML file, or a resolved config, which is JSON. Raises ConfigError for a missing file or bad syntax."""
+    """Parse a TOML file, or a resolved config, which is JSON. Raises ConfigError where it cannot."""
     path = Path(path)
     try:
         text = path.read_text()

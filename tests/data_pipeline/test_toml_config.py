@@ -91,5 +91,5 @@ def test_a_resolved_config_is_json_and_loads_like_toml(tmp_path: Path) -> None:
     config = load_config(Outer, path, ["name=b"])
     assert (config.name, config.inner.learning_rate) == ("b", 0.5)
     path.write_text('{"name": ')
-    with pytest.raises(ConfigError, match="config.resolved.json: not valid JSON"):
+    with pytest.raises(ConfigError, match=r"config\.resolved\.json: not valid JSON"):
         load_config(Outer, path)

@@ -1,4 +1,4 @@
-"""tools/setup.sh where something is missing: one clear message, and nothing that looks finished stays behind."""
+"""tools/setup.sh where something is missing: one clear message, and nothing looks finished."""
 
 import os
 import shutil
