@@ -108,6 +108,10 @@ class MegatronUnit:
 
 def import_libraries() -> None:
     """Import deepspeed and megatron-core (seconds of work) without warnings that say nothing to our users."""
+    # Libraries calling each other's older names: nothing that a user could mend, once per name and rank.
+    warnings.filterwarnings(
+        "ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
+    )
     with warnings.catch_warnings():
         # Apex and Transformer Engine, which megatron-core looks for, are not used here.
         warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")

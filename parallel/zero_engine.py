@@ -66,7 +66,7 @@ class ZeroEngine:
         )
         self._squares: dict[str, torch.Tensor] = {}
         self.adamw.register_step_pre_hook(self._before_update)
-        with contextlib.redirect_stdout(io.StringIO()):  # bf16_optimizer.py prints memory sizes, unasked
+        with _unasked_prints_dropped():
             self.deepspeed, *_ = deepspeed.initialize(
                 model=module.to(world.device),
                 optimizer=self.adamw,
@@ -126,7 +126,8 @@ class ZeroEngine:
                 + ", ".join(f"{name} = {theirs.get(name)} (now {self.layout[name]})" for name in changed)
                 + ". This version resumes only on the layout that wrote a checkpoint: go back to it"
             )
-        loaded, _ = self.deepspeed.load_checkpoint(str(folder), tag=_TAG)
+        with _unasked_prints_dropped():
+            loaded, _ = self.deepspeed.load_checkpoint(str(folder), tag=_TAG)
         assert loaded is not None, folder
 
     @property
@@ -197,6 +198,11 @@ class ZeroEngine:
             },
             learning_rate=learning_rate,
         )
+
+
+def _unasked_prints_dropped() -> contextlib.AbstractContextManager[object]:
+    """runtime/bf16_optimizer.py prints memory sizes and names of its functions; errors come as exceptions."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def _check_groups(module: torch.nn.Module, groups: Sequence[ParameterGroup]) -> None:

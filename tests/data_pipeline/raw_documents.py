@@ -12,7 +12,23 @@ from data_pipeline.raw import Part, document_sample
 from data_pipeline.shards import write_shard
 
 RATE_HZ = 16_000
-WORDS = "the red three is left of a blue five and they add up to eight".split()
+WORDS = [
+    "the",
+    "red",
+    "three",
+    "is",
+    "left",
+    "of",
+    "a",
+    "blue",
+    "five",
+    "and",
+    "they",
+    "add",
+    "up",
+    "to",
+    "eight",
+]
 SUFFIX = {"image": "png", "speech": "wav"}
 CONFIG = """
 max_bad_frac = 0.0
