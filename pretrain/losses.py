@@ -33,6 +33,8 @@ def linear_cross_entropy(
     Both in fp32; nll in nats, for every token, without gradient. The sum's gradients are made during the
     forward pass, so no product is computed twice.
     """
+    if not torch.is_grad_enabled():  # a parameter asks for its gradient even then
+        hidden, weight = hidden.detach(), weight.detach()
     return _LinearCrossEntropy.apply(hidden, weight, targets, loss_weights, z_loss)
 
 

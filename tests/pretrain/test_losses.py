@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.losses import CHUNK_TOKENS, linear_cross_entropy, sums_per_modality
 
@@ -63,6 +64,14 @@ def test_frozen_head_and_no_grad() -> None:
         again, _ = linear_cross_entropy(hidden, weight, targets, loss_weights)
     assert torch.equal(again, objective)
     assert not again.requires_grad
+
+
+@pytest.mark.parametrize(("training", "products"), [(False, 1), (True, 3)])
+def test_an_evaluation_makes_no_gradients(training: bool, products: int) -> None:
+    hidden, weight, targets, loss_weights = inputs(CHUNK_TOKENS + 1)
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
+        linear_cross_entropy(hidden, weight, targets, loss_weights)
+    assert counter.get_total_flops() == products * 2 * hidden.numel() * weight.shape[0]
 
 
 def test_large_logits_do_not_overflow() -> None:
