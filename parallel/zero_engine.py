@@ -158,7 +158,7 @@ class ZeroEngine:
                 self._squares[group["name"]] = self._squares.get(group["name"], 0.0) + squares.double()
         if self.zero_stage > 0:
             return
-        norm = math.sqrt(sum(square.item() for square in self._squares.values()))
+        norm = math.sqrt(torch.stack(list(self._squares.values())).sum().item())
         if not math.isfinite(norm):
             self._squares = {}
             for group in optimizer.param_groups:
