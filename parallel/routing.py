@@ -74,11 +74,6 @@ class _Permute(torch.autograd.Function):
         return grad.index_select(0, inverse), None, None
 
 
-def sorted_to_sequence(x: Shaped[Tensor, "tokens ..."], routing: Routing) -> Shaped[Tensor, "tokens ..."]:
-    """Rows from sorted into sequence order; `x` itself where the orders are the same."""
-    return x if routing.identity else _Permute.apply(x, routing.to_sequence, routing.to_sorted)
-
-
 def sequence_to_sorted(x: Shaped[Tensor, "tokens ..."], routing: Routing) -> Shaped[Tensor, "tokens ..."]:
     """Rows from sequence into sorted order; `x` itself where the orders are the same."""
     return x if routing.identity else _Permute.apply(x, routing.to_sorted, routing.to_sequence)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
-from parallel.routing import Routing, sequence_to_sorted, sorted_to_sequence
+from parallel.routing import Routing, sequence_to_sorted
 from parallel.towers import TowerColumnParallelLinear, TowerRowParallelLinear
 from pretrain.models.attention_mask import AttentionMask
 from pretrain.models.config import ModelConfig
@@ -43,8 +43,8 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "tokens d_model"], routing: Routing, mask: AttentionMask, rotary: Rotary
     ) -> Float[Tensor, "tokens d_model"]:
         """`x`, `rotary` and the result are sorted by tower; `mask` is in sequence order."""
-        qkv = self.qk(self.qkv(x, routing.counts), routing.counts, rotary)
-        seen = attend(sorted_to_sequence(qkv, routing), mask, self.heads)
+        qkv = self.qk(self.qkv(x, routing.counts), routing, rotary)
+        seen = attend(qkv, mask, self.heads)
         return self.out(sequence_to_sorted(seen, routing), routing.counts)
 
 

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
+from parallel.routing import Routing
+
 Rotary = Complex[Tensor, "tokens 1 pairs"]
 """complex64 exp(i angle): the turn of each of a head's head_dim / 2 pairs at each token."""
 
@@ -21,17 +23,19 @@ def rotary_table(positions: Int[Tensor, " tokens"], head_dim: int, theta: float)
 
 
 class NormRotate(nn.Module):
-    """Normalises (if asked to) and rotates the queries and keys of a fused QKV; values pass through.
+    """Normalises (if asked to) and rotates the queries and keys of a fused QKV, and puts its rows into
+    sequence order.
 
-    RoPE turns the pairs (x[2i], x[2i + 1]) of a head by angles of its token's position. It looks at one token
-    at a time, so it is done here, in sorted order, rather than after the permutation to sequence order.
+    RoPE turns the pairs (x[2i], x[2i + 1]) of a head by angles of its token's position. Both steps look at
+    one token at a time, so the permutation is simply where they write to, and costs no pass over memory of
+    its own.
     """
 
     def __init__(
         self, head_dim: int, num_heads: int, kv_heads: int, shards: Sequence[str], *, norm: bool, eps: float
     ) -> None:
         super().__init__()
-        self.head_dim, self.num_heads, self.kv_heads, self.eps = head_dim, num_heads, kv_heads, eps
+        self.num_heads, self.kv_heads, self.eps = num_heads, kv_heads, eps
         self.shards = tuple(shards) if norm else ()
         self.weight = nn.ParameterDict(
             [(name, nn.Parameter(torch.ones(2 * head_dim))) for name in self.shards]
@@ -39,17 +43,15 @@ class NormRotate(nn.Module):
         """Per tower: the weight of query heads, then the weight of key heads."""
 
     def forward(
-        self, qkv: Float[Tensor, "tokens features"], counts: tuple[int, ...], rotary: Rotary
+        self, qkv: Float[Tensor, "tokens features"], routing: Routing, rotary: Rotary
     ) -> Float[Tensor, "tokens features"]:
-        """`qkv`, `rotary` and the result are sorted by tower; a row holds query heads, key heads, value
-        heads."""
-        weights = [self._per_head(self.weight[name]) for name in self.shards]
-        rows = counts if len(weights) > 1 else (qkv.shape[0],)
-        return _NormRotate.apply(qkv, rotary, rows, self.num_heads + self.kv_heads, self.eps, *weights)
-
-    def _per_head(self, weight: Tensor) -> Tensor:
-        query, key = weight.view(2, 1, self.head_dim)
-        return torch.cat((query.expand(self.num_heads, -1), key.expand(self.kv_heads, -1)))
+        """Rows hold query heads, key heads, value heads. `qkv` and `rotary` are sorted by tower, the result
+        is in sequence order."""
+        weights = [self.weight[name] for name in self.shards]
+        rows = routing.counts if len(weights) > 1 else (qkv.shape[0],)
+        orders = (None, None) if routing.identity else (routing.to_sequence, routing.to_sorted)
+        heads = (self.num_heads, self.kv_heads)
+        return _NormRotate.apply(qkv, rotary, *orders, rows, heads, self.eps, *weights)
 
 
 class _NormRotate(torch.autograd.Function):
@@ -58,43 +60,73 @@ class _NormRotate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, rotary: Tensor, rows: tuple[int, ...], heads: int, eps: float, *weights: Tensor
+        ctx: Any,
+        qkv: Tensor,
+        rotary: Tensor,
+        to_sequence: Tensor | None,
+        to_sorted: Tensor | None,
+        rows: tuple[int, ...],
+        heads: tuple[int, int],
+        eps: float,
+        *weights: Tensor,
     ) -> Tensor:
-        split = heads * 2 * rotary.shape[-1]
-        out = qkv.clone()
-        work, store = _in_fp32(out[:, :split].unflatten(1, (heads, -1)))
+        ctx.rows, ctx.heads, ctx.split = rows, heads, sum(heads) * 2 * rotary.shape[-1]
+        out = _moved(qkv, to_sequence)
+        work, store = _in_fp32(_query_key(out, ctx))
         inverse_rms = None
         if weights:
-            inverse_rms = work.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-            work.mul_(inverse_rms)
-            for piece, weight in zip(work.split(rows), weights, strict=True):
-                piece.mul_(weight)
-        _pairs(work).mul_(rotary)
+            inverse_rms = _query_key(qkv, ctx).float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+            work.mul_(_moved(inverse_rms, to_sequence))
+            each_token = weights[0].unsqueeze(0)
+            if len(weights) > 1:
+                each_token = torch.cat([w.expand(n, -1) for w, n in zip(weights, rows, strict=True)])
+                each_token = _moved(each_token, to_sequence)
+            each_token = each_token.unflatten(1, (2, 1, -1))
+            for part, weight in zip(work.split(heads, dim=1), each_token.unbind(1), strict=True):
+                part.mul_(weight)
+        _pairs(work).mul_(_moved(rotary, to_sequence))
         store()
-        ctx.save_for_backward(qkv if weights else None, inverse_rms, rotary, *weights)
-        ctx.rows, ctx.heads, ctx.split = rows, heads, split
+        ctx.save_for_backward(qkv if weights else None, inverse_rms, rotary, to_sorted, *weights)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        qkv, inverse_rms, rotary, *weights = ctx.saved_tensors
-        grad_in = grad.clone(memory_format=torch.contiguous_format)
-        work, store = _in_fp32(grad_in[:, : ctx.split].unflatten(1, (ctx.heads, -1)))
+        qkv, inverse_rms, rotary, to_sorted, *weights = ctx.saved_tensors
+        grad_in = _moved(grad, to_sorted)
+        work, store = _in_fp32(_query_key(grad_in, ctx))
         _pairs(work).mul_(rotary.conj_physical())
         grad_weights: list[Tensor] = []
         if weights:
             # y = x r w with r = 1 / rms(x):  dw = sum(dy x r),  dx = dy w r - x r^2 mean(dy w x r)
-            x = qkv[:, : ctx.split].unflatten(1, (ctx.heads, -1)).float()
+            x = _query_key(qkv, ctx).float()
             product = (work * x).mul_(inverse_rms)
             pieces = zip(product.split(ctx.rows), work.split(ctx.rows), weights, strict=True)
             for product_piece, work_piece, weight in pieces:
-                grad_weights.append(product_piece.sum(0))
-                product_piece.mul_(weight)
-                work_piece.mul_(weight)
+                each_head = _per_head(weight, ctx.heads)
+                grads = product_piece.sum(0).split(ctx.heads)
+                grad_weights.append(torch.cat([grad.sum(0) for grad in grads]))
+                product_piece.mul_(each_head)
+                work_piece.mul_(each_head)
             pull = product.mean(-1, keepdim=True).mul_(inverse_rms)
             work.addcmul_(x, pull, value=-1).mul_(inverse_rms)
         store()
-        return grad_in, *(None,) * 4, *grad_weights
+        return grad_in, *(None,) * 6, *grad_weights
+
+
+def _moved(x: Tensor, order: Tensor | None) -> Tensor:
+    """A contiguous copy of `x` with its rows in another order, or in the same."""
+    return x.clone(memory_format=torch.contiguous_format) if order is None else x.index_select(0, order)
+
+
+def _query_key(qkv: Tensor, ctx: Any) -> Tensor:
+    """Its query and key heads as [tokens, heads, head_dim]; a view."""
+    return qkv[:, : ctx.split].unflatten(1, (sum(ctx.heads), -1))
+
+
+def _per_head(weight: Tensor, heads: tuple[int, int]) -> Tensor:
+    """[heads, head_dim]: the first half of `weight` for each query head, the second for each key head."""
+    query, key = weight.view(2, 1, -1)
+    return torch.cat((query.expand(heads[0], -1), key.expand(heads[1], -1)))
 
 
 def _pairs(x: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from parallel.routing import route
 from pretrain.models.query_key import NormRotate, rotary_table
 
 HEAD_DIM, HEADS, KV_HEADS = 8, 4, 2
 COUNTS = (3, 0, 5)
 TOWERS = ("text", "image", "speech")
+ROUTING = route(np.array([0, 2, 2, 0, 2, 0, 2, 2], np.uint8), (0, 1, 2), 3)
 
 
 def module(norm: bool, shards: tuple[str, ...] = TOWERS) -> NormRotate:
@@ -18,7 +21,7 @@ def module(norm: bool, shards: tuple[str, ...] = TOWERS) -> NormRotate:
 
 
 def plain(made: NormRotate, qkv: Tensor, positions: Tensor) -> Tensor:
-    """The same with autograd, head by head."""
+    """The same with autograd, step by step."""
     q, k, v = qkv.unflatten(1, (-1, HEAD_DIM)).split((HEADS, KV_HEADS, KV_HEADS), dim=1)
     if made.shards:
         weights = [made.weight[name] for name in made.shards]
@@ -36,7 +39,7 @@ def plain(made: NormRotate, qkv: Tensor, positions: Tensor) -> Tensor:
         turned = (even * angles.cos() - odd * angles.sin(), odd * angles.cos() + even * angles.sin())
         return torch.stack(turned, dim=-1).flatten(-2)
 
-    return torch.cat((rotate(q), rotate(k), v), dim=1).flatten(1)
+    return torch.cat((rotate(q), rotate(k), v), dim=1).flatten(1)[ROUTING.to_sequence]
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -45,7 +48,7 @@ def test_equals_norm_then_rope_with_gradients(norm: bool) -> None:
     positions = torch.tensor([0, 1, 2, 0, 50, 2, 1, 3])
     qkv = torch.randn(8, (HEADS + 2 * KV_HEADS) * HEAD_DIM, requires_grad=True)
     expected = plain(made, qkv, positions)
-    out = made(qkv, COUNTS, rotary_table(positions, HEAD_DIM, 100.0))
+    out = made(qkv, ROUTING, rotary_table(positions, HEAD_DIM, 100.0))
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=2e-6)  # fp32: 7e-7 measured
     grad = torch.randn_like(expected)
     of = (qkv, *made.parameters())
@@ -56,19 +59,24 @@ def test_equals_norm_then_rope_with_gradients(norm: bool) -> None:
         assert not got[2].any(), "the absent tower has a zero gradient"
 
 
-def test_one_shard_takes_all_rows() -> None:
-    tied = module(True, ("shared",))
+def test_one_tower_stays_in_place() -> None:
+    tied, untied = module(True, ("shared",)), module(True)
     qkv = torch.randn(8, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
     rotary = rotary_table(torch.arange(8), HEAD_DIM, 100.0)
-    assert torch.equal(tied(qkv, COUNTS, rotary), tied(qkv, (8,), rotary))
+    one_tower = route(np.zeros(8, np.uint8), (0,), 1)
+    in_place = tied(qkv, one_tower, rotary)
+    assert torch.equal(tied(qkv, ROUTING, rotary), in_place[ROUTING.to_sequence])
+    only_text = route(np.zeros(8, np.uint8), (0, 1, 2), 3)
+    assert only_text.identity
+    assert torch.equal(untied(qkv, only_text, rotary), in_place)  # the first shard has the same weight
 
 
 def test_bf16_is_computed_in_fp32_and_rounded_once() -> None:
     made = module(True)
     qkv = torch.randn(8, (HEADS + 2 * KV_HEADS) * HEAD_DIM).bfloat16()
     rotary = rotary_table(torch.arange(8), HEAD_DIM, 100.0)
-    wide = made(qkv.float(), COUNTS, rotary)
-    assert torch.equal(made(qkv, COUNTS, rotary), wide.bfloat16())
+    wide = made(qkv.float(), ROUTING, rotary)
+    assert torch.equal(made(qkv, ROUTING, rotary), wide.bfloat16())
 
 
 def test_angles_are_exact_at_far_positions() -> None:
