@@ -48,31 +48,30 @@ class _SlicedLinear(torch.autograd.Function):
     are."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: tuple[int, ...], *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: tuple[int, ...], *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
-        ctx.counts = counts
+        ctx.rows = rows
         out = x.new_empty(x.shape[0], weights[0].shape[0])
-        start = 0
-        for count, weight in zip(counts, weights, strict=True):
-            if count:
-                torch.mm(x[start : start + count], weight.t(), out=out[start : start + count])
-            start += count
+        for x_piece, out_piece, weight in zip(x.split(rows), out.split(rows), weights, strict=True):
+            torch.mm(x_piece, weight.t(), out=out_piece)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_weights: list[Tensor | None] = []
-        start = 0
-        for index, (count, weight) in enumerate(zip(ctx.counts, weights, strict=True)):
-            rows = slice(start, start + count)
-            if grad_x is not None and count:
-                torch.mm(grad[rows], weight, out=grad_x[rows])
-            # An absent tower gets a zero gradient, not None: every rank reduces the same parameters.
-            wanted = ctx.needs_input_grad[2 + index]
-            grad_weights.append(grad[rows].t().mm(x[rows]) if wanted else None)
-            start += count
+        grad_pieces = grad.split(ctx.rows)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.empty_like(x)
+            for grad_piece, place, weight in zip(grad_pieces, grad_x.split(ctx.rows), weights, strict=True):
+                torch.mm(grad_piece, weight, out=place)
+        # An absent tower gets a gradient of zeros, not None: every rank reduces the same parameters.
+        grad_weights = (
+            grad_piece.t().mm(x_piece) if wanted else None
+            for grad_piece, x_piece, wanted in zip(
+                grad_pieces, x.split(ctx.rows), ctx.needs_input_grad[2:], strict=True
+            )
+        )
         return grad_x, None, *grad_weights
 
 
