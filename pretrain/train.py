@@ -53,12 +53,15 @@ def launch(run_path: str | Path, overrides: Sequence[str] = (), *, processes: in
 
 
 def main(argv: Sequence[str]) -> int:
-    """One rank, from the config to the exit code."""
+    """One rank, from the config to the exit code. `argv`: RUN.toml key=value..."""
     stop = StopSignal.install()
     terminal, run = None, None
     try:
+        if not argv:
+            raise ConfigError("usage: python -m pretrain.train RUN.toml key=value...")
         facts, config = rank_facts(), load(argv[0], argv[1:])
-        if facts.rank == 0:
+        if facts.rank == 0:  # the others wait for it where ranks meet
+            check_run(config, facts.world_size)
             run = RunDir.open(config, world_size=facts.world_size, command=["motley", "train", *argv])
         if facts.world_size > 1:
             terminal = log_rank(config.run_dir / LOGS, facts.rank)

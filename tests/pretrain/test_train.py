@@ -110,6 +110,20 @@ def test_a_mistake_is_told_without_torch(write_run: Callable[..., Path]):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"), [([], "usage:"), (["model.vocab_tokens=40"], "set model.vocab_tokens=52")]
+)
+def test_a_rank_of_another_launcher_checks_too(
+    tmp_path: Path, write_run: Callable[..., Path], arguments: list[str], message: str
+):
+    argv = [str(write_run()), *arguments] if arguments else []
+    command = [sys.executable, "-m", "pretrain.train", *argv]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_broken_launcher_is_one_message(
     write_run: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
