@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 import torch._dynamo
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from parallel.testing import run_on_ranks
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
@@ -65,33 +67,39 @@ def test_forward_and_backward_ask_the_device_nothing(checkpointing: bool) -> Non
     assert not [name for name in recorder.seen if any(word in name for word in asking)]
 
 
-@pytest.mark.parametrize("flex", [False, True])
-def test_a_block_is_one_graph(flex: bool) -> None:
+def explain_block(flex: bool) -> tuple[int, int, str]:
     config = tiny_config(MOT)
     inputs = build_inputs(random_batch(config), config)
     block = Decoder(config).blocks[0].requires_grad_(not flex)  # flex has no gradient on CPU
     mask = inputs.mask.with_blocks() if flex else inputs.mask
     rotary = rotary_table(inputs.positions, config.head_dim, config.rope_theta)
     x = torch.randn(inputs.num_tokens, config.d_model)
-    torch._dynamo.reset()
     explained = torch._dynamo.explain(block)(x, inputs.routing, mask, rotary)
-    assert explained.graph_break_count == 0, explained.break_reasons
-    assert explained.graph_count == 1
+    return explained.graph_count, explained.graph_break_count, str(explained.break_reasons)
 
 
-def test_a_compiled_block_computes_the_same() -> None:
+@pytest.mark.parametrize("flex", [False, True])
+def test_a_block_is_one_graph(flex: bool) -> None:
+    """In a process whose annotations are not checked: the checks are no part of a graph."""
+    (found,) = run_on_ranks(explain_block, 1, flex)
+    assert found[:2] == (1, 0), found[2]
+
+
+def compiled_and_eager() -> list[tuple[np.ndarray, np.ndarray]]:
     config = tiny_config(MOT)
     inputs = build_inputs(random_batch(config), config)
     block = Decoder(config).blocks[0]
     rotary = rotary_table(inputs.positions, config.head_dim, config.rope_theta)
     x = torch.randn(inputs.num_tokens, config.d_model, requires_grad=True)
     grad = torch.randn(inputs.num_tokens, config.d_model)
-    torch._dynamo.reset()
-    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
-    of = (x, *block.parameters())
     results = []
-    for run in (block, compiled):
+    for run in (torch.compile(block, backend="aot_eager", fullgraph=True), block):
         out = run(x, inputs.routing, inputs.mask, rotary)
-        results.append((out, *torch.autograd.grad(out, of, grad)))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        results.append((out, *torch.autograd.grad(out, (x, *block.parameters()), grad)))
+    return [(ours.detach().numpy(), theirs.detach().numpy()) for ours, theirs in zip(*results, strict=True)]
+
+
+def test_a_compiled_block_computes_the_same() -> None:
+    (pairs,) = run_on_ranks(compiled_and_eager, 1)
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)  # fp32: 5e-7 measured
