@@ -197,6 +197,7 @@ def _resolve_run(
     try:
         check_layout(
             run.parallel,
+            run.model,
             world_size=config.processes_per_run,
             sequences_per_step=run.sequences_per_step,
             precision=run.precision,

@@ -17,6 +17,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
     try:
         check_layout(
             config.parallel,
+            config.model,
             world_size=world_size,
             sequences_per_step=config.sequences_per_step,
             precision=config.precision,

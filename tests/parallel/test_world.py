@@ -62,6 +62,6 @@ def test_a_world_of_one_starts_without_launcher_and_again_after_shutdown() -> No
     assert run_on_ranks(_start_twice, 1) == [[[1.5], [1.5]]]
 
 
-def test_an_axis_that_is_not_built_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"parallel\.tp = 2"):
-        world.start(ParallelConfig(tp=2), launch.RankFacts(0, 2, 0, "127.0.0.1", 0, None, "single"))
+def test_axes_that_do_not_divide_the_ranks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"3 processes cannot be laid out as tp = 2 x pp = 1"):
+        world.start(ParallelConfig(tp=2), launch.RankFacts(0, 3, 0, "127.0.0.1", 0, None, "single"))

@@ -73,10 +73,10 @@ MISFITS: dict[str, tuple[Edit, int, list[str]]] = {
         3,
         ["4 sequences per step cannot be split over dp = 3 ranks", "make tokens_per_step"],
     ),
-    "a layout of a later version": (
-        lambda values: values["parallel"].update(tp=2),
-        2,
-        ["parallel.tp = 2", "set parallel.tp = 1"],
+    "more tensor-parallel ranks than heads": (
+        lambda values: values["parallel"].update(tp=4),
+        4,
+        ["parallel.tp = 4 does not divide model.num_heads = 2", "parallel.tp = 1, 2"],
     ),
     "bf16 without a sharded optimizer": (
         lambda values: values.update(precision="bf16", parallel={"zero_stage": 0}),
