@@ -1,4 +1,4 @@
-"""A parameter as one process would hold it, and how tensor-parallel ranks cut it: what a layout cannot change."""
+"""A parameter as one process would hold it, and how tensor-parallel ranks cut it: what no layout changes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class LogicalTensor:
         assert not self.blocks or sum(self.blocks) == self.shape[self.dim or 0], self
 
     def cut(self, whole: Tensor, rank: int, size: int) -> Tensor:
-        """The part of `whole` that tensor-parallel rank `rank` of `size` holds; a view where it can be one."""
+        """The part of `whole` that tensor-parallel rank `rank` of `size` holds; a view if possible."""
         assert tuple(whole.shape) == self.shape, (whole.shape, self)
         if self.dim is None or size == 1:
             return whole

@@ -2,8 +2,15 @@
 
 Input is the sorted stream (parallel/routing.py): rows [0, counts[0]) belong to the first tower, and so on.
 Each tower multiplies its own slice; everything else is done once for all towers, so no tower costs a
-collective: one copy region before a column-parallel layer (its backward sums input gradients over
-tensor-parallel ranks), one sum after a row-parallel layer. With one tensor-parallel rank there is no
+collective. Over tensor-parallel ranks (parallel/collectives.py):
+
+                        before a column-parallel layer       after a row-parallel layer
+    forward             -               | gather rows        sum            | scatter the sum
+    backward            sum             | scatter the sum,   -              | gather rows
+                                        | gather rows again
+                        whole stream    | sequence parallel  whole stream   | sequence parallel
+
+The rows are gathered again for the weights' gradient, so that only a chunk is kept. With one rank there is no
 collective and torch.distributed need not be started.
 
 A layer that is tied between towers has the one shard that its caller names, and takes all rows.
@@ -21,14 +28,13 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
-    copy_to_tensor_model_parallel_region,
-    reduce_from_tensor_model_parallel_region,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.utils import get_pg_rank, get_pg_size
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.nn import functional as F
+
+from parallel.collectives import ONE_RANK, TensorAxis, combine, combine_gradient, gather_rows, sum_
+from parallel.logical import LogicalTensor, mark
 
 Initialise = Callable[[Tensor], Any]
 """Fills a whole (unsharded) weight in place. Called once per shard, so it must itself decide whether shards
@@ -45,12 +51,16 @@ def megatron_config() -> ModelParallelConfig:
 
 class _SlicedLinear(torch.autograd.Function):
     """Rows of x, slice by slice, times one weight each: one node and one buffer however many towers there
-    are."""
+    are. With an axis, the input of a column-parallel layer: its gradient is summed over ranks while that of
+    the weights is computed."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: tuple[int, ...], *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: tuple[int, ...], axis: TensorAxis, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
-        ctx.rows = rows
+        ctx.rows, ctx.axis = rows, axis
+        if axis.sequence_parallel:
+            x, handle = gather_rows(x, axis)
+            handle.wait()
         out = x.new_empty(x.shape[0], weights[0].shape[0])
         for x_piece, out_piece, weight in zip(x.split(rows), out.split(rows), weights, strict=True):
             torch.mm(x_piece, weight.t(), out=out_piece)
@@ -59,20 +69,27 @@ class _SlicedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
+        axis, gathered, summed = ctx.axis, None, None
+        wants_weights = any(ctx.needs_input_grad[3:])
+        if axis.sequence_parallel and wants_weights:
+            x, gathered = gather_rows(x, axis)
         grad_pieces = grad.split(ctx.rows)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.empty_like(x)
+            grad_x = grad.new_empty(grad.shape[0], weights[0].shape[1])
             for grad_piece, place, weight in zip(grad_pieces, grad_x.split(ctx.rows), weights, strict=True):
                 torch.mm(grad_piece, weight, out=place)
-        # An absent tower gets a gradient of zeros, not None: every rank reduces the same parameters.
-        grad_weights = (
-            grad_piece.t().mm(x_piece) if wanted else None
-            for grad_piece, x_piece, wanted in zip(
-                grad_pieces, x.split(ctx.rows), ctx.needs_input_grad[2:], strict=True
-            )
-        )
-        return grad_x, None, *grad_weights
+            grad_x, summed = combine_gradient(grad_x, axis)
+        if gathered is not None:
+            gathered.wait()
+        grad_weights: list[Tensor | None] = [None] * len(weights)
+        if wants_weights:
+            # An absent tower gets a gradient of zeros, not None: every rank reduces the same parameters.
+            pieces = zip(grad_pieces, x.split(ctx.rows), ctx.needs_input_grad[3:], strict=True)
+            grad_weights = [g.t().mm(x_piece) if wanted else None for g, x_piece, wanted in pieces]
+        if summed is not None:
+            summed.wait()
+        return grad_x, None, None, *grad_weights
 
 
 class TowerColumnParallelLinear(ColumnParallelLinear):
@@ -88,11 +105,11 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
         shards: Sequence[str],
         initialise: Initialise,
         *,
-        blocks: Sequence[int] | None = None,
-        tp_group: ProcessGroup | None = None,
+        blocks: Sequence[int] = (),
+        axis: TensorAxis = ONE_RANK,
     ) -> None:
         """`blocks`: numbers of output rows, each cut over ranks by itself, so that every rank has its part of
-        queries, keys and values, or of gate and value. None: one block."""
+        queries, keys and values, or of gate and value. Empty: one block."""
         super().__init__(
             in_features,
             out_features,
@@ -102,24 +119,18 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
             skip_weight_param_allocation=True,
             # The base class reduces once per call of its linear; here that is done once for all towers.
             disable_grad_reduce=True,
-            tp_group=tp_group,
+            tp_group=axis.group,
         )
-        self.shards = tuple(shards)
-        self.weight = _shards(
-            shards,
-            initialise,
-            (out_features, in_features),
-            dim=0,
-            blocks=blocks or (out_features,),
-            group=self.tp_group,
-        )
+        self.shards, self.axis = tuple(shards), axis
+        whole = LogicalTensor((out_features, in_features), 0, tuple(blocks))
+        self.weight = _shards(shards, initialise, whole, axis)
 
     def forward(  # type: ignore[override]
-        self, x: Float[Tensor, "tokens in"], counts: tuple[int, ...]
+        self, x: Float[Tensor, "rows in"], counts: tuple[int, ...]
     ) -> Float[Tensor, "tokens out_local"]:
-        if get_pg_size(self.tp_group) > 1:
-            x = copy_to_tensor_model_parallel_region(x, group=self.tp_group)
-        return _sliced_linear(x, counts, [self.weight[name] for name in self.shards])
+        """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel."""
+        rows = _rows(counts, self.shards)
+        return _SlicedLinear.apply(x, rows, self.axis, *(self.weight[name] for name in self.shards))
 
     # No state beside the weights: megatron-core's empty entry breaks DeepSpeed's universal checkpoint.
     get_extra_state = nn.Module.get_extra_state
@@ -139,7 +150,7 @@ class TowerRowParallelLinear(RowParallelLinear):
         shards: Sequence[str],
         initialise: Initialise,
         *,
-        tp_group: ProcessGroup | None = None,
+        axis: TensorAxis = ONE_RANK,
     ) -> None:
         with torch.device("meta"):  # the base class has no form without an own weight
             super().__init__(
@@ -150,26 +161,19 @@ class TowerRowParallelLinear(RowParallelLinear):
                 bias=False,
                 input_is_parallel=True,
                 skip_bias_add=False,
-                tp_group=tp_group,
+                tp_group=axis.group,
             )
         del self.weight
-        self.shards = tuple(shards)
-        self.weight = _shards(
-            shards,
-            initialise,
-            (out_features, in_features),
-            dim=1,
-            blocks=(in_features,),
-            group=self.tp_group,
-        )
+        self.shards, self.axis = tuple(shards), axis
+        self.weight = _shards(shards, initialise, LogicalTensor((out_features, in_features), 1), axis)
 
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "tokens in_local"], counts: tuple[int, ...]
-    ) -> Float[Tensor, "tokens out"]:
-        out = _sliced_linear(x, counts, [self.weight[name] for name in self.shards])
-        if get_pg_size(self.tp_group) > 1:
-            out = reduce_from_tensor_model_parallel_region(out, group=self.tp_group)
-        return out
+    ) -> Float[Tensor, "rows out"]:
+        """All rows, or this rank's chunk of them with sequence parallel."""
+        rows = _rows(counts, self.shards)
+        out = _SlicedLinear.apply(x, rows, ONE_RANK, *(self.weight[name] for name in self.shards))
+        return combine(out, self.axis)
 
     get_extra_state = nn.Module.get_extra_state
 
@@ -187,7 +191,7 @@ class SharedEmbedding(VocabParallelEmbedding):
         shard: str,
         initialise: Initialise,
         *,
-        tp_group: ProcessGroup | None = None,
+        axis: TensorAxis = ONE_RANK,
     ) -> None:
         with torch.device("meta"):
             super().__init__(
@@ -195,59 +199,58 @@ class SharedEmbedding(VocabParallelEmbedding):
                 d_model,
                 init_method=initialise,
                 config=replace(megatron_config(), perform_initialization=False),
-                tp_group=tp_group,
+                tp_group=axis.group,
             )
         del self.weight
-        self.shard = shard
-        self.weight = _shards(
-            (shard,),
-            initialise,
-            (vocab_tokens, d_model),
-            dim=0,
-            blocks=(vocab_tokens,),
-            group=self.tp_group,
-        )
+        self.shard, self.axis = shard, axis
+        self.weight = _shards((shard,), initialise, LogicalTensor((vocab_tokens, d_model), 0), axis)
 
     def forward(  # type: ignore[override]
         self, ids: Int[Tensor, " tokens"]
-    ) -> Float[Tensor, "tokens d_model"]:
+    ) -> Float[Tensor, "rows d_model"]:
+        """All rows, or this rank's chunk of them with sequence parallel."""
         weight = self.weight[self.shard]
-        if get_pg_size(self.tp_group) == 1:
+        if self.axis.size == 1:
             return F.embedding(ids, weight)
         elsewhere = (ids < self.vocab_start_index) | (ids >= self.vocab_end_index)
         rows = F.embedding((ids - self.vocab_start_index).masked_fill(elsewhere, 0), weight)
-        rows = rows.masked_fill(elsewhere.unsqueeze(1), 0.0)
-        return reduce_from_tensor_model_parallel_region(rows, group=self.tp_group)
+        return combine(rows.masked_fill(elsewhere.unsqueeze(1), 0.0), self.axis)
 
 
 class TowerNorm(nn.Module):
-    """RMSNorm over features with one weight per tower; computed in fp32."""
+    """RMSNorm over features with one weight per tower; computed in fp32. Every tensor-parallel rank holds all
+    weights; with sequence parallel each normalises its own chunk of the stream."""
 
-    def __init__(self, features: int, shards: Sequence[str], eps: float) -> None:
+    def __init__(
+        self, features: int, shards: Sequence[str], eps: float, *, axis: TensorAxis = ONE_RANK
+    ) -> None:
         super().__init__()
         self.eps = eps
-        self.shards = tuple(shards)
+        self.shards, self.axis = tuple(shards), axis
         self.weight = nn.ParameterDict([(name, nn.Parameter(torch.ones(features))) for name in shards])
 
     def forward(
-        self, x: Float[Tensor, "tokens features"], counts: tuple[int, ...]
-    ) -> Float[Tensor, "tokens features"]:
-        weights = [self.weight[name] for name in self.shards]
-        return _SlicedNorm.apply(x, _rows(counts, len(weights), x.shape[0]), self.eps, *weights)
+        self, x: Float[Tensor, "rows features"], counts: tuple[int, ...]
+    ) -> Float[Tensor, "rows features"]:
+        """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel."""
+        rows = self.axis.chunk_counts(_rows(counts, self.shards))
+        return _SlicedNorm.apply(x, rows, self.eps, self.axis, *(self.weight[name] for name in self.shards))
 
 
 class _SlicedNorm(torch.autograd.Function):
     """By hand, because autograd's passes over memory would cost more than the arithmetic."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: tuple[int, ...], eps: float, *weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, rows: tuple[int, ...], eps: float, axis: TensorAxis, *weights: Tensor
+    ) -> Tensor:
         wide = x.float()
         inverse_rms = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         out = wide * inverse_rms
         for piece, weight in zip(out.split(rows), weights, strict=True):
             piece.mul_(weight)
         ctx.save_for_backward(x, inverse_rms, *weights)
-        ctx.rows = rows
+        ctx.rows, ctx.axis = rows, axis
         return out.to(x.dtype)
 
     @staticmethod
@@ -266,35 +269,30 @@ class _SlicedNorm(torch.autograd.Function):
             torch.mul(grad_piece, weight, out=grad_x_piece)
         pull = torch.cat(pulls).unsqueeze(1).mul_(inverse_rms.square() / -x.shape[1])
         grad_x.addcmul_(wide, pull).mul_(inverse_rms)
-        return grad_x.to(x.dtype), None, None, *grad_weights
+        if ctx.axis.sequence_parallel:  # each rank saw its chunk only; one sum for all towers
+            grad_weights = sum_(torch.stack(grad_weights), ctx.axis).unbind()
+        return grad_x.to(x.dtype), None, None, None, *grad_weights
 
 
-def _rows(counts: tuple[int, ...], num_shards: int, tokens: int) -> tuple[int, ...]:
+def _rows(counts: tuple[int, ...], shards: Sequence[str]) -> tuple[int, ...]:
     """Rows per shard: a layer with one shard takes all of them, whatever the towers."""
-    return counts if num_shards > 1 else (tokens,)
-
-
-def _sliced_linear(x: Tensor, counts: tuple[int, ...], weights: Sequence[Tensor]) -> Tensor:
-    return _SlicedLinear.apply(x, _rows(counts, len(weights), x.shape[0]), *weights)
+    return counts if len(shards) > 1 else (sum(counts),)
 
 
 def _shards(
-    names: Sequence[str],
-    initialise: Initialise,
-    shape: tuple[int, int],
-    *,
-    dim: int,
-    blocks: Sequence[int],
-    group: Any,
+    names: Sequence[str], initialise: Initialise, logical: LogicalTensor, axis: TensorAxis
 ) -> nn.ParameterDict:
     """This rank's part of one weight per name, with the attributes DeepSpeed and megatron-core read."""
-    assert sum(blocks) == shape[dim], (blocks, shape, dim)
-    size, rank = get_pg_size(group), get_pg_rank(group)
     shards = nn.ParameterDict()
     for name in names:
-        whole = torch.empty(shape)
+        whole = torch.empty(logical.shape)
         initialise(whole)
-        parts = [block.chunk(size, dim)[rank] for block in whole.split(list(blocks), dim)]
-        shards[name] = nn.Parameter(whole if size == 1 else torch.cat(parts, dim))
-        set_tensor_model_parallel_attributes(shards[name], is_parallel=True, dim=dim, stride=len(blocks))
+        part = logical.cut(whole, axis.rank, axis.size)
+        shards[name] = mark(
+            nn.Parameter(part if axis.size == 1 else part.clone(memory_format=torch.contiguous_format)),
+            logical,
+        )
+        set_tensor_model_parallel_attributes(
+            shards[name], is_parallel=True, dim=logical.dim, stride=max(1, len(logical.blocks))
+        )
     return shards

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from parallel import launch
+from parallel.collectives import TensorAxis
 from parallel.host_memory import keep_freed_memory
 from parallel.layout import ParallelConfig, data_parallel_size
 
@@ -31,15 +32,22 @@ class World:
     device: torch.device
     dp_group: dist.ProcessGroup
     tp_group: dist.ProcessGroup
+    tensor_axis: TensorAxis
+    """The tensor-parallel ranks as the layers of the model want them."""
     mpu: Any
     """megatron-core's parallel_state with the method names that DeepSpeed calls; see `MegatronUnit`."""
 
     def sum_over_dp(self, values: Sequence[float]) -> list[float]:
         """Sum of each value over the data-parallel ranks, in float64. Equal on all of them."""
-        if self.dp_size == 1:
-            return [float(value) for value in values]
+        return self._sum(values, self.dp_group) if self.dp_size > 1 else [float(value) for value in values]
+
+    def sum_over_all(self, values: Sequence[float]) -> list[float]:
+        """Sum of each value over all ranks, in float64. Equal on all of them."""
+        return self._sum(values, None) if self.world_size > 1 else [float(value) for value in values]
+
+    def _sum(self, values: Sequence[float], group: dist.ProcessGroup | None) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total, group=self.dp_group)
+        dist.all_reduce(total, group=group)
         return total.tolist()
 
     def any(self, flag: bool) -> bool:
@@ -154,6 +162,7 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
         distributed_timeout_minutes=max(1, config.collective_timeout_s // 60),
         create_gloo_process_groups=False,  # for megatron-core's own optimizer, which is not used
     )
+    tp_group = _member(parallel_state.get_tensor_model_parallel_group())
     world = World(
         rank=facts.rank,
         world_size=facts.world_size,
@@ -165,7 +174,13 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
         pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
         device=device,
         dp_group=_member(parallel_state.get_data_parallel_group()),
-        tp_group=_member(parallel_state.get_tensor_model_parallel_group()),
+        tp_group=tp_group,
+        tensor_axis=TensorAxis(
+            rank=parallel_state.get_tensor_model_parallel_rank(),
+            size=config.tp,
+            group=tp_group,
+            sequence_parallel=config.sequence_parallel and config.tp > 1,
+        ),
         mpu=MegatronUnit(),
     )
     assert world.dp_size == dp_size, (world, config)

@@ -93,6 +93,20 @@ def train_flops(config: ModelConfig, tokens: Mapping[str, int], visible_pairs: i
     return TRAIN_FACTOR * forward_flops(config, tokens, visible_pairs)
 
 
+def layer_costs(config: ModelConfig, document_tokens: int | None = None) -> list[int]:
+    """Forward FLOPs of one sequence in each layer: embedding (0), blocks, and final norm with head.
+
+    What pipeline stages are cut by. Attention's pairs are those of documents of `document_tokens` tokens
+    (None: one document fills the context).
+    """
+    length = document_tokens or config.context_tokens
+    costs = module_costs(config)
+    linear = (costs["attention"].flops + costs["feed_forward"].flops) * config.context_tokens
+    pairs = flops_per_pair(config) * visible_pairs([length]) * config.context_tokens // length
+    block = (linear + pairs) // config.num_layers
+    return [0, *[block] * config.num_layers, costs["head"].flops * config.context_tokens]
+
+
 def visible_pairs(document_tokens: Iterable[int]) -> int:
     """(query, key) pairs of causal attention within documents of these lengths."""
     return sum(n * (n + 1) // 2 for n in document_tokens)

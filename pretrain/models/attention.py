@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
+from parallel.collectives import ONE_RANK, TensorAxis
 from parallel.routing import Routing, sequence_to_sorted
 from parallel.towers import TowerColumnParallelLinear, TowerRowParallelLinear
 from pretrain.models.attention_mask import AttentionMask
@@ -18,30 +19,35 @@ from pretrain.models.query_key import NormRotate, Rotary
 
 
 class Attention(nn.Module):
-    """Grouped-query attention. Rows of the fused QKV are query heads, then key heads, then value heads."""
+    """Grouped-query attention. Rows of the fused QKV are query heads, then key heads, then value heads, and
+    each tensor-parallel rank has its part of each."""
 
-    def __init__(self, config: ModelConfig, name: str, weights: InitialWeights) -> None:
+    def __init__(
+        self, config: ModelConfig, name: str, weights: InitialWeights, *, axis: TensorAxis = ONE_RANK
+    ) -> None:
         super().__init__()
         shards = config.shards_of("attention")
-        heads, kv_heads = config.num_heads, config.kv_heads
+        whole = (config.num_heads, config.kv_heads, config.kv_heads)
+        heads, kv_heads = config.num_heads // axis.size, config.kv_heads // axis.size
         self.heads = (heads, kv_heads, kv_heads)
         self.qkv = TowerColumnParallelLinear(
             config.d_model,
-            sum(self.heads) * config.head_dim,
+            sum(whole) * config.head_dim,
             shards,
             weights.normal(f"{name}.qkv"),
-            blocks=[count * config.head_dim for count in self.heads],
+            blocks=[count * config.head_dim for count in whole],
+            axis=axis,
         )
         self.qk = NormRotate(
-            config.head_dim, heads, kv_heads, shards, norm=config.qk_norm, eps=config.norm_eps
+            config.head_dim, heads, kv_heads, shards, norm=config.qk_norm, eps=config.norm_eps, axis=axis
         )
         self.out = TowerRowParallelLinear(
-            config.d_model, config.d_model, shards, weights.residual(f"{name}.out")
+            config.d_model, config.d_model, shards, weights.residual(f"{name}.out"), axis=axis
         )
 
     def forward(
-        self, x: Float[Tensor, "tokens d_model"], routing: Routing, mask: AttentionMask, rotary: Rotary
-    ) -> Float[Tensor, "tokens d_model"]:
+        self, x: Float[Tensor, "rows d_model"], routing: Routing, mask: AttentionMask, rotary: Rotary
+    ) -> Float[Tensor, "rows d_model"]:
         """`x`, `rotary` and the result are sorted by tower; `mask` is in sequence order."""
         qkv = self.qk(self.qkv(x, routing.counts), routing, rotary)
         seen = attend(qkv, mask, self.heads)

@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from parallel.collectives import ONE_RANK, TensorAxis
 from parallel.routing import Routing
 from parallel.towers import TowerNorm
 from pretrain.models.attention import Attention
@@ -23,21 +24,23 @@ class Block(nn.Module):
         name: str,
         weights: InitialWeights,
         *,
+        axis: TensorAxis = ONE_RANK,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.post = config.norm_placement == "post"
         self.activation_checkpointing = activation_checkpointing
         norm_shards = config.shards_of("norm")
-        self.attention = Attention(config, f"{name}.attention", weights)
-        self.attention_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps)
-        self.feed_forward = FeedForward(config, f"{name}.feed_forward", weights)
-        self.feed_forward_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps)
+        self.attention = Attention(config, f"{name}.attention", weights, axis=axis)
+        self.attention_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, axis=axis)
+        self.feed_forward = FeedForward(config, f"{name}.feed_forward", weights, axis=axis)
+        self.feed_forward_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, axis=axis)
 
     def forward(
-        self, x: Float[Tensor, "tokens d_model"], routing: Routing, mask: AttentionMask, rotary: Rotary
-    ) -> Float[Tensor, "tokens d_model"]:
-        """`x`, `rotary` and the result are sorted by tower; `mask` is in sequence order."""
+        self, x: Float[Tensor, "rows d_model"], routing: Routing, mask: AttentionMask, rotary: Rotary
+    ) -> Float[Tensor, "rows d_model"]:
+        """`x`, `rotary` and the result are sorted by tower; `mask` is in sequence order. With sequence
+        parallel `x` and the result are this rank's chunk of the sorted stream; all else is whole."""
         if self.activation_checkpointing and self.training:
             # Nothing here draws random numbers, so their state need not be kept for the second forward.
             return checkpoint(

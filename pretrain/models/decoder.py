@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from parallel.collectives import ONE_RANK, TensorAxis
 from parallel.towers import SharedEmbedding, TowerColumnParallelLinear, TowerNorm
 from pretrain.losses import linear_cross_entropy
 from pretrain.models.block import Block
@@ -15,49 +16,95 @@ from pretrain.models.query_key import rotary_table
 class Head(TowerColumnParallelLinear):
     """Logits, or the objective without ever holding the logits of all tokens; shared by all towers."""
 
-    def __init__(self, config: ModelConfig, name: str, weights: InitialWeights) -> None:
-        super().__init__(config.d_model, config.vocab_tokens, (SHARED_TOWER,), weights.normal(name))
+    def __init__(
+        self, config: ModelConfig, name: str, weights: InitialWeights, *, axis: TensorAxis = ONE_RANK
+    ) -> None:
+        super().__init__(
+            config.d_model, config.vocab_tokens, (SHARED_TOWER,), weights.normal(name), axis=axis
+        )
         self.z_loss = config.z_loss
 
     def forward(  # type: ignore[override]
-        self, hidden: Float[Tensor, "tokens d_model"], inputs: ModelInputs, *, objective: bool = False
-    ) -> Float[Tensor, "tokens vocab"] | tuple[Float[Tensor, ""], Float[Tensor, " tokens"]]:
-        """Logits; with `objective`, (objective summed over tokens, negative log likelihood of each token)."""
+        self, hidden: Float[Tensor, "rows d_model"], inputs: ModelInputs, *, objective: bool = False
+    ) -> Float[Tensor, "tokens vocab_local"] | tuple[Float[Tensor, ""], Float[Tensor, " tokens"]]:
+        """Logits of this rank's part of the vocabulary; with `objective`, (objective summed over tokens,
+        negative log likelihood of each token), equal on all tensor-parallel ranks."""
         if not objective:
             return super().forward(hidden, inputs.routing.counts)
         return linear_cross_entropy(
-            hidden, self.weight[SHARED_TOWER], inputs.target_ids, inputs.loss_weights.sum(dim=0), self.z_loss
+            hidden,
+            self.weight[SHARED_TOWER],
+            inputs.target_ids,
+            inputs.loss_weights.sum(dim=0),
+            self.z_loss,
+            axis=self.axis,
         )
 
 
 class Decoder(nn.Module):
-    """embedding -> blocks -> final norm -> head. The weights depend on (config, seed) alone.
+    """embedding -> blocks -> final norm -> head, or a range of them. The weights depend on (config, seed)
+    alone.
 
-    A parameter's name ends with its tower, or "shared": `blocks.0.attention.qkv.weight.image`.
+    A parameter's name ends with its tower, or "shared": `blocks.0.attention.qkv.weight.image`. It is the same
+    on whatever stage the layer is.
     """
 
-    def __init__(self, config: ModelConfig, *, seed: int = 1, activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        seed: int = 1,
+        axis: TensorAxis = ONE_RANK,
+        activation_checkpointing: bool = False,
+        layers: range | None = None,
+    ) -> None:
+        """`layers`: what this pipeline stage holds of the num_layers + 2 layers, counted as embedding,
+        blocks, final norm with head. None: all of them."""
         super().__init__()
         self.config = config
+        last = config.num_layers + 1
+        layers = layers if layers is not None else range(last + 1)
         weights = InitialWeights.of(config, seed)
-        self.embedding = SharedEmbedding(
-            config.vocab_tokens, config.d_model, SHARED_TOWER, weights.normal("embedding")
-        )
+        self.embedding: SharedEmbedding | None = None
+        self.final_norm: TowerNorm | None = None
+        self.head: Head | None = None
+        if 0 in layers:
+            self.embedding = SharedEmbedding(
+                config.vocab_tokens, config.d_model, SHARED_TOWER, weights.normal("embedding"), axis=axis
+            )
         self.blocks = nn.ModuleList(
-            Block(config, f"blocks.{index}", weights, activation_checkpointing=activation_checkpointing)
+            Block(
+                config,
+                f"blocks.{index}",
+                weights,
+                axis=axis,
+                activation_checkpointing=activation_checkpointing,
+            )
+            if index + 1 in layers
+            else nn.Identity()  # on another stage; holds its place in the names
             for index in range(config.num_layers)
         )
-        self.final_norm = TowerNorm(config.d_model, config.shards_of("norm"), config.norm_eps)
-        self.head = Head(config, "head", weights)
+        if last in layers:
+            self.final_norm = TowerNorm(config.d_model, config.shards_of("norm"), config.norm_eps, axis=axis)
+            self.head = Head(config, "head", weights, axis=axis)
 
-    def forward(self, inputs: ModelInputs) -> Float[Tensor, "tokens vocab"]:
-        """Logits in sorted order."""
+    def forward(self, inputs: ModelInputs) -> Float[Tensor, "tokens vocab_local"]:
+        """Logits in sorted order, of a decoder with all layers."""
+        assert self.head is not None
         return self.head(self.hidden(inputs), inputs)
 
-    def hidden(self, inputs: ModelInputs) -> Float[Tensor, "tokens d_model"]:
-        """What the head multiplies, in sorted order."""
+    def hidden(
+        self, inputs: ModelInputs, x: Float[Tensor, "rows d_model"] | None = None
+    ) -> Float[Tensor, "rows d_model"]:
+        """What comes before the head, in sorted order: all rows, or this rank's chunk with sequence parallel.
+
+        `x`: the same of the stage before; None where this stage has the embedding.
+        """
         rotary = rotary_table(inputs.positions, self.config.head_dim, self.config.rope_theta)
-        x = self.embedding(inputs.input_ids)
+        if self.embedding is not None:
+            x = self.embedding(inputs.input_ids)
         for block in self.blocks:
-            x = block(x, inputs.routing, inputs.mask, rotary)
-        return self.final_norm(x, inputs.routing.counts)
+            if isinstance(block, Block):
+                x = block(x, inputs.routing, inputs.mask, rotary)
+        assert x is not None, "a stage without the embedding continues from the one before"
+        return x if self.final_norm is None else self.final_norm(x, inputs.routing.counts)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from parallel.collectives import ONE_RANK, TensorAxis
 from parallel.towers import TowerColumnParallelLinear, TowerRowParallelLinear
 from pretrain.models.config import ModelConfig
 from pretrain.models.initial_weights import InitialWeights
@@ -16,18 +17,22 @@ from pretrain.models.initial_weights import InitialWeights
 class FeedForward(nn.Module):
     """down(silu(gate(x)) * up(x)); gate and up are the two halves of one product."""
 
-    def __init__(self, config: ModelConfig, name: str, weights: InitialWeights) -> None:
+    def __init__(
+        self, config: ModelConfig, name: str, weights: InitialWeights, *, axis: TensorAxis = ONE_RANK
+    ) -> None:
         super().__init__()
         shards: Sequence[str] = config.shards_of("feed_forward")
         d_model, width = config.d_model, config.ffn_width
         self.gate_up = TowerColumnParallelLinear(
-            d_model, 2 * width, shards, weights.normal(f"{name}.gate_up"), blocks=(width, width)
+            d_model, 2 * width, shards, weights.normal(f"{name}.gate_up"), blocks=(width, width), axis=axis
         )
-        self.down = TowerRowParallelLinear(width, d_model, shards, weights.residual(f"{name}.down"))
+        self.down = TowerRowParallelLinear(
+            width, d_model, shards, weights.residual(f"{name}.down"), axis=axis
+        )
 
     def forward(
-        self, x: Float[Tensor, "tokens d_model"], counts: tuple[int, ...]
-    ) -> Float[Tensor, "tokens d_model"]:
+        self, x: Float[Tensor, "rows d_model"], counts: tuple[int, ...]
+    ) -> Float[Tensor, "rows d_model"]:
         return self.down(swiglu(self.gate_up(x, counts)), counts)
 
 

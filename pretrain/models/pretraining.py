@@ -19,6 +19,7 @@ class Pretraining(nn.Module):
     def forward(self, inputs: ModelInputs) -> tuple[Float[Tensor, ""], Float[Tensor, " stats"]]:
         """objective: next-token loss plus z-loss, to differentiate. stats, detached fp32: the loss in nats of
         each modality (without z-loss), then the weight of each modality."""
+        assert self.decoder.head is not None
         objective, nll = self.decoder.head(self.decoder.hidden(inputs), inputs, objective=True)
         sums = sums_per_modality(nll, inputs.loss_weights)
         return objective, torch.cat((sums, inputs.loss_weights.sum(dim=1)))

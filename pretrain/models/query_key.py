@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
+from parallel.collectives import ONE_RANK, TensorAxis, sum_
 from parallel.routing import Routing
 
 Rotary = Complex[Tensor, "tokens 1 pairs"]
@@ -32,10 +33,19 @@ class NormRotate(nn.Module):
     """
 
     def __init__(
-        self, head_dim: int, num_heads: int, kv_heads: int, shards: Sequence[str], *, norm: bool, eps: float
+        self,
+        head_dim: int,
+        num_heads: int,
+        kv_heads: int,
+        shards: Sequence[str],
+        *,
+        norm: bool,
+        eps: float,
+        axis: TensorAxis = ONE_RANK,
     ) -> None:
+        """`num_heads`, `kv_heads`: of this tensor-parallel rank. All ranks hold all norm weights."""
         super().__init__()
-        self.num_heads, self.kv_heads, self.eps = num_heads, kv_heads, eps
+        self.num_heads, self.kv_heads, self.eps, self.axis = num_heads, kv_heads, eps, axis
         self.shards = tuple(shards) if norm else ()
         self.weight = nn.ParameterDict(
             [(name, nn.Parameter(torch.ones(2 * head_dim))) for name in self.shards]
@@ -51,7 +61,7 @@ class NormRotate(nn.Module):
         rows = routing.counts if len(weights) > 1 else (qkv.shape[0],)
         orders = (None, None) if routing.identity else (routing.to_sequence, routing.to_sorted)
         heads = (self.num_heads, self.kv_heads)
-        return _NormRotate.apply(qkv, rotary, *orders, rows, heads, self.eps, *weights)
+        return _NormRotate.apply(qkv, rotary, *orders, rows, heads, self.eps, self.axis, *weights)
 
 
 class _NormRotate(torch.autograd.Function):
@@ -68,9 +78,10 @@ class _NormRotate(torch.autograd.Function):
         rows: tuple[int, ...],
         heads: tuple[int, int],
         eps: float,
+        axis: TensorAxis,
         *weights: Tensor,
     ) -> Tensor:
-        ctx.rows, ctx.heads, ctx.split = rows, heads, sum(heads) * 2 * rotary.shape[-1]
+        ctx.axis, ctx.rows, ctx.heads, ctx.split = axis, rows, heads, sum(heads) * 2 * rotary.shape[-1]
         out = _moved(qkv, to_sequence)
         work, store = _in_fp32(_query_key(out, ctx))
         inverse_rms = None
@@ -110,7 +121,9 @@ class _NormRotate(torch.autograd.Function):
             pull = product.mean(-1, keepdim=True).mul_(inverse_rms)
             work.addcmul_(x, pull, value=-1).mul_(inverse_rms)
         store()
-        return grad_in, *(None,) * 6, *grad_weights
+        if weights and ctx.axis.size > 1:  # each rank saw its own heads; one sum for all towers
+            grad_weights = list(sum_(torch.stack(grad_weights), ctx.axis).unbind())
+        return grad_in, *(None,) * 7, *grad_weights
 
 
 def _moved(x: Tensor, order: Tensor | None) -> Tensor:

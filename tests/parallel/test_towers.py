@@ -1,16 +1,15 @@
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from megatron.core import parallel_state
 from torch import Tensor
 from torch.nn import functional as F
 
 from parallel import world
+from parallel.collectives import ONE_RANK
 from parallel.layout import ParallelConfig
+from parallel.logical import logical_of
 from parallel.testing import run_on_ranks
 from parallel.towers import (
     SharedEmbedding,
@@ -115,51 +114,56 @@ def test_norm_equals_its_formula(dtype: torch.dtype) -> None:
     assert not got[2].any()
 
 
-def gated_pair(tp: int) -> dict[str, Any]:
-    """Embedding, column-parallel gate and value, row-parallel layer: whole, or one rank's part."""
+def gated_pair(tp: int, sequence_parallel: bool) -> dict[str, Any]:
+    """Embedding, norm, column-parallel gate and value, row-parallel layer: whole, or one rank's part."""
+    axis = ONE_RANK
     if tp > 1:
-        world.start(ParallelConfig())
-        parallel_state.destroy_model_parallel()  # the layout that World makes has no tensor axis yet
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp)
-    embedding = SharedEmbedding(10, 4, "shared", fill(1))
-    up = TowerColumnParallelLinear(4, 12, TOWERS, fill(2), blocks=(6, 6))
-    down = TowerRowParallelLinear(6, 4, TOWERS, fill(3))
-    for layer in (up, down):
+        axis = world.start(ParallelConfig(tp=tp, sequence_parallel=sequence_parallel)).tensor_axis
+        assert axis.sequence_parallel == sequence_parallel
+    embedding = SharedEmbedding(12, 4, "shared", fill(1), axis=axis)
+    norm = TowerNorm(4, TOWERS, 1e-5, axis=axis)
+    up = TowerColumnParallelLinear(4, 16, TOWERS, fill(2), blocks=(8, 8), axis=axis)
+    down = TowerRowParallelLinear(8, 4, TOWERS, fill(3), axis=axis)
+    for layer in (norm, up, down):
         make_shards_differ(layer)
-    x = embedding(torch.tensor([0, 9, 4, 5, 3, 7, 7, 2]))
-    x.retain_grad()
-    gate, value = up(x, COUNTS).chunk(2, dim=1)
+    x = embedding(torch.tensor([0, 11, 4, 5, 3, 7, 7, 2]))
+    normed = norm(x, COUNTS)
+    gate, value = up(normed, COUNTS).chunk(2, dim=1)
     out = down(gate * value, COUNTS)
-    (out * torch.arange(32.0).view(8, 4)).sum().backward()
+    for activation in (x, normed):
+        activation.retain_grad()
+    weight = torch.arange(32.0).view(8, 4)
+    rows = slice(axis.rank * 8 // axis.size, (axis.rank + 1) * 8 // axis.size)
+    (out * (weight[rows] if axis.sequence_parallel else weight)).sum().backward()
     parameters = [*embedding.parameters(), *up.parameters(), *down.parameters()]
     assert all(getattr(parameter, "tensor_model_parallel", False) for parameter in parameters)
-
-    def grads(module: torch.nn.Module) -> list[Tensor]:
-        return [parameter.grad for parameter in module.parameters()]  # type: ignore[misc]
-
-    found = {
-        "out": out,
-        "grad_x": x.grad,
-        "embedding": grads(embedding),
-        "up": grads(up),
-        "down": grads(down),
+    modules = {"embedding": embedding, "norm": norm, "up": up, "down": down}
+    return {
+        "rows": {"out": out.detach(), "grad_x": x.grad, "grad_normed": normed.grad},
+        "grads": {
+            f"{kind}.{name}": (parameter.grad, logical_of(parameter))
+            for kind, module in modules.items()
+            for name, parameter in module.named_parameters()
+        },
     }
-    return torch.utils._pytree.tree_map(lambda tensor: tensor.detach().numpy(), found)
 
 
-def test_two_tensor_parallel_ranks_equal_one_process() -> None:
-    whole = gated_pair(1)
-    first, second = run_on_ranks(gated_pair, 2, 2)
-    # fp32, sums over ranks in another order: 2e-7 measured.
-    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-    for rank in (first, second):
-        close(rank["out"], whole["out"])
-        close(rank["grad_x"], whole["grad_x"])
-    close(np.concatenate([first["embedding"][0], second["embedding"][0]]), whole["embedding"][0])
-    for tower in range(3):
-        gate, value = (  # each rank holds its rows of the gate, then its rows of the value
-            np.concatenate([first["up"][tower][rows], second["up"][tower][rows]])
-            for rows in (slice(3), slice(3, 6))
-        )
-        close(np.concatenate([gate, value]), whole["up"][tower])
-        close(np.concatenate([first["down"][tower], second["down"][tower]], axis=1), whole["down"][tower])
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("tp", [2, 4])
+def test_tensor_parallel_ranks_equal_one_process(tp: int, sequence_parallel: bool) -> None:
+    """Forward, input gradients, and every shard's gradient is its slice of the whole one."""
+    whole = gated_pair(1, False)
+    ranks = run_on_ranks(gated_pair, tp, tp, sequence_parallel)
+
+    def close(got: Tensor, expected: Tensor) -> None:
+        # fp32, sums over ranks in another order: 3e-7 of the largest element measured.
+        torch.testing.assert_close(got, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+
+    for name, expected in whole["rows"].items():
+        rows = [rank["rows"][name] for rank in ranks]
+        for got in [torch.cat(rows)] if sequence_parallel else rows:
+            close(got, expected)
+    for name, (expected, logical) in whole["grads"].items():
+        assert (logical.dim is None) == name.startswith("norm"), name
+        for number, rank in enumerate(ranks):
+            close(rank["grads"][name][0], logical.cut(expected, number, tp))

@@ -1,0 +1,110 @@
+"""Tensor-parallel ranks of one stage, and what they exchange: rows of the token stream, and sums.
+
+megatron-core's own gather and reduce-scatter (tensor_parallel/mappings.py, 0.16.1) allocate on CUDA whatever
+the tensor's device; these allocate where the tensor is. Nothing here knows of towers: a collective moves the
+tokens of all of them at once.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TensorAxis:
+    """The tensor-parallel ranks that share a layer, as one of them sees it. The default is one rank alone."""
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+    sequence_parallel: bool = False
+    """Between a row-parallel layer and the next column-parallel one, each rank keeps an equal chunk of the
+    sorted stream instead of all of it: norms and the residual stream cost 1 / size."""
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.rank < self.size and (self.group is not None or self.size == 1), self
+        assert self.size > 1 or not self.sequence_parallel, self
+
+    def chunk_counts(self, counts: tuple[int, ...]) -> tuple[int, ...]:
+        """Rows per tower of what this rank keeps, from those of the whole sorted stream."""
+        if not self.sequence_parallel:
+            return counts
+        tokens = sum(counts)
+        assert tokens % self.size == 0, f"{tokens} tokens are not cut evenly over {self.size} ranks"
+        chunk = tokens // self.size
+        first, last = self.rank * chunk, (self.rank + 1) * chunk
+        kept, start = [], 0
+        for count in counts:
+            kept.append(max(0, min(start + count, last) - max(start, first)))
+            start += count
+        return tuple(kept)
+
+
+ONE_RANK = TensorAxis()
+
+
+def sum_(x: Tensor, axis: TensorAxis) -> Tensor:
+    """`x`, in place, summed over the ranks of the axis. No gradient."""
+    if axis.size > 1:
+        dist.all_reduce(x, group=axis.group)
+    return x
+
+
+def gather_rows(x: Shaped[Tensor, "rows ..."], axis: TensorAxis) -> tuple[Tensor, Any]:
+    """(the rows of all ranks in rank order, a handle to wait for before using them). No gradient."""
+    whole = x.new_empty(x.shape[0] * axis.size, *x.shape[1:])
+    handle = dist.all_gather_into_tensor(whole, x.contiguous(), group=axis.group, async_op=True)
+    return whole, handle
+
+
+def scatter_sum(whole: Shaped[Tensor, "rows ..."], axis: TensorAxis) -> tuple[Tensor, Any]:
+    """(this rank's chunk of the rows summed over ranks, a handle to wait for before using it). No
+    gradient."""
+    chunk = whole.new_empty(whole.shape[0] // axis.size, *whole.shape[1:])
+    handle = dist.reduce_scatter_tensor(chunk, whole.contiguous(), group=axis.group, async_op=True)
+    return chunk, handle
+
+
+def combine(partial: Shaped[Tensor, "tokens d_model"], axis: TensorAxis) -> Shaped[Tensor, "rows d_model"]:
+    """The sum over ranks of their partial results: all rows, or with sequence parallel this rank's chunk."""
+    if axis.size == 1:
+        return partial
+    return (_ScatterSum if axis.sequence_parallel else _Sum).apply(partial, axis)
+
+
+def combine_gradient(partial: Shaped[Tensor, "tokens d_model"], axis: TensorAxis) -> tuple[Tensor, Any]:
+    """As `combine`, for the gradient of what a column-parallel layer was given: (result, handle or None)."""
+    if axis.size == 1:
+        return partial, None
+    if axis.sequence_parallel:
+        return scatter_sum(partial, axis)
+    return partial, dist.all_reduce(partial, group=axis.group, async_op=True)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, partial: Tensor, axis: TensorAxis) -> Tensor:
+        return sum_(partial.clone(), axis)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+class _ScatterSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, partial: Tensor, axis: TensorAxis) -> Tensor:
+        ctx.axis = axis
+        chunk, handle = scatter_sum(partial, axis)
+        handle.wait()
+        return chunk
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        whole, handle = gather_rows(grad, ctx.axis)
+        handle.wait()
+        return whole, None

@@ -1,0 +1,68 @@
+"""What tensor-parallel ranks exchange, and which rows of the sorted stream each keeps."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parallel import world
+from parallel.collectives import ONE_RANK, TensorAxis, combine, gather_rows, scatter_sum, sum_
+from parallel.layout import ParallelConfig
+from parallel.testing import run_on_ranks
+
+
+class _Peers:
+    """Stands where the group would: counting rows needs none."""
+
+
+def axis_of(rank: int, size: int) -> TensorAxis:
+    return TensorAxis(rank, size, _Peers(), sequence_parallel=size > 1)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(1, 4))
+def test_chunks_share_out_every_towers_rows(counts: list[int], size: int) -> None:
+    counts[0] += -sum(counts) % size
+    stream = [tower for tower, count in enumerate(counts) for _ in range(count)]
+    chunk = len(stream) // size
+    for rank in range(size):
+        kept = axis_of(rank, size).chunk_counts(tuple(counts))
+        mine = stream[rank * chunk : (rank + 1) * chunk]
+        assert kept == tuple(mine.count(tower) for tower in range(len(counts)))
+
+
+def test_without_sequence_parallel_every_rank_keeps_all() -> None:
+    assert ONE_RANK.chunk_counts((3, 0, 2)) == (3, 0, 2)
+    assert TensorAxis(1, 2, _Peers()).chunk_counts((3, 0, 2)) == (3, 0, 2)  # type: ignore[arg-type]
+
+
+def test_a_stream_that_cannot_be_cut_evenly_is_a_bug_of_ours() -> None:
+    with pytest.raises(AssertionError, match="5 tokens"):
+        axis_of(0, 2).chunk_counts((3, 2))
+
+
+def _exchange() -> list[torch.Tensor]:
+    axis = world.start(ParallelConfig(tp=2)).tensor_axis
+    mine = torch.arange(4.0).view(4, 1) + 10 * axis.rank
+    gathered, handle = gather_rows(mine[:2], axis)
+    handle.wait()
+    chunk, handle = scatter_sum(mine, axis)
+    handle.wait()
+    partial = mine.clone().requires_grad_()
+    combined = combine(partial, axis)
+    (combined * (1 + axis.rank)).sum().backward()
+    assert partial.grad is not None
+    return [gathered, chunk, combined.detach(), partial.grad, sum_(mine.clone(), axis)]
+
+
+def test_rows_and_sums_over_two_ranks() -> None:
+    for rank, (gathered, chunk, combined, grad, total) in enumerate(run_on_ranks(_exchange, 2)):
+        assert gathered.flatten().tolist() == [0, 1, 10, 11]
+        assert chunk.flatten().tolist() == [[10, 12], [14, 16]][rank]
+        assert combined.flatten().tolist() == chunk.flatten().tolist()
+        assert grad.flatten().tolist() == [1, 1, 2, 2]  # of the chunk of each rank, gathered
+        assert total.flatten().tolist() == [10, 12, 14, 16]
+
+
+def test_one_rank_exchanges_nothing() -> None:
+    x = torch.ones(2, 1)
+    assert combine(x, ONE_RANK) is x and sum_(x, ONE_RANK) is x
