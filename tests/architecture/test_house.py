@@ -20,6 +20,7 @@ TORCH_FREE = (
     "pretrain.models.config",
     "pretrain.models.accounting",
     "parallel.layout",
+    "parallel.partition",
     "data_pipeline.config",
     "data_pipeline.vocabulary",
     "data_pipeline.toml_config",
