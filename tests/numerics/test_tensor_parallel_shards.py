@@ -62,7 +62,7 @@ def test_every_shard_is_its_slice(model: str, layout: tuple[int, bool]) -> None:
                 expected = logical.cut(expected_grads[parameter][0], rank, tp)
                 largest = float(expected_grads[parameter][0].abs().max())
                 off = float((grad - expected).abs().max()) / largest if largest else 0.0
-                assert off < 5e-6, (name, parameter, off)  # 1e-6 measured
+                assert off < 1e-5, (name, parameter, off)  # 4e-6 measured
 
 
 def test_recomputed_activations_change_nothing() -> None:
