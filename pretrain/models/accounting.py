@@ -30,8 +30,7 @@ class Cost:
 def module_costs(config: ModelConfig) -> dict[str, Cost]:
     """Cost of each of MODULES."""
     d, layers = config.d_model, config.num_layers
-    qkv = d * (config.num_heads + 2 * config.kv_heads) * config.head_dim
-    attention_matrices = qkv + d * d
+    attention_matrices = d * (2 * config.num_heads + 2 * config.kv_heads) * config.head_dim  # q, out; k, v
     qk_norm = 2 * config.head_dim if config.qk_norm else 0
     feed_forward = 3 * d * config.ffn_width
 
@@ -121,8 +120,8 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
     towers = ", ".join(f"{modality} -> {tower}" for modality, tower in config.towers.items())
     tied = [part for part in ("attention", "feed_forward", "norm") if part not in config.untied]
     lines = [
-        f"{config.num_layers} layers, d_model {config.d_model}, {config.num_heads} heads"
-        f" ({config.kv_heads} for keys and values), feed-forward {config.ffn_width},"
+        f"{config.num_layers} layers, d_model {config.d_model}, {config.num_heads} heads of"
+        f" {config.head_dim} ({config.kv_heads} for keys and values), feed-forward {config.ffn_width},"
         f" context {config.context_tokens}, vocabulary {config.vocab_tokens}",
         f"towers: {towers}" + (f"; tied between them: {', '.join(tied)}" if tied else ""),
         "",

@@ -42,7 +42,11 @@ class Attention(nn.Module):
             config.head_dim, heads, kv_heads, shards, norm=config.qk_norm, eps=config.norm_eps, axis=axis
         )
         self.out = TowerRowParallelLinear(
-            config.d_model, config.d_model, shards, weights.residual(f"{name}.out"), axis=axis
+            config.num_heads * config.head_dim,
+            config.d_model,
+            shards,
+            weights.residual(f"{name}.out"),
+            axis=axis,
         )
 
     def forward(
@@ -56,7 +60,7 @@ class Attention(nn.Module):
 
 def attend(
     qkv: Float[Tensor, "tokens features"], mask: AttentionMask, heads: tuple[int, int, int]
-) -> Float[Tensor, "tokens d_model"]:
+) -> Float[Tensor, "tokens query_features"]:
     """softmax(q k / sqrt(head_dim)) v over the keys that `mask` shows to each query; in sequence order.
 
     `heads`: how many query, key and value heads make up a row of `qkv`.

@@ -20,6 +20,8 @@ class ModelConfig(BaseModel):
     num_heads: PositiveInt
     num_kv_heads: PositiveInt | None = None
     """None: as many as num_heads (no grouped queries)."""
+    head_size: PositiveInt | None = None
+    """Features of a head. None: d_model / num_heads; Qwen3's small models have more."""
     ffn_hidden: PositiveInt | None = None
     """SwiGLU width. None: 8 d_model / 3 rounded up to a multiple of 256 (MoT's code)."""
     context_tokens: PositiveInt
@@ -40,13 +42,15 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
-        if self.d_model % self.num_heads:
+        if self.head_size is None and self.d_model % self.num_heads:
             raise ValueError(
-                f"d_model = {self.d_model} is not divisible by num_heads = {self.num_heads}; change either"
+                f"d_model = {self.d_model} is not divisible by num_heads = {self.num_heads}; change either, "
+                "or set head_size"
             )
         if self.head_dim % 2:
             raise ValueError(
-                f"d_model / num_heads = {self.head_dim} is odd, but RoPE rotates pairs; change num_heads"
+                f"a head of {self.head_dim} features (head_size, or d_model / num_heads) is odd, but RoPE "
+                "rotates pairs; change either"
             )
         if self.num_heads % self.kv_heads:
             raise ValueError(
@@ -68,7 +72,7 @@ class ModelConfig(BaseModel):
 
     @property
     def head_dim(self) -> int:
-        return self.d_model // self.num_heads
+        return self.head_size or self.d_model // self.num_heads
 
     @property
     def ffn_width(self) -> int:

@@ -36,6 +36,7 @@ CASES = {
     "no_qk_norm": (MOT, {"qk_norm": False}, None),
     "one_query_per_key": (MOT, {"num_kv_heads": 4}, None),
     "one_key_for_all": (MOT, {"num_kv_heads": 1}, None),
+    "wide_heads": (MOT, {"head_size": 6}, None),
     "z_loss": (MOT, {"z_loss": 0.1}, None),
 }
 

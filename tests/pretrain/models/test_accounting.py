@@ -42,6 +42,7 @@ CONFIGS = {
     "one_key": (MOT, {"num_kv_heads": 1, "qk_norm": False}),
     "only_attention_untied": (MOT, {"untied": ["attention"]}),
     "only_norm_untied": (MOT, {"untied": ["norm"], "num_layers": 3}),
+    "wide_heads": (MOT, {"head_size": 6}),
     "wide": (MOT, {"ffn_hidden": None, "d_model": 24}),
 }
 configs = pytest.mark.parametrize(("towers", "changes"), CONFIGS.values(), ids=CONFIGS.keys())

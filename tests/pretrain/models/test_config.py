@@ -45,6 +45,7 @@ def test_feed_forward_width_is_the_published_one(d_model: int, width: int) -> No
     [
         ({"num_heads": 5}, "not divisible by num_heads"),
         ({"num_heads": 32}, "odd"),
+        ({"head_size": 5}, "odd"),
         ({"num_kv_heads": 3}, "num_kv_heads = 3"),
         ({"towers": {"text": "shared"}}, '"shared"'),
         ({"towers": {"text": "a.b"}}, "dot"),
