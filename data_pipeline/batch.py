@@ -1,7 +1,9 @@
 """One micro-batch as the host makes it."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 
 import numpy as np
 
@@ -39,6 +41,12 @@ class Batch:
     @property
     def sequence_tokens(self) -> int:
         return self.input_ids.shape[1]
+
+    @property
+    def digest(self) -> int:
+        """32 bits of all its arrays: ranks that should train on the same batch compare it."""
+        arrays = (value for value in vars(self).values() if isinstance(value, np.ndarray))
+        return reduce(lambda crc, array: zlib.crc32(np.ascontiguousarray(array), crc), arrays, 0)
 
     def rows(self, first: int, last: int) -> "Batch":
         """Sequences first ... last - 1; views, no copies."""

@@ -47,7 +47,7 @@ class RankFacts:
     """Rank 0 of our own spawn: the listening socket of the meeting place, inherited, so that no other process
     can take the port between choosing and using it."""
     launcher: str
-    """"torchrun" (or anything that sets its variables), "slurm", "spawn" or "single"."""
+    """"torchrun" (or anything that sets its variables, as DeepSpeed's does), "slurm", "spawn" or "single"."""
 
 
 def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
@@ -110,6 +110,12 @@ def first_host(nodelist: str) -> str:
     if not host:
         raise LaunchError(f"the Slurm node list {nodelist!r} names no node")
     return host
+
+
+def own_arguments(argv: Sequence[str]) -> list[str]:
+    """`argv` without what DeepSpeed's launcher puts before a script's arguments: --local_rank=N, which
+    LOCAL_RANK says too (deepspeed 0.19.8, launcher/launch.py:229)."""
+    return [argument for argument in argv if not re.fullmatch(r"--local_rank=\d+", argument)]
 
 
 def prepare_environment(facts: RankFacts) -> None:

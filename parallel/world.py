@@ -32,6 +32,8 @@ class World:
     device: torch.device
     dp_group: dist.ProcessGroup
     tp_group: dist.ProcessGroup
+    model_group: dist.ProcessGroup
+    """All tensor- and pipeline-parallel ranks of this data-parallel coordinate: they train on one batch."""
     tensor_axis: TensorAxis
     """The tensor-parallel ranks as the layers of the model want them."""
     mpu: Any
@@ -50,6 +52,15 @@ class World:
         dist.all_reduce(total, group=group)
         return total.tolist()
 
+    def same_in_model_group(self, value: int) -> bool:
+        """True if all ranks of this data-parallel coordinate bring the same `value`, of up to 63 bits."""
+        if self.tp_size * self.pp_size == 1:
+            return True
+        extremes = torch.tensor([value, -value], device=self.device)
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=self.model_group)
+        highest, lowest = extremes.tolist()
+        return highest == -lowest
+
     def any(self, flag: bool) -> bool:
         """True on every rank if it is true on one of them."""
         if self.world_size == 1:
@@ -66,12 +77,12 @@ class World:
         dist.broadcast_object_list(box, src=source_rank, device=self.device)
         return box[0]
 
-    def gather(self, value: Any) -> list[Any]:
-        """The picklable values of all ranks, in rank order, on every rank."""
+    def gather(self, value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+        """The picklable values of all ranks (of the group), in rank order, on each of them."""
         if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        values: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(values, value, group=group)
         return values
 
     def barrier(self) -> None:
@@ -175,6 +186,7 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
         device=device,
         dp_group=_member(parallel_state.get_data_parallel_group()),
         tp_group=tp_group,
+        model_group=_member(parallel_state.get_model_parallel_group()),
         tensor_axis=TensorAxis(
             rank=parallel_state.get_tensor_model_parallel_rank(),
             size=config.tp,

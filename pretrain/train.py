@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.toml_config import ConfigError
-from parallel.launch import REQUEUE_EXIT_CODE, LaunchError, RankFacts, rank_facts, spawn
+from parallel.launch import REQUEUE_EXIT_CODE, LaunchError, RankFacts, own_arguments, rank_facts, spawn
 from pretrain.config import RunConfig, load
 from pretrain.rank_log import log_rank
 from pretrain.run_checks import check_run
@@ -54,6 +54,7 @@ def launch(run_path: str | Path, overrides: Sequence[str] = (), *, processes: in
 
 def main(argv: Sequence[str]) -> int:
     """One rank, from the config to the exit code. `argv`: RUN.toml key=value..."""
+    argv = own_arguments(argv)
     stop = StopSignal.install()
     terminal, run = None, None
     try:
@@ -93,10 +94,11 @@ def _explain(error: Exception) -> tuple[int, bool]:
     from parallel.engine import LayoutMismatch
     from pretrain.checkpoint import CheckpointError
     from pretrain.finite import NonFiniteError
+    from pretrain.same_batch import BatchMismatch
 
     if isinstance(error, ConfigError | LaunchError | LayoutMismatch):
         return USER_ERROR, True
-    return FAILED, isinstance(error, CheckpointError | NonFiniteError | ReaderDied)
+    return FAILED, isinstance(error, CheckpointError | NonFiniteError | BatchMismatch | ReaderDied)
 
 
 def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSignal) -> tuple[int, int]:
@@ -112,6 +114,7 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
     from pretrain.finite import require_finite
     from pretrain.meter import Meter
     from pretrain.models.inputs import build_inputs
+    from pretrain.same_batch import require_same_batch
 
     engine = build.engine(config, world)
     heldout = build.heldout(config, world)
@@ -130,6 +133,7 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
         saved = state.step if state.step else None
         while state.step < config.num_steps and not world.any(stop.requested):
             batch = loader.next_step()
+            require_same_batch(batch.micro_batches, step=state.step + 1, world=world)
             with meter.timing():
                 inputs = [
                     build_inputs(micro_batch, config.model, document_mask=config.data.document_mask)

@@ -1,5 +1,6 @@
 """Rank facts from launchers' variables, and real ranks started, signalled and killed."""
 
+import base64
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.launch import LaunchError, child_environment, first_host, rank_facts, spawn
+from parallel.launch import LaunchError, child_environment, first_host, own_arguments, rank_facts, spawn
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "2950"}
 SLURM = {
@@ -225,6 +226,25 @@ def test_ranks_of_torchrun_meet(meeting: Path) -> None:
     done = subprocess.run(command, env=child_environment(2), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["sum 2.0 of 2"] * 2
+
+
+def test_ranks_of_the_deepspeed_launcher_meet(meeting: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "deepspeed.launcher.launch", "--log_level=error"),
+        "--world_info=" + base64.urlsafe_b64encode(b'{"localhost": [0, 1]}').decode(),
+        *("--master_addr=127.0.0.1", f"--master_port={port}", str(meeting)),
+    ]
+    env = child_environment(2) | {"DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines().count("sum 2.0 of 2") == 2
+
+
+def test_what_the_deepspeed_launcher_adds_is_no_override() -> None:
+    assert own_arguments(["--local_rank=3", "run.toml", "seed=2"]) == ["run.toml", "seed=2"]
 
 
 def test_ranks_of_srun_meet(meeting: Path) -> None:
