@@ -88,6 +88,8 @@ class RunConfig(_Frozen):
     tokens_per_step: PositiveInt
     """Slots of the global batch, padding included."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    initial_weights: str | None = None
+    """Folder of weights (`motley import`) to start from at step 0. None: drawn from the seed."""
     runs_dir: str = "runs"
     keep_checkpoints: PositiveInt = 2
     model: ModelConfig

@@ -1,4 +1,4 @@
-"""What must fit together before a run starts: config, layout and data. Imports no torch."""
+"""What must fit together before a run starts: config, layout, data and initial weights. Imports no torch."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from data_pipeline.stream import Stream
 from data_pipeline.toml_config import ConfigError
 from parallel.layout import check_layout
 from pretrain.config import RunConfig
+from pretrain.warm_start import check_initial_weights
 
 
 def check_run(config: RunConfig, world_size: int) -> None:
@@ -36,6 +37,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         context_tokens=config.model.context_tokens,
         sequences_per_step=config.sequences_per_step,
     )
+    check_initial_weights(config, sources[0][0].vocabulary.sizes)
 
 
 def _open(config: RunConfig, field: str, folder: str) -> TokenSource:

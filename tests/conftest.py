@@ -1,5 +1,7 @@
 """Settings of all tests."""
 
+import os
+
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -26,6 +28,9 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+# transformers, a reference for imported models, is given local folders only; nothing may be fetched
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # no deadline: cores are shared. Derandomized: the same examples in every run, so a red test stays red
 settings.register_profile("motley", deadline=None, derandomize=True)
