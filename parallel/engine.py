@@ -1,11 +1,12 @@
 """What the training loop asks of the thing that runs a step, whichever way its ranks are laid out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict
 
 import torch
+
+from parallel.fragments import Fragment
 
 
 class MicroBatch(Protocol):
@@ -22,10 +23,11 @@ class MicroBatch(Protocol):
 
 
 class ParameterGroup(TypedDict):
-    """Parameters with one learning rate and weight decay. Groups of a tower share its `tower` name."""
+    """Parameters with one learning rate and weight decay: all cut over tensor-parallel ranks, or all whole
+    (parallel/logical.py). Groups of a tower share its `tower` name."""
 
     name: str
-    """Unique, such as "image/decay"."""
+    """Unique, such as "image/decay/cut"."""
     tower: str
     params: list[torch.nn.Parameter]
     lr_factor: float
@@ -62,11 +64,8 @@ class StepResult:
     learning_rate: float
     """Before the groups' factors."""
     local_stats: list[list[float]] = field(default_factory=list, compare=False)
-    """The module's stats for each micro-batch of this rank: where a number of `stats` came from."""
-
-
-class LayoutMismatch(ValueError):
-    """A checkpoint was written by another layout than the one that loads it; names both."""
+    """The module's stats for each micro-batch of this rank: where a number of `stats` came from. Empty on
+    all pipeline stages but the last."""
 
 
 class Engine(Protocol):
@@ -74,7 +73,7 @@ class Engine(Protocol):
 
     @property
     def layout(self) -> Mapping[str, Any]:
-        """What must be the same for `load` to accept what `save` wrote."""
+        """How its ranks are laid out. A checkpoint keeps it for the record; any layout loads it."""
         ...
 
     def train_step(self, micro_batches: Sequence[MicroBatch], step: int) -> StepResult:
@@ -87,10 +86,15 @@ class Engine(Protocol):
         brings equally many micro-batches."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write parameters and optimizer state into an existing folder. All ranks call it."""
+    def fragments(self) -> list[Fragment]:
+        """What this rank holds of parameters and optimizer state: views of the live tensors."""
         ...
 
-    def load(self, folder: Path) -> None:
-        """Read what save wrote, bit for bit. All ranks call it. Raises LayoutMismatch."""
+    def adam_step(self) -> int:
+        """Optimizer steps made."""
+        ...
+
+    def load(self, adam_step: int, fill: Callable[[Sequence[Fragment]], None]) -> None:
+        """Let `fill` overwrite `fragments()`, as they are after `adam_step` steps; the next forward pass uses
+        them. All ranks call it."""
         ...

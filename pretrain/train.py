@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from data_pipeline.stream import Stream
     from parallel.engine import Engine
     from parallel.world import World
+    from pretrain.checkpoint_writer import CheckpointWriter
     from pretrain.meter import Meter
     from pretrain.state import TrainState
 
@@ -91,12 +92,11 @@ def main(argv: Sequence[str]) -> int:
 def _explain(error: Exception) -> tuple[int, bool]:
     """(exit code, whether the message says all that a person needs)."""
     from data_pipeline.faults import ReaderDied
-    from parallel.engine import LayoutMismatch
-    from pretrain.checkpoint import CheckpointError
+    from pretrain.checkpoint_folder import CheckpointError
     from pretrain.finite import NonFiniteError
     from pretrain.same_batch import BatchMismatch
 
-    if isinstance(error, ConfigError | LaunchError | LayoutMismatch):
+    if isinstance(error, ConfigError | LaunchError):
         return USER_ERROR, True
     return FAILED, isinstance(error, CheckpointError | NonFiniteError | BatchMismatch | ReaderDied)
 
@@ -109,6 +109,7 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
 
     world = start(config.parallel, facts)  # before megatron-core is imported otherwise: that warns
     from pretrain import build
+    from pretrain.checkpoint_writer import CheckpointWriter
     from pretrain.device_peak import device_name
     from pretrain.evaluate import conditional_losses, heldout_losses
     from pretrain.finite import require_finite
@@ -129,7 +130,13 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
     def due(steps: int) -> bool:
         return state.step % steps == 0 or state.step == config.num_steps
 
-    with build.loader(config, data, world, state.stream) as loader, Meter(config, world, run, state) as meter:
+    with (
+        build.loader(config, data, world, state.stream) as loader,
+        Meter(config, world, run, state) as meter,
+        CheckpointWriter(
+            config.run_dir / CHECKPOINTS, engine, world, keep=config.keep_checkpoints
+        ) as checkpoints,
+    ):
         saved = state.step if state.step else None
         while state.step < config.num_steps and not world.any(stop.requested):
             batch = loader.next_step()
@@ -151,9 +158,9 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
             if due(every.log) or evaluation:
                 state = meter.log(state, result, evaluation)
             if due(every.checkpoint):
-                saved = save(config, engine, state, meter, world)
+                saved = save(checkpoints, state, meter)
         if saved != state.step:
-            save(config, engine, state, meter, world)
+            save(checkpoints, state, meter)
     world.shutdown()
     return state.step, DONE if state.step == config.num_steps else REQUEUE_EXIT_CODE
 
@@ -171,14 +178,10 @@ def restore_or_start(config: RunConfig, engine: "Engine", data: "Stream", world:
     return state
 
 
-def save(config: RunConfig, engine: "Engine", state: "TrainState", meter: "Meter", world: "World") -> int:
-    """Make a checkpoint of the step that is done; returns the step."""
-    from pretrain import checkpoint
-
+def save(checkpoints: "CheckpointWriter", state: "TrainState", meter: "Meter") -> int:
+    """Begin a checkpoint of the step that is done, written while training goes on; returns the step."""
     meter.sync()
-    checkpoint.save(
-        config.run_dir / CHECKPOINTS, state.step, state.to_json(), engine, world, keep=config.keep_checkpoints
-    )
+    checkpoints.save(state.step, state.to_json())
     return state.step
 
 

@@ -27,6 +27,7 @@ def plain_torch(absent: str) -> list[StepResult]:
 
 def engine_of(module: Toy, w: world.World, stage: Stage, **options: Any) -> ZeroEngine:
     options.setdefault("groups", toy_groups(module))
+    options.setdefault("persistent_elements", 0)  # else ZeRO-3 would keep so small a module whole
     return ZeroEngine(
         module,
         world=w,
@@ -34,7 +35,6 @@ def engine_of(module: Toy, w: world.World, stage: Stage, **options: Any) -> Zero
         learning_rate_at=learning_rate_at,
         zero_stage=stage,
         accumulation_steps=4 // w.dp_size,
-        persistent_elements=0,  # else ZeRO-3 would keep so small a module whole
         **options,
     )
 

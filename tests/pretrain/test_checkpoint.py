@@ -1,76 +1,31 @@
-"""Checkpoints with the real engine: whole or absent, damage named, never all of them bad."""
+"""Restoring with the real engine: damage is named, never all of them bad, what is in memory is verified."""
 
-import contextlib
-import io
 import json
 import random
 import re
-import resource
 import shutil
-import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from parallel import world
-from parallel.layout import ParallelConfig
+from parallel.fragments import Fragment
 from parallel.testing import RanksFailed, run_on_ranks
-from parallel.zero_engine import ZeroEngine
-from pretrain.checkpoint import (
-    CheckpointError,
-    Restored,
-    checkpoints,
-    prune,
-    restore,
-    save,
-    set_aside,
-    verify,
-)
-from tests.numerics.test_zero_equals_one_process import engine_of
-from tests.numerics.toy import Toy, toy_step
-
-
-def _start() -> tuple[world.World, ZeroEngine]:
-    w = world.start(ParallelConfig())
-    return w, engine_of(Toy(), w, 1)
-
-
-def _train(engine: ZeroEngine, w: world.World, first: int, last: int) -> None:
-    for step in range(first, last):
-        engine.train_step(toy_step(step, dp_size=w.dp_size)[w.dp_rank], step)
-
-
-def _save_every_step(folder: Path, last: int, keep: int) -> list[list[str]]:
-    w, engine = _start()
-    seen = []
-    for step in range(1, last + 1):
-        _train(engine, w, step - 1, step)
-        save(folder, step, {"step": step, "tenth": 0.1}, engine, w, keep=keep)
-        seen.append(sorted(path.name for path in folder.iterdir()))
-    return seen
-
-
-def _restore(folder: Path) -> tuple[Restored | str | None, str]:
-    """(what restore gave, or its error; what it said on stderr)."""
-    w, engine = _start()
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        try:
-            found = restore(folder, engine, w)
-        except CheckpointError as error:
-            return str(error), said.getvalue()
-    return found, said.getvalue()
+from pretrain.checkpoint import Restored, restore
+from pretrain.checkpoint_folder import CheckpointError, checkpoints, file_entry, shard_file
+from pretrain.checkpoint_writer import CheckpointWriter
+from tests.pretrain.toy_run import flip_a_bit, restored, save_every_step, start, train, truncate
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of steps 2, 3, 4, written by one rank; copy before changing."""
     folder = tmp_path_factory.mktemp("three") / "checkpoints"
-    run_on_ranks(_save_every_step, 1, folder, 4, 3)
+    run_on_ranks(save_every_step, 1, folder, 4, 3)
     return folder
 
 
@@ -79,55 +34,22 @@ def copy(three: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(three, tmp_path / "checkpoints"))
 
 
-def _truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def _flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def _optimizer_file(path: Path) -> Path:
-    return next(file for file in path.rglob("*optim_states.pt"))
-
-
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_the_newest_are_kept_and_whole(tmp_path: Path, world_size: int) -> None:
-    folder = tmp_path / "runs" / "checkpoints"  # made by the first save
-    seen = run_on_ranks(_save_every_step, world_size, folder, 4, 2)[0]
-    assert seen == [
-        ["step_00000001"],
-        ["step_00000001", "step_00000002"],
-        ["step_00000002", "step_00000003"],
-        ["step_00000003", "step_00000004"],
-    ]
-    for step, path in checkpoints(folder):
-        assert verify(path) == []
-        manifest = json.loads((path / "manifest.json").read_text())
-        assert manifest["step"] == step
-        assert manifest["layout"]["dp"] == world_size
-        assert manifest["versions"]["torch"] == torch.__version__
-        on_disk = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-        assert on_disk == {*manifest["files"], "manifest.json"}
-    found, said = run_on_ranks(_restore, world_size, folder)[-1]
-    assert found == Restored(4, {"step": 4, "tenth": 0.1}, folder / "step_00000004")
-    assert said == ""
+def _shard(path: Path) -> Path:
+    return path / shard_file(0)
 
 
 def test_an_empty_folder_is_a_start(tmp_path: Path) -> None:
-    assert run_on_ranks(_restore, 1, tmp_path / "absent") == [(None, "")]
+    assert run_on_ranks(restored, 1, tmp_path / "absent") == [(None, "")]
 
 
 @pytest.mark.parametrize(
     ("file", "damage", "complaint"),
     [
-        (_optimizer_file, _truncate, "optim_states.pt: .* bytes, should be"),
-        (_optimizer_file, _flip_a_bit, "optim_states.pt: its content has changed"),
-        (_optimizer_file, Path.unlink, "optim_states.pt: missing"),
-        (lambda path: path / "rng" / "rank_00000.pt", _flip_a_bit, "rank_00000.pt: its content has changed"),
-        (lambda path: path / "manifest.json", _truncate, "manifest.json: not valid JSON"),
+        (_shard, truncate, "rank_00000.safetensors: .* bytes, should be"),
+        (_shard, flip_a_bit, "rank_00000.safetensors: its content has changed"),
+        (_shard, Path.unlink, "rank_00000.safetensors: missing"),
+        (lambda path: path / "rng" / "rank_00000.pt", flip_a_bit, "rank_00000.pt: its content has changed"),
+        (lambda path: path / "manifest.json", truncate, "manifest.json: not valid JSON"),
         (lambda path: path / "manifest.json", Path.unlink, "manifest.json: missing"),
         (
             lambda path: path / "manifest.json",
@@ -140,7 +62,7 @@ def test_a_damaged_newest_is_named_and_passed_over(
     copy: Path, file: Callable[[Path], Path], damage: Callable[[Path], Any], complaint: str
 ) -> None:
     damage(file(copy / "step_00000004"))
-    found, said = run_on_ranks(_restore, 1, copy)[0]
+    found, said = run_on_ranks(restored, 1, copy)[0]
     assert found == Restored(3, {"step": 3, "tenth": 0.1}, copy / "step_00000003")
     assert str(copy / "step_00000004") in said
     assert re.search(complaint, said), said
@@ -155,104 +77,142 @@ def test_with_none_good_the_run_does_not_start_over_unasked(copy: Path) -> None:
     for step, path in checkpoints(copy):
         if step < 4:
             shutil.rmtree(path)
-    _truncate(_optimizer_file(copy / "step_00000004"))
+    truncate(_shard(copy / "step_00000004"))
     for _ in range(2):  # nor at the next start
-        found, _ = run_on_ranks(_restore, 1, copy)[0]
+        found, _ = run_on_ranks(restored, 1, copy)[0]
         assert isinstance(found, str)
         assert re.search(r"no good checkpoint, only damaged ones: step_00000004\.corrupt", found)
 
 
-def test_setting_aside_twice_overwrites_nothing(copy: Path) -> None:
-    first = set_aside(copy / "step_00000004")
-    (copy / "step_00000003").rename(copy / "step_00000004")
-    second = set_aside(copy / "step_00000004")
-    assert (first.name, second.name) == ("step_00000004.corrupt", "step_00000004.corrupt-2")
-    assert first.is_dir() and second.is_dir()
-
-
 def test_another_format_is_refused_and_not_touched(copy: Path) -> None:
     manifest = copy / "step_00000004" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
-    found, _ = run_on_ranks(_restore, 1, copy)[0]
-    assert isinstance(found, str) and "is of format 2, this version reads 1" in found
+    manifest.write_text('{"format": 1, "step": 4, "files": {}}')
+    found, _ = run_on_ranks(restored, 1, copy)[0]
+    assert isinstance(found, str) and "is of format 1, this version reads 2" in found
     assert (copy / "step_00000004").is_dir()
-
-
-def test_prune_never_counts_a_damaged_one_as_kept(copy: Path) -> None:
-    _optimizer_file(copy / "step_00000004").unlink()
-    assert [path.name for path in prune(copy, 1)] == ["step_00000002"]
-    assert [path.name for _, path in checkpoints(copy)] == ["step_00000003", "step_00000004"]
 
 
 def test_leftovers_of_a_killed_run_are_removed_at_the_next_start(copy: Path) -> None:
     (copy / "step_00000004").rename(copy / "saving.step_00000004")
     (copy / "step_00000002").rename(copy / "removing.step_00000002")
-    found, said = run_on_ranks(_restore, 1, copy)[0]
+    found, said = run_on_ranks(restored, 1, copy)[0]
     assert isinstance(found, Restored) and found.step == 3
     assert said == ""
     assert [path.name for path in copy.iterdir()] == ["step_00000003"]
 
 
-def _save_with_small_files(folder: Path, limited_rank: int) -> str:
-    """Save where the operating system refuses files above 4 kB on one rank, as a full disk would."""
-    w, engine = _start()
-    _train(engine, w, 0, 1)
-    if w.rank == limited_rank:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+def _tamper(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
+    """Change tensors and the manifest's entries of them, and make the hashes those of the changed file."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    tensors = load_file(_shard(path))
+    change(tensors, manifest["tensors"])
+    save_file(tensors, _shard(path))
+    manifest["files"][shard_file(0)] = file_entry(_shard(path))
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _drop_moments(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    for name in list(tensors):
+        if name.endswith("/exp_avg_sq"):
+            del tensors[name]
+
+
+def _drop_moments_and_their_digests(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    _drop_moments(tensors, entries)
+    for entry in entries.values():
+        del entry["digest"]["exp_avg_sq"]
+
+
+def _forget_a_tensor(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    del entries["head.weight"]
+
+
+def _add_a_tensor(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    entries["tail.weight"] = entries["head.weight"]
+
+
+def _change_the_shape(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    entries["head.weight"]["shape"] = [16, 5]
+
+
+def _lose_elements(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    entries["head.weight"]["fragments"][0]["count"] -= 1
+
+
+def _swap_two_elements(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    moment = tensors["head.weight/exp_avg"]
+    moment[[3, 4]] = moment[[4, 3]]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (_drop_moments, r"rank_00000\.safetensors: .*/exp_avg_sq cannot be read"),
+        (_drop_moments_and_their_digests, r"manifest\.json: .* has no exp_avg_sq"),
+        (_forget_a_tensor, r"head\.weight of shape \[5, 16\] is wanted, there is no such tensor"),
+        (_add_a_tensor, r"parameter of tail\.weight is in no rank's memory"),
+        (_change_the_shape, r"there is shape \[16, 5\]: it was written by another model"),
+        (_lose_elements, r"the files hold 79 of 80 elements of head\.weight/parameter"),
+        (
+            _swap_two_elements,
+            r"what then stands in memory is not .* good: exp_avg of head\.weight \(copy 0\)$",
+        ),
+    ],
+)
+def test_what_hashes_cannot_see_is_seen(
+    copy: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None], complaint: str
+) -> None:
+    _tamper(copy / "step_00000004", change)
+    found, _ = run_on_ranks(restored, 1, copy)[0]
+    assert isinstance(found, str) and re.search(complaint, found), found
+
+
+def _restore_where_one_rank_fails(folder: Path) -> str:
+    w, engine = start()
+    load = engine.load
+
+    def failing(adam_step: int, fill: Callable[[Sequence[Fragment]], None]) -> None:
+        def broken(fragments: Sequence[Fragment]) -> None:
+            # A name that no checkpoint has, on one rank.
+            fill([Fragment(**{**vars(f), "name": "x"}) for f in fragments] if w.rank == 1 else fragments)
+
+        load(adam_step, broken)
+
+    engine.load = failing
     try:
-        save(folder, 5, {}, engine, w, keep=1)
+        restore(folder, engine, w)
     except CheckpointError as error:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        if w.world_size > 1:
-            raise
         return str(error)
-    return "saved"
+    return "restored"
 
 
-def test_a_disk_that_takes_no_more_leaves_the_others_and_no_rubbish(copy: Path) -> None:
-    before = sorted(copy.rglob("*"))
-    message = run_on_ranks(_save_with_small_files, 1, copy, 0)[0]
-    assert re.search(r"step_00000005 cannot be written \(rank 0\).*Other checkpoints are untouched", message)
-    assert sorted(copy.rglob("*")) == before
-    assert all(verify(path) == [] for _, path in checkpoints(copy))
+def test_a_rank_that_cannot_load_is_everybodys_error(three: Path) -> None:
+    for message in run_on_ranks(_restore_where_one_rank_fails, 2, three):
+        assert re.search(r"step_00000004 cannot be loaded \(rank 1\): .*x of shape", message)
 
 
-def test_a_disk_that_takes_no_more_on_one_rank_is_named_and_ends_the_run(copy: Path) -> None:
-    with pytest.raises(RanksFailed, match=r"step_00000005 cannot be written \(rank 1\)"):
-        run_on_ranks(_save_with_small_files, 2, copy, 1)
-    assert [step for step, _ in checkpoints(copy)] == [2, 3, 4]
-    assert all(verify(path) == [] for _, path in checkpoints(copy))
+def _restore_with_a_broken_copy(folder: Path) -> str:
+    """Where ranks hold copies (stage 0), one that is wrong must not hide behind those that are right."""
+    w, engine = start(0)
+    load = engine.load
+
+    def breaking(adam_step: int, fill: Callable[[Sequence[Fragment]], None]) -> None:
+        load(adam_step, fill)
+        for fragment in engine.fragments():
+            if fragment.name == "head.weight" and fragment.replica == 1:
+                fragment.values["exp_avg"][7] *= 1 + 2**-20
+
+    engine.load = breaking
+    try:
+        restore(folder, engine, w)
+    except CheckpointError as error:
+        return str(error)
+    return "restored"
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_on_every_rank(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    with pytest.raises(RanksFailed, match=r"cannot be written \(rank 0\)"):
-        run_on_ranks(_save_every_step, 2, tmp_path / "checkpoints", 1, 1)
-
-
-def _save_until_killed(folder: Path, after_s: float) -> None:
-    w, engine = _start()
-    found = restore(folder, engine, w)
-    step = found.step if found else 0
-    # SIGALRM is not handled: the kernel ends the process wherever it is, in a write as well as between two.
-    signal.setitimer(signal.ITIMER_REAL, after_s)
-    while True:
-        _train(engine, w, step, step + 1)
-        step += 1
-        save(folder, step, {"step": step}, engine, w, keep=2)
-
-
-def test_killed_at_any_moment_what_is_there_is_whole(tmp_path: Path) -> None:
-    steps = [0]
-    # A step and its save take 30 ms and more, most of it the save: these are different places in it.
-    for after_ms in (31, 47, 59, 73, 97, 131, 500):
-        with pytest.raises(RanksFailed, match="died without an answer"):
-            run_on_ranks(_save_until_killed, 1, tmp_path, after_ms / 1000)
-        found = checkpoints(tmp_path)
-        assert all(verify(path) == [] for _, path in found)
-        steps.append(found[-1][0] if found else 0)
-    assert steps == sorted(steps)
-    assert steps[-1] > 0, f"no save was finished: {steps}"
+def test_every_copy_is_verified(three: Path) -> None:
+    for message in run_on_ranks(_restore_with_a_broken_copy, 2, three):
+        assert message.endswith("good: exp_avg of head.weight (copy 1)")
 
 
 def _draw() -> tuple[float, float, float]:
@@ -260,7 +220,7 @@ def _draw() -> tuple[float, float, float]:
 
 
 def _random_numbers(folder: Path, resume: bool) -> tuple[float, float, float]:
-    w, engine = _start()
+    w, engine = start()
     if resume:
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(999)
@@ -269,25 +229,27 @@ def _random_numbers(folder: Path, resume: bool) -> tuple[float, float, float]:
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(10 + w.rank)
     _draw()
-    _train(engine, w, 0, 1)
-    save(folder, 1, None, engine, w, keep=1)
-    return _draw()
+    train(engine, w, 0, 1)
+    with CheckpointWriter(folder, engine, w, keep=1) as writer:
+        writer.save(1, None)
+        return _draw()
 
 
 def test_random_numbers_go_on_where_they_were_on_every_rank(tmp_path: Path) -> None:
     expected = run_on_ranks(_random_numbers, 2, tmp_path, False)
     assert run_on_ranks(_random_numbers, 2, tmp_path, True) == expected
     assert expected[0] != expected[1]
+    other = run_on_ranks(_random_numbers, 1, tmp_path, True)  # another layout: the ranks are not the same
+    assert other[0] not in expected
 
 
-def _save_again(folder: Path) -> float:
-    w, engine = _start()
-    found = restore(folder, engine, w)
-    assert found is not None
-    save(folder, found.step, {"other": True}, engine, w, keep=3)
-    return (found.path / "manifest.json").stat().st_mtime
+def test_a_folder_that_cannot_be_read_is_an_error_on_every_rank(copy: Path) -> None:
+    (copy / "step_00000004" / "manifest.json").unlink()
+    (copy / "step_00000004" / "manifest.json").mkdir()
+    with pytest.raises(RanksFailed, match=r"step_00000004 cannot be read \(rank 0\)"):
+        run_on_ranks(_restore_or_raise, 2, copy)
 
 
-def test_a_step_that_is_saved_is_not_written_again(copy: Path) -> None:
-    before = (copy / "step_00000004" / "manifest.json").stat().st_mtime
-    assert run_on_ranks(_save_again, 1, copy) == [before]
+def _restore_or_raise(folder: Path) -> None:
+    w, engine = start()
+    restore(folder, engine, w)

@@ -10,9 +10,8 @@ import pytest
 
 from data_pipeline.faults import ReaderDied
 from data_pipeline.toml_config import ConfigError
-from parallel.engine import LayoutMismatch
 from parallel.launch import LaunchError
-from pretrain.checkpoint import CheckpointError
+from pretrain.checkpoint_folder import CheckpointError
 from pretrain.config import load
 from pretrain.finite import NonFiniteError
 from pretrain.run_dir import RunDir
@@ -137,7 +136,6 @@ def test_a_broken_launcher_is_one_message(
     [
         (ConfigError("x"), USER_ERROR, True),
         (LaunchError("x"), USER_ERROR, True),
-        (LayoutMismatch("x"), USER_ERROR, True),
         (CheckpointError("x"), FAILED, True),
         (NonFiniteError("x"), FAILED, True),
         (ReaderDied("x"), FAILED, True),

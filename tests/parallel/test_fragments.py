@@ -1,0 +1,153 @@
+"""Fragments of live engines: copy 0 is everything once, and writing into them is what the next step sees."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from parallel import world
+from parallel.fragments import MOMENTS, PARAMETER, Fragment
+from parallel.layout import ParallelConfig
+from parallel.testing import run_on_ranks
+from parallel.zero_engine import ZeroEngine
+from tests.numerics.test_zero_equals_one_process import Stage, engine_of
+from tests.numerics.toy import Toy, toy_groups, toy_step
+
+Precision = Literal["fp32", "bf16"]
+ENGINES: list[tuple[Stage, Precision]] = [
+    (0, "fp32"),
+    (1, "fp32"),
+    (2, "fp32"),
+    (3, "fp32"),
+    (1, "bf16"),
+    (2, "bf16"),
+    (3, "bf16"),
+]
+engines = pytest.mark.parametrize(("stage", "precision"), ENGINES)
+
+
+def _engine(stage: Stage, precision: Precision, **options: Any) -> tuple[world.World, Toy, ZeroEngine]:
+    w, module = world.start(ParallelConfig()), Toy()
+    options.setdefault("groups", toy_groups(module, frozen="image"))
+    return w, module, engine_of(module, w, stage, precision=precision, **options)
+
+
+def _step(engine: ZeroEngine, w: world.World, step: int) -> list[float]:
+    return engine.train_step(toy_step(step, dp_size=w.dp_size)[w.dp_rank], step).stats
+
+
+def _held(stage: Stage, precision: Precision) -> tuple[list[Any], list[Any], int, int]:
+    """(name, start, count, kinds, replica, values) before and after two steps; Adam's steps."""
+    w, _, engine = _engine(stage, precision)
+
+    def look() -> list[Any]:
+        return [
+            (f.name, f.start, f.count, sorted(f.values), f.replica, f.values[PARAMETER].float().clone())
+            for f in engine.fragments()
+        ]
+
+    before, steps_before = look(), engine.adam_step()
+    _step(engine, w, 0)
+    _step(engine, w, 1)
+    return before, look(), steps_before, engine.adam_step()
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "world_size"),
+    [(*engine, size) for engine in ENGINES for size in (1, 2)]
+    + [(0, "fp32", 4), (1, "bf16", 4), (3, "fp32", 4)],
+)
+def test_copy_0_is_every_element_once(stage: Stage, precision: Precision, world_size: int) -> None:
+    ranks = run_on_ranks(_held, world_size, stage, precision)
+    shapes = {name: parameter.shape for name, parameter in Toy().named_parameters()}
+    for moment, kinds in ((0, [PARAMETER]), (1, sorted((PARAMETER, *MOMENTS)))):
+        whole = {name: torch.full((shape.numel(),), torch.nan) for name, shape in shapes.items()}
+        counts = dict.fromkeys(shapes, 0)
+        for rank in ranks:
+            for name, start, count, found, replica, values in rank[moment]:
+                assert found == ([PARAMETER] if "image" in name else kinds)
+                assert count > 0 and len(values) == count
+                if replica == 0:
+                    whole[name][start : start + count] = values
+                    counts[name] += count
+        assert counts == {name: shape.numel() for name, shape in shapes.items()}
+        if moment == 0:  # what the module was made with
+            for name, parameter in Toy().named_parameters():
+                expected = parameter.detach()
+                if precision == "bf16":  # DeepSpeed makes masters from the cast weights
+                    expected = expected.bfloat16().float()
+                assert torch.equal(whole[name].view(parameter.shape), expected), name
+    assert {rank[2:] for rank in ranks} == {(0, 2)}
+
+
+def _written(
+    stage: Stage, precision: Precision, persistent: int
+) -> tuple[list[float], list[float], set[Any]]:
+    """Stats of a step before and after another engine's values were written into this one; its settings."""
+    w, module, engine = _engine(stage, precision)
+    for step in range(3):
+        _step(engine, w, step)
+    saved = {f.name: {k: v.clone() for k, v in f.values.items()} for f in engine.fragments()}
+    expected = _step(engine, w, 3)
+
+    module = Toy()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.5)
+    groups = toy_groups(module, frozen="image")
+    other = engine_of(module, w, stage, precision=precision, groups=groups, persistent_elements=persistent)
+    settings = [(g["weight_decay"], g["betas"], g["lr_factor"]) for g in other.adamw.param_groups]
+
+    def fill(fragments: Sequence[Fragment]) -> None:
+        assert {f.name for f in fragments} == saved.keys()
+        for fragment in fragments:
+            assert fragment.values.keys() == saved[fragment.name].keys()
+            for kind, value in fragment.values.items():
+                value.copy_(saved[fragment.name][kind])
+
+    other.load(3, fill)
+    assert other.adam_step() == 3
+    steps = [state["step"] for state in other.adamw.state.values()]
+    assert len({id(step) for step in steps}) == len(steps), "each state counts for itself"
+    assert settings == [(g["weight_decay"], g["betas"], g["lr_factor"]) for g in other.adamw.param_groups]
+    got = _step(other, w, 3)
+    assert other.adam_step() == 4
+    return expected, got, {float(step) for step in steps}
+
+
+@engines
+def test_what_is_written_into_fragments_is_what_the_next_step_sees(
+    stage: Stage, precision: Precision
+) -> None:
+    for expected, got, steps in run_on_ranks(_written, 2, stage, precision, 0):
+        assert got == expected
+        assert steps == {4.0}  # each was stepped once, not once per group
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_parameters_that_stage_3_keeps_whole_are_brought_up_to_date(precision: Precision) -> None:
+    for expected, got, _ in run_on_ranks(_written, 2, 3, precision, 10_000):
+        assert got == expected
+
+
+def _back_to_the_start(stage: Stage) -> tuple[int, list[str], list[float], list[float]]:
+    w, _, engine = _engine(stage, "fp32")
+    saved = {f.name: f.values[PARAMETER].clone() for f in engine.fragments()}
+    first = _step(engine, w, 0)
+    _step(engine, w, 1)
+
+    def fill(fragments: Sequence[Fragment]) -> None:
+        for fragment in fragments:
+            fragment.values[PARAMETER].copy_(saved[fragment.name])
+
+    engine.load(0, fill)
+    kinds = sorted({kind for f in engine.fragments() for kind in f.values})
+    return engine.adam_step(), kinds, first, _step(engine, w, 0)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_at_step_0_there_are_no_moments(stage: Stage) -> None:
+    for steps, kinds, first, again in run_on_ranks(_back_to_the_start, 2, stage):
+        assert (steps, kinds) == (0, [PARAMETER])
+        assert first == again
