@@ -2,8 +2,10 @@
 
 from typing import Any, Literal
 
-_BUCKET_ELEMENTS = 50_000_000
+BUCKET_ELEMENTS = 50_000_000
 """Gradients reduced, and parameters gathered, at a time: large enough for full bandwidth, 200 MB in fp32."""
+PERSISTENT_ELEMENTS = 100_000
+"""ZeRO-3 keeps parameters up to this size whole on every rank, rather than gather them again and again."""
 
 
 def deepspeed_config(
@@ -13,7 +15,7 @@ def deepspeed_config(
     micro_batch_sequences: int,
     accumulation_steps: int,
     clip_norm: float,
-    persistent_elements: int = 100_000,
+    persistent_elements: int = PERSISTENT_ELEMENTS,
 ) -> dict[str, Any]:
     """Dictionary for deepspeed.initialize, which adds the data-parallel size itself.
 
@@ -35,13 +37,17 @@ def deepspeed_config(
         "gradient_clipping": 0.0 if zero_stage == 0 else clip_norm,
         "zero_optimization": {
             "stage": zero_stage,
-            "reduce_bucket_size": _BUCKET_ELEMENTS,
-            "allgather_bucket_size": _BUCKET_ELEMENTS,
+            "reduce_bucket_size": BUCKET_ELEMENTS,
+            "allgather_bucket_size": BUCKET_ELEMENTS,
         },
         # The client's torch AdamW is one that ZeRO was not written for by name, though it is elementwise.
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
+        # Read by pipelines alone. By default DeepSpeed 0.19.8 sends a slice of the activations from each
+        # tensor-parallel rank, as if all of them held the same: wrong with sequence parallel, without an
+        # error (runtime/pipe/engine.py). Our blocks checkpoint activations themselves, without re-entry.
+        "pipeline": {"pipe_partitioned": False, "grad_partitioned": False, "use_reentrant": False},
     }
     if zero_stage == 1:
         # Stage 1 reduces once a step, when all gradients are there: copying them into a buffer first gains
@@ -50,7 +56,7 @@ def deepspeed_config(
     if zero_stage == 3:
         config["zero_optimization"] |= {
             "stage3_param_persistence_threshold": persistent_elements,
-            "stage3_prefetch_bucket_size": _BUCKET_ELEMENTS,
+            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
         }
     if precision == "bf16":
         # The check makes stages 2 and 3 skip a step whose gradient is not finite, as fp32 does by itself.

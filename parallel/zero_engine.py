@@ -2,20 +2,16 @@
 
 import contextlib
 import io
-import json
-import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from parallel.deepspeed_config import deepspeed_config
-from parallel.engine import AdamWSettings, LayoutMismatch, MicroBatch, ParameterGroup, StepResult
+from parallel.engine import AdamWSettings, MicroBatch, ParameterGroup, StepResult
+from parallel.fragments import Fragment, adam_step, load_fragments, local_fragments
+from parallel.gradient_norm import GradientNorm
 from parallel.world import World
-
-_TAG = "engine"
-_LAYOUT_FILE = "layout.json"
 
 
 class ZeroEngine:
@@ -38,17 +34,19 @@ class ZeroEngine:
         micro_batch_sequences: int = 1,
         accumulation_steps: int = 1,
         persistent_elements: int = 100_000,
+        prefix: str = "",
     ) -> None:
-        """`learning_rate_at(step)`: the rate of the step that `step` others came before."""
-        import deepspeed
-
+        """`learning_rate_at(step)`: the rate of the step that `step` others came before. `prefix`: what the
+        module puts before the names that its parameters have in every layout."""
         self.world = world
         self.settings = settings
         self.learning_rate_at = learning_rate_at
         self.zero_stage = zero_stage
         self.precision = precision
         self.accumulation_steps = accumulation_steps
-        self.towers = {group["name"]: group["tower"] for group in groups}
+        self.named_parameters = {
+            name.removeprefix(prefix): parameter for name, parameter in module.named_parameters()
+        }
         _check_groups(module, groups)
         config = deepspeed_config(
             zero_stage=zero_stage,
@@ -64,16 +62,22 @@ class ZeroEngine:
             eps=settings.eps,
             fused=True,
         )
-        self._squares: dict[str, torch.Tensor] = {}
-        self.adamw.register_step_pre_hook(self._before_update)
+        self.gradient_norm = GradientNorm(groups, world, zero_stage=zero_stage, clip_norm=settings.clip_norm)
+        self.adamw.register_step_pre_hook(self.gradient_norm.before_update)
         with _unasked_prints_dropped():
-            self.deepspeed, *_ = deepspeed.initialize(
-                model=module.to(world.device),
-                optimizer=self.adamw,
-                config=config,
-                mpu=world.mpu,
-                dist_init_required=False,
-            )
+            self.deepspeed = self._initialise(module, config)
+
+    def _initialise(self, module: torch.nn.Module, config: dict[str, Any]) -> Any:
+        import deepspeed
+
+        engine, *_ = deepspeed.initialize(
+            model=module.to(self.world.device),
+            optimizer=self.adamw,
+            config=config,
+            mpu=self.world.mpu,
+            dist_init_required=False,
+        )
+        return engine
 
     def train_step(self, micro_batches: Sequence[MicroBatch], step: int) -> StepResult:
         assert len(micro_batches) == self.accumulation_steps, (len(micro_batches), self.accumulation_steps)
@@ -85,8 +89,24 @@ class ZeroEngine:
         learning_rate = self.learning_rate_at(step)
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate * group["lr_factor"]
-        self._squares = {}
+        self.gradient_norm.begin()
         self.deepspeed.train()
+        local = self._train(micro_batches, weight)
+        stats = self._sum_stats(local)
+        # float: a tensor in stages 1 and 2
+        reported = None if self.zero_stage == 0 else float(self.deepspeed.get_global_grad_norm() or 0.0)
+        norms = self.gradient_norm.norms(reported)
+        return StepResult(
+            stats=stats,
+            local_stats=[each.tolist() for each in local],
+            weight=weight,
+            grad_norm=norms.total,
+            grad_norm_by_group=norms.by_tower,
+            learning_rate=learning_rate,
+        )
+
+    def _train(self, micro_batches: Sequence[MicroBatch], weight: float) -> list[torch.Tensor]:
+        """Forward and backward passes and the update; returns the stats of each micro-batch, in float64."""
         local: list[torch.Tensor] = []
         for batch in micro_batches:
             objective_sum, stats = self.deepspeed(batch.to(self.world.device))
@@ -94,7 +114,7 @@ class ZeroEngine:
             self.deepspeed.backward(objective_sum * (self.world.dp_size / weight), scale_wrt_gas=False)
             local.append(stats.double())
             self.deepspeed.step()
-        return self._result(torch.stack(local), weight, learning_rate)
+        return local
 
     def eval_step(self, micro_batches: Sequence[MicroBatch]) -> list[float]:
         if self.zero_stage == 3:  # a forward pass gathers parameters: unequal numbers of them would hang
@@ -102,33 +122,28 @@ class ZeroEngine:
             if len(set(counts)) != 1:
                 raise ValueError(f"ranks bring different numbers of micro-batches to an evaluation: {counts}")
         self.deepspeed.eval()
-        total: torch.Tensor | None = None
-        with torch.no_grad():
-            for batch in micro_batches:
-                _, stats = self.deepspeed(batch.to(self.world.device))
-                total = stats.double() if total is None else total + stats
+        assert micro_batches, "an evaluation needs a micro-batch"
+        local = self._evaluate(micro_batches)
         self.deepspeed.train()
-        assert total is not None, "an evaluation needs a micro-batch"
-        return self.world.sum_over_dp(total.tolist())
+        return self._sum_stats(local)
 
-    def save(self, folder: Path) -> None:
-        self.deepspeed.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
-        if self.world.rank == 0:
-            (folder / _TAG / _LAYOUT_FILE).write_text(json.dumps(self.layout, indent=1) + "\n")
-        self.world.barrier()
+    def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
+        """Forward passes; returns the stats of each micro-batch, in float64."""
+        with torch.no_grad():
+            return [self.deepspeed(batch.to(self.world.device))[1].double() for batch in micro_batches]
 
-    def load(self, folder: Path) -> None:
-        theirs = json.loads((folder / _TAG / _LAYOUT_FILE).read_text())
-        if theirs != self.layout:
-            changed = [name for name in self.layout if theirs.get(name) != self.layout[name]]
-            raise LayoutMismatch(
-                f"{folder} was written by another layout: "
-                + ", ".join(f"{name} = {theirs.get(name)} (now {self.layout[name]})" for name in changed)
-                + ". This version resumes only on the layout that wrote a checkpoint: go back to it"
-            )
-        with _unasked_prints_dropped():
-            loaded, _ = self.deepspeed.load_checkpoint(str(folder), tag=_TAG)
-        assert loaded is not None, folder
+    def _sum_stats(self, local: Sequence[torch.Tensor]) -> list[float]:
+        """Over micro-batches and data-parallel ranks; equal on all ranks."""
+        return self.world.sum_over_dp(torch.stack(list(local)).sum(dim=0).tolist())
+
+    def fragments(self) -> list[Fragment]:
+        return local_fragments(self.deepspeed, self.named_parameters, self.world)
+
+    def adam_step(self) -> int:
+        return adam_step(self.deepspeed)
+
+    def load(self, adam_step: int, fill: Callable[[Sequence[Fragment]], None]) -> None:
+        load_fragments(self.deepspeed, self.named_parameters, self.world, adam_step, fill)
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -138,66 +153,7 @@ class ZeroEngine:
             "pp": self.world.pp_size,
             "zero_stage": self.zero_stage,
             "precision": self.precision,
-            "groups": list(self.towers),
         }
-
-    def _before_update(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        """Runs before AdamW, for all groups at once (stage 0) or one after another: their sums of squares.
-
-        Stages 1-3 come here with this rank's partition of the gradient, already clipped. At stage 0 the
-        whole, unclipped gradient is here, and is clipped, or dropped where it is not finite.
-        """
-        grads = []
-        for group in optimizer.param_groups:
-            found = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
-            if found:
-                grads += found
-                squares = (
-                    torch.stack([torch.linalg.vector_norm(grad.float()) for grad in found]).square().sum()
-                )
-                self._squares[group["name"]] = self._squares.get(group["name"], 0.0) + squares.double()
-        if self.zero_stage > 0:
-            return
-        norm = math.sqrt(torch.stack(list(self._squares.values())).sum().item())
-        if not math.isfinite(norm):
-            self._squares = {}
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None  # AdamW passes such parameters over
-        elif 0 < self.settings.clip_norm < norm:
-            for grad in grads:
-                grad.mul_(self.settings.clip_norm / (norm + 1e-6))
-
-    def _result(self, local: torch.Tensor, weight: float, learning_rate: float) -> StepResult:
-        """`local`: float64 [micro-batches, stats] of this rank."""
-        stats = local.sum(dim=0)
-        names = list(self.towers)
-        zero = stats.new_zeros(())
-        squares = torch.stack([self._squares.get(name, zero) for name in names])
-        if self.zero_stage == 0:  # whole gradients: every data-parallel rank has the same sums
-            squares = squares / self.world.dp_size
-        both = self.world.sum_over_dp(torch.cat([stats, squares]).tolist())
-        sums, squares_of = both[: len(stats)], dict(zip(names, both[len(stats) :], strict=True))
-        by_tower = {tower: 0.0 for tower in self.towers.values()}
-        for name, value in squares_of.items():
-            by_tower[self.towers[name]] += value
-        updated = len(self._squares) > 0
-        norm = math.sqrt(sum(squares_of.values())) if updated else math.inf
-        unclip = 1.0
-        if self.zero_stage > 0 and updated:
-            reported = float(self.deepspeed.get_global_grad_norm() or 0.0)
-            unclip = reported / norm if norm > 0 else 1.0
-            norm = reported
-        return StepResult(
-            stats=sums,
-            local_stats=local.tolist(),
-            weight=weight,
-            grad_norm=norm if math.isfinite(norm) else math.inf,
-            grad_norm_by_group={
-                tower: math.sqrt(value) * unclip if updated else math.nan for tower, value in by_tower.items()
-            },
-            learning_rate=learning_rate,
-        )
 
 
 def _unasked_prints_dropped() -> contextlib.AbstractContextManager[object]:

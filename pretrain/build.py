@@ -4,19 +4,27 @@ from data_pipeline.index import TokenSource
 from data_pipeline.loader import Loader
 from data_pipeline.stream import Stream, StreamState
 from parallel.engine import AdamWSettings
+from parallel.partition import partition
+from parallel.pipeline_engine import PipelineEngine
 from parallel.world import World
 from parallel.zero_engine import ZeroEngine
 from pretrain.config import RunConfig
 from pretrain.evaluate import Heldout, build_heldout
+from pretrain.models.accounting import layer_costs
 from pretrain.models.decoder import Decoder
 from pretrain.models.pretraining import Pretraining
 from pretrain.optimizer import parameter_groups, schedule_factor
 
 
 def engine(config: RunConfig, world: World) -> ZeroEngine:
-    """The model, its weights drawn from the seed, in the engine of the layout."""
+    """The model, or this rank's stage of it, its weights drawn from the seed, in the engine of the layout."""
+    bounds = partition(layer_costs(config.model), world.pp_size)
     decoder = Decoder(
-        config.model, seed=config.seed, activation_checkpointing=config.parallel.activation_checkpointing
+        config.model,
+        seed=config.seed,
+        axis=world.tensor_axis,
+        activation_checkpointing=config.parallel.activation_checkpointing,
+        layers=range(bounds[world.pp_rank], bounds[world.pp_rank + 1]),
     )
     module, optimizer = Pretraining(decoder), config.optimizer
 
@@ -24,7 +32,8 @@ def engine(config: RunConfig, world: World) -> ZeroEngine:
         return optimizer.learning_rate * schedule_factor(step, config.num_steps, optimizer.schedule)
 
     per_pass = world.dp_size * config.parallel.micro_batch_sequences
-    return ZeroEngine(
+    engine_of = ZeroEngine if world.pp_size == 1 else PipelineEngine
+    return engine_of(
         module,
         parameter_groups(module.named_parameters(), optimizer),
         world,
@@ -34,6 +43,7 @@ def engine(config: RunConfig, world: World) -> ZeroEngine:
         precision=config.precision,
         micro_batch_sequences=config.parallel.micro_batch_sequences,
         accumulation_steps=config.sequences_per_step // per_pass,
+        prefix="decoder.",
     )
 
 

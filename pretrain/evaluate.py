@@ -74,8 +74,8 @@ def micro_batches(
     dp_rank: int,
     dp_size: int,
 ) -> list[Batch]:
-    """Sequences dp_rank, dp_rank + dp_size, ... as Batches; a rank with one fewer gets an empty one."""
-    per_rank = -(-len(sequences) // dp_size)
+    """Sequences dp_rank, dp_rank + dp_size, ... as Batches of one shape; empty sequences fill the last."""
+    per_rank = -(-len(sequences) // (dp_size * micro_batch_sequences)) * micro_batch_sequences
     mine = list(sequences[dp_rank::dp_size])
     mine += [[]] * (per_rank - len(mine))
     batches = []

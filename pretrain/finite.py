@@ -23,7 +23,9 @@ def require_finite(
     """
     if math.isfinite(result.grad_norm) and all(map(math.isfinite, result.stats)):
         return
-    mine = _bad_losses(result, inputs, modalities, world.rank)
+    # Ranks that share a data-parallel coordinate have the same micro-batches: one of the last stage speaks.
+    inputs = inputs if result.local_stats and world.tp_rank == 0 else ()
+    mine = _bad_losses(result, inputs, modalities, world.rank) if inputs else []
     found = [line for lines in world.gather(mine) for line in lines]
     if not found:
         towers = [name for name, norm in result.grad_norm_by_group.items() if not math.isfinite(norm)]

@@ -7,6 +7,7 @@ from torch import nn
 
 from data_pipeline.toml_config import ConfigError
 from parallel.engine import ParameterGroup
+from parallel.logical import logical_of
 from pretrain.config import OptimizerConfig, ScheduleConfig, TowerOptimizerConfig
 
 
@@ -19,6 +20,7 @@ def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
 ) -> list[ParameterGroup]:
     """Per tower a group of matrices and one of vectors (norm weights: never decayed), in order of appearance.
+    Parameters that tensor-parallel ranks cut and those that each holds whole are in different groups.
 
     The parameters of a frozen tower are set to need no gradient and are in no group; those of all others are
     set to need one. Raises ConfigError if that leaves nothing to train.
@@ -32,11 +34,12 @@ def parameter_groups(
         if own.frozen:
             continue
         kind = "decay" if parameter.ndim > 1 else "no_decay"
+        share = "cut" if logical_of(parameter).dim is not None else "whole"
         decay = config.weight_decay if own.weight_decay is None else own.weight_decay
         group = groups.setdefault(
-            f"{tower}/{kind}",
+            f"{tower}/{kind}/{share}",
             ParameterGroup(
-                name=f"{tower}/{kind}",
+                name=f"{tower}/{kind}/{share}",
                 tower=tower,
                 params=[],
                 lr_factor=own.learning_rate_factor,

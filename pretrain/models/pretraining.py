@@ -10,16 +10,22 @@ from pretrain.models.inputs import ModelInputs
 
 
 class Pretraining(nn.Module):
-    """forward(inputs) -> (objective, stats), both sums over the tokens of a micro-batch."""
+    """One pipeline stage, or all of the decoder: its last stage gives (objective, stats), both sums over the
+    tokens of a micro-batch, the others what the next one continues from."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, inputs: ModelInputs) -> tuple[Float[Tensor, ""], Float[Tensor, " stats"]]:
-        """objective: next-token loss plus z-loss, to differentiate. stats, detached fp32: the loss in nats of
-        each modality (without z-loss), then the weight of each modality."""
-        assert self.decoder.head is not None
-        objective, nll = self.decoder.head(self.decoder.hidden(inputs), inputs, objective=True)
+    def forward(
+        self, inputs: ModelInputs, hidden: Float[Tensor, "rows d_model"] | None = None
+    ) -> Float[Tensor, "rows d_model"] | tuple[Float[Tensor, ""], Float[Tensor, " stats"]]:
+        """`hidden`: what the stage before gave; None on the first. objective: next-token loss plus z-loss, to
+        differentiate. stats, detached fp32: the loss in nats of each modality (without z-loss), then the
+        weight of each modality."""
+        hidden = self.decoder.hidden(inputs, hidden)
+        if self.decoder.head is None:
+            return hidden
+        objective, nll = self.decoder.head(hidden, inputs, objective=True)
         sums = sums_per_modality(nll, inputs.loss_weights)
         return objective, torch.cat((sums, inputs.loss_weights.sum(dim=1)))

@@ -40,10 +40,10 @@ def test_every_parameter_is_in_one_group_and_norms_are_not_decayed() -> None:
         for parameter in group["params"]:
             name = names[id(parameter)]
             assert name.endswith(f".{group['tower']}")
-            # Vectors are norm weights.
-            assert (
-                (parameter.ndim == 1) == (group["weight_decay"] == 0) == group["name"].endswith("/no_decay")
-            )
+            # Vectors are norm weights, whole on every tensor-parallel rank.
+            kind = "no_decay/whole" if parameter.ndim == 1 else "decay/cut"
+            assert group["name"] == f"{group['tower']}/{kind}"
+            assert (parameter.ndim == 1) == (group["weight_decay"] == 0)
         assert group["lr_factor"] == 1.0
         assert group["weight_decay"] in (0.0, 0.3)
 
@@ -59,11 +59,11 @@ def test_a_tower_has_its_own_factor_decay_and_freezing() -> None:
     )
     groups = {group["name"]: group for group in parameter_groups(decoder.named_parameters(), config)}
     assert set(groups) == {
-        f"{tower}/{kind}" for tower in ("text", "image") for kind in ("decay", "no_decay")
-    } | {"shared/decay"}
-    assert groups["image/decay"]["lr_factor"] == groups["image/no_decay"]["lr_factor"] == 0.25
-    assert groups["image/decay"]["weight_decay"] == 0.0
-    assert groups["text/decay"]["weight_decay"] == config.weight_decay
+        f"{tower}/{kind}" for tower in ("text", "image") for kind in ("decay/cut", "no_decay/whole")
+    } | {"shared/decay/cut"}
+    assert groups["image/decay/cut"]["lr_factor"] == groups["image/no_decay/whole"]["lr_factor"] == 0.25
+    assert groups["image/decay/cut"]["weight_decay"] == 0.0
+    assert groups["text/decay/cut"]["weight_decay"] == config.weight_decay
     for name, parameter in decoder.named_parameters():
         assert parameter.requires_grad == (not name.endswith(".speech")), name
 

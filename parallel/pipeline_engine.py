@@ -1,0 +1,104 @@
+"""The engine of several pipeline stages: DeepSpeed's PipelineModule and its 1F1B schedule, ZeRO 0-1."""
+
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parallel.engine import MicroBatch
+from parallel.world import World
+from parallel.zero_engine import ZeroEngine
+
+
+class PipelineEngine(ZeroEngine):
+    """As ZeroEngine, where `module` is this rank's stage alone: module(micro_batch, hidden).
+
+    `hidden` [rows, features] is what the stage before returned, None on the first stage; the last stage
+    returns (objective_sum, stats). Nothing else travels between stages: every rank of a data-parallel
+    coordinate brings the same micro-batches to a step, of one shape in the whole run, and the k-th forward
+    pass of a stage is that of micro-batch k, in 1F1B as in evaluation.
+    """
+
+    def _initialise(self, module: nn.Module, config: dict[str, Any]) -> Any:
+        import deepspeed
+        from deepspeed.pipe import PipelineModule
+        from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+
+        world = self.world
+        names = [group["name"] for group in self.adamw.param_groups]
+        missing = {name for stage in world.gather(names) for name in stage} - set(names)
+        self.stage = _Stage(module, world, placeholders=len(missing))
+        # ZeRO-1 sums the norm over stages group by group: unequal numbers of groups would hang
+        # (DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py, scaled_global_norm).
+        for name, placeholder in zip(sorted(missing), self.stage.placeholders, strict=True):
+            self.adamw.add_param_group(
+                {"name": name, "params": [placeholder], "lr": 0.0, "lr_factor": 0.0, "weight_decay": 0.0}
+            )
+        # One layer a stage, so that the cuts are ours. Only the entry of this rank's stage is looked at.
+        model = PipelineModule(
+            [self.stage] * world.pp_size,
+            topology=PipeModelDataParallelTopology(world.pp_size, world.tp_size, world.dp_size),
+            partition_method="uniform",
+        )
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=self.adamw, config=config, dist_init_required=False
+        )
+        return engine
+
+    def _train(self, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
+        # DeepSpeed averages over data-parallel ranks and over micro-batches.
+        scale = self.world.dp_size * len(micro_batches) / weight
+        self.stage.bring(micro_batches, scale)
+        self.deepspeed.train_batch(self._nothing())
+        return self.stage.stats
+
+    def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
+        self.stage.bring(micro_batches, 1.0)
+        self.deepspeed.eval_batch(
+            self._nothing(), reduce_output=None, bcast_loss=False, num_micro_batches=len(micro_batches)
+        )
+        return self.stage.stats
+
+    def _nothing(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What DeepSpeed's loader gives for each micro-batch: our stages have theirs already."""
+        nothing = torch.empty(0, device=self.world.device)
+        return repeat((nothing, nothing))
+
+    def _sum_stats(self, local: Sequence[Tensor]) -> list[float]:
+        last = self.world.pp_rank == self.world.pp_size - 1
+        return self.world.broadcast(
+            super()._sum_stats(local) if last else None, source_rank=self.world.world_size - 1
+        )
+
+
+class _Stage(nn.Module):
+    """The one layer that DeepSpeed sees: brings the module its micro-batches, in the order of the passes."""
+
+    def __init__(self, module: nn.Module, world: World, *, placeholders: int) -> None:
+        super().__init__()
+        self.module = module
+        self.placeholders = nn.ParameterList(torch.zeros(1) for _ in range(placeholders))
+        """For groups that have parameters on other stages only. They never get a gradient."""
+        self.device = world.device
+        self.is_first, self.is_last = world.pp_rank == 0, world.pp_rank == world.pp_size - 1
+        self.stats: list[Tensor] = []
+        self.shape: torch.Size | None = None
+
+    def bring(self, micro_batches: Sequence[MicroBatch], scale: float) -> None:
+        """For the passes to come. The objective is multiplied by `scale`."""
+        self.micro_batches, self.scale, self.stats = iter(micro_batches), scale, []
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden for the next stage; on the last the scaled objective, its stats left in `stats`."""
+        micro_batch = next(self.micro_batches).to(self.device)
+        result = self.module(micro_batch, None if self.is_first else hidden)
+        if self.is_last:
+            objective_sum, stats = result
+            self.stats.append(stats.double())
+            return objective_sum * self.scale
+        # The next stage allocates once: another shape would be read wrongly there, or hang.
+        assert self.shape in (None, result.shape), (self.shape, result.shape)
+        self.shape = result.shape
+        return result
