@@ -81,8 +81,8 @@ class GradientNorm:
         expected = min(total, self.clip_norm) if self.clip_norm > 0 else total
         # Their rounding and the 1e-6 that DeepSpeed adds before it divides.
         assert math.isclose(clipped.total, expected, rel_tol=1e-3, abs_tol=1e-6), (
-            f"DeepSpeed reports a gradient norm of {total}, clipped at {self.clip_norm}, but that of the gradient "
-            f"it applied is {clipped.total}: is a tensor-parallel parameter not marked as such?"
+            f"DeepSpeed reports a gradient norm of {total}, clipped at {self.clip_norm}, but that of the "
+            f"gradient it applied is {clipped.total}: is a tensor-parallel parameter not marked as such?"
         )
         scale = total / clipped.total if clipped.total > 0 else 1.0
         return Norms(total, {tower: norm * scale for tower, norm in clipped.by_tower.items()})

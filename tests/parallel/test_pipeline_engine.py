@@ -1,0 +1,185 @@
+"""What the pipeline engine does beyond arithmetic: the passes of a stage, gradients that are not finite,
+groups that a stage does not have, evaluation."""
+
+import contextlib
+import io
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from parallel import world
+from parallel.engine import ParameterGroup, StepResult
+from parallel.layout import ParallelConfig
+from parallel.pipeline_engine import PipelineEngine
+from parallel.testing import RanksFailed, run_on_ranks
+from tests.numerics.plain_loop import SETTINGS, assert_same, learning_rate_at, plain_steps
+
+STAGES = 3
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """inputs [6, 4], and how often it was brought to the device."""
+
+    inputs: Tensor
+    number: int
+    moved: list[int]
+
+    @property
+    def weight(self) -> float:
+        return 1.0 + self.number
+
+    def to(self, device: torch.device) -> "Rows":
+        self.moved.append(self.number)
+        return replace(self, inputs=self.inputs.to(device))
+
+
+class Stage(nn.Module):
+    """tanh(linear) of tower "all" on every stage; the first scales its inputs by weights of tower "first"."""
+
+    def __init__(self, stage: int) -> None:
+        super().__init__()
+        self.stage = stage
+        self.linear = nn.Linear(4, 4)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.eye(4) + 0.1 * stage)
+            self.linear.bias.zero_()
+        if stage == 0:
+            self.first = nn.Parameter(torch.linspace(0.5, 1.5, 4))
+
+    def forward(self, rows: Rows, hidden: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+        """Every stage looks at the micro-batch, so that one with another would be noticed."""
+        if hidden is None:
+            hidden = rows.inputs.to(self.first.dtype) * self.first
+        hidden = torch.tanh(self.linear(hidden)) + rows.inputs.mean().to(hidden.dtype)
+        if self.stage < STAGES - 1:
+            return hidden
+        objective = (hidden.float() - 0.3).square().sum() * rows.weight
+        return objective, torch.stack([objective.detach(), objective.new_tensor(rows.weight)])
+
+
+class Whole(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(Stage(stage) for stage in range(STAGES))
+
+    def forward(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        hidden = None
+        for stage in self.stages:
+            hidden = stage(rows, hidden)
+        assert isinstance(hidden, tuple)
+        return hidden
+
+
+def _groups(module: nn.Module) -> list[ParameterGroup]:
+    groups: dict[str, ParameterGroup] = {}
+    for name, parameter in module.named_parameters():
+        tower = "first" if name.endswith("first") else "all"
+        empty = ParameterGroup(name=tower, tower=tower, params=[], lr_factor=1.0, weight_decay=0.1)
+        groups.setdefault(tower, empty)["params"].append(parameter)
+    return list(groups.values())
+
+
+def _micro_batches(step: int, count: int = 4) -> list[Rows]:
+    generator = torch.Generator().manual_seed(step)
+    moved: list[int] = []
+    return [Rows(torch.randn(6, 4, generator=generator), number, moved) for number in range(count)]
+
+
+def _engine(w: world.World, zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]) -> PipelineEngine:
+    module = Stage(w.pp_rank)
+    return PipelineEngine(
+        module,
+        _groups(module),
+        w,
+        settings=SETTINGS,
+        learning_rate_at=learning_rate_at,
+        zero_stage=zero_stage,
+        precision=precision,
+        accumulation_steps=4,
+    )
+
+
+def _weights(engine: PipelineEngine) -> Weights:
+    return {name: parameter.detach().clone() for name, parameter in engine.named_parameters.items()}
+
+
+def _train(
+    zero_stage: Literal[0, 1],
+) -> tuple[list[StepResult], list[list[int]], list[str], list[float], str]:
+    w = world.start(ParallelConfig(pp=STAGES))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        engine = _engine(w, zero_stage, "fp32")
+        results, moved = [], []
+        for step in range(3):
+            batches = _micro_batches(step)
+            results.append(engine.train_step(batches, step))
+            moved.append(batches[0].moved)
+            # Of another number of micro-batches than a step, between steps; see below.
+            evaluated = engine.eval_step(_micro_batches(step + 1, 3))
+    return results, moved, list(engine.named_parameters), evaluated, printed.getvalue()
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_each_stage_brings_its_micro_batches_once_and_in_order(zero_stage: Literal[0, 1]) -> None:
+    whole = Whole()
+    expected = plain_steps(whole, _groups(whole), _micro_batches, 3)
+    with torch.no_grad():
+        heldout = sum(whole(batch)[1].double() for batch in _micro_batches(3, 3))
+    ranks = run_on_ranks(_train, STAGES, zero_stage)
+    for stage, (results, moved, names, evaluated, printed) in enumerate(ranks):
+        assert_same(results, expected, rtol=1e-5)  # sums in another order: 2e-7 measured
+        assert moved == [[0, 1, 2, 3]] * 3
+        assert names == [name for name, _ in Stage(stage).named_parameters()]
+        assert evaluated == pytest.approx(heldout.tolist(), rel=1e-5)  # type: ignore[union-attr]
+        assert printed == ""
+        for result in results:
+            parts = torch.tensor(result.local_stats).sum(0).tolist() if stage == STAGES - 1 else []
+            assert parts == pytest.approx(result.stats if parts else [])
+
+
+def _broken_step(
+    zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
+) -> tuple[Weights, Weights, StepResult, StepResult]:
+    """The gradient of one stage alone is not finite in step 1."""
+    w = world.start(ParallelConfig(pp=STAGES))
+    engine = _engine(w, zero_stage, precision)
+    engine.train_step(_micro_batches(0), 0)
+    before = _weights(engine)
+    if w.pp_rank == 1:
+        (bias,) = (p for name, p in engine.named_parameters.items() if name == "linear.bias")
+        handle = bias.register_hook(lambda grad: grad * math.inf)
+    broken = engine.train_step(_micro_batches(1), 1)
+    after = _weights(engine)
+    if w.pp_rank == 1:
+        handle.remove()
+    return before, after, broken, engine.train_step(_micro_batches(2), 2)
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
+def test_a_gradient_that_is_not_finite_on_one_stage_updates_none(
+    zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
+) -> None:
+    ranks = run_on_ranks(_broken_step, STAGES, zero_stage, precision)
+    for before, after, broken, next_step in ranks:
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert broken.grad_norm == math.inf
+        assert all(math.isnan(norm) for norm in broken.grad_norm_by_group.values())
+        assert next_step == ranks[0][3] and math.isfinite(next_step.grad_norm)
+
+
+def _another_shape() -> None:
+    w = world.start(ParallelConfig(pp=STAGES))
+    engine = _engine(w, 1, "fp32")
+    engine.train_step(_micro_batches(0), 0)
+    engine.eval_step([replace(batch, inputs=batch.inputs[:2]) for batch in _micro_batches(0)])
+
+
+def test_a_micro_batch_of_another_shape_is_an_error_where_it_would_hang() -> None:
+    with pytest.raises(RanksFailed, match=r"torch\.Size\(\[6, 4\]\), torch\.Size\(\[2, 4\]\)"):
+        run_on_ranks(_another_shape, STAGES)
