@@ -14,10 +14,12 @@ from pretrain.models.accounting import layer_costs
 from pretrain.models.decoder import Decoder
 from pretrain.models.pretraining import Pretraining
 from pretrain.optimizer import parameter_groups, schedule_factor
+from pretrain.warm_start import initial_weights, load_weights
 
 
 def engine(config: RunConfig, world: World) -> ZeroEngine:
-    """The model, or this rank's stage of it, its weights drawn from the seed, in the engine of the layout."""
+    """The model, or this rank's stage of it, in the engine of the layout. Its weights are drawn from the
+    seed, or those of `initial_weights`."""
     bounds = partition(layer_costs(config.model), world.pp_size)
     decoder = Decoder(
         config.model,
@@ -26,6 +28,8 @@ def engine(config: RunConfig, world: World) -> ZeroEngine:
         activation_checkpointing=config.parallel.activation_checkpointing,
         layers=range(bounds[world.pp_rank], bounds[world.pp_rank + 1]),
     )
+    if (folder := initial_weights(config)) is not None:
+        load_weights(folder, decoder.named_parameters(), world)
     module, optimizer = Pretraining(decoder), config.optimizer
 
     def learning_rate_at(step: int) -> float:

@@ -116,9 +116,10 @@ class RunDir:
         run._save()
         return run
 
-    def started(self, step: int, *, device: str) -> None:
-        """This attempt goes on from `step`."""
-        self.record["attempts"][-1] |= {"from_step": step, "device": device}
+    def started(self, step: int, *, device: str, initial_weights: str | None) -> None:
+        """This attempt goes on from `step`; at step 0 from weights of that digest, None: drawn ones."""
+        facts = {"from_step": step, "device": device, "initial_weights": initial_weights}
+        self.record["attempts"][-1] |= facts
         self._save()
 
     def keep_peak(self, key: str, flops: float) -> None:

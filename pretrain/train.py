@@ -116,14 +116,19 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
     from pretrain.meter import Meter
     from pretrain.models.inputs import build_inputs
     from pretrain.same_batch import require_same_batch
+    from pretrain.warm_start import initial_weights
+    from pretrain.weights import digest
 
     engine = build.engine(config, world)
     heldout = build.heldout(config, world)
     data = build.stream(config)
     state = restore_or_start(config, engine, data, world)
     if run is not None:
-        run.started(state.step, device=device_name(world.device))
-        place = f"goes on after step {state.step}" if state.step else "starts"
+        weights = initial_weights(config)
+        digest_of_weights = None if weights is None else digest(weights)
+        run.started(state.step, device=device_name(world.device), initial_weights=digest_of_weights)
+        beginning = "starts" if weights is None else f"starts from {weights}"
+        place = f"goes on after step {state.step}" if state.step else beginning
         print("\n".join((*describe(data), f"{config.run_dir}: {place}")), flush=True)
     every = config.every_steps
 

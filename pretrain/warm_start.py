@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipeline.toml_config import ConfigError
+from data_pipeline.vocabulary import Vocabulary
 from pretrain.config import RunConfig
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import Layer, layers, logical_shapes
@@ -54,14 +55,13 @@ def fit(
     from the modalities. `vocabulary`: ids per modality of the data that the target will read, if known.
     Raises ConfigError where the target cannot be had.
     """
-    _check_shape(source, target)
-    origin = _origins(source, target, new_towers)
+    _check_model(source, target)
+    origins = _origins(source, target, new_towers)
     rows = _rows(source, target, vocabulary)
-    stems = {layer.stem: layer.names(source.model) for layer in layers(source.model)}
     tensors = {}
     for layer in layers(target):
         for shard, name in layer.names(target).items():
-            tensor = source.tensors[stems[layer.stem][_shard(source, layer, target, origin, shard)]]
+            tensor = source.tensors[_shard(source, layer, origins, shard)]
             tensors[name] = tensor if layer.part else _grown(tensor, layer, rows, target, seed)
     return replace(source, model=target, tensors=tensors, vocabulary=vocabulary or source.vocabulary)
 
@@ -80,17 +80,11 @@ def check_initial_weights(config: RunConfig, vocabulary: Mapping[str, int]) -> N
         return
     try:
         source = open_weights(folder)
-        _check_shape(source, config.model)
+        _check_model(source, config.model)
         check_tensors(folder, source.tensors, logical_shapes(config.model), "this run's model")
-        if source.model.towers != config.model.towers:
-            raise ConfigError(
-                f"{folder} has towers {source.model.towers}, model.towers = {config.model.towers}"
-            )
-        if source.vocabulary is not None and list(source.vocabulary.items()) != list(vocabulary.items()):
-            raise ConfigError(
-                f"{folder} was made for a vocabulary of {_sizes(source.vocabulary)} ids, the data has "
-                f"{_sizes(vocabulary)}"
-            )
+        theirs = [list((source.vocabulary or vocabulary).items()), list(source.model.towers.items())]
+        if theirs != (ours := [list(vocabulary.items()), list(config.model.towers.items())]):
+            raise ConfigError(f"made for ids and towers {theirs}, the run has {ours}")
     except ConfigError as error:
         raise ConfigError(
             f'initial_weights = "{folder}": {error}. '
@@ -117,110 +111,78 @@ def load_weights(folder: Path, parameters: Iterable[tuple[str, "nn.Parameter"]],
             parameter.copy_(logical_of(parameter).cut(tensors[name].read(), world.tp_rank, world.tp_size))
 
 
-def _check_shape(source: Source, target: ModelConfig) -> None:
-    changed = [
-        (key, getattr(target, attribute), getattr(source.model, attribute))
-        for key, attribute in _SAME.items()
-        if getattr(target, attribute) != getattr(source.model, attribute)
-    ]
+def _check_model(source: Source, target: ModelConfig) -> None:
+    pairs = {key: (getattr(target, name), getattr(source.model, name)) for key, name in _SAME.items()}
+    changed = {key: (ours, theirs) for key, (ours, theirs) in pairs.items() if ours != theirs}
     if changed:
-        told = "; ".join(f"model.{key} = {ours}, there {theirs}" for key, ours, theirs in changed)
-        fix = " ".join(f"model.{key}={str(theirs).lower()}" for key, _, theirs in changed)
+        told = "; ".join(f"model.{key} = {ours}, there {theirs}" for key, (ours, theirs) in changed.items())
+        fix = " ".join(f"model.{key}={str(theirs).lower()}" for key, (_, theirs) in changed.items())
         raise ConfigError(f"{source.path} is another model: {told}. For its weights set {fix}")
-    if target.vocab_tokens < source.model.vocab_tokens:
+    if target.vocab_tokens < (rows := source.model.vocab_tokens):
         raise ConfigError(
-            f"model.vocab_tokens = {target.vocab_tokens}, but {source.path} has rows for "
-            f"{source.model.vocab_tokens} ids; rows are never dropped: "
-            f"set model.vocab_tokens={source.model.vocab_tokens} or more"
+            f"model.vocab_tokens = {target.vocab_tokens}, but {source.path} has rows for {rows} ids; none is "
+            f"ever dropped: set model.vocab_tokens={rows} or more"
         )
 
 
-def _origins(source: Source, target: ModelConfig, new_towers: Mapping[str, str]) -> dict[str, str]:
-    """Tower of the target -> tower of the source that it starts as."""
-    theirs = source.model.towers
+def _origins(source: Source, target: ModelConfig, new_towers: Mapping[str, str]) -> dict[str, set[str]]:
+    """Tower of the target -> towers of the source that it starts as: several only if they share weights."""
+    theirs, names = source.model.towers, source.model.tower_names
     if lost := [modality for modality in theirs if modality not in target.towers]:
         raise ConfigError(
             f"{source.path} serves {', '.join(theirs)}, but model.towers leaves out {', '.join(lost)}; "
             "modalities are never dropped"
         )
-    origins = {}
-    for tower in target.tower_names:
-        served = {theirs[m] for m, name in target.towers.items() if name == tower and m in theirs}
-        if len(served) > 1:
-            origins[tower] = ""  # legal where the source has one shard for all of them: see _shard
-        elif served:
-            origins[tower] = served.pop()
-        elif tower in new_towers:
-            origins[tower] = new_towers[tower]
-        elif len(source.model.tower_names) == 1:
-            origins[tower] = source.model.tower_names[0]
-        else:
-            raise ConfigError(
-                f'model.towers: "{tower}" is new and {source.path} has several towers; say which one it '
-                f"starts as: --new-tower {tower}=TOWER, TOWER one of {', '.join(source.model.tower_names)}"
-            )
-    for tower, name in new_towers.items():
-        if origins.get(tower) != name or name not in source.model.tower_names:
-            new = [
-                t
-                for t in target.tower_names
-                if not any(m in theirs for m, o in target.towers.items() if o == t)
-            ]
-            raise ConfigError(
-                f"--new-tower {tower}={name}: NEW must be a tower that serves no modality of {source.path} "
-                f"({', '.join(new) or 'there is none'}), and be given one of its towers "
-                f"({', '.join(source.model.tower_names)})"
-            )
-    return origins
+    served = {
+        tower: {theirs[m] for m, name in target.towers.items() if name == tower and m in theirs}
+        for tower in target.tower_names
+    }
+    new = [tower for tower, by in served.items() if not by]
+    wrong = {tower: name for tower, name in new_towers.items() if tower not in new or name not in names}
+    if wrong or (len(names) > 1 and (wrong := {tower: "..." for tower in new if tower not in new_towers})):
+        tower, name = next(iter(wrong.items()))
+        raise ConfigError(
+            f"--new-tower {tower}={name}: say for each tower of model.towers that serves no modality of "
+            f"{source.path} ({', '.join(new) or 'there is none'}) which of its towers it starts as: "
+            f"{', '.join(names)}"
+        )
+    return served | {tower: {new_towers.get(tower, next(iter(names)))} for tower in new}
 
 
-def _shard(source: Source, layer: Layer, target: ModelConfig, origin: Mapping[str, str], shard: str) -> str:
-    """The source's shard that a shard of the target's layer starts as."""
-    theirs = list(layer.names(source.model))
-    if len(theirs) == 1:
-        return theirs[0]
-    if origin.get(shard):
-        return origin[shard]
-    raise ConfigError(
-        f"{source.path} has its {layer.part} weights once for each of {', '.join(theirs)}, the target "
-        f'one for several of them ("{shard}"); towers cannot be merged: keep them apart in model.towers and '
-        "model.untied"
-    )
+def _shard(source: Source, layer: Layer, origins: Mapping[str, set[str]], shard: str) -> str:
+    """The source's name of what a shard of the target's layer starts as."""
+    theirs = layer.names(source.model)
+    possible = set(theirs) if len(theirs) == 1 else origins.get(shard, set(theirs))
+    if len(possible) > 1:
+        raise ConfigError(
+            f"{source.path} has {layer.part} weights for each of {', '.join(theirs)}, the target one "
+            f'for several of them ("{shard}"); towers cannot be merged: keep them apart in model.towers '
+            "and model.untied"
+        )
+    return theirs[next(iter(possible))]
 
 
 def _rows(source: Source, target: ModelConfig, vocabulary: Mapping[str, int] | None) -> Rows:
     """Where the source's rows of embedding and head go: an id keeps its meaning."""
-    theirs = source.vocabulary
+    theirs, modalities = source.vocabulary, source.model.modalities
     in_place = [(0, 0, source.model.vocab_tokens)]
     if theirs is None or vocabulary is None:
-        if target.modalities[: len(source.model.modalities)] != source.model.modalities:
+        if target.modalities[: len(modalities)] != modalities:
             raise ConfigError(
-                f"{source.path} holds ids of {', '.join(source.model.modalities)}, model.towers of "
-                f"{', '.join(target.modalities)}: some have moved, and where to is known only if both "
-                "vocabularies are; let data.train name the tokenized data, and import what "
-                "`motley export` wrote beside its data"
+                f"{source.path} holds ids of {', '.join(modalities)}, model.towers of "
+                f"{', '.join(target.modalities)}: some have moved, and where to is known only with the "
+                "tokenized data of both, where data.train says: at `motley export` and at `motley import`"
             )
         return in_place
     if list(theirs.items()) == list(vocabulary.items()):
         return in_place
-    rows, ours = [], _starts(vocabulary)
-    for modality, start in _starts(theirs).items():
-        if theirs[modality] > vocabulary.get(modality, 0):
-            raise ConfigError(
-                f"{source.path} has {theirs[modality]} {modality} ids, the data of this run "
-                f"{vocabulary.get(modality, 0)}; ids are never dropped: tokenize with the tokenizers that "
-                "it was trained with"
-            )
-        rows.append((start, ours[modality], theirs[modality]))
-    return rows
-
-
-def _starts(vocabulary: Mapping[str, int]) -> dict[str, int]:
-    starts, end = {}, 0
-    for modality, size in vocabulary.items():
-        starts[modality] = end
-        end += size
-    return starts
+    if fewer := [name for name, size in theirs.items() if size > vocabulary.get(name, 0)]:
+        raise ConfigError(
+            f"{source.path} was trained on ids {dict(theirs)}, the data of this run has {dict(vocabulary)}: "
+            f"fewer of {', '.join(fewer)}; ids are never dropped: tokenize with the tokenizers of that run"
+        )
+    before, after = Vocabulary(sizes=dict(theirs)), Vocabulary(sizes=dict(vocabulary))
+    return [(before.start(name), after.start(name), size) for name, size in theirs.items()]
 
 
 def _grown(tensor: Lazy, layer: Layer, rows: Rows, target: ModelConfig, seed: int) -> Lazy:
@@ -244,7 +206,3 @@ def _grown(tensor: Lazy, layer: Layer, rows: Rows, target: ModelConfig, seed: in
         return whole
 
     return Lazy(layer.shape, read)
-
-
-def _sizes(vocabulary: Mapping[str, int]) -> str:
-    return " + ".join(f"{size} {name}" for name, size in vocabulary.items())

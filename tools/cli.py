@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from data_pipeline.toml_config import ConfigError
 
@@ -33,11 +34,43 @@ def _compare(args: argparse.Namespace) -> int:
     return run_comparison(args.comparison, args.overrides, jobs=args.jobs, report_only=args.report_only)
 
 
+def _export(args: argparse.Namespace) -> int:
+    from tools.exchange import export
+
+    export(Path(args.src), Path(args.out), layout=args.format, dtype=args.dtype, file_gb=args.file_gb)
+    return 0
+
+
+def _tower_pair(text: str) -> tuple[str, str]:
+    new, _, tower = text.partition("=")
+    if not (new and tower):
+        raise argparse.ArgumentTypeError(f'"{text}": expected NEW=TOWER, such as image=text')
+    return new, tower
+
+
+def _import(args: argparse.Namespace) -> int:
+    from tools.exchange import import_weights
+
+    import_weights(
+        Path(args.run), Path(args.src), Path(args.out), args.overrides,
+        new_towers=dict(args.new_tower), dtype=args.dtype, file_gb=args.file_gb,
+    )  # fmt: skip
+    return 0
+
+
 def _describe(args: argparse.Namespace) -> int:
     from pretrain.config import load
     from pretrain.models.accounting import describe
 
     print(describe(load(args.run, args.overrides).model))
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from pretrain.config import load
+    from pretrain.plan_table import report
+
+    print(report(load(args.run, args.overrides), args.gpus, args.gpu_memory_gib, layouts=args.layouts))
     return 0
 
 
@@ -90,10 +123,59 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--report-only", action="store_true", help="report on what has run; start nothing")
     verb.set_defaults(work=_compare)
 
+    files = argparse.ArgumentParser(add_help=False)
+    files.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
+    files.add_argument(
+        "--file-gb", type=float, default=4.0, help="size at which another file begins (default %(default)s)"
+    )
+
+    verb = verbs.add_parser("export", parents=[files], help="a checkpoint's weights -> safetensors files")
+    verb.add_argument(
+        "src", help="a run directory (its newest checkpoint), a checkpoint, or exported weights"
+    )
+    verb.add_argument("out", help="folder to write; must not exist")
+    verb.add_argument(
+        "--format",
+        choices=("motley", "llama"),
+        default="motley",
+        help="motley: any model, for `motley import` and initial_weights; llama: a dense pre-norm model in "
+        "Hugging Face's layout, Qwen3's if it has QK-norm (default %(default)s)",
+    )
+    verb.set_defaults(work=_export)
+
+    verb = verbs.add_parser(
+        "import",
+        parents=[files],
+        help="weights for a run's model, made from another's, a Llama's or a Qwen3's",
+    )
+    verb.add_argument("run", help="RUN.toml: the model that the weights are for")
+    verb.add_argument("src", help="exported weights, a run, or a local Hugging Face folder (config.json)")
+    verb.add_argument("out", help="folder to write; must not exist. Then: initial_weights = OUT in RUN.toml")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.vocab_tokens=32000")
+    verb.add_argument(
+        "--new-tower",
+        action="append",
+        type=_tower_pair,
+        default=[],
+        metavar="NEW=TOWER",
+        help="the tower of SRC that a new tower starts as, such as image=text; once for each",
+    )
+    verb.set_defaults(work=_import)
+
     verb = verbs.add_parser("describe", help="parameters and FLOPs of a run's model, per module and modality")
     verb.add_argument("run", help="RUN.toml")
     verb.add_argument("overrides", nargs="*", metavar="key=value")
     verb.set_defaults(work=_describe)
+
+    verb = verbs.add_parser(
+        "plan", help="memory, FLOPs and bytes sent of a run's layout, or of all legal ones; starts nothing"
+    )
+    verb.add_argument("run", help="RUN.toml")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="such as parallel.tp=2")
+    verb.add_argument("--gpus", type=int, required=True, help="ranks in all")
+    verb.add_argument("--gpu-memory-gib", type=float, help="say what fits into this much a GPU")
+    verb.add_argument("--layouts", action="store_true", help="rank all legal layouts and show the first")
+    verb.set_defaults(work=_plan)
 
     verb = verbs.add_parser(
         "bench", help="measure the model or the data path against what one would pick instead"
@@ -106,7 +188,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; a user's mistake is one message on stderr and exit code 2."""
-    args = parser().parse_args(argv)
+    top = parser()
+    args, rest = top.parse_known_args(argv)
+    # argparse takes a list of positionals in one place only; people write key=value behind options too.
+    if rest and not (hasattr(args, "overrides") and all("=" in each and each[0] != "-" for each in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
     try:
         return args.work(args)
     except ConfigError as error:

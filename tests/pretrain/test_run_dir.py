@@ -45,12 +45,12 @@ def _open(config: RunConfig) -> RunDir:
 def test_a_run_directory_tells_who_made_it_and_every_attempt(tmp_path: Path):
     config = _config(tmp_path)
     run = _open(config)
-    run.started(0, device="cpu")
+    run.started(0, device="cpu", initial_weights="ab12")
     run.keep_peak("cpu, fp32, 1 threads", 5e10)
     run.close(status="stopped", reason="SIGTERM", exit_code=85, step=3)
     assert finished_step(config) is None
     run = _open(config)
-    run.started(3, device="cpu")
+    run.started(3, device="cpu", initial_weights=None)
     run.close(status="done", reason="all steps done", exit_code=0, step=32)
 
     assert finished_step(config) == 32
@@ -58,6 +58,7 @@ def test_a_run_directory_tells_who_made_it_and_every_attempt(tmp_path: Path):
     record = json.loads((run.path / RECORD).read_text())
     first, second = record["attempts"]
     assert record["status"] == "done"
+    assert (first["initial_weights"], second["initial_weights"]) == ("ab12", None)
     assert record["peak_flops"] == {"cpu, fp32, 1 threads": 5e10}
     assert (first["reason"], first["exit_code"], first["from_step"], first["to_step"]) == (
         "SIGTERM",

@@ -1,0 +1,70 @@
+"""`motley export` and `motley import`: one process, no GPU, no network, nothing but local files.
+
+Tensors are read one by one where they are written, so no more of a model is in memory than one file of the
+result.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from data_pipeline.toml_config import ConfigError
+from pretrain.config import load
+from pretrain.hugging_face import CONFIG, to_hugging_face
+from pretrain.warm_start import fit
+from pretrain.weight_sources import open_source, vocabulary_of
+from pretrain.weights import MODEL, Dtype, Source, about_model, check_out, write_folder
+
+GB = 10**9
+_TORCH_NAMES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def export(
+    source: Path, out: Path, *, layout: Literal["motley", "llama"], dtype: Dtype, file_gb: float
+) -> None:
+    """Write the weights of a run's newest checkpoint, of a checkpoint or of a folder of weights as a folder
+    of ours, or in the layout of Hugging Face. Raises ConfigError; OUT is then as it was."""
+    check_out(out, source)
+    weights = open_source(source)
+    description: Mapping[str, object] = {MODEL: about_model(weights)}
+    if layout == "llama":
+        weights, config = to_hugging_face(weights)
+        description = {CONFIG: config | {"torch_dtype": _TORCH_NAMES[dtype]}}
+    _write(out, weights, description, dtype, file_gb)
+
+
+def import_weights(
+    run: Path,
+    source: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    *,
+    new_towers: Mapping[str, str],
+    dtype: Dtype,
+    file_gb: float,
+) -> None:
+    """Write weights for exactly the model of RUN.toml, from whatever `open_source` reads.
+
+    `new_towers`: see `pretrain.warm_start.fit`. Raises ConfigError; OUT is then as it was.
+    """
+    check_out(out, source)
+    config = load(run, overrides)
+    vocabulary = vocabulary_of(config)
+    weights = fit(
+        open_source(source), config.model, seed=config.seed, new_towers=new_towers, vocabulary=vocabulary
+    )
+    _write(out, weights, {MODEL: about_model(weights)}, dtype, file_gb)
+    if weights.vocabulary is None:
+        print("no tokenized data was found: ids were taken to mean the same in the source and in the run")
+    print(f'the run starts from them with initial_weights = "{out}"')
+
+
+def _write(
+    out: Path, weights: Source, description: Mapping[str, object], dtype: Dtype, file_gb: float
+) -> None:
+    if not file_gb > 0:
+        raise ConfigError(f"--file-gb {file_gb}: more than 0")
+    files = write_folder(out, weights, description, dtype=dtype, file_bytes=int(file_gb * GB))
+    size = sum(file.stat().st_size for file in files) / GB
+    step = "" if weights.step is None else f", step {weights.step}"
+    print(f"{out}: {len(weights.tensors)} tensors of {weights.name}{step}, {dtype}, {size:.3f} GB")
