@@ -17,6 +17,8 @@ TORCH_FREE = (
     "pretrain.config",
     "pretrain.compare",
     "pretrain.report",
+    "pretrain.run_checks",
+    "pretrain.weight_sources",
     "pretrain.models.config",
     "pretrain.models.accounting",
     "parallel.layout",

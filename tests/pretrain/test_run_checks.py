@@ -1,17 +1,22 @@
 """What does not fit together is one message that says what to change."""
 
+import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from data_pipeline.index import INDEX
 from data_pipeline.toml_config import ConfigError, validate
 from pretrain.config import RunConfig
+from pretrain.models.logical_weights import logical_shapes
 from pretrain.run_checks import check_run
-from tests.pretrain.tiny_data import document, tiny_run, write_tiny_data, write_tokens
+from pretrain.weights import MODEL, Lazy, Source, about_model, write_folder
+from tests.pretrain.tiny_data import VOCABULARY, document, tiny_run, write_tiny_data, write_tokens
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -116,3 +121,75 @@ def test_what_fits_passes_and_leaves_the_index_made(tmp_path: Path, values: dict
     check(values, world_size)
     assert (tmp_path / "train" / INDEX).exists() and (tmp_path / "heldout" / INDEX).exists()
     assert not (tmp_path / "runs").exists()
+
+
+def write_weights(folder: Path, values: dict[str, Any], vocabulary: dict[str, int] | None = None) -> None:
+    """Weights of the model in `values`."""
+    model = validate(RunConfig, values, source="run.toml").model
+    tensors = {
+        name: Lazy(shape, partial(torch.zeros, shape)) for name, shape in logical_shapes(model).items()
+    }
+    source = Source(folder / "nowhere", model, tensors, "before", 9, vocabulary)
+    write_folder(folder, source, {MODEL: about_model(source)}, dtype="fp32", file_bytes=10**9)
+
+
+DENSE = {"text": "all", "image": "all", "speech": "all"}
+OTHER_WEIGHTS: dict[str, tuple[Edit, list[str]]] = {
+    "weights of the dense model": (
+        lambda values: values["model"].update(towers=DENSE),
+        ["missing: blocks.0.attention.qkv.weight.text", "not part of it", "motley import RUN.toml SRC OUT"],
+    ),
+    "another width": (
+        lambda values: values["model"].update(d_model=64),
+        ["model.d_model = 32, there 64", "set model.d_model=64", "motley import"],
+    ),
+    "another norm": (
+        lambda values: values["model"].update(norm_placement="pre"),
+        ["model.norm_placement = post, there pre"],
+    ),
+    "more rows": (
+        lambda values: values["model"].update(vocab_tokens=60),
+        ["model.vocab_tokens = 52", "set model.vocab_tokens=60 or more"],
+    ),
+    "fewer rows": (
+        lambda values: values["model"].update(vocab_tokens=50),
+        ["embedding.weight.shared [50, 32] instead of [52, 32]", "motley import"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_WEIGHTS)
+def test_weights_of_another_model_are_told(tmp_path: Path, values: dict[str, Any], case: str):
+    edit, expected = OTHER_WEIGHTS[case]
+    theirs = copy.deepcopy(values)
+    edit(theirs)
+    write_weights(tmp_path / "weights", theirs)
+    values["initial_weights"] = str(tmp_path / "weights")
+    with pytest.raises(ConfigError) as error:
+        check(values)
+    for part in (f'initial_weights = "{tmp_path / "weights"}": ', *expected):
+        assert part in str(error.value), error.value
+
+
+def test_weights_for_other_ids_are_told(tmp_path: Path, values: dict[str, Any]):
+    write_weights(tmp_path / "weights", values, {"text": 23, "image": 16, "speech": 13})
+    values["initial_weights"] = str(tmp_path / "weights")
+    with pytest.raises(ConfigError, match=r"made for .*\('text', 23\).*, the run has .*\('text', 24\)"):
+        check(values)
+
+
+def test_a_folder_without_weights_is_told(tmp_path: Path, values: dict[str, Any]):
+    values["initial_weights"] = str(tmp_path / "wieghts")
+    with pytest.raises(ConfigError, match=r"wieghts/model.json: no such file\. `motley import"):
+        check(values)
+
+
+def test_weights_are_looked_at_only_where_a_run_begins(tmp_path: Path, values: dict[str, Any]):
+    write_weights(tmp_path / "weights", values, dict(VOCABULARY.sizes))
+    values["initial_weights"] = str(tmp_path / "weights")
+    check(values)
+    (tmp_path / "weights").rename(tmp_path / "archived")
+    with pytest.raises(ConfigError, match="no such file"):
+        check(values)
+    (tmp_path / "runs/tiny/checkpoints/step_00000005").mkdir(parents=True)
+    check(values)
