@@ -18,7 +18,7 @@ from tests.toml_text import toml_text
 def _assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        # fp32 sums in another order over 24 updates: 3e-7 absolute measured on gains, differences of two losses.
+        # fp32 sums in another order over 24 updates: 3e-7 absolute measured, on gains (two losses apart).
         close = value if isinstance(value, str) else pytest.approx(value, rel=1e-4, abs=1e-5)
         assert found[name] == close, (found["step"], name)
 
