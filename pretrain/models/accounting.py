@@ -132,7 +132,7 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
         rows.append([module, *(_count(n) for n in numbers), _count(sum(numbers))])
     sums = [sum(cost.parameters.get(shard, 0) for cost in costs.values()) for shard in shards]
     rows.append(["all", *(_count(n) for n in sums), _count(sum(sums))])
-    lines += [*_table(rows), ""]
+    lines += [*aligned(rows), ""]
 
     pair_flops = flops_per_pair(config) * visible_pairs([length]) // length
     rows = [["per token", *config.towers]]
@@ -149,7 +149,7 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
     forward = [sum(flops_per_token(config, modality).values()) + pair_flops for modality in config.towers]
     rows.append(["forward FLOPs", *(_count(n) for n in forward)])
     rows.append(["training FLOPs", *(_count(TRAIN_FACTOR * n) for n in forward)])
-    lines += [*_table(rows), "", f"attention pairs: causal, in documents of {length} tokens"]
+    lines += [*aligned(rows), "", f"attention pairs: causal, in documents of {length} tokens"]
     return "\n".join(lines)
 
 
@@ -157,7 +157,7 @@ def _count(number: int) -> str:
     return f"{number:,}"
 
 
-def _table(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
     """Lines with the first column to the left and the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [

@@ -1,0 +1,318 @@
+"""What a run will hold, compute and send in a layout, before any process starts. Pure; imports no torch.
+
+Parameters, gradients and optimizer state are those of parallel/engine_memory.py, which tests hold against
+real engines. Activations are what the autograd functions of pretrain/models keep for their backward passes,
+which tests hold against the tensors that a real decoder saves. Buffers and workspace are bounds. Seconds
+come from the assumptions of `Machine`: they put layouts in order and predict nothing.
+"""
+
+from dataclasses import dataclass
+
+from parallel import engine_memory
+from parallel.engine_memory import Held, bytes_of
+from parallel.layout import ParallelConfig, data_parallel_size, legal_layouts
+from parallel.partition import partition
+from pretrain.config import RunConfig
+from pretrain.models.accounting import TRAIN_FACTOR, layer_costs
+from pretrain.models.config import SHARED_TOWER, ModelConfig
+
+CHUNK_TOKENS = 512
+"""Of pretrain.losses, which imports torch."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What seconds are estimated with: GPUs of the H100 class, nodes of eight, nothing overlapped."""
+
+    flops: float = 400e12
+    """Per second and GPU, of bf16 matrix products in a training step: 40 % of the data sheet's 989e12."""
+    node_gpus: int = 8
+    node_bytes: float = 300e9
+    """Per second that a GPU sends inside a node."""
+    network_bytes: float = 25e9
+    """Per second that a GPU sends between nodes: 200 Gbit/s each."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One rank of a pipeline stage, the one that holds most. Bytes, but for `flops`."""
+
+    layers: range
+    """Of embedding (0), blocks 1 .. L, final norm with head (L + 1)."""
+    flops: int
+    """Forward, of one micro-batch, over the stage's tensor-parallel ranks together."""
+    towers: dict[str, Held]
+    """Weight shard -> what its parameters cost, "shared" among them."""
+    activations: int
+    """Kept for backward passes, of all micro-batches that are in flight."""
+    workspace: int
+    """Of the layer that is computed."""
+    buffers: int
+    """Of communication, and the gradient that is copied for its update."""
+
+    @property
+    def held(self) -> Held:
+        return sum(self.towers.values(), Held())
+
+    @property
+    def total(self) -> int:
+        return self.held.total + self.activations + self.workspace + self.buffers
+
+
+@dataclass(frozen=True)
+class LayoutPlan:
+    """A layout of a run. `sent`: axis -> bytes that the busiest rank sends in one optimizer step."""
+
+    layout: ParallelConfig
+    dp: int
+    micro_batches: int
+    """Of one data-parallel rank in one optimizer step."""
+    stages: tuple[StagePlan, ...]
+    sent: dict[str, int]
+    seconds: float
+    """Of one step, under the assumptions of Machine."""
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(stage.total for stage in self.stages)
+
+    @property
+    def bubble_frac(self) -> float:
+        """Share of a step in which a stage waits, were all stages equal: 1F1B's (pp - 1) / (m + pp - 1)
+        (Narayanan et al. 2021, arXiv 2104.04473, section 2.2)."""
+        idle = len(self.stages) - 1
+        return idle / (self.micro_batches + idle)
+
+    @property
+    def imbalance(self) -> float:
+        """FLOPs of the costliest stage over those of the mean stage."""
+        flops = [stage.flops for stage in self.stages]
+        return max(flops) * len(flops) / sum(flops)
+
+
+def plan(
+    config: RunConfig, gpus: int, layout: ParallelConfig | None = None, machine: Machine | None = None
+) -> LayoutPlan:
+    """The plan of `layout` (None: the config's), which must be legal for `gpus` ranks."""
+    layout, machine = layout or config.parallel, machine or Machine()
+    model, pp = config.model, layout.pp
+    dp = data_parallel_size(layout, gpus)
+    micro_batches = config.sequences_per_step // (dp * layout.micro_batch_sequences)
+    costs = [cost * layout.micro_batch_sequences for cost in layer_costs(model)]
+    bounds = partition(costs, pp)
+    stages, passes, sent_in_layers = [], [], []
+    for index in range(pp):
+        layers = range(bounds[index], bounds[index + 1])
+        stage = _stage(
+            config, layout, dp, layers, min(pp - index, micro_batches), sum(costs[i] for i in layers)
+        )
+        stages.append(stage)
+        again = sum(costs[i] for i in _blocks(model, layers)) if layout.activation_checkpointing else 0
+        sent_in_layers.append(_tensor_bytes(model, layout, layers, config))
+        passes.append(
+            (TRAIN_FACTOR * stage.flops + again) / layout.tp / machine.flops
+            + sent_in_layers[-1] / _bandwidth(machine, layout.tp)
+        )
+    sent = {
+        "tp": micro_batches * max(sent_in_layers),
+        "dp": max(_data_bytes(config, layout, dp, micro_batches, stage.layers) for stage in stages),
+        "pp": micro_batches * min(pp - 1, 2) * _hidden_bytes(config, layout),
+    }
+    seconds = (
+        max(passes) * (micro_batches + pp - 1)
+        + sent["dp"] / _bandwidth(machine, layout.tp * dp)
+        + sent["pp"] / _bandwidth(machine, gpus)
+    )
+    return LayoutPlan(layout, dp, micro_batches, tuple(stages), sent, seconds)
+
+
+def ranked(config: RunConfig, gpus: int, memory_bytes: float | None = None) -> list[LayoutPlan]:
+    """All legal layouts: those that fit into `memory_bytes` first, by estimated seconds of a step; then the
+    others, by bytes."""
+    plans = [
+        plan(config, gpus, layout)
+        for layout in legal_layouts(
+            config.model,
+            gpus,
+            sequences_per_step=config.sequences_per_step,
+            precision=config.precision,
+            like=config.parallel,
+        )
+    ]
+
+    def key(found: LayoutPlan) -> tuple[bool, float, int]:
+        fits = memory_bytes is None or found.peak_bytes <= memory_bytes
+        return (not fits, found.seconds if fits else 0.0, found.peak_bytes)
+
+    return sorted(plans, key=key)
+
+
+def weights(model: ModelConfig, layers: range, tp: int) -> dict[str, list[int]]:
+    """Elements of each parameter on one of `tp` ranks, in the groups and order of pretrain.optimizer."""
+    d, width = model.d_model, model.ffn_width
+    queries, keys = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
+    attention, feed_forward, norm = (model.shards_of(p) for p in ("attention", "feed_forward", "norm"))
+    table = [((SHARED_TOWER,), model.vocab_tokens * d, True)]
+    norms = [(norm, d, False)]
+    qk = [(attention, 2 * model.head_dim, False)] if model.qk_norm else []
+    block = [(attention, d * (queries + 2 * keys), True), *qk, (attention, queries * d, True), *norms]
+    block += [(feed_forward, 2 * width * d, True), (feed_forward, width * d, True), *norms]
+    tensors = table if 0 in layers else []
+    tensors = tensors + block * len(_blocks(model, layers))
+    tensors += [*norms, *table] if model.num_layers + 1 in layers else []
+    groups: dict[str, list[int]] = {}
+    for shards, size, cut in tensors:
+        for shard in shards:
+            name = f"{shard}/decay/cut" if cut else f"{shard}/no_decay/whole"
+            groups.setdefault(name, []).append(size // tp if cut else size)
+    return groups
+
+
+def block_activations(config: RunConfig, layout: ParallelConfig) -> int:
+    """Bytes that a block keeps for its backward pass of one micro-batch, checkpointing left aside.
+
+    T tokens, R of them in this rank's chunk (T / tp with sequence parallel, else T), b bytes each: 4 R d b:
+    inputs of QKV, gate-up and both norms (parallel/towers.py); 4 R twice: the norms' scale in fp32; T (q +
+    2 k) b twice, once without QK-norm: QKV before and after norm and rotation, and T heads 4 of scales
+    (models/query_key.py); T q b twice: attention's output in sequence and in sorted order, once where one
+    tower serves all, and T heads 4 of log-sums (models/attention.py); 3 T f b: gate, up and their product
+    (models/feed_forward.py). q, k, f and heads are this rank's.
+    """
+    model, b, tp = config.model, bytes_of(config.precision), layout.tp
+    tokens = layout.micro_batch_sequences * model.context_tokens
+    rows = _rows(config, layout)
+    queries, keys = model.num_heads * model.head_dim // tp, model.kv_heads * model.head_dim // tp
+    orders = 2 if len(model.tower_names) > 1 else 1
+    stream = 4 * rows * model.d_model * b + 2 * rows * 4
+    qkv = tokens * (queries + 2 * keys) * b * (2 if model.qk_norm else 1)
+    scales = tokens * (model.num_heads + model.kv_heads) // tp * 4 if model.qk_norm else 0
+    seen = tokens * queries * b * orders + tokens * model.num_heads // tp * 4
+    return stream + qkv + scales + seen + 3 * tokens * model.ffn_width // tp * b
+
+
+def head_activations(config: RunConfig, layout: ParallelConfig) -> int:
+    """Bytes that final norm and loss keep: the norm's input and scale; the gradients of hidden states and
+    head weight, which the loss makes on the way forward (pretrain/losses.py)."""
+    model, b, rows = config.model, bytes_of(config.precision), _rows(config, layout)
+    return 2 * rows * model.d_model * b + 4 * rows + model.vocab_tokens * model.d_model // layout.tp * b
+
+
+def stage_activations(config: RunConfig, layout: ParallelConfig, layers: range, in_flight: int) -> int:
+    """Bytes kept on a stage with `in_flight` micro-batches between their forward and backward pass: 1F1B's
+    pp - stage, or all of a step if they are fewer. Checkpointed blocks keep their input, and one block at a
+    time is computed anew. RoPE's turns are made once a micro-batch; a stage also keeps what it has sent
+    on."""
+    model = config.model
+    hidden, block = _hidden_bytes(config, layout), block_activations(config, layout)
+    blocks, last = len(_blocks(model, layers)), model.num_layers + 1 in layers
+    kept = blocks * (hidden if layout.activation_checkpointing else block)
+    kept += layout.micro_batch_sequences * model.context_tokens * model.head_dim // 2 * 8
+    kept += head_activations(config, layout) if last else hidden
+    return in_flight * kept + (block if layout.activation_checkpointing else 0)
+
+
+def _stage(
+    config: RunConfig, layout: ParallelConfig, dp: int, layers: range, in_flight: int, flops: int
+) -> StagePlan:
+    model = config.model
+    trained, still = _groups(config, layers, layout.tp)
+    zero = {"dp": dp, "zero_stage": layout.zero_stage, "precision": config.precision}
+    towers: dict[str, Held] = {}
+    for groups, cost in ((trained, engine_memory.held), (still, engine_memory.frozen)):
+        for name, sizes in groups.items():
+            shard = name.partition("/")[0]
+            towers[shard] = towers.get(shard, Held()) + cost(sizes, **zero)
+    return StagePlan(
+        layers=layers,
+        flops=flops,
+        towers=towers,
+        activations=stage_activations(config, layout, layers, in_flight),
+        workspace=_workspace(config, layout, last=model.num_layers + 1 in layers),
+        buffers=engine_memory.buffers(trained, **zero) + engine_memory.update_copy(trained, **zero),
+    )
+
+
+def _groups(config: RunConfig, layers: range, tp: int) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """(groups that are trained, groups of frozen towers)."""
+    groups = weights(config.model, layers, tp)
+    frozen = {tower for tower, own in config.optimizer.towers.items() if own.frozen}
+    still = {name: sizes for name, sizes in groups.items() if name.partition("/")[0] in frozen}
+    return {name: sizes for name, sizes in groups.items() if name not in still}, still
+
+
+def _workspace(config: RunConfig, layout: ParallelConfig, *, last: bool) -> int:
+    """Bound on the temporary tensors of the layer that needs most, gradients on the way back included.
+
+    Feed-forward: 5 T f b, at the end of SwiGLU's backward pass. Attention: QKV's gradient twice, and three
+    fp32 copies of queries and keys. Loss: the logits of a chunk in fp32 and twice in b, the head's gradient
+    in fp32. With sequence parallel, the gathered rows.
+    """
+    model, b, tp = config.model, bytes_of(config.precision), layout.tp
+    tokens = layout.micro_batch_sequences * model.context_tokens
+    queries, keys = model.num_heads * model.head_dim // tp, model.kv_heads * model.head_dim // tp
+    gathered = 2 * tokens * model.d_model * b if tp > 1 else 0
+    chunk = min(CHUNK_TOKENS * tp, tokens)
+    logits = chunk * model.vocab_tokens // tp * (4 + 2 * b) + model.vocab_tokens * model.d_model // tp * 4
+    return gathered + max(
+        5 * tokens * model.ffn_width // tp * b,
+        2 * tokens * (queries + 2 * keys) * b + 3 * 4 * tokens * (queries + keys),
+        logits if last else 0,
+    )
+
+
+def _tensor_bytes(model: ModelConfig, layout: ParallelConfig, layers: range, config: RunConfig) -> int:
+    """Bytes that a rank sends its tensor-parallel peers for one micro-batch, rings assumed.
+
+    An all-gather or reduce-scatter of V bytes sends (tp - 1) / tp V, an all-reduce twice that; V = T d b. A
+    block forward: two of each with sequence parallel, else two all-reduces. Backward: the inputs of QKV and
+    gate-up are gathered again and four more collectives run with sequence parallel, else two all-reduces. A
+    checkpointed block runs forward again, in pre-norm up to what its last matrix was given. Embedding, and
+    head with loss: two and two, and three fp32 numbers a token. Gradients of norms are left out.
+    """
+    if layout.tp == 1:
+        return 0
+    tokens = layout.micro_batch_sequences * model.context_tokens
+    parallel, pre = layout.sequence_parallel, model.norm_placement == "pre"
+    again = 4 - pre * (1 if parallel else 2) if layout.activation_checkpointing else 0
+    steps = (4 + (6 if parallel else 4) + again) * len(_blocks(model, layers))
+    last = model.num_layers + 1 in layers
+    steps += 2 * (0 in layers) + 2 * last
+    one = tokens * model.d_model * bytes_of(config.precision) * (layout.tp - 1) // layout.tp
+    return steps * one + last * (layout.tp - 1) * tokens // layout.tp * 3 * 4
+
+
+def _data_bytes(config: RunConfig, layout: ParallelConfig, dp: int, micro_batches: int, layers: range) -> int:
+    """Bytes that a rank sends its data-parallel peers in a step, rings assumed: n elements, b bytes each.
+
+    Stage 0: an all-reduce of gradients. 1: the same, and an all-gather of parameters. 2: as 1, but the
+    all-reduce once a micro-batch (zero/stage_1_and_2.py:1590: buckets over several ranks' parts are reduced
+    to all). 3: per micro-batch an all-gather of parameters forward and one backward, and a reduce-scatter
+    of gradients. Gradients travel in fp32 (communication_data_type).
+    """
+    trained, still = _groups(config, layers, layout.tp)
+    elements = sum(map(sum, trained.values()))
+    b, once = bytes_of(config.precision), (dp - 1) / dp
+    if layout.zero_stage == 3:
+        gathered = elements + sum(map(sum, still.values()))
+        return round(once * micro_batches * (2 * b * gathered + 4 * elements))
+    reductions = micro_batches if layout.zero_stage == 2 else 1
+    return round(once * elements * (2 * 4 * reductions + (b if layout.zero_stage else 0)))
+
+
+def _hidden_bytes(config: RunConfig, layout: ParallelConfig) -> int:
+    """What a stage hands on of a micro-batch, and gets the gradient of."""
+    return _rows(config, layout) * config.model.d_model * bytes_of(config.precision)
+
+
+def _rows(config: RunConfig, layout: ParallelConfig) -> int:
+    tokens = layout.micro_batch_sequences * config.model.context_tokens
+    return tokens // layout.tp if layout.sequence_parallel else tokens
+
+
+def _blocks(model: ModelConfig, layers: range) -> range:
+    return range(max(layers.start, 1), min(layers.stop, model.num_layers + 1))
+
+
+def _bandwidth(machine: Machine, neighbours: int) -> float:
+    """Of an axis whose ranks lie within `neighbours` successive ranks."""
+    return machine.node_bytes if neighbours <= machine.node_gpus else machine.network_bytes

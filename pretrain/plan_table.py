@@ -1,0 +1,145 @@
+"""A LayoutPlan, and a ranking of them, as text for a person. Imports no torch."""
+
+from collections.abc import Sequence
+
+from data_pipeline.toml_config import ConfigError
+from parallel.layout import check_layout
+from pretrain.config import RunConfig
+from pretrain.models.accounting import TRAIN_FACTOR, aligned
+from pretrain.plan import LayoutPlan, Machine, plan, ranked
+
+_GIB = 2**30
+SHOWN = 12
+"""Layouts of a ranking that are printed."""
+HEADROOM_FRAC = 0.08
+"""Of a GPU's memory left for what is not counted: the CUDA context, NCCL, fragments of the allocator."""
+
+
+def report(config: RunConfig, gpus: int, memory_gib: float | None, *, layouts: bool) -> str:
+    """What `motley plan` prints. Raises ConfigError for a layout that is not legal, or if there is none."""
+    usable = None if memory_gib is None else memory_gib * _GIB * (1 - HEADROOM_FRAC)
+    if layouts:
+        plans = ranked(config, gpus, usable)
+        if not plans:
+            raise ConfigError(
+                f"no layout of {gpus} GPUs is legal for {config.sequences_per_step} sequences per step; "
+                "take another number of GPUs, or change tokens_per_step"
+            )
+        return "\n".join([*_ranking(plans, usable), "", *_detail(plans[0], config, gpus, usable)])
+    try:
+        check_layout(
+            config.parallel,
+            config.model,
+            world_size=gpus,
+            sequences_per_step=config.sequences_per_step,
+            precision=config.precision,
+        )
+    except ValueError as error:
+        raise ConfigError(f"with --gpus {gpus}: {error}\n`--layouts` shows those that are legal") from None
+    return "\n".join(_detail(plan(config, gpus), config, gpus, usable))
+
+
+def _ranking(plans: Sequence[LayoutPlan], usable: float | None) -> list[str]:
+    fitting = [found for found in plans if usable is None or found.peak_bytes <= usable]
+    count = f"{len(plans)} legal layouts"
+    if usable is not None:
+        count += f", {len(fitting)} of them within {_gib(usable)} GiB a GPU"
+    rows = [
+        ["tp", "pp", "dp", "zero", "sequences", "again", "GiB", "bubble", "max/mean", "GB sent", "est. s"]
+    ]
+    for found in (fitting or plans)[:SHOWN]:
+        layout = found.layout
+        numbers = [layout.tp, layout.pp, found.dp, layout.zero_stage, layout.micro_batch_sequences]
+        rows.append(
+            [
+                *map(str, numbers),
+                "yes" if layout.activation_checkpointing else "no",
+                _gib(found.peak_bytes),
+                f"{found.bubble_frac:.3f}",
+                f"{found.imbalance:.3f}",
+                "/".join(f"{sent / 1e9:.0f}" for sent in found.sent.values()),
+                f"{found.seconds:.2f}",
+            ]
+        )
+    lines = [count, "", *aligned(rows), ""]
+    lines += _legend()
+    if not fitting:
+        lines += ["", _no_fit(plans[0])]
+    return lines
+
+
+def _legend() -> list[str]:
+    machine = Machine()
+    node, network = machine.node_bytes / 1e9, machine.network_bytes / 1e9
+    return [
+        "sequences: of a micro-batch. again: activation checkpointing. max/mean: FLOPs of the costliest",
+        "stage over the mean stage. GB sent: by the busiest rank in a step, tp/dp/pp. est. s: of a step, to",
+        f"put layouts in order, not to predict: {machine.flops / 1e12:.0f} TFLOP/s a GPU, {node:.0f} GB/s "
+        f"inside nodes of {machine.node_gpus} GPUs,",
+        f"{network:.0f} GB/s between them, nothing overlapped.",
+    ]
+
+
+def _no_fit(least: LayoutPlan) -> str:
+    layout = least.layout
+    return (
+        f"None fits. The least takes {_gib(least.peak_bytes)} GiB: parallel.tp={layout.tp} "
+        f"parallel.pp={layout.pp} parallel.zero_stage={layout.zero_stage} "
+        f"parallel.micro_batch_sequences={layout.micro_batch_sequences} parallel.activation_checkpointing="
+        f"{str(layout.activation_checkpointing).lower()}. Take more GPUs, or GPUs with more memory, or make "
+        "model.context_tokens or the model smaller."
+    )
+
+
+def _detail(found: LayoutPlan, config: RunConfig, gpus: int, usable: float | None) -> list[str]:
+    layout = found.layout
+    again = "on" if layout.activation_checkpointing else "off"
+    lines = [
+        f"{config.name} on {gpus} GPUs: tp {layout.tp} x pp {layout.pp} x dp {found.dp}, "
+        f"ZeRO-{layout.zero_stage}, {config.precision}; sequence parallel "
+        f"{'on' if layout.sequence_parallel and layout.tp > 1 else 'off'}, activation checkpointing {again}",
+        f"{found.micro_batches} micro-batches of {layout.micro_batch_sequences} x "
+        f"{config.model.context_tokens} tokens a step",
+        "",
+    ]
+    columns = ["parameters", "gradients", "optimizer", "activations", "workspace", "buffers"]
+    rows = [["stage", "layers", "FLOPs share", *columns, "all, GiB"]]
+    flops = sum(stage.flops for stage in found.stages)
+    for index, stage in enumerate(found.stages):
+        held = stage.held
+        parts = [held.parameters, held.gradients, held.optimizer]
+        parts += [stage.activations, stage.workspace, stage.buffers, stage.total]
+        rows.append(
+            [
+                str(index),
+                f"{stage.layers.start}-{stage.layers.stop - 1}",
+                f"{stage.flops / flops:.3f}",
+                *map(_gib, parts),
+            ]
+        )
+    lines += [*aligned(rows), ""]
+    fullest = max(found.stages, key=lambda stage: stage.total)
+    rows = [[f"stage {found.stages.index(fullest)}", *columns[:3], "all, GiB"]]
+    for tower, held in fullest.towers.items():
+        rows.append([tower, *map(_gib, (held.parameters, held.gradients, held.optimizer, held.total))])
+    lines += [*aligned(rows), ""]
+    lines += [
+        f"FLOPs of a step: {TRAIN_FACTOR * flops * found.micro_batches * found.dp:.3e} (forward and "
+        f"backward, without recomputation); costliest over mean stage {found.imbalance:.3f}",
+        f"pipeline bubble {found.bubble_frac:.3f} of a step",
+        *(f"{axis}: {sent / 1e9:.2f} GB sent by a rank in a step" for axis, sent in found.sent.items()),
+        "layers: 0 is the embedding, the last is final norm and head; a rank's GiB are 2**30 bytes.",
+        "parameters, gradients and optimizer are what DeepSpeed holds; workspace and buffers are bounds.",
+    ]
+    if usable is not None:
+        fits = found.peak_bytes <= usable
+        lines.append(
+            f"{_gib(found.peak_bytes)} GiB on the fullest rank {'fits' if fits else 'does not fit'} into the "
+            f"{_gib(usable)} GiB left of a GPU after {HEADROOM_FRAC:.0%} for CUDA, NCCL and fragments"
+            + ("" if fits else "; `--layouts` shows layouts that do")
+        )
+    return lines
+
+
+def _gib(number: float) -> str:
+    return f"{number / _GIB:.2f}"

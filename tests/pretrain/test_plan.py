@@ -1,0 +1,183 @@
+"""Activations, groups and traffic of a plan, against real decoders and by hand."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from data_pipeline.toml_config import validate
+from parallel import world
+from parallel.collectives import ONE_RANK, TensorAxis
+from parallel.testing import run_on_ranks
+from pretrain import losses, plan
+from pretrain.config import RunConfig
+from pretrain.models.block import Block
+from pretrain.models.decoder import Decoder
+from pretrain.models.inputs import build_inputs
+from pretrain.models.pretraining import Pretraining
+from pretrain.optimizer import parameter_groups
+from tests.pretrain.models.random_batch import DENSE, MOT, random_batch
+
+
+def run_config(model: dict[str, Any] | None = None, precision: str = "fp32", **parallel: Any) -> RunConfig:
+    shape = {
+        "num_layers": 3, "d_model": 32, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden": 48,
+        "context_tokens": 64, "vocab_tokens": 80, "towers": MOT,
+    }  # fmt: skip
+    values = {
+        "name": "planned", "total_tokens": 8192, "tokens_per_step": 16 * 64, "precision": precision,
+        "model": shape | (model or {}), "data": {"train": [{"path": "nowhere"}]},
+        "optimizer": {"learning_rate": 1e-3}, "parallel": parallel,
+    }  # fmt: skip
+    return validate(RunConfig, values, source="test")
+
+
+def saved_bytes(config: RunConfig, axis: TensorAxis) -> int:
+    """Bytes that a forward pass of a micro-batch keeps: each storage once, parameters and inputs left out."""
+    torch.manual_seed(0)
+    decoder = Decoder(
+        config.model, axis=axis, activation_checkpointing=config.parallel.activation_checkpointing
+    )
+    module = Pretraining(decoder)
+    if config.precision == "bf16":
+        module.to(torch.bfloat16)
+    # One document a sequence: attention's output is then one tensor, as it is on a GPU.
+    length = config.model.context_tokens
+    batch = random_batch(config.model, sequences=2, document_tokens=(length, length), padding_tokens=0)
+    inputs = build_inputs(batch, config.model)
+    given = [*module.parameters(), *(v for v in vars(inputs).values() if isinstance(v, torch.Tensor))]
+    given += [inputs.routing.to_sorted, inputs.routing.to_sequence]
+    known = {tensor.untyped_storage().data_ptr() for tensor in given}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage  # held: an address is not used again
+        return tensor
+
+    # A checkpointed block keeps its input in a closure, out of sight of these hooks.
+    for block in decoder.blocks:
+        assert isinstance(block, Block)
+        if config.parallel.activation_checkpointing:
+            block.register_forward_pre_hook(lambda _, args: void(keep(args[0])))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        objective, _ = module(inputs)
+    assert objective.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def void(_: object) -> None:
+    """A hook that returns a tensor would replace the block's arguments."""
+
+
+def predicted(config: RunConfig) -> int:
+    layers = range(config.model.num_layers + 2)
+    kept = plan.stage_activations(config, config.parallel, layers, in_flight=1)
+    if config.parallel.activation_checkpointing:  # the block that is computed anew comes with the way back
+        kept -= plan.block_activations(config, config.parallel)
+    return kept
+
+
+CASES: dict[str, RunConfig] = {
+    "mot": run_config(micro_batch_sequences=2),
+    "dense": run_config({"towers": DENSE}, micro_batch_sequences=2),
+    "pre-norm, no QK-norm": run_config({"norm_placement": "pre", "qk_norm": False}, micro_batch_sequences=2),
+    "bf16": run_config(precision="bf16", micro_batch_sequences=2),
+    "all heads": run_config({"num_kv_heads": None}, micro_batch_sequences=2),
+    "checkpointed": run_config(micro_batch_sequences=2, activation_checkpointing=True),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_activations_are_those_that_a_decoder_saves(name: str) -> None:
+    # The rest, below 1 %: positions of tokens in the embedding, weights of the loss, seeds of SDPA.
+    assert saved_bytes(CASES[name], ONE_RANK) == pytest.approx(predicted(CASES[name]), rel=0.01)
+
+
+def _saved_on_a_rank(config: RunConfig) -> int:
+    return saved_bytes(config, world.start(config.parallel).tensor_axis)
+
+
+@pytest.mark.parametrize("sequence_parallel", [True, False])
+def test_activations_of_tensor_parallel_ranks(sequence_parallel: bool) -> None:
+    config = run_config(micro_batch_sequences=2, tp=2, sequence_parallel=sequence_parallel)
+    for kept in run_on_ranks(_saved_on_a_rank, 2, config):
+        # The mask of ids whose embedding is elsewhere: a byte a token.
+        assert kept == pytest.approx(predicted(config), rel=0.01)
+
+
+@pytest.mark.parametrize("model", [{}, {"towers": DENSE}, {"untied": ["attention"]}, {"qk_norm": False}])
+@pytest.mark.parametrize("layers", [range(5), range(2), range(3, 5)])
+def test_groups_are_those_of_the_optimizer(model: dict[str, Any], layers: range) -> None:
+    config = run_config(model)
+    module = Pretraining(Decoder(config.model, layers=layers))
+    groups = parameter_groups(module.named_parameters(), config.optimizer)
+    expected = {group["name"]: [p.numel() for p in group["params"]] for group in groups}
+    assert plan.weights(config.model, layers, tp=1) == expected
+    assert list(plan.weights(config.model, layers, tp=1)) == list(expected)
+
+
+def test_the_chunk_of_the_loss_is_the_one_planned_with() -> None:
+    assert plan.CHUNK_TOKENS == losses.CHUNK_TOKENS
+
+
+def test_stages_bubble_and_activations_in_flight() -> None:
+    found = plan.plan(run_config(pp=3, micro_batch_sequences=2), 6)
+    assert (found.dp, found.micro_batches, len(found.stages)) == (2, 4, 3)
+    assert found.bubble_frac == 2 / 6
+    flops = [stage.flops for stage in found.stages]
+    assert found.imbalance == pytest.approx(max(flops) / (sum(flops) / 3))
+    assert [stage.layers for stage in found.stages] == [range(2), range(2, 3), range(3, 5)]
+    first, second = (stage.activations for stage in found.stages[:2])
+    assert first / 3 == second / 2  # both hold one block; the embedding keeps nothing
+
+
+def sent(axis: str, gpus: int = 4, change: Callable[[RunConfig], RunConfig] | None = None, **p: Any) -> int:
+    config = run_config(micro_batch_sequences=2, **p)
+    return plan.plan(change(config) if change else config, gpus).sent[axis]
+
+
+def test_bytes_sent_by_hand() -> None:
+    elements = sum(map(sum, plan.weights(run_config().model, range(5), tp=1).values()))
+    assert sent("tp") == 0 and sent("pp") == 0
+    # 16 sequences a step are 2 micro-batches of 2 sequences on each of 4 ranks.
+    assert sent("dp", zero_stage=0) == 3 / 4 * 8 * elements
+    assert sent("dp", zero_stage=1) == 3 / 4 * 12 * elements
+    assert sent("dp", zero_stage=2) == 3 / 4 * 20 * elements
+    assert sent("dp", zero_stage=3) == 3 / 4 * 2 * 12 * elements
+    # 4 micro-batches of 128 tokens x 32 features in fp32, there and, on a stage in between, back.
+    assert sent("pp", pp=2) == 4 * 128 * 32 * 4
+    assert sent("pp", gpus=6, pp=3) == 2 * 4 * 128 * 32 * 4
+    # 3 blocks of 10 collectives each, 4 for embedding and head, half of it sent; numbers of the loss.
+    hidden, statistics = 128 * 32 * 4, 128 // 2 * 3 * 4
+    assert sent("tp", gpus=2, tp=2) == 8 * (34 * hidden // 2 + statistics)
+    assert sent("tp", gpus=2, tp=2, sequence_parallel=False) == 8 * (28 * hidden // 2 + statistics)
+    assert sent("tp", gpus=2, tp=2, activation_checkpointing=True) == 8 * (46 * hidden // 2 + statistics)
+
+
+def test_a_frozen_tower_costs_its_parameters_only() -> None:
+    config = run_config()
+    frozen = config.model_copy(
+        update={"optimizer": config.optimizer.model_validate(
+            {"learning_rate": 1e-3, "towers": {"speech": {"frozen": True}}}
+        )}
+    )  # fmt: skip
+    (free,), (held,) = (plan.plan(each, 1).stages for each in (config, frozen))
+    assert held.towers["speech"].gradients == held.towers["speech"].optimizer == 0
+    assert held.towers["text"] == free.towers["text"]
+
+
+def test_what_fits_comes_first_by_seconds_then_the_rest_by_bytes() -> None:
+    config = run_config()
+    everything = plan.ranked(config, 4)
+    assert [found.seconds for found in everything] == sorted(found.seconds for found in everything)
+    sizes = sorted(found.peak_bytes for found in everything)
+    limit = sizes[len(sizes) // 2]
+    some = plan.ranked(config, 4, limit)
+    fitting = [found for found in some if found.peak_bytes <= limit]
+    assert some[: len(fitting)] == fitting
+    assert [found.seconds for found in fitting] == sorted(found.seconds for found in fitting)
+    rest = [found.peak_bytes for found in some[len(fitting) :]]
+    assert rest == sorted(rest) and len(rest) > 0
