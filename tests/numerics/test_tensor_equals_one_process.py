@@ -27,7 +27,7 @@ from tests.numerics.layouts import assert_equals_one_process, one_process, train
     ids=lambda value: str(value).replace("'", ""),
 )
 def test_tensor_parallel_ranks_equal_one_process(ranks: int, layout: dict[str, Any]) -> None:
-    # Measured, worst layout: 2e-7 on losses, 6e-6 on the norm of a tower. See RTOL.
+    # Measured, worst layout: 2e-7 on losses, 3e-6 on the norm of a tower. See RTOL.
     assert_equals_one_process(train_on(ranks, layout))
 
 
