@@ -43,3 +43,15 @@ def test_unknown_verb_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> Non
         main(["trian"])
     assert stop.value.code == 2
     assert "train" in capsys.readouterr().err
+
+
+def test_overrides_may_follow_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse alone takes them in one place only."""
+    assert main(["train", "nowhere.toml", "name=a", "--processes", "2", "parallel.tp=2"]) == 2
+    assert "nowhere.toml" in capsys.readouterr().err
+    for stray in ("--ranks", "tp"):
+        with pytest.raises(SystemExit):
+            main(["train", "nowhere.toml", "--processes", "2", stray])
+        assert f"unrecognized arguments: {stray}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["tokenize", "a", "b", "--config", "c.toml", "name=a"])
