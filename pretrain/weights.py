@@ -161,7 +161,7 @@ def write_folder(
             more = {"dtype": dtype, "files": entries} if name == MODEL else {}
             write_json(writing / name, {**value, **more})
         os.rename(writing, out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter wraps the former's message
         raise ConfigError(f"{out}: cannot be written: {error}") from None
     finally:
         shutil.rmtree(writing, ignore_errors=True)

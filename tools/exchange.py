@@ -49,13 +49,12 @@ def import_weights(
     """
     check_out(out, source)
     config = load(run, overrides)
-    vocabulary = vocabulary_of(config)
-    weights = fit(
-        open_source(source), config.model, seed=config.seed, new_towers=new_towers, vocabulary=vocabulary
-    )
+    old, vocabulary = open_source(source), vocabulary_of(config)
+    weights = fit(old, config.model, seed=config.seed, new_towers=new_towers, vocabulary=vocabulary)
     _write(out, weights, {MODEL: about_model(weights)}, dtype, file_gb)
-    if weights.vocabulary is None:
-        print("no tokenized data was found: ids were taken to mean the same in the source and in the run")
+    if old.vocabulary is None or vocabulary is None:
+        whose = source if old.vocabulary is None else config.data.train[0].path
+        print(f"ids keep their rows unchecked: the vocabulary of {whose} is not known here")
     print(f'the run starts from them with initial_weights = "{out}"')
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from data_pipeline.toml_config import ConfigError
 from pretrain.models.decoder import Decoder
@@ -209,12 +210,13 @@ def test_older_files_of_weights_are_not_read(tmp_path: Path) -> None:
         read_tensors(tmp_path)
 
 
-def test_nothing_half_written_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [OSError, SafetensorError])
+def test_nothing_half_written_stays(tmp_path: Path, error: type[Exception]) -> None:
     source = drawn(tmp_path)
     tensors = dict(source.tensors)
 
     def full() -> torch.Tensor:
-        raise OSError(28, "No space left on device")
+        raise error("No space left on device")
 
     name = list(tensors)[-1]
     tensors[name] = Lazy(tensors[name].shape, full)

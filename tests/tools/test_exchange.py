@@ -75,7 +75,7 @@ def test_import_from_a_run_starts_each_tower_as_a_copy(folder: Path) -> None:
     assert decoder_of(mot).blocks[0].attention.qkv.weight.keys() == set(VOCABULARY.modalities)
 
 
-def test_import_of_a_llama_needs_only_its_shape(folder: Path) -> None:
+def test_import_of_a_llama_needs_only_its_shape(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_hugging_face("llama_tied", folder / "hf")
     shape = {"d_model": 16, "ffn_hidden": 24, "num_heads": 4, "num_kv_heads": 2, "qk_norm": "false"}
     changes = [
@@ -83,6 +83,7 @@ def test_import_of_a_llama_needs_only_its_shape(folder: Path) -> None:
     ]
     arguments = ["import", str(folder / "mot.toml"), str(folder / "hf"), str(folder / "out")]
     assert main([*arguments, *changes]) == 0
+    assert f"unchecked: the vocabulary of {folder / 'hf'} is not known" in capsys.readouterr().out
     assert open_weights(folder / "out").vocabulary == VOCABULARY.sizes
 
 
