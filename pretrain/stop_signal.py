@@ -12,7 +12,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 class StopSignal:
     """The first signal counts; later ones change nothing, so that none can break a save.
 
-    A scheduler that loses patience sends SIGKILL, harmless at any moment: see pretrain/checkpoint.py.
+    A scheduler that loses patience sends SIGKILL, harmless at any moment: see pretrain/checkpoint_writer.py.
     """
 
     received: list[str] = field(default_factory=list)

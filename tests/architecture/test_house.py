@@ -15,6 +15,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 TORCH_FREE = (
     "tools.cli",
     "pretrain.config",
+    "pretrain.checkpoint_folder",
     "pretrain.compare",
     "pretrain.report",
     "pretrain.run_checks",
