@@ -13,7 +13,7 @@ from data_pipeline.toml_config import ConfigError
 from pretrain.hugging_face import CONFIG, config_of, open_hugging_face, parts, read_model, to_hugging_face
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import logical_shapes
-from pretrain.weights import INDEX, Source
+from pretrain.weights import INDEX, MODEL, Source, about_model, open_weights, write_folder
 from tests.pretrain.models.random_batch import MOT, TWO_TOWERS, tiny_config
 from tests.pretrain.tiny_hugging_face import models, tiny_hugging_face
 
@@ -160,3 +160,15 @@ def test_config_is_read_back(qk_norm: bool) -> None:
     assert read_model(Path(CONFIG), theirs) == config.model_copy(update={"init_std": 0.02})
     if not qk_norm:
         assert LlamaConfig(**theirs).rope_parameters == {"rope_theta": 123.0, "rope_type": "default"}
+
+
+def test_bf16_files_are_read_exactly(tmp_path: Path) -> None:
+    """As most models are published; what is written is fp32 unless asked otherwise."""
+    reference = tiny_hugging_face("llama", tmp_path / "fp32").bfloat16()
+    reference.save_pretrained(tmp_path / "bf16")
+    source = open_hugging_face(tmp_path / "bf16")
+    write_folder(tmp_path / "out", source, {MODEL: about_model(source)}, dtype="fp32", file_bytes=10**9)
+    value = open_weights(tmp_path / "out").tensors["blocks.1.feed_forward.gate_up.weight.text"].read()
+    mlp = reference.model.layers[1].mlp
+    assert value.dtype == torch.float32
+    assert torch.equal(value, torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)).float())

@@ -1,6 +1,5 @@
 """The torch-free list of weights is what the decoder holds."""
 
-
 from pretrain.models.decoder import Decoder
 from pretrain.models.logical_weights import logical_shapes
 from tests.pretrain.models.random_batch import tiny_config
