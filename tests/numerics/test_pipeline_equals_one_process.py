@@ -57,14 +57,14 @@ def _other_order_on_a_stage(engine: ZeroEngine) -> None:
     assert isinstance(engine, PipelineEngine)
     if engine.world.pp_rank == 1:
         bring = engine.stage.bring
-        engine.stage.bring = lambda batches, scale: bring(batches[::-1], scale)
+        engine.stage.bring = lambda micro_batches, scale: bring(micro_batches[::-1], scale)
 
 
 def _not_divided_by_micro_batches(engine: ZeroEngine) -> None:
     """As if DeepSpeed did not average over micro-batches."""
     assert isinstance(engine, PipelineEngine)
     bring = engine.stage.bring
-    engine.stage.bring = lambda batches, scale: bring(batches, scale / len(batches))
+    engine.stage.bring = lambda micro_batches, scale: bring(micro_batches, scale / 4)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,13 @@ def test_a_gradient_alone_names_its_tower_and_all_samples() -> None:
         assert f"tokens-00000.tar/{name}" in first
 
 
+def test_a_stage_without_losses_leaves_the_word_to_the_last() -> None:
+    bad = [[1.0, math.nan, *GOOD[0][2:]]] * 2
+    first, second = run_on_ranks(_message, 2, [[], bad], [math.nan] * 6, {})
+    assert first == second
+    assert "rank 1, micro-batch 0: image loss nan" in first and "rank 0" not in first
+
+
 def test_a_finite_step_passes() -> None:
     assert run_on_ranks(_message, 2, [GOOD, GOOD], [4.0] * 6, {}) == [None, None]
 
