@@ -113,8 +113,12 @@ class CheckpointWriter:
         def copy() -> None:
             save.fragments = self._host.take(self._engine.fragments())
 
-        on_rank_0(self._world, begin, _failure(path))
-        on_all_ranks(self._world, copy, _failure(path))
+        try:
+            on_rank_0(self._world, begin, _failure(path))
+            on_all_ranks(self._world, copy, _failure(path))
+        except CheckpointError:
+            self._remove(save)
+            raise
         thread = threading.Thread(target=self._write, args=(save,), name=f"write {path.name}", daemon=True)
         self._running = save, thread
         thread.start()
@@ -131,12 +135,15 @@ class CheckpointWriter:
         except CheckpointError:
             save.abandoned.set()
             thread.join()
-            on_rank_0(
-                self._world, lambda: shutil.rmtree(save.saving, ignore_errors=True), _failure(save.path)
-            )
+            self._remove(save)
             raise
         thread.join()
         self._agree(save)
+
+    def _remove(self, save: _Save) -> None:
+        if self._world.rank == 0:
+            shutil.rmtree(save.saving, ignore_errors=True)
+        self._world.barrier()
 
     def _agree(self, save: _Save) -> None:
         for error in self._world.gather(save.error):

@@ -150,6 +150,24 @@ def test_a_folder_that_cannot_be_made_is_an_error_on_every_rank(tmp_path: Path) 
         run_on_ranks(save_every_step, 2, tmp_path / "checkpoints", 1, 1)
 
 
+def _save_without_memory(folder: Path) -> tuple[str, list[str]]:
+    w, engine = start()
+    with CheckpointWriter(folder, engine, w, keep=4) as writer:
+        if w.rank == 1:
+            engine.fragments = lambda: torch.empty(2**60)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            writer.save(1, {})
+        except CheckpointError as error:
+            return str(error), [path.name for path in folder.iterdir()]
+    return "saved", []
+
+
+def test_a_rank_without_memory_for_the_copy_is_everybodys_error(tmp_path: Path) -> None:
+    for message, left in run_on_ranks(_save_without_memory, 2, tmp_path):
+        assert re.search(r"step_00000001 cannot be written \(rank 1\): .*memory", message)
+        assert left == []
+
+
 def _save_where_nothing_can_be_renamed(folder: Path) -> str:
     w, engine = start()
     with CheckpointWriter(folder, engine, w, keep=4) as writer:
