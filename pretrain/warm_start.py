@@ -174,6 +174,10 @@ def _rows(source: Source, target: ModelConfig, vocabulary: Mapping[str, int] | N
                 "tokenized data of both, where data.train says: at `motley export` and at `motley import`"
             )
         return in_place
+    if (ids := sum(vocabulary.values())) > target.vocab_tokens:
+        raise ConfigError(
+            f"model.vocab_tokens = {target.vocab_tokens}, data has {ids} ids: set model.vocab_tokens={ids}"
+        )
     if list(theirs.items()) == list(vocabulary.items()):
         return in_place
     if fewer := [name for name, size in theirs.items() if size > vocabulary.get(name, 0)]:

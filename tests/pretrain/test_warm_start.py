@@ -127,6 +127,10 @@ REFUSED: dict[str, tuple[Source, dict[str, str], dict[str, Any], dict[str, Any],
         numbered({"text": "text", "speech": "speech"}), MOT, {}, {"new_towers": {"image": "text"}},
         "some have moved",
     ),
+    "data with more ids than rows": (
+        numbered(DENSE, VOCABULARY), MOT, {}, {"vocabulary": VOCABULARY | {"image": 7}},
+        "model.vocab_tokens = 40, data has 41 ids: set model.vocab_tokens=41",
+    ),
     "another tokenizer": (
         numbered(DENSE, VOCABULARY), MOT, {}, {"vocabulary": VOCABULARY | {"text": 29}},
         r"ids \{'text': 30, .*\{'text': 29, .*fewer of text; ids are never dropped",
