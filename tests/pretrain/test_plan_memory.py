@@ -33,9 +33,9 @@ def run_config(parallel: dict[str, Any], precision: str = "fp32", **changes: Any
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Address -> bytes; views of one storage count once."""
+    """Address -> bytes; views of one storage count once, tensors on "meta" (address 0) not at all."""
     found = (tensor.untyped_storage() for tensor in tensors)
-    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
+    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.data_ptr()}
 
 
 def all_tensors() -> list[torch.Tensor]:
@@ -120,12 +120,9 @@ def test_what_an_engine_holds(ranks: int, parallel: dict[str, Any], stage: int, 
             engine_memory.Held(),
         )
         expected = held.gradients + engine_memory.update_copy(groups, **zero, dp_rank=dp_rank)
-        if (pp_rank, precision) == (1, "fp32"):
-            # DeepSpeed's pipeline leaves a gradient of the head behind on its last stage; the holder was not
-            # found. In bf16 it does not.
-            expected += 4 * config.model.vocab_tokens * config.model.d_model
-        # Flat tensors and parts agree to the byte, but for counters of 4 bytes a group.
-        assert parameters == pytest.approx(held.parameters, rel=1e-3)
-        assert optimizer == pytest.approx(held.optimizer, rel=1e-3)
-        # Largest difference: 1.5 %, the inputs of a step and what a pipeline stage has sent and received.
-        assert gradients == pytest.approx(expected, rel=0.02)
+        assert parameters == held.parameters
+        # The steps that AdamW counts, 4 bytes a group: at most 5e-5 here.
+        assert optimizer == pytest.approx(held.optimizer, rel=1e-4)
+        # The inputs of a step, at most 0.16 % here. A pipeline stage also keeps what it has sent and
+        # received, 1.23 % at this size.
+        assert gradients == pytest.approx(expected, rel=0.004 if config.parallel.pp == 1 else 0.02)
