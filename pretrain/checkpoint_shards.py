@@ -29,7 +29,7 @@ class HostCopy:
     """
 
     def __init__(self) -> None:
-        self._buffer = torch.empty(0)
+        self._buffer = torch.empty(0, dtype=torch.float32)
 
     def take(self, fragments: Sequence[Fragment]) -> list[Fragment]:
         """The fragments of copy 0, their values in fp32 on the host. Returns when all of it is there."""
@@ -37,8 +37,8 @@ class HostCopy:
         needed = sum(fragment.count * len(fragment.values) for fragment in own)
         on_gpu = any(value.is_cuda for fragment in own for value in fragment.values.values())
         if self._buffer.numel() < needed:
-            self._buffer = torch.empty(0)  # free it before the larger one is made
-            self._buffer = torch.empty(needed, pin_memory=on_gpu)
+            self._buffer = self._buffer.new_empty(0)  # free it before the larger one is made
+            self._buffer = torch.empty(needed, dtype=torch.float32, pin_memory=on_gpu)
         copies, end = [], 0
         for fragment in own:
             values = {}
@@ -141,7 +141,7 @@ class ShardReader:
 
     def _part(self, name: str, kind: str, tp_rank: int, start: int, stop: int) -> Float[Tensor, " n"]:
         """Elements start..stop of a tensor-parallel rank's part."""
-        values, found = torch.empty(stop - start), 0
+        values, found = torch.empty(stop - start, dtype=torch.float32), 0
         for piece in self._tensors[name]["fragments"]:
             first, last = max(start, piece["start"]), min(stop, piece["start"] + piece["count"])
             if piece["tp_rank"] == tp_rank and first < last:
