@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallel.engine import MicroBatch
+from parallel.engine import MicroBatch, ParameterGroup
 from parallel.world import World
 from parallel.zero_engine import ZeroEngine
 
@@ -21,21 +21,24 @@ class PipelineEngine(ZeroEngine):
     pass of a stage is that of micro-batch k, in 1F1B as in evaluation.
     """
 
+    def _absent_groups(self, groups: Sequence[ParameterGroup]) -> Sequence[ParameterGroup]:
+        """ZeRO-1 sums the norm over stages group by group: unequal numbers of groups would hang (DeepSpeed
+        0.19.8, runtime/zero/stage_1_and_2.py, scaled_global_norm)."""
+        mine = [group["name"] for group in groups]
+        missing = sorted({name for names in self.world.gather(mine) for name in names} - set(mine))
+        self.placeholders = nn.ParameterList(torch.zeros(1) for _ in missing)
+        return [
+            ParameterGroup(name=name, tower="", params=[placeholder], lr_factor=0.0, weight_decay=0.0)
+            for name, placeholder in zip(missing, self.placeholders, strict=True)
+        ]
+
     def _initialise(self, module: nn.Module, config: dict[str, Any]) -> Any:
         import deepspeed
         from deepspeed.pipe import PipelineModule
         from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
         world = self.world
-        names = [group["name"] for group in self.adamw.param_groups]
-        missing = {name for stage in world.gather(names) for name in stage} - set(names)
-        self.stage = _Stage(module, world, placeholders=len(missing))
-        # ZeRO-1 sums the norm over stages group by group: unequal numbers of groups would hang
-        # (DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py, scaled_global_norm).
-        for name, placeholder in zip(sorted(missing), self.stage.placeholders, strict=True):
-            self.adamw.add_param_group(
-                {"name": name, "params": [placeholder], "lr": 0.0, "lr_factor": 0.0, "weight_decay": 0.0}
-            )
+        self.stage = _Stage(module, self.placeholders, world)
         # One layer a stage, so that the cuts are ours. Only the entry of this rank's stage is looked at.
         model = PipelineModule(
             [self.stage] * world.pp_size,
@@ -51,6 +54,9 @@ class PipelineEngine(ZeroEngine):
         # DeepSpeed averages over data-parallel ranks and over micro-batches.
         scale = self.world.dp_size * len(micro_batches) / weight
         self.stage.bring(micro_batches, scale)
+        for placeholder in self.placeholders:  # in bf16 a rank must count at least one gradient
+            placeholder.tensor_model_parallel = True  # type: ignore[attr-defined]  # or only the first would
+            placeholder.grad = torch.zeros_like(placeholder)
         self.deepspeed.train_batch(self._nothing())
         return self.stage.stats
 
@@ -76,11 +82,11 @@ class PipelineEngine(ZeroEngine):
 class _Stage(nn.Module):
     """The one layer that DeepSpeed sees: brings the module its micro-batches, in the order of the passes."""
 
-    def __init__(self, module: nn.Module, world: World, *, placeholders: int) -> None:
+    def __init__(self, module: nn.Module, placeholders: nn.ParameterList, world: World) -> None:
+        """`placeholders`: parameters that DeepSpeed is to find, and that nothing depends on."""
         super().__init__()
         self.module = module
-        self.placeholders = nn.ParameterList(torch.zeros(1) for _ in range(placeholders))
-        """For groups that have parameters on other stages only. They never get a gradient."""
+        self.placeholders = placeholders
         self.device = world.device
         self.is_first, self.is_last = world.pp_rank == 0, world.pp_rank == world.pp_size - 1
         self.stats: list[Tensor] = []

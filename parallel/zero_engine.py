@@ -57,7 +57,7 @@ class ZeroEngine:
             persistent_elements=persistent_elements,
         )
         self.adamw = torch.optim.AdamW(
-            [dict(group, lr=0.0) for group in groups],
+            [dict(group, lr=0.0) for group in (*groups, *self._absent_groups(groups))],
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
             fused=True,
@@ -66,6 +66,10 @@ class ZeroEngine:
         self.adamw.register_step_pre_hook(self.gradient_norm.before_update)
         with _unasked_prints_dropped():
             self.deepspeed = self._initialise(module, config)
+
+    def _absent_groups(self, groups: Sequence[ParameterGroup]) -> Sequence[ParameterGroup]:
+        """What stands for groups that other ranks have and this one has not."""
+        return ()
 
     def _initialise(self, module: torch.nn.Module, config: dict[str, Any]) -> Any:
         import deepspeed

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from data_pipeline.toml_config import ConfigError
 from parallel.engine import ParameterGroup
 from parallel.logical import logical_of
 from pretrain.config import OptimizerConfig, ScheduleConfig, TowerOptimizerConfig
@@ -23,7 +22,7 @@ def parameter_groups(
     Parameters that tensor-parallel ranks cut and those that each holds whole are in different groups.
 
     The parameters of a frozen tower are set to need no gradient and are in no group; those of all others are
-    set to need one. Raises ConfigError if that leaves nothing to train.
+    set to need one.
     """
     groups: dict[str, ParameterGroup] = {}
     as_all_others = TowerOptimizerConfig.model_validate({})
@@ -47,11 +46,6 @@ def parameter_groups(
             ),
         )
         group["params"].append(parameter)
-    if not groups:
-        raise ConfigError(
-            "optimizer.towers freezes every tower that has weights: nothing is left to train; "
-            "set frozen = false for one of " + ", ".join(sorted(config.towers))
-        )
     return list(groups.values())
 
 

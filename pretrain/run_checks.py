@@ -7,6 +7,7 @@ from data_pipeline.stream import Stream
 from data_pipeline.toml_config import ConfigError
 from parallel.layout import check_layout
 from pretrain.config import RunConfig
+from pretrain.models.accounting import module_costs
 from pretrain.warm_start import check_initial_weights
 
 
@@ -25,6 +26,12 @@ def check_run(config: RunConfig, world_size: int) -> None:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    shards = {name for cost in module_costs(config.model).values() for name in cost.parameters}
+    if all(name in config.optimizer.towers and config.optimizer.towers[name].frozen for name in shards):
+        raise ConfigError(
+            "optimizer.towers freezes every tower that has weights: nothing is left to train; "
+            "set frozen = false for one of " + ", ".join(sorted(shards))
+        )
     sources = [
         (_open(config, f"data.train[{i}].path", s.path), s.weight) for i, s in enumerate(config.data.train)
     ]

@@ -76,10 +76,13 @@ class Whole(nn.Module):
         return hidden
 
 
-def _groups(module: nn.Module) -> list[ParameterGroup]:
+def _groups(module: nn.Module, frozen: str | None = None) -> list[ParameterGroup]:
     groups: dict[str, ParameterGroup] = {}
     for name, parameter in module.named_parameters():
         tower = "first" if name.endswith("first") else "all"
+        if tower == frozen:
+            parameter.requires_grad_(False)
+            continue
         empty = ParameterGroup(name=tower, tower=tower, params=[], lr_factor=1.0, weight_decay=0.1)
         groups.setdefault(tower, empty)["params"].append(parameter)
     return list(groups.values())
@@ -91,11 +94,16 @@ def _micro_batches(step: int, count: int = 4) -> list[Rows]:
     return [Rows(torch.randn(6, 4, generator=generator), number, moved) for number in range(count)]
 
 
-def _engine(w: world.World, zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]) -> PipelineEngine:
+def _engine(
+    w: world.World,
+    zero_stage: Literal[0, 1],
+    precision: Literal["fp32", "bf16"] = "fp32",
+    frozen: str | None = None,
+) -> PipelineEngine:
     module = Stage(w.pp_rank)
     return PipelineEngine(
         module,
-        _groups(module),
+        _groups(module, frozen),
         w,
         settings=SETTINGS,
         learning_rate_at=learning_rate_at,
@@ -114,7 +122,7 @@ def _train(
 ) -> tuple[list[StepResult], list[list[int]], list[str], list[float], str]:
     w = world.start(ParallelConfig(pp=STAGES))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        engine = _engine(w, zero_stage, "fp32")
+        engine = _engine(w, zero_stage)
         results, moved = [], []
         for step in range(3):
             batches = _micro_batches(step)
@@ -173,9 +181,31 @@ def test_a_gradient_that_is_not_finite_on_one_stage_updates_none(
         assert next_step == ranks[0][3] and math.isfinite(next_step.grad_norm)
 
 
+def _train_the_first_stage(
+    zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
+) -> tuple[list[StepResult], Weights, Weights]:
+    w = world.start(ParallelConfig(pp=STAGES))
+    engine = _engine(w, zero_stage, precision, frozen="all")
+    before = _weights(engine)
+    results = [engine.train_step(_micro_batches(step), step) for step in range(3)]
+    return results, before, _weights(engine)
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
+def test_a_stage_with_nothing_to_train_passes_gradients_on(
+    zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
+) -> None:
+    whole = Whole()
+    expected = plain_steps(whole, _groups(whole, "all"), _micro_batches, 3)
+    for results, before, after in run_on_ranks(_train_the_first_stage, STAGES, zero_stage, precision):
+        assert_same(results, expected, rtol=1e-5 if precision == "fp32" else 2e-2)  # bf16: 4e-3 measured
+        for name in before:
+            assert torch.equal(before[name], after[name]) == (name != "first"), name
+
+
 def _another_shape() -> None:
     w = world.start(ParallelConfig(pp=STAGES))
-    engine = _engine(w, 1, "fp32")
+    engine = _engine(w, 1)
     engine.train_step(_micro_batches(0), 0)
     engine.eval_step([replace(batch, inputs=batch.inputs[:2]) for batch in _micro_batches(0)])
 

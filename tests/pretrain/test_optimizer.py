@@ -1,9 +1,7 @@
 """Groups of a decoder's parameters, and schedules at exact steps."""
 
 import pytest
-from torch import nn
 
-from data_pipeline.toml_config import ConfigError
 from pretrain.config import OptimizerConfig, ScheduleConfig, TowerOptimizerConfig
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
@@ -66,14 +64,6 @@ def test_a_tower_has_its_own_factor_decay_and_freezing() -> None:
     assert groups["text/decay/cut"]["weight_decay"] == config.weight_decay
     for name, parameter in decoder.named_parameters():
         assert parameter.requires_grad == (not name.endswith(".speech")), name
-
-
-def test_freezing_everything_is_refused() -> None:
-    module = nn.Module()
-    module.weight = nn.ParameterDict({"text": nn.Parameter(nn.Linear(2, 2).weight.detach())})
-    config = OptimizerConfig(learning_rate=1.0, towers={"text": TowerOptimizerConfig(frozen=True)})
-    with pytest.raises(ConfigError, match="nothing is left to train"):
-        parameter_groups(module.named_parameters(), config)
 
 
 @pytest.mark.parametrize(

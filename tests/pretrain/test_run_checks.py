@@ -54,6 +54,13 @@ MISFITS: dict[str, tuple[Edit, int, list[str]]] = {
         1,
         ['data.heldout = "nowhere/heldout": no such folder'],
     ),
+    "nothing to train": (
+        lambda values: values["optimizer"].update(
+            towers={name: {"frozen": True} for name in (*VOCABULARY.modalities, "shared")}
+        ),
+        1,
+        ["nothing is left to train", "set frozen = false for one of image, shared, speech, text"],
+    ),
     "a vocabulary that is too small": (
         lambda values: values["model"].update(vocab_tokens=40),
         1,
