@@ -90,10 +90,12 @@ class GradientNorm:
     def _sum(self) -> Norms:
         """Over all ranks. DeepSpeed makes no update of a gradient that is not finite, and then the hook does
         not run on any rank."""
+        values = torch.stack(list(self._squares.values())).tolist() if self._squares else []  # one transfer
+        of_group = dict(zip(self._squares, values, strict=True))
         squares = dict.fromkeys(self.towers, 0.0)
         for name, tower in self._tower_of.items():
             if self._counts[name]:
-                squares[tower] += float(self._squares.get(name, math.nan))
+                squares[tower] += of_group.get(name, math.nan)
         summed = self.world.sum_over_all(list(squares.values()))
         if not math.isfinite(sum(summed)):
             return Norms(math.inf, dict.fromkeys(self.towers, math.nan))
