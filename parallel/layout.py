@@ -157,10 +157,10 @@ def _problems(
             f"{shape.context_tokens}), which sequence parallelism cuts into equal chunks; change one, "
             "or set parallel.sequence_parallel = false"
         )
-    if pp > shape.num_layers:
+    if pp > 2 * shape.num_layers:
         yield (
-            f"parallel.pp = {pp} leaves stages without a block: the model has {shape.num_layers}; "
-            f"set parallel.pp = {shape.num_layers} or less"
+            f"parallel.pp = {pp} leaves stages without attention or feed-forward: the model has "
+            f"{shape.num_layers} of each; set parallel.pp = {2 * shape.num_layers} or less"
         )
     if pp > 1 and config.zero_stage > 1:
         # Refused by DeepSpeed 0.19.8 too (runtime/pipe/engine.py:76): its stages reduce whole gradients.

@@ -1,4 +1,4 @@
-"""Which layers go to which pipeline stage. Pure, exact; imports no torch."""
+"""Which sublayers go to which pipeline stage. Pure, exact; imports no torch."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -8,19 +8,20 @@ from itertools import accumulate, pairwise
 def partition(costs: Sequence[int], stages: int) -> tuple[int, ...]:
     """Cut a decoder into contiguous stages so that the costliest stage costs as little as possible.
 
-    `costs`: of embedding, block 1 .. block L, final norm and head, for instance in FLOPs. Returns `stages`
-    + 1 ascending bounds: stage s holds layers bounds[s] up to bounds[s + 1]. Every stage holds a block;
-    embedding and head stay with the block beside them. All such cuts are compared, by dynamic programming. Of
-    those with the same costliest stage the most even one is taken (least sum of squares), and of those the
-    one with fewer layers on the first stages, which keep the activations of most micro-batches.
+    `costs`: of embedding, the sublayers of the blocks, final norm and head, for instance in FLOPs. Returns
+    `stages` + 1 ascending bounds: stage s holds bounds[s] up to bounds[s + 1]. Every stage holds a sublayer
+    of a block; embedding and head stay with the one beside them. All such cuts are compared, by dynamic
+    programming. Of those with the same costliest stage the most even one is taken (least sum of squares), and
+    of those the one with fewer sublayers on the first stages, which keep the activations of most
+    micro-batches.
 
-    Raises ValueError where there are more stages than blocks.
+    Raises ValueError where there are more stages than sublayers of blocks.
     """
     blocks = len(costs) - 2
     if not 1 <= stages <= blocks:
-        raise ValueError(f"{blocks} blocks cannot be cut into {stages} stages of at least one block each")
+        raise ValueError(f"{blocks} sublayers cannot be cut into {stages} stages of at least one each")
     ends = [0, *range(2, blocks + 1), blocks + 2]
-    """Where a cut may be: bounds in `costs` before, between and after the blocks."""
+    """Where a cut may be: bounds in `costs` before, between and after these sublayers."""
     sums = [0, *accumulate(costs)]
 
     def cost(start: int, end: int) -> int:
@@ -28,7 +29,7 @@ def partition(costs: Sequence[int], stages: int) -> tuple[int, ...]:
 
     @cache
     def costliest(start: int, left: int) -> int:
-        """Of blocks `start` on, cut into `left` stages."""
+        """Of sublayers `start` on, cut into `left` stages."""
         if left == 1:
             return cost(start, blocks)
         return min(

@@ -10,7 +10,7 @@ from parallel.world import World
 from parallel.zero_engine import ZeroEngine
 from pretrain.config import RunConfig
 from pretrain.evaluate import Heldout, build_heldout
-from pretrain.models.accounting import layer_costs
+from pretrain.models.accounting import sublayer_costs
 from pretrain.models.decoder import Decoder
 from pretrain.models.pretraining import Pretraining
 from pretrain.optimizer import parameter_groups, schedule_factor
@@ -20,13 +20,13 @@ from pretrain.warm_start import initial_weights, load_weights
 def engine(config: RunConfig, world: World) -> ZeroEngine:
     """The model, or this rank's stage of it, in the engine of the layout. Its weights are drawn from the
     seed, or those of `initial_weights`."""
-    bounds = partition(layer_costs(config.model), world.pp_size)
+    bounds = partition(sublayer_costs(config.model), world.pp_size)
     decoder = Decoder(
         config.model,
         seed=config.seed,
         axis=world.tensor_axis,
         activation_checkpointing=config.parallel.activation_checkpointing,
-        layers=range(bounds[world.pp_rank], bounds[world.pp_rank + 1]),
+        sublayers=range(bounds[world.pp_rank], bounds[world.pp_rank + 1]),
     )
     if (folder := initial_weights(config)) is not None:
         load_weights(folder, decoder.named_parameters(), world)

@@ -13,7 +13,7 @@ from parallel.engine_memory import Held, bytes_of
 from parallel.layout import ParallelConfig, data_parallel_size, legal_layouts
 from parallel.partition import partition
 from pretrain.config import RunConfig
-from pretrain.models.accounting import TRAIN_FACTOR, layer_costs
+from pretrain.models.accounting import TRAIN_FACTOR, sublayer_costs
 from pretrain.models.config import SHARED_TOWER, ModelConfig
 
 CHUNK_TOKENS = 512
@@ -37,7 +37,7 @@ class Machine:
 class StagePlan:
     """One rank of a pipeline stage, the one that holds most. Bytes, but for `flops`."""
 
-    layers: range
+    sublayers: range
     """Of embedding (0), blocks 1 .. L, final norm with head (L + 1)."""
     flops: int
     """Forward, of one micro-batch, over the stage's tensor-parallel ranks together."""
@@ -98,24 +98,22 @@ def plan(
     model, pp = config.model, layout.pp
     dp = data_parallel_size(layout, gpus)
     micro_batches = config.sequences_per_step // (dp * layout.micro_batch_sequences)
-    costs = [cost * layout.micro_batch_sequences for cost in layer_costs(model)]
+    costs = [cost * layout.micro_batch_sequences for cost in sublayer_costs(model)]
     bounds = partition(costs, pp)
     stages, passes, sent_in_layers = [], [], []
     for index in range(pp):
-        layers = range(bounds[index], bounds[index + 1])
-        stage = _stage(
-            config, layout, dp, layers, min(pp - index, micro_batches), sum(costs[i] for i in layers)
-        )
+        held = range(bounds[index], bounds[index + 1])
+        stage = _stage(config, layout, dp, held, min(pp - index, micro_batches), sum(costs[i] for i in held))
         stages.append(stage)
-        again = sum(costs[i] for i in _blocks(model, layers)) if layout.activation_checkpointing else 0
-        sent_in_layers.append(_tensor_bytes(model, layout, layers, config))
+        again = sum(costs[i] for i in _of_blocks(model, held)) if layout.activation_checkpointing else 0
+        sent_in_layers.append(_tensor_bytes(model, layout, held, config))
         passes.append(
             (TRAIN_FACTOR * stage.flops + again) / layout.tp / machine.flops
             + sent_in_layers[-1] / _bandwidth(machine, layout.tp)
         )
     sent = {
         "tp": micro_batches * max(sent_in_layers),
-        "dp": max(_data_bytes(config, layout, dp, micro_batches, stage.layers) for stage in stages),
+        "dp": max(_data_bytes(config, layout, dp, micro_batches, stage.sublayers) for stage in stages),
         "pp": micro_batches * min(pp - 1, 2) * _hidden_bytes(config, layout),
     }
     seconds = (
@@ -147,7 +145,7 @@ def ranked(config: RunConfig, gpus: int, memory_bytes: float | None = None) -> l
     return sorted(plans, key=key)
 
 
-def weights(model: ModelConfig, layers: range, tp: int) -> dict[str, list[int]]:
+def weights(model: ModelConfig, sublayers: range, tp: int) -> dict[str, list[int]]:
     """Elements of each parameter on one of `tp` ranks, in the groups and order of pretrain.optimizer."""
     d, width = model.d_model, model.ffn_width
     queries, keys = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
@@ -155,11 +153,14 @@ def weights(model: ModelConfig, layers: range, tp: int) -> dict[str, list[int]]:
     table = [((SHARED_TOWER,), model.vocab_tokens * d, True)]
     norms = [(norm, d, False)]
     qk = [(attention, 2 * model.head_dim, False)] if model.qk_norm else []
-    block = [(attention, d * (queries + 2 * keys), True), *qk, (attention, queries * d, True), *norms]
-    block += [(feed_forward, 2 * width * d, True), (feed_forward, width * d, True), *norms]
-    tensors = table if 0 in layers else []
-    tensors = tensors + block * len(_blocks(model, layers))
-    tensors += [*norms, *table] if model.num_layers + 1 in layers else []
+    halves = (
+        [(feed_forward, 2 * width * d, True), (feed_forward, width * d, True), *norms],
+        [(attention, d * (queries + 2 * keys), True), *qk, (attention, queries * d, True), *norms],
+    )
+    tensors = list(table) if 0 in sublayers else []
+    for number in _of_blocks(model, sublayers):
+        tensors += halves[number % 2]
+    tensors += [*norms, *table] if _last(model) in sublayers else []
     groups: dict[str, list[int]] = {}
     for shards, size, cut in tensors:
         for shard in shards:
@@ -168,26 +169,27 @@ def weights(model: ModelConfig, layers: range, tp: int) -> dict[str, list[int]]:
     return groups
 
 
-def block_activations(config: RunConfig, layout: ParallelConfig) -> int:
-    """Bytes that a block keeps for its backward pass of one micro-batch, checkpointing left aside.
+def sublayer_activations(config: RunConfig, layout: ParallelConfig) -> tuple[int, int]:
+    """Bytes that a block's feed-forward and attention keep for the backward pass of one micro-batch,
+    checkpointing left aside.
 
-    T tokens, R of them in this rank's chunk (T / tp with sequence parallel, else T), b bytes each: 4 R d b:
-    inputs of QKV, gate-up and both norms (parallel/towers.py); 4 R twice: the norms' scale in fp32; T (q +
-    2 k) b twice, once without QK-norm: QKV before and after norm and rotation, and T heads 4 of scales
-    (models/query_key.py); T q b twice: attention's output in sequence and in sorted order, once where one
-    tower serves all, and T heads 4 of log-sums (models/attention.py); 3 T f b: gate, up and their product
-    (models/feed_forward.py). q, k, f and heads are this rank's.
+    T tokens, R of them in this rank's chunk (T / tp with sequence parallel, else T), b bytes each. Both: 2 R
+    d b: inputs of its first matrix and of its norm (parallel/towers.py); 4 R: the norm's scale in fp32.
+    Attention: T (q + 2 k) b twice, once without QK-norm: QKV before and after norm and rotation, and T heads
+    4 of scales (models/query_key.py); T q b twice: its output in sequence and in sorted order, once where one
+    tower serves all, and T heads 4 of log-sums (models/attention.py). Feed-forward: 3 T f b: gate, up and
+    their product (models/feed_forward.py). q, k, f and heads are this rank's.
     """
     model, b, tp = config.model, bytes_of(config.precision), layout.tp
     tokens = layout.micro_batch_sequences * model.context_tokens
     rows = _rows(config, layout)
     queries, keys = model.num_heads * model.head_dim // tp, model.kv_heads * model.head_dim // tp
     orders = 2 if len(model.tower_names) > 1 else 1
-    stream = 4 * rows * model.d_model * b + 2 * rows * 4
+    stream = 2 * rows * model.d_model * b + rows * 4
     qkv = tokens * (queries + 2 * keys) * b * (2 if model.qk_norm else 1)
     scales = tokens * (model.num_heads + model.kv_heads) // tp * 4 if model.qk_norm else 0
     seen = tokens * queries * b * orders + tokens * model.num_heads // tp * 4
-    return stream + qkv + scales + seen + 3 * tokens * model.ffn_width // tp * b
+    return stream + 3 * tokens * model.ffn_width // tp * b, stream + qkv + scales + seen
 
 
 def head_activations(config: RunConfig, layout: ParallelConfig) -> int:
@@ -197,25 +199,27 @@ def head_activations(config: RunConfig, layout: ParallelConfig) -> int:
     return 2 * rows * model.d_model * b + 4 * rows + model.vocab_tokens * model.d_model // layout.tp * b
 
 
-def stage_activations(config: RunConfig, layout: ParallelConfig, layers: range, in_flight: int) -> int:
+def stage_activations(config: RunConfig, layout: ParallelConfig, sublayers: range, in_flight: int) -> int:
     """Bytes kept on a stage with `in_flight` micro-batches between their forward and backward pass: 1F1B's
     pp - stage, or all of a step if they are fewer. Checkpointed blocks keep their input, and one block at a
     time is computed anew. RoPE's turns are made once a micro-batch; a stage also keeps what it has sent
     on."""
     model = config.model
-    hidden, block = _hidden_bytes(config, layout), block_activations(config, layout)
-    blocks, last = len(_blocks(model, layers)), model.num_layers + 1 in layers
-    kept = blocks * (hidden if layout.activation_checkpointing else block)
+    hidden, kept_by = _hidden_bytes(config, layout), sublayer_activations(config, layout)
+    held, last = _of_blocks(model, sublayers), _last(model) in sublayers
+    if layout.activation_checkpointing:
+        kept = _num_blocks(held) * hidden
+    else:
+        kept = sum(kept_by[number % 2] for number in held)
     kept += layout.micro_batch_sequences * model.context_tokens * model.head_dim // 2 * 8
     kept += head_activations(config, layout) if last else hidden
-    return in_flight * kept + (block if layout.activation_checkpointing else 0)
+    return in_flight * kept + (sum(kept_by) if layout.activation_checkpointing else 0)
 
 
 def _stage(
-    config: RunConfig, layout: ParallelConfig, dp: int, layers: range, in_flight: int, flops: int
+    config: RunConfig, layout: ParallelConfig, dp: int, sublayers: range, in_flight: int, flops: int
 ) -> StagePlan:
-    model = config.model
-    trained, still = _groups(config, layers, layout.tp)
+    trained, still = _groups(config, sublayers, layout.tp)
     zero = {"dp": dp, "zero_stage": layout.zero_stage, "precision": config.precision}
     towers: dict[str, Held] = {}
     for groups, cost in ((trained, engine_memory.held), (still, engine_memory.frozen)):
@@ -223,18 +227,20 @@ def _stage(
             shard = name.partition("/")[0]
             towers[shard] = towers.get(shard, Held()) + cost(sizes, **zero)
     return StagePlan(
-        layers=layers,
+        sublayers=sublayers,
         flops=flops,
         towers=towers,
-        activations=stage_activations(config, layout, layers, in_flight),
-        workspace=_workspace(config, layout, last=model.num_layers + 1 in layers),
+        activations=stage_activations(config, layout, sublayers, in_flight),
+        workspace=_workspace(config, layout, last=_last(config.model) in sublayers),
         buffers=engine_memory.buffers(trained, **zero) + engine_memory.update_copy(trained, **zero),
     )
 
 
-def _groups(config: RunConfig, layers: range, tp: int) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+def _groups(
+    config: RunConfig, sublayers: range, tp: int
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     """(groups that are trained, groups of frozen towers)."""
-    groups = weights(config.model, layers, tp)
+    groups = weights(config.model, sublayers, tp)
     frozen = {tower for tower, own in config.optimizer.towers.items() if own.frozen}
     still = {name: sizes for name, sizes in groups.items() if name.partition("/")[0] in frozen}
     return {name: sizes for name, sizes in groups.items() if name not in still}, still
@@ -260,28 +266,32 @@ def _workspace(config: RunConfig, layout: ParallelConfig, *, last: bool) -> int:
     )
 
 
-def _tensor_bytes(model: ModelConfig, layout: ParallelConfig, layers: range, config: RunConfig) -> int:
+def _tensor_bytes(model: ModelConfig, layout: ParallelConfig, sublayers: range, config: RunConfig) -> int:
     """Bytes that a rank sends its tensor-parallel peers for one micro-batch, rings assumed.
 
     An all-gather or reduce-scatter of V bytes sends (tp - 1) / tp V, an all-reduce twice that; V = T d b. A
-    block forward: two of each with sequence parallel, else two all-reduces. Backward: the inputs of QKV and
-    gate-up are gathered again and four more collectives run with sequence parallel, else two all-reduces. A
-    checkpointed block runs forward again, in pre-norm up to what its last matrix was given. Embedding, and
-    head with loss: two and two, and three fp32 numbers a token. Gradients of norms are left out.
+    sublayer forward: one of each with sequence parallel, else an all-reduce. Backward: the input of its first
+    matrix is gathered again and two more collectives run with sequence parallel, else an all-reduce. A
+    checkpointed block, or what a stage has of it, runs forward again, in pre-norm up to what its last matrix
+    was given. Embedding, and head with loss: two and two, and three fp32 numbers a token. Gradients of norms
+    are left out.
     """
     if layout.tp == 1:
         return 0
     tokens = layout.micro_batch_sequences * model.context_tokens
     parallel, pre = layout.sequence_parallel, model.norm_placement == "pre"
-    again = 4 - pre * (1 if parallel else 2) if layout.activation_checkpointing else 0
-    steps = (4 + (6 if parallel else 4) + again) * len(_blocks(model, layers))
-    last = model.num_layers + 1 in layers
-    steps += 2 * (0 in layers) + 2 * last
+    held, last = _of_blocks(model, sublayers), _last(model) in sublayers
+    steps = (5 if parallel else 4) * len(held)
+    if layout.activation_checkpointing:
+        steps += 2 * len(held) - pre * (1 if parallel else 2) * _num_blocks(held)
+    steps += 2 * (0 in sublayers) + 2 * last
     one = tokens * model.d_model * bytes_of(config.precision) * (layout.tp - 1) // layout.tp
     return steps * one + last * (layout.tp - 1) * tokens // layout.tp * 3 * 4
 
 
-def _data_bytes(config: RunConfig, layout: ParallelConfig, dp: int, micro_batches: int, layers: range) -> int:
+def _data_bytes(
+    config: RunConfig, layout: ParallelConfig, dp: int, micro_batches: int, sublayers: range
+) -> int:
     """Bytes that a rank sends its data-parallel peers in a step, rings assumed: n elements, b bytes each.
 
     Stage 0: an all-reduce of gradients. 1: the same, and an all-gather of parameters. 2: as 1, but the
@@ -289,7 +299,7 @@ def _data_bytes(config: RunConfig, layout: ParallelConfig, dp: int, micro_batche
     to all). 3: per micro-batch an all-gather of parameters forward and one backward, and a reduce-scatter
     of gradients. Gradients travel in fp32 (communication_data_type).
     """
-    trained, still = _groups(config, layers, layout.tp)
+    trained, still = _groups(config, sublayers, layout.tp)
     elements = sum(map(sum, trained.values()))
     b, once = bytes_of(config.precision), (dp - 1) / dp
     if layout.zero_stage == 3:
@@ -309,8 +319,19 @@ def _rows(config: RunConfig, layout: ParallelConfig) -> int:
     return tokens // layout.tp if layout.sequence_parallel else tokens
 
 
-def _blocks(model: ModelConfig, layers: range) -> range:
-    return range(max(layers.start, 1), min(layers.stop, model.num_layers + 1))
+def _last(model: ModelConfig) -> int:
+    """Number of final norm and head among the sublayers."""
+    return 2 * model.num_layers + 1
+
+
+def _of_blocks(model: ModelConfig, sublayers: range) -> range:
+    """Those that belong to blocks: odd numbers are attention, even ones feed-forward."""
+    return range(max(sublayers.start, 1), min(sublayers.stop, _last(model)))
+
+
+def _num_blocks(held: range) -> int:
+    """Blocks that a stage has all or half of."""
+    return len({(number - 1) // 2 for number in held})
 
 
 def _bandwidth(machine: Machine, neighbours: int) -> float:

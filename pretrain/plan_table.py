@@ -103,8 +103,8 @@ def _detail(found: LayoutPlan, config: RunConfig, gpus: int, usable: float | Non
         "",
     ]
     columns = ["parameters", "gradients", "optimizer", "activations", "workspace", "buffers"]
-    rows = [["stage", "layers", "FLOPs share", *columns, "all, GiB"]]
-    flops = sum(stage.flops for stage in found.stages)
+    rows = [["stage", "blocks", "FLOPs share", *columns, "all, GiB"]]
+    flops, end = sum(stage.flops for stage in found.stages), 2 * config.model.num_layers
     for index, stage in enumerate(found.stages):
         held = stage.held
         parts = [held.parameters, held.gradients, held.optimizer]
@@ -112,7 +112,7 @@ def _detail(found: LayoutPlan, config: RunConfig, gpus: int, usable: float | Non
         rows.append(
             [
                 str(index),
-                f"{stage.layers.start}-{stage.layers.stop - 1}",
+                f"{(max(stage.sublayers.start, 1) - 1) / 2:g}-{min(stage.sublayers.stop - 1, end) / 2:g}",
                 f"{stage.flops / flops:.3f}",
                 *map(_gib, parts),
             ]
@@ -128,7 +128,8 @@ def _detail(found: LayoutPlan, config: RunConfig, gpus: int, usable: float | Non
         f"backward, without recomputation); costliest over mean stage {found.imbalance:.3f}",
         f"pipeline bubble {found.bubble_frac:.3f} of a step",
         *(f"{axis}: {sent / 1e9:.2f} GB sent by a rank in a step" for axis, sent in found.sent.items()),
-        "layers: 0 is the embedding, the last is final norm and head; a rank's GiB are 2**30 bytes.",
+        "blocks: 0-8.5 is 8 and the attention of the next; embedding comes before the first, final norm and",
+        "head behind the last. A rank's GiB are 2**30 bytes.",
         "parameters, gradients and optimizer are what DeepSpeed holds; workspace and buffers are bounds.",
     ]
     if usable is not None:

@@ -92,18 +92,22 @@ def train_flops(config: ModelConfig, tokens: Mapping[str, int], visible_pairs: i
     return TRAIN_FACTOR * forward_flops(config, tokens, visible_pairs)
 
 
-def layer_costs(config: ModelConfig, document_tokens: int | None = None) -> list[int]:
-    """Forward FLOPs of one sequence in each layer: embedding (0), blocks, and final norm with head.
+def sublayer_costs(config: ModelConfig, document_tokens: int | None = None) -> list[int]:
+    """Forward FLOPs of one sequence in each sublayer: embedding (0), attention and feed-forward of each block
+    in turn, and final norm with head.
 
     What pipeline stages are cut by. Attention's pairs are those of documents of `document_tokens` tokens
     (None: one document fills the context).
     """
     length = document_tokens or config.context_tokens
     costs = module_costs(config)
-    linear = (costs["attention"].flops + costs["feed_forward"].flops) * config.context_tokens
-    pairs = flops_per_pair(config) * visible_pairs([length]) * config.context_tokens // length
-    block = (linear + pairs) // config.num_layers
-    return [0, *[block] * config.num_layers, costs["head"].flops * config.context_tokens]
+    tokens, layers = config.context_tokens, config.num_layers
+    pairs = flops_per_pair(config) * visible_pairs([length]) * tokens // length
+    block = [
+        (costs["attention"].flops * tokens + pairs) // layers,
+        costs["feed_forward"].flops * tokens // layers,
+    ]
+    return [0, *block * layers, costs["head"].flops * tokens]
 
 
 def visible_pairs(document_tokens: Iterable[int]) -> int:

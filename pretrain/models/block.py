@@ -1,5 +1,7 @@
 """One block of the decoder: attention and feed-forward, each added to the residual stream through a norm."""
 
+from typing import Literal
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,6 +16,10 @@ from pretrain.models.feed_forward import FeedForward
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.query_key import Rotary
 
+Sublayer = Literal["attention", "feed_forward"]
+SUBLAYERS: tuple[Sublayer, ...] = ("attention", "feed_forward")
+"""In their order. A pipeline stage may hold one of them without the other."""
+
 
 class Block(nn.Module):
     """post: x + norm(f(x)) (MoT, arXiv 2411.04996 Eq. 1-2); pre: x + f(norm(x)) (Llama)."""
@@ -26,15 +32,20 @@ class Block(nn.Module):
         *,
         axis: TensorAxis = ONE_RANK,
         activation_checkpointing: bool = False,
+        sublayers: tuple[Sublayer, ...] = SUBLAYERS,
     ) -> None:
+        """`sublayers`: those of the block that this pipeline stage holds."""
         super().__init__()
+        self.sublayers = sublayers
         self.post = config.norm_placement == "post"
         self.activation_checkpointing = activation_checkpointing
         norm_shards = config.shards_of("norm")
-        self.attention = Attention(config, f"{name}.attention", weights, axis=axis)
-        self.attention_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, axis=axis)
-        self.feed_forward = FeedForward(config, f"{name}.feed_forward", weights, axis=axis)
-        self.feed_forward_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, axis=axis)
+        if "attention" in sublayers:
+            self.attention = Attention(config, f"{name}.attention", weights, axis=axis)
+            self.attention_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, axis=axis)
+        if "feed_forward" in sublayers:
+            self.feed_forward = FeedForward(config, f"{name}.feed_forward", weights, axis=axis)
+            self.feed_forward_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, axis=axis)
 
     def forward(
         self, x: Float[Tensor, "rows d_model"], routing: Routing, mask: AttentionMask, rotary: Rotary
@@ -50,8 +61,12 @@ class Block(nn.Module):
 
     def _forward(self, x: Tensor, routing: Routing, mask: AttentionMask, rotary: Rotary) -> Tensor:
         counts = routing.counts
-        if self.post:
+        if "attention" in self.sublayers and self.post:
             x = x + self.attention_norm(self.attention(x, routing, mask, rotary), counts)
-            return x + self.feed_forward_norm(self.feed_forward(x, counts), counts)
-        x = x + self.attention(self.attention_norm(x, counts), routing, mask, rotary)
-        return x + self.feed_forward(self.feed_forward_norm(x, counts), counts)
+        elif "attention" in self.sublayers:
+            x = x + self.attention(self.attention_norm(x, counts), routing, mask, rotary)
+        if "feed_forward" in self.sublayers and self.post:
+            x = x + self.feed_forward_norm(self.feed_forward(x, counts), counts)
+        elif "feed_forward" in self.sublayers:
+            x = x + self.feed_forward(self.feed_forward_norm(x, counts), counts)
+        return x

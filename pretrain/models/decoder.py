@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from parallel.collectives import ONE_RANK, TensorAxis
 from parallel.towers import SharedEmbedding, TowerColumnParallelLinear, TowerNorm
 from pretrain.losses import linear_cross_entropy
-from pretrain.models.block import Block
+from pretrain.models.block import SUBLAYERS, Block, Sublayer
 from pretrain.models.config import SHARED_TOWER, ModelConfig
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
@@ -56,35 +56,38 @@ class Decoder(nn.Module):
         seed: int = 1,
         axis: TensorAxis = ONE_RANK,
         activation_checkpointing: bool = False,
-        layers: range | None = None,
+        sublayers: range | None = None,
     ) -> None:
-        """`layers`: what this pipeline stage holds of the num_layers + 2 layers, counted as embedding,
-        blocks, final norm with head. None: all of them."""
+        """`sublayers`: what this pipeline stage holds of the 2 num_layers + 2, counted as embedding,
+        attention and feed-forward of each block in turn, final norm with head. None: all of them."""
         super().__init__()
         self.config = config
-        last = config.num_layers + 1
-        layers = layers if layers is not None else range(last + 1)
+        last = 2 * config.num_layers + 1
+        held = sublayers if sublayers is not None else range(last + 1)
         weights = InitialWeights.of(config, seed)
         self.embedding: SharedEmbedding | None = None
         self.final_norm: TowerNorm | None = None
         self.head: Head | None = None
-        if 0 in layers:
+        if 0 in held:
             self.embedding = SharedEmbedding(
                 config.vocab_tokens, config.d_model, SHARED_TOWER, weights.normal("embedding"), axis=axis
             )
-        self.blocks = nn.ModuleList(
-            Block(
+        self.blocks = nn.ModuleList()
+        for index in range(config.num_layers):
+            mine: tuple[Sublayer, ...] = tuple(
+                kind for place, kind in enumerate(SUBLAYERS, 2 * index + 1) if place in held
+            )
+            block = Block(
                 config,
                 f"blocks.{index}",
                 weights,
                 axis=axis,
                 activation_checkpointing=activation_checkpointing,
+                sublayers=mine,
             )
-            if index + 1 in layers
-            else nn.Identity()  # on another stage; holds its place in the names
-            for index in range(config.num_layers)
-        )
-        if last in layers:
+            # A block of another stage holds its place in the names.
+            self.blocks.append(block if mine else nn.Identity())
+        if last in held:
             self.final_norm = TowerNorm(config.d_model, config.shards_of("norm"), config.norm_eps, axis=axis)
             self.head = Head(config, "head", weights, axis=axis)
 

@@ -82,7 +82,7 @@ def test_legal_layouts_pass(values: dict) -> None:
             {"tp": 4, "world_size": 4},
             r"tp = 4 .* the 6 tokens .*micro_batch_sequences = 1 x .*context_tokens = 6",
         ),
-        ({"pp": 5, "world_size": 5, "sequences": 5}, "the model has 4; set parallel.pp = 4 or less"),
+        ({"pp": 9, "world_size": 9, "sequences": 9}, "has 4 of each; set parallel.pp = 8 or less"),
         (
             {"pp": 2, "zero_stage": 2},
             "zero_stage = 2 with parallel.pp = 2: .*zero_stage = 1, or parallel.pp",
@@ -100,9 +100,17 @@ def test_illegal_layouts_name_the_values_and_the_fix(values: dict, expected: str
 
 def test_all_problems_come_at_once() -> None:
     with pytest.raises(ValueError) as error:
-        check(world_size=7, tp=16, pp=8, zero_stage=2)
+        check(world_size=7, tp=16, pp=16, zero_stage=2)
     lines = str(error.value).splitlines()
-    parts = ("kv_heads", "num_heads", "vocab_tokens", "6 tokens", "without a block", "zero_stage", "7 proc")
+    parts = (
+        "kv_heads",
+        "num_heads",
+        "vocab_tokens",
+        "6 tokens",
+        "without attention or",
+        "zero_stage",
+        "7 proc",
+    )
     assert len(lines) == len(parts)
     for part, line in zip(parts, lines, strict=True):
         assert part in line, (part, line)

@@ -47,7 +47,7 @@ def test_one_stage_and_one_block_a_stage() -> None:
 
 @pytest.mark.parametrize("stages", [0, 3])
 def test_more_stages_than_blocks_are_refused(stages: int) -> None:
-    with pytest.raises(ValueError, match="2 blocks cannot be cut"):
+    with pytest.raises(ValueError, match="2 sublayers cannot be cut"):
         partition([0, 1, 1, 5], stages)
 
 

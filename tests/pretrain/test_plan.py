@@ -73,10 +73,10 @@ def void(_: object) -> None:
 
 
 def predicted(config: RunConfig) -> int:
-    layers = range(config.model.num_layers + 2)
-    kept = plan.stage_activations(config, config.parallel, layers, in_flight=1)
+    sublayers = range(2 * config.model.num_layers + 2)
+    kept = plan.stage_activations(config, config.parallel, sublayers, in_flight=1)
     if config.parallel.activation_checkpointing:  # the block that is computed anew comes with the way back
-        kept -= plan.block_activations(config, config.parallel)
+        kept -= sum(plan.sublayer_activations(config, config.parallel))
     return kept
 
 
@@ -109,14 +109,14 @@ def test_activations_of_tensor_parallel_ranks(sequence_parallel: bool) -> None:
 
 
 @pytest.mark.parametrize("model", [{}, {"towers": DENSE}, {"untied": ["attention"]}, {"qk_norm": False}])
-@pytest.mark.parametrize("layers", [range(5), range(2), range(3, 5)])
-def test_groups_are_those_of_the_optimizer(model: dict[str, Any], layers: range) -> None:
+@pytest.mark.parametrize("sublayers", [range(8), range(2), range(2, 4), range(5, 8)], ids=str)
+def test_groups_are_those_of_the_optimizer(model: dict[str, Any], sublayers: range) -> None:
     config = run_config(model)
-    module = Pretraining(Decoder(config.model, layers=layers))
+    module = Pretraining(Decoder(config.model, sublayers=sublayers))
     groups = parameter_groups(module.named_parameters(), config.optimizer)
     expected = {group["name"]: [p.numel() for p in group["params"]] for group in groups}
-    assert plan.weights(config.model, layers, tp=1) == expected
-    assert list(plan.weights(config.model, layers, tp=1)) == list(expected)
+    assert plan.weights(config.model, sublayers, tp=1) == expected
+    assert list(plan.weights(config.model, sublayers, tp=1)) == list(expected)
 
 
 def test_the_chunk_of_the_loss_is_the_one_planned_with() -> None:
@@ -129,7 +129,7 @@ def test_stages_bubble_and_activations_in_flight() -> None:
     assert found.bubble_frac == 2 / 6
     flops = [stage.flops for stage in found.stages]
     assert found.imbalance == pytest.approx(max(flops) / (sum(flops) / 3))
-    assert [stage.layers for stage in found.stages] == [range(2), range(2, 3), range(3, 5)]
+    assert [stage.sublayers for stage in found.stages] == [range(3), range(3, 5), range(5, 8)]
     first, second = (stage.activations for stage in found.stages[:2])
     assert first / 3 == second / 2  # both hold one block; the embedding keeps nothing
 
@@ -140,7 +140,7 @@ def sent(axis: str, gpus: int = 4, change: Callable[[RunConfig], RunConfig] | No
 
 
 def test_bytes_sent_by_hand() -> None:
-    elements = sum(map(sum, plan.weights(run_config().model, range(5), tp=1).values()))
+    elements = sum(map(sum, plan.weights(run_config().model, range(8), tp=1).values()))
     assert sent("tp") == 0 and sent("pp") == 0
     # 16 sequences a step are 2 micro-batches of 2 sequences on each of 4 ranks.
     assert sent("dp", zero_stage=0) == 3 / 4 * 8 * elements

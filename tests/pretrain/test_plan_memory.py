@@ -113,7 +113,7 @@ def test_what_an_engine_holds(ranks: int, parallel: dict[str, Any], stage: int, 
     config = run_config(parallel | {"zero_stage": stage}, precision)
     planned = plan.plan(config, ranks)
     for parameters, gradients, optimizer, (pp_rank, dp_rank) in run_on_ranks(measure, ranks, config):
-        groups = plan.weights(config.model, planned.stages[pp_rank].layers, config.parallel.tp)
+        groups = plan.weights(config.model, planned.stages[pp_rank].sublayers, config.parallel.tp)
         zero: dict[str, Any] = {"dp": planned.dp, "zero_stage": stage, "precision": precision}
         held = sum(
             (engine_memory.held(sizes, **zero, dp_rank=dp_rank) for sizes in groups.values()),

@@ -13,8 +13,8 @@ from pretrain.models.accounting import (
     flops_per_pair,
     flops_per_token,
     forward_flops,
-    layer_costs,
     module_costs,
+    sublayer_costs,
     total_parameters,
     train_flops,
     visible_pairs,
@@ -151,9 +151,9 @@ def test_describe_states_the_ledgers_sums() -> None:
 
 
 @pytest.mark.parametrize("document_tokens", [None, 8])
-def test_layers_cost_together_what_a_forward_pass_costs(document_tokens: int | None) -> None:
+def test_sublayers_cost_together_what_a_forward_pass_costs(document_tokens: int | None) -> None:
     config = tiny_config(MOT, context_tokens=32, num_layers=3)
-    costs = layer_costs(config, document_tokens)
+    costs = sublayer_costs(config, document_tokens)
     pairs = visible_pairs([32] if document_tokens is None else [8, 8, 8, 8])
-    assert len(costs) == 5 and costs[0] == 0 and costs[1] == costs[3] > 0
+    assert len(costs) == 8 and costs[0] == 0 and costs[1] == costs[5] > 0
     assert sum(costs) == forward_flops(config, {"text": 20, "image": 12}, pairs)

@@ -1,3 +1,6 @@
+from itertools import pairwise
+
+import pytest
 import torch
 
 from pretrain.models.decoder import Decoder
@@ -51,3 +54,29 @@ def test_bf16_weights_compute_in_bf16_with_fp32_positions() -> None:
     assert rounded.dtype == torch.bfloat16
     # 8 bits through two layers: 0.06 measured on logits with a standard deviation of 0.8.
     assert float((rounded.detach().float() - exact.detach()).abs().max()) < 0.2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("cuts", [(3,), (2,), (1, 4), (2, 3, 4)], ids=str)
+def test_ranges_of_sublayers_are_the_decoder_in_parts(cuts: tuple[int, ...], checkpointing: bool) -> None:
+    """Also where a cut falls between the attention and the feed-forward of a block; names stay the same."""
+    config = tiny_config(MOT)
+    inputs = build_inputs(random_batch(config), config)
+    whole = Decoder(config)
+    parts = [
+        Decoder(config, sublayers=range(start, stop), activation_checkpointing=checkpointing)
+        for start, stop in pairwise((0, *cuts, 2 * config.num_layers + 2))
+    ]
+    hidden = None
+    for part in parts:
+        hidden = part.hidden(inputs, hidden)
+    expected = whole.hidden(inputs)
+    assert hidden is not None and torch.equal(hidden, expected)
+    hidden.square().sum().backward()
+    expected.square().sum().backward()
+    found = {name: parameter for part in parts for name, parameter in part.named_parameters()}
+    assert sum(len(list(part.parameters())) for part in parts) == len(found)
+    assert found.keys() == dict(whole.named_parameters()).keys()
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(parameter, found[name])
+        assert name.startswith("head") or torch.equal(parameter.grad, found[name].grad), name
