@@ -48,6 +48,8 @@ class RankFacts:
     can take the port between choosing and using it."""
     launcher: str
     """"torchrun" (or anything that sets its variables, as DeepSpeed's does), "slurm", "spawn" or "single"."""
+    has_log: bool = False
+    """What this process prints already goes to a file of its own (MOTLEY_RANK_HAS_LOG, of our batch script)."""
 
 
 def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
@@ -85,6 +87,7 @@ def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
             master_port=_integer(env, "MASTER_PORT") if "MASTER_PORT" in env else 15_000 + job % 15_000,
             store_fd=None,
             launcher="slurm",
+            has_log="MOTLEY_RANK_HAS_LOG" in env,
         )
     else:
         return RankFacts(0, 1, 0, "127.0.0.1", 0, None, "single")

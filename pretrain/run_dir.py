@@ -84,7 +84,7 @@ class RunDir:
         }
         if record["attempts"] and record["attempts"][-1]["stopped"] is None:
             record["attempts"][-1] |= {"reason": "killed: no stop was recorded"}
-        commit, diff = _git_state()
+        commit, diff = code_state()
         digest = hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None
         if digest:
             record["diffs"][digest] = diff
@@ -191,13 +191,13 @@ class _Lock:
 def _read_record(run_dir: Path) -> dict[str, Any]:
     try:
         return json.loads((run_dir / RECORD).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter: check_writable says it better
         return {}
     except ValueError as error:
         raise ConfigError(f"{run_dir / RECORD}: not valid JSON ({error}); was it edited?") from None
 
 
-def _git_state() -> tuple[str | None, str]:
+def code_state() -> tuple[str | None, str]:
     """(commit, diff against it) of the checkout that this code runs from; (None, "") outside of one."""
     here = Path(__file__).resolve()
 

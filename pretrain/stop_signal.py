@@ -35,3 +35,11 @@ class StopSignal:
     @property
     def requested(self) -> bool:
         return bool(self.received)
+
+
+def ignore_from_here_on() -> None:
+    """For a process whose exit code is decided. A launcher that ends all ranks once one has left (srun
+    --kill-on-bad-exit) would else kill this one in its last moments, when Python has let go of its handlers,
+    and report a signal instead of the code."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

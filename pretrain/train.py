@@ -17,7 +17,7 @@ from pretrain.config import RunConfig, load
 from pretrain.rank_log import log_rank
 from pretrain.run_checks import check_run
 from pretrain.run_dir import CHECKPOINTS, LOGS, RunDir, check_config, check_writable, finished_step
-from pretrain.stop_signal import StopSignal
+from pretrain.stop_signal import StopSignal, ignore_from_here_on
 
 if TYPE_CHECKING:
     from data_pipeline.stream import Stream
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         if facts.rank == 0:  # the others wait for it where ranks meet
             check_run(config, facts.world_size)
             run = RunDir.open(config, world_size=facts.world_size, command=["motley", "train", *argv])
-        if facts.world_size > 1:
+        if facts.world_size > 1 and not facts.has_log:
             terminal = log_rank(config.run_dir / LOGS, facts.rank)
         step, code = train(config, facts, run, stop)
         if run is not None:
@@ -191,4 +191,6 @@ def save(checkpoints: "CheckpointWriter", state: "TrainState", meter: "Meter") -
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    ignore_from_here_on()
+    raise SystemExit(exit_code)

@@ -28,6 +28,15 @@ def _train(args: argparse.Namespace) -> int:
     return launch(args.run, args.overrides, processes=args.processes)
 
 
+def _submit(args: argparse.Namespace) -> int:
+    from slurm.submit import submit
+
+    return submit(
+        args.run, args.overrides,
+        profile_path=args.profile, nodes=args.nodes, dry_run=args.dry_run, wait=args.wait,
+    )  # fmt: skip
+
+
 def _compare(args: argparse.Namespace) -> int:
     from pretrain.compare import run_comparison
 
@@ -111,6 +120,19 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--processes", type=int, default=1, help="ranks on this machine (default %(default)s)")
     verb.set_defaults(work=_train)
+
+    verb = verbs.add_parser(
+        "submit", help="train a run as a Slurm job, which starts again by itself until the run is done"
+    )
+    verb.add_argument("run", help="RUN.toml")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="such as parallel.tp=8")
+    verb.add_argument("--profile", required=True, help="PROFILE.toml: the site; see slurm/profiles/")
+    verb.add_argument("--nodes", type=int, default=None, help="nodes (default: the profile's)")
+    verb.add_argument("--wait", action="store_true", help="stay until the job has ended; exit with its code")
+    verb.add_argument(
+        "--dry-run", action="store_true", help="print the batch script; submit and write nothing"
+    )
+    verb.set_defaults(work=_submit)
 
     verb = verbs.add_parser(
         "compare", help="run arms x seeds of a comparison and report which won, by how much"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("pretrain", "parallel", "data_pipeline", "tools")
+PACKAGES = ("pretrain", "parallel", "data_pipeline", "slurm", "tools")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TORCH_FREE = (
     "tools.cli",
@@ -30,6 +30,7 @@ TORCH_FREE = (
     "data_pipeline.vocabulary",
     "data_pipeline.toml_config",
     "data_pipeline.progress",
+    "slurm.submit",
 )
 
 

@@ -155,3 +155,4 @@ def test_a_disk_that_cannot_be_written_is_one_message(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/tiny: cannot be written: .*set runs_dir="):
         _open(_config(tmp_path / "file"))
+    assert finished_step(_config(tmp_path / "file")) is None

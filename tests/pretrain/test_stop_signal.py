@@ -33,3 +33,19 @@ def test_later_signals_are_remembered_and_change_nothing():
     result = _run("SIGUSR2", "SIGTERM", "SIGINT", "SIGTERM")
     assert (result.returncode, result.stdout) == (0, "True SIGUSR2 SIGTERM SIGINT SIGTERM\n")
     assert result.stderr.count("saving") == 1
+
+
+def test_nothing_replaces_a_code_that_is_decided():
+    program = """
+import os, signal, sys
+from pretrain.stop_signal import StopSignal, ignore_from_here_on
+stop = StopSignal.install()
+ignore_from_here_on()
+for name in sys.argv[1:]:
+    os.kill(os.getpid(), getattr(signal, name))
+print(stop.received, {signal.getsignal(getattr(signal, name)) for name in sys.argv[1:]} == {signal.SIG_IGN})
+raise SystemExit(85)
+"""
+    command = [sys.executable, "-c", program, "SIGTERM", "SIGUSR2", "SIGINT"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (85, "[] True\n", "")

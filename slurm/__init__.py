@@ -1,0 +1,1 @@
+"""Submitting runs to Slurm, from a login node: imports no torch."""

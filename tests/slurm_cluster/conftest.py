@@ -1,0 +1,114 @@
+"""One cluster for all tests of a worker, and runs to submit to it."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallel.launch import child_environment
+from slurm.submit import FOLDER, read_attempts
+from tests.pretrain.tiny_data import tiny_run, write_tiny_data
+from tests.slurm_cluster.cluster import Cluster, environment_of, missing_programs, running_cluster
+from tests.toml_text import toml_text
+
+REPOSITORY = Path(__file__).parents[2]
+PROFILE = REPOSITORY / "slurm" / "profiles" / "test_cluster.toml"
+REQUIRED = "MOTLEY_SLURM_REQUIRED"
+"""Set by .ci/run: there these tests must not be skipped."""
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    if missing := missing_programs():
+        reason = f"no Slurm here: {', '.join(missing)} missing; see .ci/run for the packages"
+        assert REQUIRED not in os.environ, reason
+        pytest.skip(reason)
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_tiny_data(folder)
+    return folder
+
+
+class Submitted:
+    """A run's file, `motley submit` as a person types it, and what the job leaves in the run directory."""
+
+    def __init__(self, cluster: Cluster, data: Path, folder: Path, *, steps: int, every_steps: Any) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.run_dir = folder / "runs" / "tiny"
+        values = tiny_run(data, folder / "runs")
+        values["total_tokens"] = steps * values["tokens_per_step"]
+        values["every_steps"] = every_steps
+        values["parallel"]["micro_batch_sequences"] = 1
+        self.run_file = folder / "tiny.toml"
+        self.run_file.write_text(toml_text(values))
+
+    def profile(self, **changes: Any) -> Path:
+        """The test cluster's profile with other values at its top level."""
+        lines = PROFILE.read_text().splitlines()
+        kept = [line for line in lines if line.partition(" = ")[0] not in changes]
+        path = self.folder / "profile.toml"
+        path.write_text(toml_text(changes) + "\n".join(kept) + "\n")
+        return path
+
+    def command(self, *arguments: str, **profile: Any) -> list[str]:
+        words = [sys.executable, "-m", "tools.cli", "submit", str(self.run_file), *arguments]
+        return [*words, "--profile", str(self.profile(**profile))]
+
+    def submit(self, *arguments: str, **profile: Any) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            self.command(*arguments, **profile),
+            cwd=REPOSITORY,
+            env=environment_of(self.cluster, child_environment(1)),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def start(self, *arguments: str, **profile: Any) -> int:
+        """Submit, which must be accepted; the job's id."""
+        done = self.submit(*arguments, **profile)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout.partition(":")[0].removeprefix("job "))
+
+    def attempts(self) -> list[dict[str, Any]]:
+        return read_attempts(self.run_dir / FOLDER)
+
+    def text(self) -> str:
+        """All that the job and its ranks printed, for a message."""
+        files = [*self.run_dir.glob("slurm/*.out"), *self.run_dir.glob("logs/job_*/*")]
+        return "\n".join(f"== {file}\n{file.read_text()}" for file in sorted(files))
+
+    def finish(self, job: int, timeout_s: float = 300.0) -> dict[str, str]:
+        """Wait until the job has ended for good; what Slurm then says of it."""
+
+        def ended(seen: dict[str, str]) -> bool:
+            state = seen["JobState"]
+            requeued = state == "PENDING" or bool(
+                self.attempts() and self.attempts()[-1]["next"] == "requeued"
+            )
+            return state not in {"RUNNING", "COMPLETING", "CONFIGURING"} and not requeued
+
+        with contextlib.suppress(AssertionError):
+            return self.cluster.wait_for(job, ended, timeout_s)
+        raise AssertionError(f"{self.cluster.job(job)}\n{self.text()}")
+
+
+@pytest.fixture
+def tiny(cluster: Cluster, data: Path, tmp_path: Path) -> Callable[..., Submitted]:
+    """Makes a run of 24 steps, logged at each, evaluated and saved now and then."""
+
+    def make(*, steps: int = 24, **every_steps: int) -> Submitted:
+        every = {"log": 1, "eval": 12, "checkpoint": 1000} | every_steps
+        return Submitted(cluster, data, tmp_path, steps=steps, every_steps=every)
+
+    return make
