@@ -29,7 +29,9 @@ def render(profile: Profile, *, name: str, run_dir: Path, config: Path, folder: 
     template.filters["quote"] = shlex.quote
     srun_words, command = _command(profile, config, folder, python)
     return template.get_template("job.sbatch.j2").render(
-        options=_options(profile, name, run_dir, folder),
+        options=[
+            _quoted(word) for word in sbatch_options(profile, name=name, run_dir=run_dir, folder=folder)
+        ],
         run_dir=str(run_dir),
         max_requeues=profile.max_requeues,
         cpus_per_task=profile.cpus_per_task,
@@ -46,8 +48,8 @@ def render(profile: Profile, *, name: str, run_dir: Path, config: Path, folder: 
     )
 
 
-def _options(profile: Profile, name: str, run_dir: Path, folder: Path) -> list[str]:
-    """Lines of the header. sbatch takes quotes in them as a shell does, and % as its own."""
+def sbatch_options(profile: Profile, *, name: str, run_dir: Path, folder: Path) -> list[str]:
+    """The job's options, as words of sbatch's command line; % in file names is sbatch's own."""
     memory = profile.memory_gb_per_node
     values: dict[str, str | int | bool | None] = {
         "job-name": name,
@@ -70,10 +72,16 @@ def _options(profile: Profile, name: str, run_dir: Path, folder: Path) -> list[s
         **profile.options,
     }
     return [
-        f"--{option}" if value is True else f"--{option}={shlex.quote(str(value))}"
+        f"--{option}" if value is True else f"--{option}={value}"
         for option, value in values.items()
         if value is not None
     ]
+
+
+def _quoted(word: str) -> str:
+    """In the script's header sbatch takes quotes as a shell does."""
+    option, equals, value = word.partition("=")
+    return f"{option}={shlex.quote(value)}" if equals else option
 
 
 def _command(profile: Profile, config: Path, folder: Path, python: str) -> tuple[list[str], list[str]]:

@@ -26,7 +26,7 @@ from pretrain.config import RunConfig, load
 from pretrain.run_checks import check_run
 from pretrain.run_dir import check_config, check_writable, code_state, finished_step
 from slurm.profile import Profile, load_profile
-from slurm.script import render
+from slurm.script import render, sbatch_options
 
 FOLDER, ATTEMPTS, JOB = "slurm", "attempts.jsonl", "job.json"
 POLL_S = 10.0
@@ -97,7 +97,11 @@ def _submit(config: RunConfig, profile: Profile, folder: Path) -> int:
         (submission / "code.diff").write_text(diff)
         script = submission / "job.sbatch"
         script.write_text(_script(config, profile, submission))
-        done = _ask("sbatch", "--parsable", str(script))
+        # The header says the same, but the user's SBATCH_... variables would go before it.
+        options = sbatch_options(
+            profile, name=config.name, run_dir=config.run_dir.absolute(), folder=Path.cwd()
+        )
+        done = _ask("sbatch", "--parsable", *options, str(script))
         if done.returncode:
             raise ConfigError(f"sbatch refused the job: {done.stderr.strip()}")
         job = int(done.stdout.strip().partition(";")[0])

@@ -50,7 +50,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 def test_what_was_submitted_is_kept(
     run_file: Path, tmp_path: Path, install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install(sbatch=f"cp $2 {tmp_path}/seen; echo $1 >{tmp_path}/words; echo '17;cluster'")
+    keep = f'cp "${{@: -1}}" {tmp_path}/seen; printf "%s\\n" "$@" >{tmp_path}/words'
+    install(sbatch=f"{keep}; echo '17;cluster'")
     assert submit(run_file, ["seed=9"], profile_path=PROFILE, nodes=1) == 0
     out = capsys.readouterr().out
     run_dir = tmp_path / "runs" / "tiny"
@@ -58,7 +59,9 @@ def test_what_was_submitted_is_kept(
     assert f"{run_dir}/slurm/job_17.out" in out and "scancel 17" in out
     kept = run_dir / "slurm" / "1"
     assert (kept / "job.sbatch").read_text() == (tmp_path / "seen").read_text()
-    assert (tmp_path / "words").read_text() == "--parsable\n"
+    words = (tmp_path / "words").read_text().splitlines()
+    header = [line.removeprefix("#SBATCH ") for line in (tmp_path / "seen").read_text().splitlines()]
+    assert words[0] == "--parsable" and header[1 : len(words) - 1] == words[1:-1]
     assert load(kept / "config.json") == load(run_file, ["seed=9"])
     assert f"-m pretrain.train {kept / 'config.json'} " in (kept / "job.sbatch").read_text()
     assert json.loads((kept / "profile.json").read_text())["nodes"] == 1

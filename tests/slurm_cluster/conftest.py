@@ -68,7 +68,8 @@ class Submitted:
         return subprocess.run(
             self.command(*arguments, **profile),
             cwd=REPOSITORY,
-            env=environment_of(self.cluster, child_environment(1)),
+            # Variables of the user's that would go before the profile, or look like a launcher's.
+            env=environment_of(self.cluster, child_environment(1)) | {"SBATCH_PARTITION": "no", "RANK": "7"},
             capture_output=True,
             text=True,
             timeout=300,

@@ -7,7 +7,18 @@ import pytest
 
 from tools.cli import main, parser
 
-VERBS = ("demo-corpus", "tokenize", "train", "submit", "compare", "export", "import", "describe", "plan", "bench")
+VERBS = (
+    "demo-corpus",
+    "tokenize",
+    "train",
+    "submit",
+    "compare",
+    "export",
+    "import",
+    "describe",
+    "plan",
+    "bench",
+)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
