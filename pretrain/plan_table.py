@@ -1,5 +1,6 @@
 """A LayoutPlan, and a ranking of them, as text for a person. Imports no torch."""
 
+import math
 from collections.abc import Sequence
 
 from data_pipeline.toml_config import ConfigError
@@ -17,6 +18,10 @@ HEADROOM_FRAC = 0.08
 
 def report(config: RunConfig, gpus: int, memory_gib: float | None, *, layouts: bool) -> str:
     """What `motley plan` prints. Raises ConfigError for a layout that is not legal, or if there is none."""
+    if gpus < 1:
+        raise ConfigError(f"--gpus {gpus}: at least 1")
+    if memory_gib is not None and not 0 < memory_gib < math.inf:
+        raise ConfigError(f"--gpu-memory-gib {memory_gib}: more than 0; leave it out to have no limit")
     usable = None if memory_gib is None else memory_gib * _GIB * (1 - HEADROOM_FRAC)
     if layouts:
         plans = ranked(config, gpus, usable)

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -49,5 +50,24 @@ def test_an_illegal_layout_is_one_message() -> None:
     with pytest.raises(ConfigError, match=r"with --gpus 64: parallel\.tp = 3 does not divide") as error:
         lines_of("mot_7b.toml", "parallel.tp=3", gpus=64)
     assert "`--layouts` shows those that are legal" in str(error.value)
-    with pytest.raises(ConfigError, match="no layout of 37 GPUs is legal for 768 sequences"):
-        lines_of("mot_7b.toml", gpus=37, layouts=True)
+    with pytest.raises(ConfigError, match="no layout of 67 GPUs is legal for 768 sequences"):
+        lines_of("mot_7b.toml", gpus=67, layouts=True)
+
+
+@pytest.mark.parametrize("layouts", [False, True])
+@pytest.mark.parametrize("gpus", [0, -64])
+def test_no_gpus_are_refused(gpus: int, layouts: bool) -> None:
+    with pytest.raises(ConfigError, match=f"--gpus {gpus}: at least 1"):
+        lines_of("mot_7b.toml", gpus=gpus, layouts=layouts)
+
+
+@pytest.mark.parametrize("memory_gib", [0.0, -5.0, math.nan, math.inf])
+def test_no_memory_is_refused(memory_gib: float) -> None:
+    with pytest.raises(ConfigError, match=f"--gpu-memory-gib {memory_gib}: more than 0"):
+        lines_of("mot_7b.toml", gpus=64, memory_gib=memory_gib)
+
+
+def test_more_gpus_than_there_are_is_an_answer() -> None:
+    """In no time: 10^12 trial divisions would never end."""
+    with pytest.raises(ConfigError, match="no layout of 1000000000000 GPUs is legal"):
+        lines_of("mot_7b.toml", gpus=10**12, layouts=True)
