@@ -107,4 +107,7 @@ class _Stage(nn.Module):
         # The next stage allocates once: another shape would be read wrongly there, or hang.
         assert self.shape in (None, result.shape), (self.shape, result.shape)
         self.shape = result.shape
+        if torch.is_grad_enabled() and not result.requires_grad:
+            # All before it is frozen, but DeepSpeed runs a backward pass on every stage: it ends here.
+            result.requires_grad_()
         return result

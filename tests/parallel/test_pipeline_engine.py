@@ -76,11 +76,16 @@ class Whole(nn.Module):
         return hidden
 
 
+def _is_before_the_last(module: nn.Module, name: str) -> bool:
+    stage = module.stage if isinstance(module, Stage) else int(name.split(".")[1])
+    return stage < STAGES - 1
+
+
 def _groups(module: nn.Module, frozen: str | None = None) -> list[ParameterGroup]:
     groups: dict[str, ParameterGroup] = {}
     for name, parameter in module.named_parameters():
         tower = "first" if name.endswith("first") else "all"
-        if tower == frozen:
+        if frozen == tower or (frozen == "all but the last" and _is_before_the_last(module, name)):
             parameter.requires_grad_(False)
             continue
         empty = ParameterGroup(name=tower, tower=tower, params=[], lr_factor=1.0, weight_decay=0.1)
@@ -201,6 +206,23 @@ def test_a_stage_with_nothing_to_train_passes_gradients_on(
         assert_same(results, expected, rtol=1e-5 if precision == "fp32" else 2e-2)  # bf16: 4e-3 measured
         for name in before:
             assert torch.equal(before[name], after[name]) == (name != "first"), name
+
+
+def _train_the_last_stage(zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]) -> list[StepResult]:
+    w = world.start(ParallelConfig(pp=STAGES))
+    engine = _engine(w, zero_stage, precision, frozen="all but the last")
+    return [engine.train_step(_micro_batches(step), step) for step in range(3)]
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
+def test_the_first_stages_may_have_nothing_to_train(
+    zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
+) -> None:
+    """What they hand on then depends on no parameter."""
+    whole = Whole()
+    expected = plain_steps(whole, _groups(whole, "all but the last"), _micro_batches, 3)
+    for results in run_on_ranks(_train_the_last_stage, STAGES, zero_stage, precision):
+        assert_same(results, expected, rtol=1e-5 if precision == "fp32" else 2e-2)
 
 
 def _another_shape() -> None:
