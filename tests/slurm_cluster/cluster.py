@@ -23,6 +23,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sque
 _SEARCH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/local/sbin"))
 _FIRST_PORT, _PORTS, _CLUSTERS = 30_000, 10, 250  # below the ports that Linux gives out (32768 and up)
 _NODES = 4
+_PREFIX = "motley-slurm"
 START_TIMEOUT_S = 60.0
 
 
@@ -205,9 +206,10 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 @contextlib.contextmanager
 def running_cluster(*, namespaces: bool | None = None) -> Iterator[Cluster]:
     """A cluster for the time of a with block. `namespaces` None: private ones if this user may make them."""
+    end_orphans()
     with _number() as number:
         # A short path: a munge socket's may have 107 characters. Passable: jobs may be another user's.
-        root = Path(tempfile.mkdtemp(prefix=f"motley-slurm{number}-", dir="/tmp"))
+        root = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{number}-", dir="/tmp"))
         root.chmod(0o755)
         if namespaces is None:
             namespaces = _may_make_namespaces()
@@ -228,16 +230,34 @@ def _number() -> Iterator[int]:
     """A number that no other cluster here has, of whatever user: the first of its ports is held."""
     first = os.getpid() % _CLUSTERS
     for number in (*range(first, _CLUSTERS), *range(first)):
-        with contextlib.closing(socket.socket()) as guard:
-            guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                guard.bind(("127.0.0.1", _FIRST_PORT + _PORTS * number))
-                guard.listen(1)
-            except OSError:
-                continue
-            yield number
+        if guard := _guard(number):
+            with contextlib.closing(guard):
+                yield number
             return
     raise RuntimeError(f"all {_CLUSTERS} blocks of ports are taken")
+
+
+def _guard(number: int) -> socket.socket | None:
+    """The port that says that a cluster of this number has a living owner; None if it has."""
+    guard = socket.socket()
+    guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        guard.bind(("127.0.0.1", _FIRST_PORT + _PORTS * number))
+        guard.listen(1)
+    except OSError:
+        guard.close()
+        return None
+    return guard
+
+
+def end_orphans() -> None:
+    """Stop clusters of this user whose owner was killed: their daemons go on without it."""
+    for root in Path("/tmp").glob(f"{_PREFIX}*-*"):
+        number = int(root.name.removeprefix(_PREFIX).partition("-")[0])
+        if root.stat().st_uid == os.getuid() and (guard := _guard(number)):
+            with contextlib.closing(guard):
+                Cluster(root, number, namespaces=False).stop()
+                shutil.rmtree(root, ignore_errors=True)
 
 
 def _may_make_namespaces() -> bool:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from pretrain.metrics import read_rows
 from slurm.options import LEGAL, OWN_KEY
 from tests.e2e.test_train_resume import curve, last_step
 from tests.e2e.warm import train
-from tests.slurm_cluster.cluster import Cluster, environment_of, running_cluster
+from tests.slurm_cluster.cluster import Cluster, end_orphans, environment_of, running_cluster
 from tests.slurm_cluster.conftest import REPOSITORY, Submitted
 
 pytestmark = pytest.mark.xdist_group("slurm_cluster")
@@ -182,3 +183,25 @@ def test_clusters_do_not_meet(cluster: Cluster) -> None:
         assert int(here[1]) % 15_000 != int(job) % 15_000 and here[0] == cluster.nodes[0]
         assert len(other.processes()) >= 6  # munged, slurmctld, four slurmd
     assert other.processes() == []
+
+
+OWNER = """
+import time
+from tests.slurm_cluster.cluster import running_cluster
+with running_cluster() as cluster:
+    print(cluster.root, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_cluster_whose_owner_was_killed_is_ended_by_the_next(cluster: Cluster) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert owner.stdout is not None
+    root = Path(owner.stdout.readline().strip())
+    owner.kill()
+    owner.wait()
+    left = Cluster(root, 0, namespaces=False)
+    assert left.processes() and root.exists()
+    end_orphans()
+    assert not left.processes() and not root.exists()
+    assert cluster.run("sinfo", "-h")  # the one that has an owner lives
