@@ -154,12 +154,12 @@ def sync(path: Path) -> None:
 def _damage_of_file(path: Path, name: str, entry: Mapping[str, Any]) -> list[str]:
     try:
         size = (path / name).stat().st_size
-    except FileNotFoundError:
+        if size != entry["bytes"]:
+            return [f"{name}: {size} bytes, should be {entry['bytes']}"]
+        if _sha256(path / name) != entry["sha256"]:
+            return [f"{name}: its content has changed (SHA-256 differs)"]
+    except FileNotFoundError:  # or just removed: a run that goes on prunes while `motley export` looks
         return [f"{name}: missing"]
-    if size != entry["bytes"]:
-        return [f"{name}: {size} bytes, should be {entry['bytes']}"]
-    if _sha256(path / name) != entry["sha256"]:
-        return [f"{name}: its content has changed (SHA-256 differs)"]
     return []
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline import shards
 from data_pipeline.toml_config import ConfigError
@@ -14,6 +15,9 @@ from pretrain.models.logical_weights import logical_shapes
 from pretrain.run_dir import CHECKPOINTS
 from pretrain.run_dir import CONFIG as RUN
 from pretrain.weights import MODEL, Lazy, Source, check_tensors, open_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def open_source(path: Path) -> Source:
@@ -57,10 +61,26 @@ def _open_run(run: Path, checkpoint: Path | None) -> Source:
         problems, (manifest, _) = damage(path), read_manifest(path)
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
+    if not path.exists():
+        raise _gone(path, config)
     if problems:
         others = ", ".join(other.name for other in saved if other != path) or "none"
         raise ConfigError(f"{path} is damaged: {'; '.join(problems)}. Other checkpoints there: {others}")
     reader, entries = ShardReader(path, manifest["tensors"]), manifest["tensors"].items()
-    tensors = {name: Lazy(tuple(entry["shape"]), partial(reader.whole, name)) for name, entry in entries}
+
+    def read(name: str) -> "Tensor":
+        try:
+            return reader.whole(name)
+        except CheckpointError as error:  # its files were good when they were checked
+            raise (ConfigError(str(error)) if path.exists() else _gone(path, config)) from None
+
+    tensors = {name: Lazy(tuple(entry["shape"]), partial(read, name)) for name, entry in entries}
     check_tensors(path, tensors, logical_shapes(config.model), f"the model of {run / RUN}")
     return Source(path, config.model, tensors, config.name, manifest["step"], vocabulary_of(config))
+
+
+def _gone(path: Path, config: RunConfig) -> ConfigError:
+    return ConfigError(
+        f"{path} was removed while it was read: a run that goes on keeps its newest keep_checkpoints = "
+        f"{config.keep_checkpoints} only; export a newer one, or let the run keep more"
+    )

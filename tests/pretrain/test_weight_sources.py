@@ -61,3 +61,26 @@ def test_a_run_whose_data_is_gone_still_has_its_weights(tmp_path: Path, trained:
     shutil.copytree(trained[0] / "runs", tmp_path / "runs")
     write_config(tmp_path)
     assert open_source(tmp_path / "runs/dense").vocabulary is None
+
+
+def test_a_checkpoint_that_its_run_prunes_meanwhile_is_one_message(tmp_path: Path, trained: Trained) -> None:
+    shutil.copytree(trained[0] / "runs", tmp_path / "runs")
+    write_config(tmp_path)
+    run = open_source(tmp_path / "runs/dense")
+    shutil.rmtree(run.path)
+    with pytest.raises(
+        ConfigError, match=r"step_00000002 was removed .* keep_checkpoints = .*export a newer"
+    ):
+        write_folder(tmp_path / "own", run, {MODEL: about_model(run)}, dtype="fp32", file_bytes=10**9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+def test_a_checkpoint_whose_file_vanishes_while_it_is_read_is_one_message(
+    tmp_path: Path, trained: Trained
+) -> None:
+    shutil.copytree(trained[0] / "runs", tmp_path / "runs")
+    write_config(tmp_path)
+    run = open_source(tmp_path / "runs/dense")
+    (run.path / "engine/rank_00001.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"rank_00001\.safetensors: .* cannot be read"):
+        write_folder(tmp_path / "own", run, {MODEL: about_model(run)}, dtype="fp32", file_bytes=10**9)
