@@ -35,3 +35,9 @@ def test_an_unmarked_parameter_is_whole_everywhere() -> None:
     assert logical_of(parameter) == LogicalTensor((4, 2))
     wider = LogicalTensor((8, 2), 0)
     assert logical_of(mark(parameter, wider)) == wider
+
+
+def test_a_parameter_whose_values_zero_3_has_taken_away_keeps_its_shape() -> None:
+    parameter = nn.Parameter(torch.empty(0))
+    parameter.ds_shape = torch.Size((5, 3))  # type: ignore[attr-defined]  # as DeepSpeed 0.19.8 leaves it
+    assert logical_of(parameter) == LogicalTensor((5, 3))
