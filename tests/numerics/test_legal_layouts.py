@@ -75,7 +75,7 @@ REFUSED = {
     "fewer heads for keys than tp": (4, {}, "fp32", {"tp": 4}, "RuntimeError"),
     "rows of the vocabulary": (2, {"vocab_tokens": 41}, "fp32", {"tp": 2}, "41 is not divisible by 2"),
     "tokens of a chunk": (2, {"context_tokens": 13}, "fp32", {"tp": 2}, "worldSize == inputShape"),
-    "stages without a block": (3, {}, "fp32", {"pp": 3}, "2 blocks cannot be cut into 3 stages"),
+    "empty stages": (3, {"num_layers": 1}, "fp32", {"pp": 3}, "2 sublayers cannot be cut into 3 stages"),
     "ZeRO-0 in bf16": (1, {}, "bf16", {"zero_stage": 0}, "ZeRO stage 0 with bf16 trains wrongly"),
     # Would train on 3 of its 4 sequences, and say nothing: refused for that.
     "sequences left over": (1, {}, "fp32", {"micro_batch_sequences": 3}, ""),

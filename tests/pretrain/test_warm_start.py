@@ -197,12 +197,12 @@ def test_new_ids_cost_no_more_than_their_share() -> None:
     assert rise_fresh > log(1 + 80 / 40) + 1
 
 
-def _load(folder: Path, layout: dict[str, int], layers: list[range]) -> tuple[list[str], list[str]]:
+def _load(folder: Path, layout: dict[str, int], stages: list[range]) -> tuple[list[str], list[str]]:
     """(names this rank holds, those that differ from what the rank of a run with seed 4 would have drawn)."""
     w = world.start(ParallelConfig.model_validate(layout))
     config = open_weights(folder).model
     loaded, drawn = (
-        dict(Decoder(config, seed=seed, axis=w.tensor_axis, layers=layers[w.pp_rank]).named_parameters())
+        dict(Decoder(config, seed=seed, axis=w.tensor_axis, sublayers=stages[w.pp_rank]).named_parameters())
         for seed in (9, 4)
     )
     load_weights(folder, loaded.items(), w)
@@ -210,17 +210,17 @@ def _load(folder: Path, layout: dict[str, int], layers: list[range]) -> tuple[li
 
 
 @pytest.mark.parametrize(
-    ("layout", "ranks", "layers"),
+    ("layout", "ranks", "stages"),
     [
-        ({}, 1, [range(4)]),
-        ({"tp": 2}, 2, [range(4)]),
-        ({"tp": 2, "pp": 2}, 4, [range(2), range(2, 4)]),
+        ({}, 1, [range(6)]),
+        ({"tp": 2}, 2, [range(6)]),
+        ({"tp": 2, "pp": 2}, 4, [range(2), range(2, 6)]),
     ],
     ids=["alone", "tp2", "tp2_pp2"],
 )
-def test_each_rank_reads_its_own_parts(tmp_path: Path, layout: dict, ranks: int, layers: list[range]) -> None:
+def test_each_rank_reads_its_own_parts(tmp_path: Path, layout: dict, ranks: int, stages: list[range]) -> None:
     source = drawn_weights(tmp_path / "w")
-    found = run_on_ranks(_load, ranks, tmp_path / "w", layout, layers)
+    found = run_on_ranks(_load, ranks, tmp_path / "w", layout, stages)
     assert all(wrong == [] for _, wrong in found)
     assert {name for names, _ in found for name in names} == source.tensors.keys()
 

@@ -12,7 +12,7 @@ def _measure(folder: Path) -> str:
 
 
 def test_all_methods_are_measured_and_nothing_is_left(tmp_path: Path) -> None:
-    text, nothing = run_on_ranks(_measure, 2, tmp_path)
+    text, nothing = run_on_ranks(_measure, 2, tmp_path, timeout_s=300)
     lines = text.splitlines()
     assert nothing == ""
     assert lines[0].startswith("ZeRO-3, 2 ranks, 0.3 M parameters")
