@@ -98,6 +98,11 @@ def damage(path: Path, share: slice = slice(None)) -> list[str]:
 def file_entry(file: Path) -> dict[str, Any]:
     """A file's entry in the manifest. First brings the file to disk."""
     sync(file)
+    return content(file)
+
+
+def content(file: Path) -> dict[str, Any]:
+    """What a file holds now. Reads only: some read-only file systems refuse to bring a file to disk."""
     return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 

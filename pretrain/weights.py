@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_pipeline.shards import write_json
 from data_pipeline.toml_config import ConfigError, load_toml, validate
-from pretrain.checkpoint_folder import file_entry
+from pretrain.checkpoint_folder import content, file_entry
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import logical_shapes
 
@@ -110,7 +110,7 @@ def damage(folder: Path, share: slice = slice(None)) -> list[str]:
     return [
         f"{folder / name}: its content has changed (SHA-256 differs); copy or export it again"
         for name, entry in list(read_about(folder)["files"].items())[share]
-        if file_entry(folder / name) != entry
+        if content(folder / name) != entry
     ]
 
 

@@ -1,5 +1,6 @@
 """A folder of weights is whole, or told to be damaged before a tensor of it is used."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -238,3 +239,16 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="out exists; choose another folder"):
         write(drawn(tmp_path), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_weights_are_looked_at_where_nothing_can_be_brought_to_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a read-only squashfs, whose files refuse fsync with EINVAL."""
+    out = write(drawn(tmp_path), tmp_path / "out")
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    assert damage(out) == []
