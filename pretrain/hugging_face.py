@@ -102,7 +102,7 @@ def open_hugging_face(folder: Path) -> Source:
 def read_model(path: Path, theirs: Mapping[str, Any]) -> ModelConfig:
     """ModelConfig of what a config.json describes, with one tower. Raises ConfigError."""
     kind = theirs.get("model_type")
-    if kind not in _HEAD_DIM:
+    if not isinstance(kind, str) or kind not in _HEAD_DIM:
         raise ConfigError(
             f'{path}: model_type = "{kind}" cannot be expressed; legal: {", ".join(_HEAD_DIM)} (Qwen 2 and '
             "2.5 add biases, others attend, normalise or choose experts in ways that no layer here does)"
@@ -111,7 +111,7 @@ def read_model(path: Path, theirs: Mapping[str, Any]) -> ModelConfig:
         if (value := theirs.get(field)) not in (None, legal):
             raise ConfigError(f"{path}: {field} = {value} cannot be expressed: {why}; legal: {legal}")
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}  # the latter before version 5
-    scaling = rope.get("rope_type", rope.get("type", "default"))
+    scaling = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
     if scaling != "default" or rope.get("partial_rotary_factor", 1) != 1:
         raise ConfigError(
             f"{path}: rope_scaling = {rope} cannot be expressed: RoPE turns all pairs by unscaled angles; "

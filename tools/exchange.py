@@ -4,6 +4,7 @@ Tensors are read one by one where they are written, so no more of a model is in 
 result.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -61,8 +62,8 @@ def import_weights(
 def _write(
     out: Path, weights: Source, description: Mapping[str, object], dtype: Dtype, file_gb: float
 ) -> None:
-    if not file_gb > 0:
-        raise ConfigError(f"--file-gb {file_gb}: more than 0")
+    if not 0 < file_gb < math.inf:
+        raise ConfigError(f"--file-gb {file_gb}: more than 0, and finite")
     files = write_folder(out, weights, description, dtype=dtype, file_bytes=int(file_gb * GB))
     size = sum(file.stat().st_size for file in files) / GB
     step = "" if weights.step is None else f", step {weights.step}"

@@ -114,6 +114,15 @@ MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
     "tied, but said not to be": (lambda f: edit_config(f, tie_word_embeddings=False), "missing: lm_head"),
     "no config": (lambda f: (f / CONFIG).unlink(), "config.json: no such file"),
     "config is no JSON": (lambda f: (f / CONFIG).write_text("<html>"), "config.json: not valid JSON"),
+    "config is no table": (
+        lambda f: (f / CONFIG).write_text("[1]"),
+        "config.json: holds a list, not a table",
+    ),
+    "a kind that is no word": (lambda f: edit_config(f, model_type=["llama"]), "model_type = .* cannot"),
+    "scaling by a word": (
+        lambda f: edit_config(f, rope_parameters=None, rope_scaling="linear"),
+        "rope_scaling = linear cannot",
+    ),
     "a file was not fetched": (
         lambda f: (f / "model-00002-of-00006.safetensors").unlink(),
         "model-00002-of-00006.safetensors: missing, .*fetch",

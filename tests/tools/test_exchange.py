@@ -129,6 +129,7 @@ TIRED: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "OUT inside SRC": (_nothing, ["export", "runs/dense", "runs/dense/export"], ["is inside", "beside it"]),
     "OUT is SRC": (_nothing, ["export", "runs/dense", "runs/dense"], ["exists"]),
     "OUT where nobody may write": (_nothing, ["export", "runs/dense", "/proc/out"], ["/proc/out: cannot be"]),
+    "files of no limit": (_nothing, ["export", "runs/dense", "out", "--file-gb", "inf"], ["--file-gb inf"]),
     "files of no size": (_nothing, ["export", "runs/dense", "out", "--file-gb", "0"], ["--file-gb 0.0"]),
     "a MoT as a Llama": (
         lambda f: main(["import", str(f / "mot.toml"), str(f / "runs/dense"), str(f / "mot")]),
