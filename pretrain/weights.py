@@ -95,6 +95,14 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{folder / MODEL}: no description of weights of format {FORMAT}; export them again"
         )
+    tables = isinstance(about["files"], dict) and isinstance(about["vocabulary"], dict | None)
+    unlisted = {path.name for path in folder.glob("*.safetensors")} - set(about["files"] if tables else ())
+    if not tables or unlisted:
+        raise ConfigError(
+            f"{folder / MODEL}: its files or vocabulary are not what an export writes"
+            + (f" (it says nothing of {_listed('files', sorted(unlisted))})" if unlisted else "")
+            + "; was it edited? Export the weights again"
+        )
     return about
 
 

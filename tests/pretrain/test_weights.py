@@ -126,6 +126,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a file is cut short": (_cut, ["model-00002-of-", "cut short", "fetch or export it again"]),
     "another format": (_edit_json(MODEL, lambda v: v.update(format=9)), [MODEL, "format 1"]),
     "model.json is not JSON": (lambda f: (f / MODEL).write_text("{"), [f"{MODEL}: not valid JSON"]),
+    "model.json lists no files": (
+        _edit_json(MODEL, lambda v: v.update(files={})),
+        [MODEL, "says nothing of"],
+    ),
+    "its vocabulary is a number": (
+        _edit_json(MODEL, lambda v: v.update(vocabulary=5)),
+        [MODEL, "was it edited"],
+    ),
     "model.json lost a key": (_edit_json(MODEL, lambda v: v.pop("files")), [MODEL, "export them again"]),
     "index names a tensor that is nowhere": (
         _edit_json(INDEX, lambda v: v["weight_map"].update(more=next(iter(v["weight_map"].values())))),
