@@ -49,7 +49,7 @@ class RankFacts:
     launcher: str
     """"torchrun" (or anything that sets its variables, as DeepSpeed's does), "slurm", "spawn" or "single"."""
     has_log: bool = False
-    """What this process prints already goes to a file of its own (MOTLEY_RANK_HAS_LOG, of our batch script)."""
+    """What this process prints goes to a file of its own already (our batch script: MOTLEY_RANK_HAS_LOG)."""
 
 
 def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
