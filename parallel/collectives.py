@@ -86,6 +86,7 @@ def combine_gradient(partial: Shaped[Tensor, "tokens d_model"], axis: TensorAxis
 
 
 class _Sum(torch.autograd.Function):
+    # megatron-core's own gives back its input unsummed where that is not contiguous (mappings.py, _reduce).
     @staticmethod
     def forward(ctx: Any, partial: Tensor, axis: TensorAxis) -> Tensor:
         return sum_(partial.clone(), axis)

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from parallel.layout import Precision
+
 BUCKET_ELEMENTS = 50_000_000
 """Gradients reduced, and parameters gathered, at a time: large enough for full bandwidth, 200 MB in fp32."""
 PERSISTENT_ELEMENTS = 100_000
@@ -11,7 +13,7 @@ PERSISTENT_ELEMENTS = 100_000
 def deepspeed_config(
     *,
     zero_stage: Literal[0, 1, 2, 3],
-    precision: Literal["fp32", "bf16"],
+    precision: Precision,
     micro_batch_sequences: int,
     accumulation_steps: int,
     clip_norm: float,

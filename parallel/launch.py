@@ -48,8 +48,9 @@ class RankFacts:
     can take the port between choosing and using it."""
     launcher: str
     """"torchrun" (or anything that sets its variables, as DeepSpeed's does), "slurm", "spawn" or "single"."""
-    has_log: bool = False
-    """What this process prints goes to a file of its own already (our batch script: MOTLEY_RANK_HAS_LOG)."""
+    attempt_dir: str | None = None
+    """Of a rank of our Slurm jobs (MOTLEY_ATTEMPT_DIR): where the job keeps what this rank prints, in a file of
+    its own, and wants to be told how the rank ended."""
 
 
 def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
@@ -87,7 +88,7 @@ def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
             master_port=_integer(env, "MASTER_PORT") if "MASTER_PORT" in env else 15_000 + job % 15_000,
             store_fd=None,
             launcher="slurm",
-            has_log="MOTLEY_RANK_HAS_LOG" in env,
+            attempt_dir=env.get("MOTLEY_ATTEMPT_DIR"),
         )
     else:
         return RankFacts(0, 1, 0, "127.0.0.1", 0, None, "single")
@@ -96,6 +97,48 @@ def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
             f"{facts.launcher} says this is rank {facts.rank} of {facts.world_size}: ranks count from 0"
         )
     return facts
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What Slurm tells a batch script of its job."""
+
+    job: int
+    """The number by which people know it; of an array that of the whole."""
+    task: int | None
+    """Index within an array; None outside of one."""
+    own_id: int
+    """What the job is alone: an element of an array has a number of its own too."""
+    attempt: int
+    """0, and one more at each requeue."""
+    nodelist: str
+
+    @property
+    def name(self) -> str:
+        """What scontrol, squeue and scancel take: "812" or "812_3"."""
+        return f"{self.job}" if self.task is None else f"{self.job}_{self.task}"
+
+
+def job_facts(environ: Mapping[str, str] | None = None) -> JobFacts:
+    """The job that this process is the batch script of. Raises LaunchError outside of one."""
+    env = os.environ if environ is None else environ
+    if "SLURM_JOB_ID" not in env:
+        raise LaunchError("SLURM_JOB_ID is not set: this is the work of a Slurm job; see `motley submit`")
+    own = _integer(env, "SLURM_JOB_ID")
+    array = "SLURM_ARRAY_JOB_ID" in env
+    return JobFacts(
+        job=_integer(env, "SLURM_ARRAY_JOB_ID") if array else own,
+        task=_integer(env, "SLURM_ARRAY_TASK_ID") if array else None,
+        own_id=own,
+        attempt=_integer(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0,
+        nodelist=env.get("SLURM_JOB_NODELIST", ""),
+    )
+
+
+def node_name(environ: Mapping[str, str] | None = None) -> str:
+    """This machine, by the name that Slurm has for it where this is a task of Slurm's."""
+    env = os.environ if environ is None else environ
+    return env.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _integer(env: Mapping[str, str], name: str) -> int:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from parallel import launch
 from parallel.collectives import TensorAxis
 from parallel.host_memory import keep_freed_memory
-from parallel.layout import ParallelConfig, data_parallel_size
+from parallel.layout import ParallelConfig, coordinates, data_parallel_size
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,8 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
         mpu=MegatronUnit(),
     )
     assert world.dp_size == dp_size, (world, config)
+    place = coordinates(config, facts.world_size, facts.rank)
+    assert (world.pp_rank, world.dp_rank, world.tp_rank) == place, (world, place)
     return world
 
 

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import torch
 
-from parallel.deepspeed_config import deepspeed_config
+from parallel.deepspeed_config import PERSISTENT_ELEMENTS, deepspeed_config
 from parallel.engine import AdamWSettings, MicroBatch, ParameterGroup, StepResult
 from parallel.fragments import Fragment, adam_step, load_fragments, local_fragments
 from parallel.gradient_norm import GradientNorm
+from parallel.layout import Precision
 from parallel.world import World
 
 
@@ -30,10 +31,10 @@ class ZeroEngine:
         settings: AdamWSettings,
         learning_rate_at: Callable[[int], float],
         zero_stage: Literal[0, 1, 2, 3] = 1,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         micro_batch_sequences: int = 1,
         accumulation_steps: int = 1,
-        persistent_elements: int = 100_000,
+        persistent_elements: int = PERSISTENT_ELEMENTS,
         prefix: str = "",
     ) -> None:
         """`learning_rate_at(step)`: the rate of the step that `step` others came before. `prefix`: what the

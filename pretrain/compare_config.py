@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from data_pipeline.shards import write_json
 from data_pipeline.toml_config import ConfigError, apply_override, load_toml, set_key, validate
-from parallel.layout import check_layout
-from pretrain.config import RunConfig, differences
+from pretrain.config import RunConfig, check_run_layout, differences
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 SHOWN = 20
@@ -195,14 +194,8 @@ def _resolve_run(
     )
     run = validate(RunConfig, values, source=source)
     try:
-        check_layout(
-            run.parallel,
-            run.model,
-            world_size=config.processes_per_run,
-            sequences_per_step=run.sequences_per_step,
-            precision=run.precision,
-        )
-    except ValueError as error:
+        check_run_layout(run, config.processes_per_run)
+    except ConfigError as error:
         raise ConfigError(f"{source}: with processes_per_run = {config.processes_per_run}: {error}") from None
     return PlannedRun(arm=arm, seed=seed, config=run)
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from data_pipeline.toml_config import load_config
-from parallel.layout import ParallelConfig
+from data_pipeline.toml_config import ConfigError, load_config
+from parallel.layout import ParallelConfig, Precision, check_layout
 from pretrain.models.config import SHARED_TOWER, ModelConfig
 
 
@@ -87,7 +87,7 @@ class RunConfig(_Frozen):
     total_tokens: PositiveInt
     tokens_per_step: PositiveInt
     """Slots of the global batch, padding included."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     initial_weights: str | None = None
     """Folder of weights (`motley import`) to start from at step 0. None: drawn from the seed."""
     runs_dir: str = "runs"
@@ -138,6 +138,20 @@ class RunConfig(_Frozen):
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """RunConfig from a TOML file and `key=value` overrides. Raises ConfigError naming file, field and fix."""
     return load_config(RunConfig, path, overrides)
+
+
+def check_run_layout(config: RunConfig, world_size: int) -> None:
+    """Raise ConfigError, all that is wrong at once, if the run's layout is not legal for so many ranks."""
+    try:
+        check_layout(
+            config.parallel,
+            config.model,
+            world_size=world_size,
+            sequences_per_step=config.sequences_per_step,
+            precision=config.precision,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def differences(ours: BaseModel, theirs: BaseModel) -> list[tuple[str, Any, Any]]:

@@ -2,11 +2,10 @@
 
 import time
 from types import MappingProxyType
-from typing import Literal
 
 import torch
 
-Precision = Literal["fp32", "bf16"]
+from parallel.layout import Precision
 
 # Vendor data sheets, FLOP/s without sparsity: (bf16 tensor core, fp32 outside tensor cores).
 # First match of the device's name wins, so longer names come first.

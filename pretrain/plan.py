@@ -6,15 +6,18 @@ which tests hold against the tensors that a real decoder saves. Buffers and work
 come from the assumptions of `Machine`: they put layouts in order and predict nothing.
 """
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from parallel import engine_memory
 from parallel.engine_memory import Held, bytes_of
 from parallel.layout import ParallelConfig, data_parallel_size, legal_layouts
-from parallel.partition import partition
+from parallel.partition import partition, stage_costs
 from pretrain.config import RunConfig
 from pretrain.models.accounting import TRAIN_FACTOR, sublayer_costs
-from pretrain.models.config import SHARED_TOWER, ModelConfig
+from pretrain.models.config import ModelConfig
+from pretrain.models.logical_weights import layers
 
 CHUNK_TOKENS = 512
 """Of pretrain.losses, which imports torch."""
@@ -38,7 +41,7 @@ class StagePlan:
     """One rank of a pipeline stage, the one that holds most. Bytes, but for `flops`."""
 
     sublayers: range
-    """Of embedding (0), blocks 1 .. L, final norm with head (L + 1)."""
+    """As Decoder counts them: embedding (0), attention and feed-forward of each block, final norm with head."""
     flops: int
     """Forward, of one micro-batch, over the stage's tensor-parallel ranks together."""
     towers: dict[str, Held]
@@ -98,12 +101,12 @@ def plan(
     model, pp = config.model, layout.pp
     dp = data_parallel_size(layout, gpus)
     micro_batches = config.sequences_per_step // (dp * layout.micro_batch_sequences)
+    bounds = _bounds(tuple(sublayer_costs(model)), pp)
     costs = [cost * layout.micro_batch_sequences for cost in sublayer_costs(model)]
-    bounds = partition(costs, pp)
     stages, passes, sent_in_layers = [], [], []
-    for index in range(pp):
+    for index, flops in enumerate(stage_costs(costs, bounds)):
         held = range(bounds[index], bounds[index + 1])
-        stage = _stage(config, layout, dp, held, min(pp - index, micro_batches), sum(costs[i] for i in held))
+        stage = _stage(config, layout, dp, held, min(pp - index, micro_batches), flops)
         stages.append(stage)
         again = sum(costs[i] for i in _of_blocks(model, held)) if layout.activation_checkpointing else 0
         sent_in_layers.append(_tensor_bytes(model, layout, held, config))
@@ -147,26 +150,28 @@ def ranked(config: RunConfig, gpus: int, memory_bytes: float | None = None) -> l
 
 def weights(model: ModelConfig, sublayers: range, tp: int) -> dict[str, list[int]]:
     """Elements of each parameter on one of `tp` ranks, in the groups and order of pretrain.optimizer."""
-    d, width = model.d_model, model.ffn_width
-    queries, keys = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
-    attention, feed_forward, norm = (model.shards_of(p) for p in ("attention", "feed_forward", "norm"))
-    table = [((SHARED_TOWER,), model.vocab_tokens * d, True)]
-    norms = [(norm, d, False)]
-    qk = [(attention, 2 * model.head_dim, False)] if model.qk_norm else []
-    halves = (
-        [(feed_forward, 2 * width * d, True), (feed_forward, width * d, True), *norms],
-        [(attention, d * (queries + 2 * keys), True), *qk, (attention, queries * d, True), *norms],
+    embedding, *block, final_norm, head = layers(model.model_copy(update={"num_layers": 1}))
+    halves = tuple(
+        [layer for layer in block if layer.stem.startswith(f"blocks.0.{kind}")]
+        for kind in ("feed_forward", "attention")
     )
-    tensors = list(table) if 0 in sublayers else []
+    held = [embedding] if 0 in sublayers else []
     for number in _of_blocks(model, sublayers):
-        tensors += halves[number % 2]
-    tensors += [*norms, *table] if _last(model) in sublayers else []
+        held += halves[number % 2]
+    held += [final_norm, head] if _last(model) in sublayers else []
     groups: dict[str, list[int]] = {}
-    for shards, size, cut in tensors:
-        for shard in shards:
-            name = f"{shard}/decay/cut" if cut else f"{shard}/no_decay/whole"
-            groups.setdefault(name, []).append(size // tp if cut else size)
+    for layer in held:
+        cut = len(layer.shape) > 1
+        size = math.prod(layer.shape) // (tp if cut else 1)
+        for shard in layer.names(model):
+            groups.setdefault(f"{shard}/{'decay/cut' if cut else 'no_decay/whole'}", []).append(size)
     return groups
+
+
+@lru_cache
+def _bounds(costs: tuple[int, ...], stages: int) -> tuple[int, ...]:
+    """A ranking asks for few different ones, again and again."""
+    return partition(costs, stages)
 
 
 def sublayer_activations(config: RunConfig, layout: ParallelConfig) -> tuple[int, int]:

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 
 from data_pipeline.toml_config import ConfigError
-from parallel.layout import check_layout
-from pretrain.config import RunConfig
+from pretrain.config import RunConfig, check_run_layout
 from pretrain.models.accounting import TRAIN_FACTOR, aligned
 from pretrain.plan import LayoutPlan, Machine, plan, ranked
 
@@ -32,14 +31,8 @@ def report(config: RunConfig, gpus: int, memory_gib: float | None, *, layouts: b
             )
         return "\n".join([*_ranking(plans, usable), "", *_detail(plans[0], config, gpus, usable)])
     try:
-        check_layout(
-            config.parallel,
-            config.model,
-            world_size=gpus,
-            sequences_per_step=config.sequences_per_step,
-            precision=config.precision,
-        )
-    except ValueError as error:
+        check_run_layout(config, gpus)
+    except ConfigError as error:
         raise ConfigError(f"with --gpus {gpus}: {error}\n`--layouts` shows those that are legal") from None
     return "\n".join(_detail(plan(config, gpus), config, gpus, usable))
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from data_pipeline.index import TokenSource
 from data_pipeline.stream import Stream
 from data_pipeline.toml_config import ConfigError
-from parallel.layout import check_layout
-from pretrain.config import RunConfig
+from pretrain.config import RunConfig, check_run_layout
 from pretrain.models.accounting import module_costs
 from pretrain.warm_start import check_initial_weights
 
@@ -16,16 +15,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
 
     Opens every source once, which makes the index of one that has none: ranks then find it made.
     """
-    try:
-        check_layout(
-            config.parallel,
-            config.model,
-            world_size=world_size,
-            sequences_per_step=config.sequences_per_step,
-            precision=config.precision,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    check_run_layout(config, world_size)
     shards = {name for cost in module_costs(config.model).values() for name in cost.parameters}
     if all(name in config.optimizer.towers and config.optimizer.towers[name].frozen for name in shards):
         raise ConfigError(

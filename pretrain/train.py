@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         if facts.rank == 0:  # the others wait for it where ranks meet
             check_run(config, facts.world_size)
             run = RunDir.open(config, world_size=facts.world_size, command=["motley", "train", *argv])
-        if facts.world_size > 1 and not facts.has_log:
+        if facts.world_size > 1 and facts.attempt_dir is None:
             terminal = log_rank(config.run_dir / LOGS, facts.rank)
         step, code = train(config, facts, run, stop)
         if run is not None:

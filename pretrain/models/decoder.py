@@ -77,16 +77,19 @@ class Decoder(nn.Module):
             mine: tuple[Sublayer, ...] = tuple(
                 kind for place, kind in enumerate(SUBLAYERS, 2 * index + 1) if place in held
             )
-            block = Block(
-                config,
-                f"blocks.{index}",
-                weights,
-                axis=axis,
-                activation_checkpointing=activation_checkpointing,
-                sublayers=mine,
+            if not mine:  # of another stage: its place in the names is held
+                self.blocks.append(nn.Identity())
+                continue
+            self.blocks.append(
+                Block(
+                    config,
+                    f"blocks.{index}",
+                    weights,
+                    axis=axis,
+                    activation_checkpointing=activation_checkpointing,
+                    sublayers=mine,
+                )
             )
-            # A block of another stage holds its place in the names.
-            self.blocks.append(block if mine else nn.Identity())
         if last in held:
             self.final_norm = TowerNorm(config.d_model, config.shards_of("norm"), config.norm_eps, axis=axis)
             self.head = Head(config, "head", weights, axis=axis)

@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.toml_config import validate
+from data_pipeline.toml_config import ConfigError, validate
 from parallel import world
-from parallel.layout import check_layout
 from parallel.testing import run_on_ranks
 from pretrain import build
-from pretrain.config import RunConfig
+from pretrain.config import RunConfig, check_run_layout
 from pretrain.models.inputs import build_inputs
 from tests.pretrain.models.random_batch import MOT, random_batch
 
@@ -46,14 +45,8 @@ def attempt(config: RunConfig) -> str:
 
 def refused(config: RunConfig, ranks: int) -> bool:
     try:
-        check_layout(
-            config.parallel,
-            config.model,
-            world_size=ranks,
-            sequences_per_step=config.sequences_per_step,
-            precision=config.precision,
-        )
-    except ValueError:
+        check_run_layout(config, ranks)
+    except ConfigError:
         return True
     return False
 

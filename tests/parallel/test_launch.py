@@ -40,8 +40,8 @@ def test_slurm_step() -> None:
     assert (facts.master_addr, facts.master_port, facts.launcher) == ("gpu007", 15_000 + 1_234, "slurm")
     facts = rank_facts(SLURM | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "777"})
     assert (facts.master_addr, facts.master_port) == ("10.0.0.1", 777)
-    assert not facts.has_log
-    assert rank_facts(SLURM | {"MOTLEY_RANK_HAS_LOG": "1"}).has_log
+    assert facts.attempt_dir is None
+    assert rank_facts(SLURM | {"MOTLEY_ATTEMPT_DIR": "/a"}).attempt_dir == "/a"
 
 
 def test_a_batch_script_without_srun_is_a_world_of_one() -> None:

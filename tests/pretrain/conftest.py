@@ -1,8 +1,9 @@
 """Synthetic comparisons: run directories in the format of pretrain/metrics.py, made from known loss
-curves."""
+curves. And checkpoints of a real engine."""
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parallel.testing import run_on_ranks
 from pretrain.compare_config import Plan, make_plan, write_plan
 from pretrain.findings import Findings, find
 from pretrain.run_results import load_results
@@ -200,3 +202,18 @@ def make_findings(
         return find(plan, load_results(plan))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of steps 2, 3, 4, written by one rank; copy before changing."""
+    from tests.pretrain.toy_run import save_every_step  # the real engine: seconds of imports
+
+    folder = tmp_path_factory.mktemp("three") / "checkpoints"
+    run_on_ranks(save_every_step, 1, folder, 4, 3)
+    return folder
+
+
+@pytest.fixture
+def copy(three: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(three, tmp_path / "checkpoints"))

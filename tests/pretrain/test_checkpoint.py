@@ -18,20 +18,7 @@ from parallel.testing import RanksFailed, run_on_ranks
 from pretrain.checkpoint import Restored, restore
 from pretrain.checkpoint_folder import CheckpointError, checkpoints, file_entry, shard_file
 from pretrain.checkpoint_writer import CheckpointWriter
-from tests.pretrain.toy_run import flip_a_bit, restored, save_every_step, start, train, truncate
-
-
-@pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints of steps 2, 3, 4, written by one rank; copy before changing."""
-    folder = tmp_path_factory.mktemp("three") / "checkpoints"
-    run_on_ranks(save_every_step, 1, folder, 4, 3)
-    return folder
-
-
-@pytest.fixture
-def copy(three: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(three, tmp_path / "checkpoints"))
+from tests.pretrain.toy_run import flip_a_bit, restored, start, train, truncate
 
 
 def _shard(path: Path) -> Path:

@@ -20,19 +20,6 @@ from pretrain.checkpoint_writer import CheckpointWriter
 from tests.pretrain.toy_run import restored, save_every_step, start, train
 
 
-@pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints of steps 2, 3, 4, written by one rank; copy before changing."""
-    folder = tmp_path_factory.mktemp("three") / "checkpoints"
-    run_on_ranks(save_every_step, 1, folder, 4, 3)
-    return folder
-
-
-@pytest.fixture
-def copy(three: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(three, tmp_path / "checkpoints"))
-
-
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_the_newest_are_kept_and_whole(tmp_path: Path, world_size: int) -> None:
     folder = tmp_path / "runs" / "checkpoints"  # made by the first save
