@@ -49,8 +49,8 @@ class RankFacts:
     launcher: str
     """"torchrun" (or anything that sets its variables, as DeepSpeed's does), "slurm", "spawn" or "single"."""
     attempt_dir: str | None = None
-    """Of a rank of our Slurm jobs (MOTLEY_ATTEMPT_DIR): where the job keeps what this rank prints, in a file of
-    its own, and wants to be told how the rank ended."""
+    """Of a rank of our Slurm jobs (MOTLEY_ATTEMPT_DIR): where the job keeps what this rank prints, in a file
+    of its own, and wants to be told how the rank ended."""
 
 
 def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:

@@ -41,7 +41,7 @@ class StagePlan:
     """One rank of a pipeline stage, the one that holds most. Bytes, but for `flops`."""
 
     sublayers: range
-    """As Decoder counts them: embedding (0), attention and feed-forward of each block, final norm with head."""
+    """As Decoder counts them: embedding, attention and feed-forward of each block, final norm with head."""
     flops: int
     """Forward, of one micro-batch, over the stage's tensor-parallel ranks together."""
     towers: dict[str, Held]
