@@ -1,0 +1,90 @@
+"""Asking and telling Slurm, by its commands. Imports no torch."""
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.toml_config import ConfigError
+
+TIMEOUT_S = 120
+
+
+def ask(*command: str) -> "subprocess.CompletedProcess[str]":
+    """Run one of Slurm's commands, with its messages and times in one form. Raises ConfigError if it is missing
+    or does not answer; its exit code is the caller's to look at."""
+    return _run(command, "LC_ALL=C", "SLURM_TIME_FORMAT=standard")
+
+
+def _run(command: Sequence[str], *variables: str) -> "subprocess.CompletedProcess[str]":
+    if shutil.which(command[0]) is None:
+        raise ConfigError(f"{command[0]} is not on the PATH: this machine has no Slurm")
+    try:
+        return subprocess.run(
+            ("env", *variables, *command), capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"{command[0]}: {error}") from None
+
+
+def _tell(*command: str) -> None:
+    done = ask(*command)
+    if done.returncode:
+        raise ConfigError(f"{' '.join(command[:2])}: {done.stderr.strip()}")
+
+
+def state_in_queue(job_name: str, name: str) -> str | None:
+    """The state, such as "PENDING", of a job ("812"; an array's element: "812_3") while it is in the queue;
+    else None. Slurm uses ids again: the job's own name must be `name`."""
+    done = ask("squeue", "--noheader", f"--jobs={job_name}", "--format=%T %j")
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise ConfigError(f"squeue does not say whether job {job_name} is queued: {done.stderr.strip()}")
+    found = (line.strip().partition(" ") for line in done.stdout.splitlines())
+    return next((state for state, _, its_name in found if its_name == name), None)
+
+
+def sbatch(options: Sequence[str], script: Path) -> int:
+    """Submit; the job's id. Raises ConfigError with Slurm's own words if it refuses."""
+    done = _run(("sbatch", "--parsable", *options, str(script)))  # not `ask`: a job inherits the environment
+    if done.returncode:
+        raise ConfigError(f"sbatch refused the job: {done.stderr.strip()}")
+    return int(done.stdout.strip().partition(";")[0])
+
+
+def cancel(job_names: Sequence[str]) -> None:
+    """End jobs, pending or running."""
+    _tell("scancel", *job_names)
+
+
+def signal_step(step_name: str, signal: str) -> None:
+    """Send a signal to every process of a step, "812.0"."""
+    _tell("scancel", f"--signal={signal}", step_name)
+
+
+def requeue(job_name: str) -> None:
+    """Put a running job back into the queue, to start again."""
+    _tell("scontrol", "requeue", job_name)
+
+
+def exclude(job_name: str, nodes: Sequence[str]) -> None:
+    """Keep a pending job off `nodes`, which replace those it was kept off before."""
+    _tell("scontrol", "update", f"JobId={job_name}", f"ExcNodeList={','.join(nodes)}")
+
+
+def hostnames(nodelist: str) -> list[str]:
+    """The nodes of a list such as "gpu[3-5,9]", in its order."""
+    done = ask("scontrol", "show", "hostnames", nodelist)
+    if done.returncode:
+        raise ConfigError(f"scontrol show hostnames {nodelist}: {done.stderr.strip()}")
+    return done.stdout.split()
+
+
+def show_job(job_name: str) -> dict[str, str]:
+    """What `scontrol show job` says; {} if Slurm knows no such job. Raises ConfigError if it is not there."""
+    done = ask("scontrol", "-o", "show", "job", job_name)
+    if done.returncode:
+        if "Invalid job id" in done.stderr:
+            return {}
+        raise ConfigError(f"scontrol show job {job_name}: {done.stderr.strip()}")
+    line = next(iter(done.stdout.splitlines()), "")
+    return dict(item.split("=", 1) for item in line.split() if "=" in item)

@@ -1,0 +1,84 @@
+"""Slurm's commands are programs that say what a case wants; tests/slurm_cluster/ asks the real ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.toml_config import ConfigError
+from slurm import queue
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Makes programs of these bash lines the only ones of Slurm's."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def make(**programs: str) -> None:
+        for name, text in programs.items():
+            (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+            (tmp_path / name).chmod(0o755)
+
+    return make
+
+
+def test_the_state_of_a_job_that_is_ours(install: Install) -> None:
+    install(squeue="echo 'PENDING tiny'; echo \"$*\" >&2")
+    assert queue.state_in_queue("812_3", "tiny") == "PENDING"
+    assert queue.state_in_queue("812", "another") is None
+    install(squeue="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert queue.state_in_queue("812", "tiny") is None
+    install(squeue="echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(ConfigError, match="whether job 812 is queued: slurm_load_jobs error: Unable"):
+        queue.state_in_queue("812", "tiny")
+
+
+def test_what_a_job_inherits_is_not_what_answers_are_asked_in(install: Install, tmp_path: Path) -> None:
+    install(sbatch=f"echo \"$LC_ALL $*\" >{tmp_path}/seen; echo '17;east'", scontrol='echo "$LC_ALL $*"')
+    assert queue.sbatch(["--nodes=2"], tmp_path / "job") == 17
+    assert (tmp_path / "seen").read_text().split()[-3:] == ["--parsable", "--nodes=2", f"{tmp_path}/job"]
+    assert not (tmp_path / "seen").read_text().startswith("C ")
+    assert queue.ask("scontrol", "ping").stdout == "C ping\n"
+
+
+def test_what_slurm_says_of_a_job(install: Install) -> None:
+    install(
+        scontrol="echo 'JobId=7 JobName=tiny JobState=RUNNING TRES=cpu=4,mem=1G Command=/a b'; echo JobId=8"
+    )
+    assert queue.show_job("7") | {"Command": ""} == {
+        **{"JobId": "7", "JobName": "tiny", "JobState": "RUNNING", "TRES": "cpu=4,mem=1G", "Command": ""}
+    }
+    install(scontrol="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert queue.show_job("7") == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: queue.cancel(["7", "8_1"]), "scancel 7 8_1"),
+        (lambda: queue.signal_step("7.0", "KILL"), "scancel --signal=KILL 7.0"),
+        (lambda: queue.requeue("8_1"), "scontrol requeue 8_1"),
+        (lambda: queue.exclude("7", ["node1", "node3"]), "scontrol update JobId=7 ExcNodeList=node1,node3"),
+    ],
+)
+def test_slurm_is_told_and_its_refusal_is_shown(
+    install: Install, tmp_path: Path, call: Callable[[], None], words: str
+) -> None:
+    install(**dict.fromkeys(("scancel", "scontrol"), f'echo "${{0##*/}} $*" >{tmp_path}/seen'))
+    call()
+    assert (tmp_path / "seen").read_text().strip() == words
+    install(**dict.fromkeys(("scancel", "scontrol"), "echo 'access denied' >&2; exit 1"))
+    with pytest.raises(ConfigError, match="access denied"):
+        call()
+
+
+def test_nodes_of_a_list_and_no_slurm(
+    install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(scontrol="printf 'gpu3\\ngpu4\\n'")
+    assert queue.hostnames("gpu[3-4]") == ["gpu3", "gpu4"]
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match="scontrol is not on the PATH: this machine has no Slurm"):
+        queue.hostnames("gpu[3-4]")

@@ -1,0 +1,50 @@
+"""Waiting for what a job of a test does, and doing harm to it."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from slurm.records import saved_step
+from tests.slurm_cluster.conftest import Submitted
+
+Make = Callable[..., Submitted]
+LONG = 100_000
+"""Steps that no test waits for."""
+
+
+def wait_until(condition: Callable[[], bool], run: Submitted, timeout_s: float = 300.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain\n{run.text()}"
+        time.sleep(0.02)
+
+
+def saved(run: Submitted) -> int:
+    return saved_step(run.run_dir)
+
+
+def rank_processes(job: int, rank: int) -> list[int]:
+    """Processes of one rank of a job (the id that the job is alone); its step is the job's last."""
+    wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode()}
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            environment = set((folder / "environ").read_bytes().split(b"\0"))
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+            if wanted <= environment and b"pretrain.train" in command:
+                found.append(int(folder.name))
+    return found
+
+
+def signal_rank(job: int, rank: int, number: int) -> None:
+    for pid in rank_processes(job, rank):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def kill_rank(job: int, rank: int) -> None:
+    """SIGKILL to one rank: as the kernel does it when memory is out."""
+    signal_rank(job, rank, signal.SIGKILL)
