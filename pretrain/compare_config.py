@@ -132,6 +132,11 @@ class PlanRecord(BaseModel):
     runs: dict[str, RunConfig]
 
 
+def is_comparison(path: str | Path) -> bool:
+    """Whether a TOML file is a comparison and no run: it has arms. Raises ConfigError if it cannot be read."""
+    return "arms" in load_toml(path)
+
+
 def make_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     """Read a comparison and resolve all its runs. Raises ConfigError before anything is written.
 

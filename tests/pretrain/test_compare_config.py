@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.toml_config import ConfigError
-from pretrain.compare_config import check_same_plan, make_plan, write_plan
+from pretrain.compare_config import check_same_plan, is_comparison, make_plan, write_plan
 
 Files = Any
 
@@ -24,6 +24,11 @@ def test_arms_times_seeds_with_one_directory_each(comparison_files: Callable[...
     assert plan.run("mot", 3).config.seed == 3
     assert plan.directory.name == "dense_vs_mot"
     assert plan.run("mot", 3).config.run_dir == plan.directory / "mot_seed3"
+
+
+def test_a_comparison_is_told_from_a_run(comparison_files: Callable[..., Files]) -> None:
+    files = comparison_files()
+    assert is_comparison(files.comparison) and not is_comparison(files.base)
 
 
 def test_dotted_keys_and_tables_mean_the_same(comparison_files: Callable[..., Files]) -> None:
