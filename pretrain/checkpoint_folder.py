@@ -5,7 +5,8 @@ checkpoints/step_00000500/       renamed into place when all of it is on disk
     rng/rank_00000.pt            random-number states of each rank
     state.json                   step, and whatever the loop wants back
     manifest.json                size and SHA-256 of every file above; of every logical tensor its shape, its
-                                 digests, and which file holds which range of it; layout, versions
+                                 digests, and which file holds which range of it; layout, versions,
+                                 seconds from the beginning of the save to here
 checkpoints/saving.step_.../     being written; its writer was killed if it is still there at a start
     reports/rank_00000.json      that rank's share of the manifest, when its files are on disk
 checkpoints/removing.step_.../   likewise, being removed

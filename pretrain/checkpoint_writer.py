@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -61,6 +62,7 @@ class _Save:
     abandoned: threading.Event = field(default_factory=threading.Event)
     """Another rank failed: its report will not come."""
     error: str | None = None
+    began: float = field(default_factory=time.monotonic)
 
 
 class CheckpointWriter:
@@ -201,6 +203,8 @@ def _finish(save: _Save, reports: Sequence[dict[str, Any]]) -> None:
         "versions": {name: metadata.version(name) for name in _PACKAGES},
         "files": dict(sorted(entry for report in reports for entry in report["files"].items())),
         "tensors": merge([report["tensors"] for report in reports]),
+        # What a stop has to wait for: `motley submit` holds the lead time of its signal against it.
+        "seconds": round(time.monotonic() - save.began, 3),
     }
     write_json(save.saving / MANIFEST, manifest)
     for directory in (*(part for part in save.saving.rglob("*") if part.is_dir()), save.saving):

@@ -47,6 +47,7 @@ METRICS = (
     Metric("optim/grad_norm/<tower>", "1", "mean", "the same over the weights of a tower"),
     Metric("time/step_s", "s", "mean", f"forward, backward and update {_SINCE}"),
     Metric("time/data_wait_s", "s", "mean", f"waiting for the batch, slowest rank, {_SINCE}"),
+    Metric("time/eval_s", "s", "last", "evaluating after this step, held-out and conditional losses"),
     Metric("time/train_s", "s", "cumulative", "steps and waits of the steps that count, over all attempts"),
     Metric("speed/tokens_per_s", "slots/s", "ratio", f"slots over step and wait time {_SINCE}"),
     Metric("speed/mfu_frac", "1", "ratio", "model FLOPs over step and wait time and peak of all devices"),

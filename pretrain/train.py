@@ -6,6 +6,7 @@ for launchers that start ranks themselves (torchrun, srun).
 
 import contextlib
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,11 +156,14 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
             require_finite(result, inputs, config.model.modalities, step=state.step + 1, world=world)
             state = state.advance(batch, meter.sums(batch, inputs, result))
             meter.show(state)
-            evaluation = {}
+            evaluation: dict[str, float] = {}
+            began = time.perf_counter()
             if due(every.eval):
                 evaluation |= heldout_losses(engine, heldout)
             if due(every.conditional or every.eval):
                 evaluation |= conditional_losses(engine, heldout)
+            if evaluation:
+                evaluation["time/eval_s"] = time.perf_counter() - began
             if due(every.log) or evaluation:
                 state = meter.log(state, result, evaluation)
             if due(every.checkpoint):

@@ -130,6 +130,8 @@ def test_ranks_of_one_command_train_log_and_end(tmp_path: Path, write_run: Calla
     assert (run_dir / "logs" / "rank1.log").exists()
     rows = read_rows(run_dir / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert ["time/eval_s" in row for row in rows] == ["eval/loss" in row for row in rows]
+    assert rows[-1]["time/eval_s"] > 0
     attempt = json.loads((run_dir / "record.json").read_text())["attempts"][0]
     assert attempt["layout"] == {"processes": 2, "dp": 2, "tp": 1, "pp": 1, "zero_stage": 1}
     last = rows[-1]

@@ -36,6 +36,7 @@ def test_the_newest_are_kept_and_whole(tmp_path: Path, world_size: int) -> None:
         assert (manifest["step"], manifest["adam_step"]) == (step, step)
         assert manifest["layout"]["dp"] == world_size
         assert manifest["versions"]["torch"] == torch.__version__
+        assert manifest["seconds"] > 0
         assert manifest["tensors"]["head.weight"]["shape"] == [5, 16]
         on_disk = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
         assert on_disk == {*manifest["files"], "manifest.json"}
