@@ -201,18 +201,22 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
     return world
 
 
-def meet(facts: launch.RankFacts, device: torch.device, timeout: timedelta) -> str:
-    """Start torch.distributed with the other ranks; returns its backend, NCCL on GPUs and Gloo elsewhere."""
+def meet(
+    facts: launch.RankFacts, device: torch.device, timeout: timedelta, store: Any = None
+) -> str:
+    """Start torch.distributed with the other ranks; returns its backend, NCCL on GPUs and Gloo elsewhere.
+
+    `store`: where they have met already."""
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "nccl"
-    if facts.launcher == "torchrun":  # its agent may already hold the store; env:// knows
+    if facts.launcher == "torchrun" and store is None:  # its agent may already hold the store; env:// knows
         dist.init_process_group(backend, init_method="env://", timeout=timeout)
     else:
         dist.init_process_group(
             backend,
-            store=_store(facts, timeout),
+            store=open_store(facts, timeout) if store is None else store,
             rank=facts.rank,
             world_size=facts.world_size,
             timeout=timeout,
@@ -225,7 +229,8 @@ def _member(group: "dist.ProcessGroup | int | None") -> dist.ProcessGroup:
     return group
 
 
-def _store(facts: launch.RankFacts, timeout: timedelta) -> Any:
+def open_store(facts: launch.RankFacts, timeout: timedelta, *, wait: bool = True) -> Any:
+    """The place where ranks meet, which rank 0 holds. `wait`: until all have come."""
     if facts.world_size == 1:
         return dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
@@ -234,5 +239,6 @@ def _store(facts: launch.RankFacts, timeout: timedelta) -> Any:
         facts.world_size,
         is_master=facts.rank == 0,
         timeout=timeout,
+        wait_for_workers=wait,
         master_listen_fd=facts.store_fd,
     )
