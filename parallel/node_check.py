@@ -44,7 +44,7 @@ class Spec:
     """How many a node must show; 0: GPUs are not looked at."""
     min_free_gpu_gib: float
     min_free_disk_gib: dict[str, float]
-    """By path. What is low where `answers` is too is no node's fault."""
+    """By path. What is low on the file system of `answers` is no node's fault."""
     max_clock_skew_s: float
     """Distance of a node's clock from the median of all."""
     all_reduce: bool
@@ -73,7 +73,8 @@ def check(spec: Spec, node: str, facts: launch.RankFacts, clock: Callable[[], fl
     reached("started")
     problems += _token(spec)
     for path, wanted in spec.min_free_disk_gib.items():
-        (shared if Path(spec.answers).is_relative_to(path) else problems).extend(_disk(path, wanted))
+        if low := _low_disk(path, wanted):
+            (shared if _is_same_disk(path, spec.answers) else problems).append(low)
     try:
         if spec.gpus or spec.all_reduce:
             import torch  # noqa: F401
@@ -112,14 +113,17 @@ def _token(spec: Spec) -> list[str]:
     return [f"does not see {folder} as the first node does: the run directory is not on a shared file system"]
 
 
-def _disk(path: str, wanted_gib: float) -> list[str]:
+def _low_disk(path: str, wanted_gib: float) -> str | None:
+    wanted = f"{wanted_gib:g} GiB wanted ([preflight] of the profile)"
     try:
         free = shutil.disk_usage(path).free / _GIB
     except OSError as error:
-        return [f"{path}: {error.strerror} ([preflight] min_free_disk_gib)"]
-    if free >= wanted_gib:
-        return []
-    return [f"{free:.1f} GiB free under {path}, {wanted_gib:g} wanted ([preflight] min_free_disk_gib)"]
+        return f"{path}: {error.strerror}; {wanted}"
+    return None if free >= wanted_gib else f"{free:.1f} GiB free under {path}, {wanted}"
+
+
+def _is_same_disk(path: str, other: str) -> bool:
+    return os.path.exists(path) and os.stat(path).st_dev == os.stat(other).st_dev
 
 
 def _gpus(spec: Spec) -> list[str]:
