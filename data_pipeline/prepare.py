@@ -9,19 +9,22 @@
 A finished shard is a file, and a record of it in the folder `.records` beside it; a run that is killed
 loses only the shards it was in the middle of. When all shards of a split are there the manifest is
 written and the records go.
+
+Over several machines: `--tokenizers-only`, then `--part K/N` for every K, at the same time, then the plain
+command, which does what is missing and writes the manifest. The bytes are those of one process.
 """
 
 import itertools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.claim import claimed
+from data_pipeline.claim import Part, claimed
 from data_pipeline.config import TokenizeConfig
 from data_pipeline.documents import DocumentEncoder
 from data_pipeline.index import TokenSource
@@ -45,6 +48,7 @@ from data_pipeline.toml_config import ConfigError, load_config
 from data_pipeline.workers import default_processes, run_tasks
 
 SETTINGS = "settings.json"
+HOLDS = "token shards"
 _RECORDS = ".records"
 _LISTED_SKIPS = 1000
 """Skipped samples that the manifest lists, with reasons; all of them are counted."""
@@ -66,24 +70,27 @@ class ShardTask:
 
 
 def tokenize(
-    src: str | Path, out: str | Path, *, config_path: str | Path, processes: int | None = None
+    src: str | Path,
+    out: str | Path,
+    *,
+    config_path: str | Path,
+    processes: int | None = None,
+    tokenizers_only: bool = False,
 ) -> dict[str, Any]:
-    """Tokenize what OUT does not hold yet of SRC. Returns {split: manifest}.
+    """Tokenize what OUT does not hold yet of SRC. Returns {split: manifest}; `tokenizers_only`: {}.
 
     Raises ConfigError (ShardError is one) for whatever a user can mend: no shards in SRC, a damaged
     shard, too many unusable samples, an OUT that holds something else or was begun with other settings
     or another SRC.
     """
     out = Path(out)
-    config = load_config(TokenizeConfig, config_path)
-    splits = find_splits(str(src))
-    facts = {
-        "config": config.model_dump(mode="json", exclude=_FREE_KEYS),
-        "source": {split.name: dict(split.listing) for split in splits},
-    }
+    config, splits, facts = read_source(src, config_path)
     processes = default_processes() if processes is None else processes
-    with claimed(out, SETTINGS, facts, "token shards"):
+    with claimed(out, SETTINGS, facts, HOLDS):
         tokenizers = obtain_tokenizers(config, splits, out / TOKENIZERS, processes)
+        if tokenizers_only:
+            print(f"{out / TOKENIZERS}: {', '.join(tokenizers)}")
+            return {}
         manifests = {
             split.name: _tokenize_split(split, out, config, tokenizers, processes) for split in splits
         }
@@ -92,14 +99,67 @@ def tokenize(
     return manifests
 
 
+def tokenize_part(
+    src: str | Path, out: str | Path, part: Part, *, config_path: str | Path, processes: int | None = None
+) -> None:
+    """Write what is missing of the k-th of n parts of the token shards, counted through all splits.
+
+    May run beside other parts of the same n. Raises ConfigError as `tokenize` does, and if the tokenizers
+    are not there yet.
+    """
+    out = Path(out)
+    config, splits, facts = read_source(src, config_path)
+    if not (out / TOKENIZERS).is_dir():
+        raise ConfigError(
+            f"{out / TOKENIZERS}: no tokenizers yet, and all parts need the same; make them first, with "
+            "--tokenizers-only instead of --part"
+        )
+    processes = default_processes() if processes is None else processes
+    with claimed(out, SETTINGS, facts, HOLDS, part=part):
+        number = 0
+        for split in splits:
+            tasks = plan_tasks(split, out, config.raw_shards_per_shard)
+            mine = [task for i, task in enumerate(tasks, number) if i % part[1] == part[0] - 1]
+            number += len(tasks)
+            if mine and not (out / split.name / MANIFEST).exists():
+                _run(mine, len(tasks), split.name, config, processes)
+    print(f"part {part[0]} of {part[1]} is written; when all are, `motley tokenize` without --part finishes")
+
+
+def unfinished_parts(splits: Sequence[Split], out: Path, config: TokenizeConfig, num_parts: int) -> list[int]:
+    """The parts, from 1, that have shards to write; [] also where only manifests are missing."""
+    tasks = [
+        (split, task) for split in splits for task in plan_tasks(split, out, config.raw_shards_per_shard)
+    ]
+    return sorted(
+        {
+            1 + number % num_parts
+            for number, (split, task) in enumerate(tasks)
+            if not (task.record_path.exists() or (out / split.name / MANIFEST).exists())
+        }
+    )
+
+
+def read_source(
+    src: str | Path, config_path: str | Path
+) -> tuple[TokenizeConfig, list[Split], dict[str, Any]]:
+    """(config, splits of SRC, what an OUT is begun with). Raises ConfigError."""
+    config = load_config(TokenizeConfig, config_path)
+    splits = find_splits(str(src))
+    facts = {
+        "config": config.model_dump(mode="json", exclude=_FREE_KEYS),
+        "source": {split.name: dict(split.listing) for split in splits},
+    }
+    return config, splits, facts
+
+
 def _tokenize_split(
     split: Split, out: Path, config: TokenizeConfig, tokenizers: Mapping[str, Tokenizer], processes: int
 ) -> dict[str, Any]:
     folder = out / split.name
     if not (folder / MANIFEST).exists():
         tasks = plan_tasks(split, out, config.raw_shards_per_shard)
-        (folder / _RECORDS).mkdir(parents=True, exist_ok=True)
-        records = _run(tasks, split.name, config, processes)
+        records = _run(tasks, len(tasks), split.name, config, processes)
         write_json(folder / MANIFEST, _manifest(split, [records[task] for task in tasks], tokenizers))
     shutil.rmtree(folder / _RECORDS, ignore_errors=True)
     TokenSource.open(folder)  # makes the index where it is missing, and checks what is there
@@ -120,9 +180,10 @@ def plan_tasks(split: Split, out: Path, raw_shards_per_shard: int) -> list[Shard
 
 
 def _run(
-    tasks: list[ShardTask], split_name: str, config: TokenizeConfig, processes: int
+    tasks: list[ShardTask], num_in_split: int, split_name: str, config: TokenizeConfig, processes: int
 ) -> dict[ShardTask, dict[str, Any]]:
-    """Records of all tasks, of which those with a record on disk are finished already."""
+    """Records of the tasks, of which those with a record on disk are finished already."""
+    tasks[0].record_path.parent.mkdir(parents=True, exist_ok=True)
     found = {task: json.loads(task.record_path.read_text()) for task in tasks if task.record_path.exists()}
     records: dict[ShardTask, dict[str, Any]] = {}
     seen: Counter[str] = Counter()
@@ -134,7 +195,7 @@ def _run(
         for task, record in itertools.chain(found.items(), finished):
             records[task] = record
             seen.update(documents=record["shard"]["documents"], bad=record["num_skipped"])
-            _check_bad(seen, records, len(tasks), config)
+            _check_bad(seen, records, num_in_split, config)
             progress.advance(int(task not in found), **seen)
     return records
 

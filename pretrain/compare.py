@@ -1,7 +1,7 @@
 """Run a comparison's arms x seeds and report which won, per modality and by how much. Imports no torch."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -9,6 +9,7 @@ from data_pipeline.shards import write_json
 from data_pipeline.toml_config import ConfigError
 from parallel.launch import REQUEUE_EXIT_CODE, child_environment
 from pretrain.compare_config import Plan, PlannedRun, check_same_plan, make_plan, write_plan
+from pretrain.config import RunConfig
 from pretrain.run_checks import check_run
 from pretrain.run_dir import check_config, finished_step
 from pretrain.run_queue import Job, Outcome, only_one, run_jobs
@@ -43,10 +44,8 @@ def run_comparison(
     if at_once < 1:
         raise ConfigError(f"--jobs {at_once}: at least one run at a time")
     todo = unfinished(plan)
-    for run in {
-        run.arm: run for run in todo
-    }.values():  # data, vocabulary, layout: seeds do not matter to them
-        check_run(run.config, plan.config.processes_per_run)
+    ranks = plan.config.processes_per_run
+    check_runs(plan, todo, lambda config: check_run(config, ranks), source=f"processes_per_run = {ranks}")
     with only_one(plan.directory):
         write_plan(plan)
         print(_announcement(plan, todo, at_once), file=out, flush=True)
@@ -100,6 +99,17 @@ def unfinished(plan: Plan) -> list[PlannedRun]:
         if finished_step(run.config) != run.config.num_steps:
             todo.append(run)
     return todo
+
+
+def check_runs(
+    plan: Plan, runs: Sequence[PlannedRun], check: Callable[[RunConfig], None], *, source: str
+) -> None:
+    """Raise ConfigError, naming the arm, where `check` does. `source`: what says how many ranks a run has."""
+    for run in {run.arm: run for run in runs}.values():  # seeds do not matter to data, vocabulary and layout
+        try:
+            check(run.config)
+        except ConfigError as error:
+            raise ConfigError(f'{plan.path}: arms."{run.arm}", with {source}: {error}') from None
 
 
 def _job(plan: Plan, run: PlannedRun, at_once: int) -> Job:

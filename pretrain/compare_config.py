@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from data_pipeline.shards import write_json
 from data_pipeline.toml_config import ConfigError, apply_override, load_toml, set_key, validate
-from pretrain.config import RunConfig, check_run_layout, differences
+from pretrain.config import RunConfig, differences
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 SHOWN = 20
@@ -56,10 +56,11 @@ class CompareConfig(BaseModel):
     """Held-out loss at the last step, per modality."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     jobs: PositiveInt = 1
-    """Runs at a time."""
+    """Runs at a time, on this machine or of an array of Slurm jobs."""
     threads_per_run: PositiveInt | None = None
     """None: CPU cores / (jobs x processes_per_run)."""
     processes_per_run: PositiveInt = 1
+    """Of `motley compare`, on this machine; of `motley submit` the profile says how many ranks a run has."""
     tuning: str | None = None
     """How learning rate and the like were chosen, with which budget per arm; printed in the report."""
 
@@ -197,12 +198,7 @@ def _resolve_run(
     values["runs_dir"] = str(
         Path(values.get("runs_dir", RunConfig.model_fields["runs_dir"].default)) / config.name
     )
-    run = validate(RunConfig, values, source=source)
-    try:
-        check_run_layout(run, config.processes_per_run)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: with processes_per_run = {config.processes_per_run}: {error}") from None
-    return PlannedRun(arm=arm, seed=seed, config=run)
+    return PlannedRun(arm=arm, seed=seed, config=validate(RunConfig, values, source=source))
 
 
 def _check_arms(plan: Plan) -> None:

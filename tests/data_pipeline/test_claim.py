@@ -1,3 +1,4 @@
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,35 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with claimed(tmp_path, "settings.json", FACTS, "token shards"):
         assert "another process is writing it" in refusal(tmp_path)
     claim(tmp_path)
+
+
+def part_of(out: Path, k: int, n: int) -> AbstractContextManager[None]:
+    return claimed(out, "settings.json", FACTS, "token shards", part=(k, n))
+
+
+def test_parts_write_beside_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="was not begun"), part_of(tmp_path / "new", 1, 2):
+        pass
+    assert not (tmp_path / "new").exists()
+    claim(tmp_path)
+    with part_of(tmp_path, 1, 2), part_of(tmp_path, 2, 2):
+        with (
+            pytest.raises(ConfigError, match="another process is writing part 1 of 2"),
+            part_of(tmp_path, 1, 2),
+        ):
+            pass
+        with pytest.raises(ConfigError, match=r"writing part [12] of 2"), part_of(tmp_path, 3, 3):
+            pass  # cut otherwise, it would meet shards of theirs
+        assert "another process is writing it" in refusal(tmp_path)
+    with part_of(tmp_path, 3, 3):
+        pass
+    with (
+        claimed(tmp_path, "settings.json", FACTS, "token shards"),
+        pytest.raises(ConfigError, match="another process is writing it"),
+        part_of(tmp_path, 1, 2),
+    ):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "settings.json"]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

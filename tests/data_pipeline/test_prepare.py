@@ -13,7 +13,7 @@ from scipy.io import wavfile
 from data_pipeline.documents import DocumentEncoder
 from data_pipeline.index import TokenSource
 from data_pipeline.parts import read_parts
-from data_pipeline.prepare import SETTINGS, tokenize
+from data_pipeline.prepare import SETTINGS, read_source, tokenize, unfinished_parts
 from data_pipeline.raw import document_sample, parse_document
 from data_pipeline.shards import ShardError, read_samples, write_shard
 from data_pipeline.tokenizer_set import load_tokenizers
@@ -110,6 +110,48 @@ def test_the_round_trip_can_be_looked_at_and_heard(data: Path) -> None:
 def test_any_number_of_processes_writes_the_same_bytes(data: Path, tmp_path: Path) -> None:
     tokenize(data / "raw", tmp_path / "out", config_path=data / "data.toml", processes=1)
     assert contents(tmp_path / "out") == contents(data / "out")
+
+
+def test_parts_at_once_and_a_finish_write_the_same_bytes(
+    data: Path, reuse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["tokenize", str(data / "raw"), str(out), "--config", str(reuse), "--processes", "1"]
+    assert main([*words, "--part", "1/2"]) == 2
+    assert "--tokenizers-only" in capsys.readouterr().err and not out.exists()
+    assert main([*words, "--tokenizers-only"]) == 0
+    assert not list(out.rglob("*.tar"))
+    config, splits, _ = read_source(data / "raw", reuse)
+    assert unfinished_parts(splits, out, config, 3) == [1, 2, 3]
+    assert unfinished_parts(splits, out, config, 9) == [1, 2, 3, 4]
+
+    # A part that ends before the others begin, then two in processes of their own at the same time.
+    assert main([*words, "--part", "2/3"]) == 0
+    # Of heldout's one shard and train's three: counted through both.
+    assert [str(path.relative_to(out)) for path in out.rglob("*.tar")] == ["train/tokens-00000.tar"]
+    assert unfinished_parts(splits, out, config, 3) == [1, 3]
+    both = [
+        subprocess.Popen([sys.executable, "-m", "tools.cli", *words, "--part", f"{k}/3"], cwd=ROOT)
+        for k in (1, 3)
+    ]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert unfinished_parts(splits, out, config, 3) == []
+    shards = {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")}
+    assert len(shards) == 4 and not list(out.rglob("manifest.json"))
+
+    assert main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")} == shards
+    tokenize(data / "raw", tmp_path / "whole", config_path=reuse, processes=1)
+    assert contents(out) == contents(tmp_path / "whole")
+    assert unfinished_parts(splits, out, config, 3) == []
+    assert main([*words, "--part", "2/3"]) == 0, "nothing left to do"
+    assert not list(out.rglob(".records"))
+
+
+def test_parts_are_written_as_k_of_n(data: Path, tmp_path: Path) -> None:
+    for text in ("0/3", "4/3", "2", "a/b", "-1/3"):
+        with pytest.raises(SystemExit):
+            main(["tokenize", str(data / "raw"), str(tmp_path / "new"), "--config", "c", f"--part={text}"])
 
 
 def test_a_second_run_changes_nothing(data: Path) -> None:

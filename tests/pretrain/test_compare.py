@@ -70,6 +70,16 @@ def test_token_folders_that_are_not_there_are_named_before_the_first_run(
     assert not plan.directory.exists()
 
 
+def test_a_layout_that_cannot_be_is_refused_where_runs_are_started(
+    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    words = (*plan.overrides, "comparison.processes_per_run=3")
+    with pytest.raises(ConfigError, match=r'arms."dense", with processes_per_run = 3: .* cannot be split'):
+        run_comparison(plan.path, words)
+    assert not plan.directory.exists()
+
+
 def test_fewer_than_one_run_at_a_time_is_refused(synthetic_plan: Callable[..., Plan]) -> None:
     with pytest.raises(ConfigError, match="--jobs 0: at least one"):
         run_comparison(synthetic_plan().path, jobs=0)

@@ -96,10 +96,6 @@ MISTAKES = {
     "vary the seed": (lambda t: t.replace('["model.towers"]', '["seed"]'), "the comparison sets it"),
     "an arm with a slash": (lambda t: t.replace("[arms.mot]", '[arms."m/t"]'), "names folders"),
     "an arm that is no run": (lambda t: t + "model.towers.text = 3\n", r'arms."mot": model.towers.text'),
-    "a layout that cannot be": (
-        lambda t: "processes_per_run = 3\n" + t,
-        "processes_per_run = 3: .* cannot be split",
-    ),
 }
 
 
