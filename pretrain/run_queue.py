@@ -199,19 +199,23 @@ def failure(outcome: Outcome, *, lines: int = 20) -> str:
 
 
 def last_row(metrics: Path) -> dict[str, Any]:
-    """Last whole row of a metrics.jsonl that is being written, read from its end; {} if there is none."""
+    """Last whole row of a metrics.jsonl that is being written; {} if there is none."""
+    return next(rows_from_end(metrics), {})
+
+
+def rows_from_end(metrics: Path) -> Iterator[dict[str, Any]]:
+    """Whole rows of a metrics.jsonl that is being written, the newest first, as far as its tail goes."""
     try:
         with metrics.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _METRICS_TAIL_BYTES))
             lines = file.read().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return {}
+    except OSError:
+        return
     for line in reversed(lines):
         with contextlib.suppress(ValueError):
             row = json.loads(line)
             if isinstance(row, dict) and "step" in row:
-                return row
-    return {}
+                yield row
 
 
 def _steps_done(job: Job) -> int:

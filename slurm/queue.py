@@ -1,8 +1,11 @@
 """Asking and telling Slurm, by its commands. Imports no torch."""
 
+import contextlib
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.toml_config import ConfigError
@@ -11,7 +14,7 @@ TIMEOUT_S = 120
 
 
 def ask(*command: str) -> "subprocess.CompletedProcess[str]":
-    """Run one of Slurm's commands, with its messages and times in one form. Raises ConfigError if it is missing
+    """Run one of Slurm's commands, its messages and times in one form. Raises ConfigError if it is missing
     or does not answer; its exit code is the caller's to look at."""
     return _run(command, "LC_ALL=C", "SLURM_TIME_FORMAT=standard")
 
@@ -41,6 +44,57 @@ def state_in_queue(job_name: str, name: str) -> str | None:
         raise ConfigError(f"squeue does not say whether job {job_name} is queued: {done.stderr.strip()}")
     found = (line.strip().partition(" ") for line in done.stdout.splitlines())
     return next((state for state, _, its_name in found if its_name == name), None)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job in the queue, as squeue has it."""
+
+    state: str
+    reason: str
+    """Why it waits, such as "Priority"."""
+    start: str
+    """Local time at which Slurm expects it to start, or did start it; "N/A"."""
+    name: str
+    """The job's own name."""
+
+
+def in_queue(job_names: Sequence[str]) -> dict[str, Queued]:
+    """Those of `job_names` ("812", "812_3") that are in the queue, by one question."""
+    if not job_names:
+        return {}
+    wanted = f"--jobs={','.join(job_names)}"
+    done = ask("squeue", "--noheader", "--array", wanted, "--format=%i|%T|%r|%S|%j")
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise ConfigError(f"squeue: {done.stderr.strip()}")
+    lines = (line.strip().split("|", 4) for line in done.stdout.splitlines())
+    return {line[0]: Queued(*line[1:]) for line in lines if len(line) == 5}
+
+
+def how_it_ended(job_name: str, names: Collection[str]) -> str | None:
+    """Slurm's word for a job that is in the queue no more, such as "CANCELLED by 1000" or "NODE_FAIL": from
+    accounting where there is one, else from the controller, which forgets it after a while; None if neither
+    knows. `names`: what the job may be called; another's with its id is not meant."""
+    with contextlib.suppress(ConfigError):
+        columns = ("--noheader", "--parsable2", "--format=JobName,State")
+        done = ask("sacct", "--allocations", f"--jobs={job_name}", *columns)
+        for line in reversed(done.stdout.splitlines() if done.returncode == 0 else []):
+            name, _, state = line.rpartition("|")
+            if name in names:
+                return state
+    with contextlib.suppress(ConfigError):
+        job = show_job(job_name)
+        if job.get("JobName") in names:
+            return job.get("JobState")
+    return None
+
+
+def kill_wait_s() -> int | None:
+    """Seconds from SIGTERM to SIGKILL of a job that is cancelled or preempted; None: Slurm does not say."""
+    with contextlib.suppress(ConfigError):
+        found = re.search(r"^KillWait\s*=\s*(\d+)", ask("scontrol", "show", "config").stdout, re.MULTILINE)
+        return int(found[1]) if found else None
+    return None
 
 
 def sbatch(options: Sequence[str], script: Path) -> int:

@@ -53,9 +53,9 @@ def read_attempts(folder: Path) -> list[Attempt]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:  # being written, or cut short by a full disk
+            rows[row["job"], row["task"], row["attempt"]] = row
+        except (ValueError, KeyError, TypeError):  # being written, or cut short by a full disk
             continue
-        rows[row["job"], row["task"], row["attempt"]] = row
     return list(rows.values())
 
 
@@ -71,8 +71,18 @@ def last_submission(folder: Path) -> Path | None:
 
 
 def read_job(submission: Path) -> dict[str, Any]:
-    """job.json of a submission."""
+    """job.json of a submission: {"job", "task" (index in an array, or None), "chain" (the jobs that follow),
+    "submitted"}."""
     return json.loads((submission / JOB).read_text())
+
+
+def job_names(submission: Path) -> list[str]:
+    """What squeue and scancel call the jobs of a submission: ["812"], of a chain all, of an array's element
+    ["812_3"]."""
+    job = read_job(submission)
+    if job["task"] is not None:
+        return [f"{job['job']}_{job['task']}"]
+    return [str(each) for each in (job["job"], *job["chain"])]
 
 
 def saved_step(run_dir: Path) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.toml_config import ConfigError
-from pretrain.run_queue import Job, Outcome, failure, last_row, only_one, run_jobs
+from pretrain.run_queue import Job, Outcome, failure, last_row, only_one, rows_from_end, run_jobs
 
 
 def job(tmp_path: Path, name: str, code: str, num_steps: int = 2) -> Job:
@@ -160,6 +160,7 @@ def test_last_row_is_the_last_whole_one(tmp_path: Path) -> None:
     assert last_row(path) == {}
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "tra')
     assert last_row(path) == {"step": 2}
+    assert list(rows_from_end(path)) == [{"step": 2}, {"step": 1}]
 
 
 def test_a_failure_without_a_log_is_still_told(tmp_path: Path) -> None:
