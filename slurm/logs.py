@@ -41,12 +41,13 @@ def logs(
     _check(run, attempt, rank)
     printer = _Printer(out, whole=whole)
     try:
-        looks, number = 0, None
+        looks, number, files = 0, None, []
         while True:
             attempts = history(run.directory)
-            if number not in (None, (number_now := _number(attempts, attempt))):
-                print(f"==> attempt {number_now} begins", file=out)
-            number = _number(attempts, attempt)
+            before, number = number, _number(attempts, attempt)
+            if before not in (None, number):
+                printer.show(files, to_the_end=True)
+                print(f"==> attempt {number} begins", file=out)
             # Whether it has ended first, then what it printed: nothing may come between.
             ended = not follow or _ended(run, attempts, attempt, ask=looks % _ASK_EVERY == 0)
             files = _files(run.directory, attempts, number, attempt is not None, rank)

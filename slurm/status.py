@@ -127,7 +127,7 @@ def page(state: RunState) -> list[str]:
     facts["queue wait"] = f"{duration(state.queue_wait_s)} in all"
     facts["goodput"] = None if state.goodput_frac is None else percent(state.goodput_frac)
     facts["last stop"] = state.why
-    lines += [f"  {name:<11}{value}" for name, value in facts.items() if value]
+    lines += [f"  {name:<12}{value}" for name, value in facts.items() if value]
     if state.attempts:
         lines += ["", "attempts"]
     for number, attempt in enumerate(state.attempts):
