@@ -159,18 +159,23 @@ def _together(
     store = world.open_store(facts, timeout, wait=False)
     met()
 
+    def of_all(name: str) -> list[str]:
+        return [f"{name}/{rank}" for rank in range(facts.world_size)]
+
     def gathered(name: str, value: str) -> list[str]:
         store.set(f"{name}/{facts.rank}", value)
-        keys = [f"{name}/{rank}" for rank in range(facts.world_size)]
-        store.wait(keys)
-        return [found.decode() for found in store.multi_get(keys)]
+        store.wait(of_all(name))
+        return [found.decode() for found in store.multi_get(of_all(name))]
 
     all_fine = gathered("fine", str(fine)).count("True") == facts.world_size
     now = clock()  # all nodes got here together
     skew = now - statistics.median(map(float, gathered("clock", repr(now))))
     seconds = _all_reduce(facts, timeout, store) if all_fine else None
-    with suppress(RuntimeError):  # rank 0 holds the store: it may go when all have read, the others after it
-        gathered("left", "")
+    with suppress(RuntimeError):
+        gathered("through", "")
+        store.set(f"left/{facts.rank}", "")
+        if facts.rank == 0:  # it holds the store: it goes last
+            store.wait(of_all("left"))
     return skew, seconds
 
 

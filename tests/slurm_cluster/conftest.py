@@ -52,10 +52,13 @@ class Submitted:
         self.run_file = folder / "tiny.toml"
         self.run_file.write_text(toml_text(values))
 
-    def profile(self, **changes: Any) -> Path:
-        """The test cluster's profile with other values at its top level."""
-        lines = PROFILE.read_text().splitlines()
-        kept = [line for line in lines if line.partition(" = ")[0] not in changes]
+    def profile(self, *, preflight: str | None = None, **changes: Any) -> Path:
+        """The test cluster's profile with other values at its top level. `preflight`: lines for that table,
+        which is the last of the file, and switched on then."""
+        text = PROFILE.read_text()
+        if preflight is not None:
+            text = text.replace("enabled = false", "enabled = true") + preflight
+        kept = [line for line in text.splitlines() if line.partition(" = ")[0] not in changes]
         path = self.folder / "profile.toml"
         path.write_text(toml_text(changes) + "\n".join(kept) + "\n")
         return path
@@ -86,8 +89,8 @@ class Submitted:
 
     def text(self) -> str:
         """All that the job and its ranks printed, for a message."""
-        files = [*self.run_dir.glob("slurm/*.out"), *self.run_dir.glob("logs/job_*/*")]
-        return "\n".join(f"== {file}\n{file.read_text()}" for file in sorted(files))
+        files = [*self.run_dir.glob("slurm/*.out"), *self.run_dir.glob("logs/job_*/**/*")]
+        return "\n".join(f"== {file}\n{file.read_text()}" for file in sorted(files) if file.is_file())
 
     def finish(self, job: int, timeout_s: float = 300.0) -> dict[str, str]:
         """Wait until the job has ended for good; what Slurm then says of it."""
