@@ -9,7 +9,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
 from errno import EDQUOT, ENOMEM, ENOSPC, EROFS
 from pathlib import Path
 
@@ -28,7 +27,7 @@ _TEXTS = {
     "disk": r"No space left on device|Disk quota exceeded|Read-only file system",
     # gloo, the store that ranks meet at, NCCL and its watchdog
     "lost_peer": r"Connection closed by peer|Connection reset by peer|Connection refused|Broken pipe"
-    r"|Timed out waiting|gloo/transport|timed out after \d+ms|failed to connect|failed to recv|client socket"
+    r"|Timed out (?:waiting|after)|gloo/transport|timed out after \d+ms|failed to connect|failed to recv|client socket"
     r"|Watchdog caught collective operation timeout|ncclRemoteError|NCCL (?:communicator|operation).*abort",
 }
 _DISK_ERRORS = {ENOSPC, EDQUOT, EROFS}
@@ -52,12 +51,19 @@ def kind_of_text(text: str) -> str | None:
     return next((kind for kind, words in _TEXTS.items() if re.search(words, text, re.IGNORECASE)), None)
 
 
-def behind(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it was raised because of; what happened first comes first."""
-    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    if before is not None:
-        yield from behind(before)
-    yield error
+def behind(error: BaseException) -> list[tuple[BaseException, BaseException]]:
+    """An error and all that led to it, what happened first coming first. Beside each is the error that it was
+    told as: the last that was raised `from` it."""
+    chain = []
+    told_as: BaseException | None = error
+    following: BaseException | None = error
+    while following is not None and told_as is not None:
+        chain.append((following, told_as))
+        if following.__cause__ is not None:
+            following = following.__cause__
+        else:
+            following = told_as = None if following.__suppress_context__ else following.__context__
+    return chain[::-1]
 
 
 def one_line(text: str) -> str:

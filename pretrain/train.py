@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.toml_config import ConfigError
 from parallel.launch import REQUEUE_EXIT_CODE, LaunchError, RankFacts, own_arguments, rank_facts, spawn
+from parallel.rank_end import EndRecord, behind, kind_of_error
 from pretrain.config import RunConfig, load
 from pretrain.rank_log import log_rank
 from pretrain.run_checks import check_run
@@ -58,28 +59,34 @@ def main(argv: Sequence[str]) -> int:
     """One rank, from the config to the exit code. `argv`: RUN.toml key=value..."""
     argv = own_arguments(argv)
     stop = StopSignal.install()
-    terminal, run = None, None
+    terminal, run, end = None, None, None
     try:
         if not argv:
             raise ConfigError("usage: python -m pretrain.train RUN.toml key=value...")
-        facts, config = rank_facts(), load(argv[0], argv[1:])
+        facts = rank_facts()
+        end = EndRecord(facts)
+        config = load(argv[0], argv[1:])
         if facts.rank == 0:  # the others wait for it where ranks meet
             check_run(config, facts.world_size)
             run = RunDir.open(config, world_size=facts.world_size, command=["motley", "train", *argv])
         if facts.world_size > 1 and facts.attempt_dir is None:
             terminal = log_rank(config.run_dir / LOGS, facts.rank)
         step, code = train(config, facts, run, stop)
+        stopped = f"{stop.received[0]}" if stop.requested else "another rank was told to stop"
+        status, reason = ("done", "all steps done") if code == DONE else ("stopped", stopped)
         if run is not None:
-            stopped = f"{stop.received[0]}" if stop.requested else "another rank was told to stop"
-            status, reason = ("done", "all steps done") if code == DONE else ("stopped", stopped)
             run.close(status=status, reason=reason, exit_code=code, step=step)
             go_on = "" if code == DONE else "; the same command goes on from there"
             print(
                 f"{config.run_dir}: {reason}, step {step} of {config.num_steps} is saved{go_on}", flush=True
             )
+        end.close(exit_code=code, kind=status, message=reason, step=step)
         return code
     except Exception as error:
         code, told = _explain(error)
+        if end is not None:
+            kind, message = _why(error)
+            end.close(exit_code=code, kind=kind, message=message, step=None)
         if run is not None:
             with contextlib.suppress(OSError):  # a full disk is what may have brought us here
                 reason = f"{type(error).__name__}: {error}"
@@ -92,14 +99,33 @@ def main(argv: Sequence[str]) -> int:
 
 def _explain(error: Exception) -> tuple[int, bool]:
     """(exit code, whether the message says all that a person needs)."""
-    from data_pipeline.faults import ReaderDied
+    return USER_ERROR if isinstance(error, ConfigError | LaunchError) else FAILED, _kind(error) is not None
+
+
+def _why(error: Exception) -> tuple[str, str]:
+    """(kind, message) for the rank's end record: of what happened first. A rank that fails may lose its peers
+    while it leaves."""
+    for first, told_as in behind(error):
+        if (kind := kind_of_error(first) or _kind(first)) is not None:
+            return kind, str(told_as) or type(told_as).__name__
+    return "error", f"{type(error).__name__}: {error}"
+
+
+def _kind(error: BaseException) -> str | None:
+    """The kind of an error of our own; None for another's."""
+    from data_pipeline.faults import ChangedIndex, ReaderDied, SpanTooLong
+    from data_pipeline.shards import ShardError
+
+    if isinstance(error, ShardError | ChangedIndex | SpanTooLong | ReaderDied):
+        return "data"
+    if isinstance(error, ConfigError | LaunchError):
+        return "user_error"
     from pretrain.checkpoint_folder import CheckpointError
     from pretrain.finite import NonFiniteError
     from pretrain.same_batch import BatchMismatch
 
-    if isinstance(error, ConfigError | LaunchError):
-        return USER_ERROR, True
-    return FAILED, isinstance(error, CheckpointError | NonFiniteError | BatchMismatch | ReaderDied)
+    kinds = {BatchMismatch: "data", NonFiniteError: "non_finite", CheckpointError: "checkpoint"}
+    return next((kind for own, kind in kinds.items() if isinstance(error, own)), None)
 
 
 def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSignal) -> tuple[int, int]:

@@ -1,21 +1,25 @@
 """What `motley train` says before it starts anything. The loop itself: tests/e2e/test_train_*.py."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from errno import EROFS
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_pipeline.faults import ReaderDied
+from data_pipeline.faults import ForeignTokenizer, ReaderDied, WrongChecksum
 from data_pipeline.toml_config import ConfigError
 from parallel.launch import LaunchError
 from pretrain.checkpoint_folder import CheckpointError
 from pretrain.config import load
 from pretrain.finite import NonFiniteError
 from pretrain.run_dir import RunDir
-from pretrain.train import FAILED, USER_ERROR, _explain
+from pretrain.same_batch import BatchMismatch
+from pretrain.train import FAILED, USER_ERROR, _explain, _why
+from pretrain.train import main as rank_main
 from tests.pretrain.tiny_data import tiny_run, write_tiny_data
 from tests.toml_text import toml_text
 from tools.cli import main
@@ -145,6 +149,54 @@ def test_a_broken_launcher_is_one_message(
 )
 def test_what_an_error_means(error: Exception, code: int, told: bool):
     assert _explain(error) == (code, told)
+
+
+PEER = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:6283")
+
+
+def raised(error: Exception, *, because_of: Exception | None = None, while_at: Exception | None = None):
+    error.__context__ = because_of or while_at
+    if because_of is not None:
+        error.__cause__ = because_of
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ConfigError("x"), "user_error", "x"),
+        (LaunchError("x"), "user_error", "x"),
+        (ForeignTokenizer("x"), "user_error", "x"),
+        (WrongChecksum("x"), "data", "x"),
+        (ReaderDied("x"), "data", "x"),
+        (BatchMismatch("x"), "data", "x"),
+        (NonFiniteError("x"), "non_finite", "x"),
+        (CheckpointError("x"), "checkpoint", "x"),
+        (MemoryError(), "out_of_memory", "MemoryError"),
+        (PEER, "lost_peer", str(PEER)),
+        (KeyError("x"), "error", "KeyError: 'x'"),
+        # as the thread that writes a checkpoint tells it, and as a rank whose own disk it is raises it
+        (CheckpointError("y (rank 1): [Errno 28] No space left on device"), "disk", "y (rank 1): [Errno 28]"),
+        (raised(CheckpointError("y"), because_of=OSError(EROFS, "x")), "disk", "y"),
+        (raised(ReaderDied("y"), because_of=RuntimeError("x")), "data", "y"),
+        (raised(RuntimeError(str(PEER)), while_at=NonFiniteError("x")), "non_finite", "x"),
+    ],
+)
+def test_the_kind_of_an_error_is_that_of_what_happened_first(error: Exception, kind: str, message: str):
+    assert _why(error)[0] == kind and _why(error)[1].startswith(message)
+
+
+@pytest.mark.parametrize(("change", "kind"), [("seed=x", "user_error"), ("data.train=[]", "user_error")])
+def test_a_rank_of_a_slurm_job_leaves_a_record(
+    tmp_path: Path, write_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, change: str, kind: str
+):
+    job = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}
+    for name, value in (job | {"MOTLEY_ATTEMPT_DIR": str(tmp_path), "SLURMD_NODENAME": "node2"}).items():
+        monkeypatch.setenv(name, value)
+    assert rank_main([str(write_run()), change]) == USER_ERROR
+    record = json.loads((tmp_path / "rank0.end.json").read_text())
+    assert (record["rank"], record["host"], record["exit_code"]) == (0, "node2", USER_ERROR)
+    assert record["kind"] == kind and change.partition("=")[0] in record["message"]
 
 
 def test_a_directory_of_another_config_is_refused_before_its_data_is_looked_at(
