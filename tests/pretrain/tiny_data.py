@@ -7,6 +7,7 @@ import numpy as np
 
 from data_pipeline.synthetic import write_token_folder
 from data_pipeline.vocabulary import BOS, DELIMITERS, EOS, SPECIAL_TOKENS, TEXT, Vocabulary
+from tests.toml_text import toml_text
 
 VOCABULARY = Vocabulary(sizes={"text": 24, "image": 16, "speech": 12})
 CONTEXT_TOKENS = 64
@@ -64,3 +65,24 @@ def tiny_run(data: Path, runs_dir: Path) -> dict[str, Any]:
         "every_steps": {"log": 3, "eval": 8, "checkpoint": 5},
         "evaluate": {"heldout_sequences": 6, "conditional_documents": 8},
     }
+
+
+def write_tiny_comparison(data: Path, folder: Path, *, steps: int = 24, **base_changes: Any) -> Path:
+    """folder/compare.toml: `tiny_run` with one tower and with three, on two seeds; runs go to folder/runs."""
+    base = tiny_run(data, folder / "runs") | base_changes
+    base["total_tokens"] = steps * base["tokens_per_step"]
+    base["parallel"]["micro_batch_sequences"] = 1
+    (folder / "base.toml").write_text(toml_text(base))
+    path = folder / "compare.toml"
+    towers = {name: "all" for name in VOCABULARY.modalities}
+    values = {
+        "name": "tiny_compare",
+        "question": "Does it run?",
+        "base": "base.toml",
+        "baseline": "dense",
+        "vary": ["model.towers"],
+        "seeds": [3, 4],
+        "jobs": 2,
+    }
+    path.write_text(toml_text(values | {"arms": {"dense": {"model": {"towers": towers}}, "mot": {}}}))
+    return path

@@ -39,6 +39,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_profile(folder: Path, *, preflight: str | None = None, **changes: Any) -> Path:
+    """The test cluster's profile with other values at its top level. `preflight`: lines for that table, which
+    is the last of the file, and switched on then."""
+    text = PROFILE.read_text()
+    if preflight is not None:
+        text = text.replace("enabled = false", "enabled = true") + preflight
+    kept = [line for line in text.splitlines() if line.partition(" = ")[0] not in changes]
+    path = folder / "profile.toml"
+    path.write_text(toml_text(changes) + "\n".join(kept) + "\n")
+    return path
+
+
 class Submitted:
     """A run's file, `motley submit` as a person types it, and what the job leaves in the run directory."""
 
@@ -52,20 +64,9 @@ class Submitted:
         self.run_file = folder / "tiny.toml"
         self.run_file.write_text(toml_text(values))
 
-    def profile(self, *, preflight: str | None = None, **changes: Any) -> Path:
-        """The test cluster's profile with other values at its top level. `preflight`: lines for that table,
-        which is the last of the file, and switched on then."""
-        text = PROFILE.read_text()
-        if preflight is not None:
-            text = text.replace("enabled = false", "enabled = true") + preflight
-        kept = [line for line in text.splitlines() if line.partition(" = ")[0] not in changes]
-        path = self.folder / "profile.toml"
-        path.write_text(toml_text(changes) + "\n".join(kept) + "\n")
-        return path
-
     def command(self, *arguments: str, **profile: Any) -> list[str]:
         words = [sys.executable, "-m", "tools.cli", "submit", str(self.run_file), *arguments]
-        return [*words, "--profile", str(self.profile(**profile))]
+        return [*words, "--profile", str(write_profile(self.folder, **profile))]
 
     def submit(self, *arguments: str, **profile: Any) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

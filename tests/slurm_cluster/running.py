@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from slurm.records import saved_step
 from tests.slurm_cluster.conftest import Submitted
@@ -15,7 +16,11 @@ LONG = 100_000
 """Steps that no test waits for."""
 
 
-def wait_until(condition: Callable[[], bool], run: Submitted, timeout_s: float = 300.0) -> None:
+class Telling(Protocol):
+    def text(self) -> str: ...
+
+
+def wait_until(condition: Callable[[], bool], run: Telling, timeout_s: float = 300.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain\n{run.text()}"
@@ -28,7 +33,12 @@ def saved(run: Submitted) -> int:
 
 def rank_processes(job: int, rank: int) -> list[int]:
     """Processes of one rank of a job (the id that the job is alone); its step is the job's last."""
-    wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode()}
+    return processes_with(SLURM_JOB_ID=job, SLURM_PROCID=rank)
+
+
+def processes_with(**variables: int) -> list[int]:
+    """Ranks with these variables in their environment."""
+    wanted = {f"{name}={value}".encode() for name, value in variables.items()}
     found = []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError):
