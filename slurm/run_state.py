@@ -181,9 +181,14 @@ def _state(
         state = {None: "queued", "running": "running", "lost": "left the queue"}.get(end, "requeued, waiting")
         return state, job, why
     job = jobs[-1] if end == "chained" else job
-    word = how_it_ended(job, names_of_jobs(directory))
+    word, array = how_it_ended(job, names_of_jobs(directory)), job.partition("_")[0]
+    if word is None and not of_jobs and array != job:
+        # An element that never began has no record of its own; that of a cancelled array speaks for it.
+        word = how_it_ended(array, names_of_jobs(directory))
+        word = word if word and word.startswith("CANCELLED") else None
     if word is None:
-        return "left the queue", job, "the job left the queue without a record"
+        why = "the job left the queue without a record: cancelled, or its first node was lost"
+        return "left the queue", job, why
     state = "cancelled" if word.startswith("CANCELLED") else "stopped"
     before = "" if of_jobs else " before it started"
     return state, job, f"Slurm says {word}{before}; the job left no record of it"

@@ -16,10 +16,38 @@ def _demo_corpus(args: argparse.Namespace) -> int:
 
 
 def _tokenize(args: argparse.Namespace) -> int:
-    from data_pipeline.prepare import tokenize
+    if (args.profile is None) != (args.parts is None):
+        raise ConfigError("--profile PROFILE.toml and --parts N go together: an array of N jobs of that site")
+    if args.profile is not None:
+        from slurm.tokenize_jobs import submit_tokenize
 
-    tokenize(args.src, args.out, config_path=args.config, processes=args.processes)
+        return submit_tokenize(
+            args.src, args.out, config_path=args.config, processes=args.processes,
+            profile_path=args.profile, parts=args.parts, at_once=args.at_once, dry_run=args.dry_run,
+        )  # fmt: skip
+    from data_pipeline.prepare import tokenize, tokenize_part
+
+    if args.part is not None:
+        tokenize_part(args.src, args.out, args.part, config_path=args.config, processes=args.processes)
+    else:
+        tokenize(
+            args.src, args.out, config_path=args.config, processes=args.processes,
+            tokenizers_only=args.tokenizers_only,
+        )  # fmt: skip
     return 0
+
+
+def _part(text: str) -> tuple[int, int]:
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise argparse.ArgumentTypeError(f'"{text}": expected K/N with 1 <= K <= N, such as 1/8')
+    return int(k), int(n)
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f'"{text}": expected a whole number, 1 or more')
+    return int(text)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -29,11 +57,44 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
+    from pretrain.compare_config import is_comparison
+
+    if is_comparison(args.run):
+        from slurm.array import submit_comparison
+
+        return submit_comparison(
+            args.run, args.overrides, profile_path=args.profile,
+            nodes=args.nodes, at_once=args.at_once, dry_run=args.dry_run, wait=args.wait,
+        )  # fmt: skip
     from slurm.submit import submit
 
+    if args.at_once is not None:
+        raise ConfigError(f"--at-once is how many runs of a comparison; {args.run} is one run")
     return submit(
         args.run, args.overrides,
         profile_path=args.profile, nodes=args.nodes, dry_run=args.dry_run, wait=args.wait,
+    )  # fmt: skip
+
+
+def _status(args: argparse.Namespace) -> int:
+    from slurm.status import status
+
+    overrides = [each for each in args.paths if "=" in each and not Path(each).exists()]
+    return status([each for each in args.paths if each not in overrides], overrides)
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    from slurm.cancel import cancel_jobs
+
+    return cancel_jobs(args.path, args.overrides)
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from slurm.logs import logs
+
+    return logs(
+        args.run, args.overrides,
+        follow=args.follow, rank=args.rank, attempt=args.attempt, whole=args.all,
     )  # fmt: skip
 
 
@@ -111,6 +172,23 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("out", help="folder for token shards")
     verb.add_argument("--config", required=True, help="data.toml: the tokenizers and their settings")
     verb.add_argument("--processes", type=int, default=None, help="worker processes (default: all cores)")
+    how = verb.add_mutually_exclusive_group()
+    how.add_argument("--tokenizers-only", action="store_true", help="fit the tokenizers and stop")
+    how.add_argument(
+        "--part",
+        type=_part,
+        metavar="K/N",
+        help="every N-th token shard only; all parts may run at once, and without --part the rest is done",
+    )
+    how.add_argument(
+        "--profile", help="PROFILE.toml: do it as Slurm jobs, the shards as an array of --parts N"
+    )
+    jobs = verb.add_argument_group("with --profile")
+    jobs.add_argument("--parts", type=_count, metavar="N", help="parts of the array, a job each; required")
+    jobs.add_argument("--at-once", type=_count, metavar="M", help="parts at a time (default: all)")
+    jobs.add_argument(
+        "--dry-run", action="store_true", help="print the batch scripts; submit and write nothing"
+    )
     verb.set_defaults(work=_tokenize)
 
     verb = verbs.add_parser("train", help="train a run, or continue it from its last good checkpoint")
@@ -122,17 +200,44 @@ def parser() -> argparse.ArgumentParser:
     verb.set_defaults(work=_train)
 
     verb = verbs.add_parser(
-        "submit", help="train a run as a Slurm job, which starts again by itself until the run is done"
+        "submit",
+        help="train a run, or all of a comparison, as Slurm jobs, which start again until they are done",
     )
-    verb.add_argument("run", help="RUN.toml")
+    verb.add_argument("run", metavar="run|comparison", help="RUN.toml, or COMPARE.toml")
     verb.add_argument("overrides", nargs="*", metavar="key=value", help="such as parallel.tp=8")
     verb.add_argument("--profile", required=True, help="PROFILE.toml: the site; see slurm/profiles/")
     verb.add_argument("--nodes", type=int, default=None, help="nodes (default: the profile's)")
+    verb.add_argument(
+        "--at-once", type=_count, metavar="M", help="of a comparison: runs at a time (default: its `jobs`)"
+    )
     verb.add_argument("--wait", action="store_true", help="stay until the job has ended; exit with its code")
     verb.add_argument(
         "--dry-run", action="store_true", help="print the batch script; submit and write nothing"
     )
     verb.set_defaults(work=_submit)
+
+    verb = verbs.add_parser("status", help="where runs and comparisons stand; a page if it is one run")
+    verb.add_argument(
+        "paths",
+        nargs="*",
+        metavar="RUN|COMPARE|key=value",
+        help="files, with overrides as they were submitted with, or directories (default: all in runs/)",
+    )
+    verb.set_defaults(work=_status)
+
+    verb = verbs.add_parser("cancel", help="end the Slurm jobs of a run or a comparison; runs save and stop")
+    verb.add_argument("path", help="RUN.toml, COMPARE.toml, or the directory of one")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="as it was submitted with")
+    verb.set_defaults(work=_cancel)
+
+    verb = verbs.add_parser("logs", help="what a run's job and its ranks printed in the newest attempt")
+    verb.add_argument("run", help="RUN.toml, or the run's directory")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="as it was submitted with")
+    verb.add_argument("-f", "--follow", action="store_true", help="stay until the run ends, over attempts")
+    verb.add_argument("--rank", type=int, metavar="R", help="of this rank (default: the job's, and rank 0's)")
+    verb.add_argument("--attempt", type=int, metavar="K", help="as `motley status` numbers them, from 0")
+    verb.add_argument("--all", action="store_true", help="from the first line on (default: the last 200)")
+    verb.set_defaults(work=_logs)
 
     verb = verbs.add_parser(
         "compare", help="run arms x seeds of a comparison and report which won, by how much"

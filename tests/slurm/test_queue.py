@@ -82,3 +82,40 @@ def test_nodes_of_a_list_and_no_slurm(
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     with pytest.raises(ConfigError, match="scontrol is not on the PATH: this machine has no Slurm"):
         queue.hostnames("gpu[3-4]")
+
+
+def test_what_is_in_the_queue_by_one_question(install: Install, tmp_path: Path) -> None:
+    lines = "812_3|PENDING|JobArrayTaskLimit|N/A|a|b\\n813|RUNNING|None|2026-01-01T00:00:00|tiny\\n"
+    install(squeue=f"echo \"$*\" >>{tmp_path}/seen; printf '{lines}'")
+    assert queue.in_queue(["812_3", "813", "814"]) == {
+        "812_3": queue.Queued("PENDING", "JobArrayTaskLimit", "N/A", "a|b"),
+        "813": queue.Queued("RUNNING", "None", "2026-01-01T00:00:00", "tiny"),
+    }
+    assert queue.in_queue([]) == {}
+    (asked,) = (tmp_path / "seen").read_text().splitlines()
+    assert "--jobs=812_3,813,814" in asked
+    install(squeue="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert queue.in_queue(["1"]) == {}
+    install(squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(ConfigError, match="squeue: Unable to contact"):
+        queue.in_queue(["1"])
+
+
+def test_how_a_job_ended_from_accounting_else_from_the_controller(install: Install) -> None:
+    known = "echo 'JobId=7 JobName=tiny JobState=NODE_FAIL Reason=None'"
+    install(sacct="printf 'another|COMPLETED\\ntiny|CANCELLED by 1000\\n'", scontrol=known)
+    assert queue.how_it_ended("7", ["tiny"]) == "CANCELLED by 1000"
+    install(sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert queue.how_it_ended("7", ["tiny"]) == "NODE_FAIL"
+    assert queue.how_it_ended("7", ["other"]) is None  # the id was given to another's job
+    install(scontrol="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert queue.how_it_ended("7", ["tiny"]) is None
+    install(scontrol="echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert queue.how_it_ended("7", ["tiny"]) is None
+
+
+def test_what_slurm_leaves_a_job_that_is_cancelled(install: Install) -> None:
+    install(scontrol="printf 'Configuration data\\nKillWait                = 30 sec\\nOther = 1\\n'")
+    assert queue.kill_wait_s() == 30
+    install(scontrol="exit 1")
+    assert queue.kill_wait_s() is None

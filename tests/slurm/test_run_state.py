@@ -133,6 +133,13 @@ def test_where_slurm_cannot_be_asked_the_records_tell(tmp_path: Path, attempts: 
     assert see(tmp_path, None, job={}, attempts=attempts).state == state
 
 
+def test_an_element_that_never_began(tmp_path: Path, slurm_says: list[Any]) -> None:
+    slurm_says += [None, "CANCELLED", None, "COMPLETED"]
+    config = write_run(tmp_path, job={"task": 3})
+    run = RunTarget(config.run_dir, config)
+    assert [look(run, {}, now=NOW).state for _ in range(2)] == ["cancelled", "left the queue"]
+
+
 def own(**changes: Any) -> dict[str, Any]:
     """record.json's row of an attempt."""
     row = {

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.pretrain.tiny_data import tiny_run
+from tests.toml_text import toml_text
 from tools.cli import main, parser
 
 VERBS = (
@@ -12,6 +14,9 @@ VERBS = (
     "tokenize",
     "train",
     "submit",
+    "status",
+    "cancel",
+    "logs",
     "compare",
     "export",
     "import",
@@ -54,6 +59,18 @@ def test_unknown_verb_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> Non
         main(["trian"])
     assert stop.value.code == 2
     assert "train" in capsys.readouterr().err
+
+
+def test_status_takes_several_files_and_overrides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(toml_text(tiny_run(tmp_path, tmp_path / "runs")))
+    assert main(["status", "name=other", str(path)]) == 0
+    assert f"{tmp_path}/runs/other: never submitted" in capsys.readouterr().out
+    assert main(["status", str(path), str(path)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:3]] == ["run", "tiny", "tiny"]
+    for verb in ("status", "cancel", "logs"):
+        assert main([verb, str(tmp_path)]) == 2
+        assert f"motley {verb}: {tmp_path}: holds neither a run" in capsys.readouterr().err
 
 
 def test_overrides_may_follow_options(capsys: pytest.CaptureFixture[str]) -> None:
