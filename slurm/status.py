@@ -63,7 +63,7 @@ def status(
         blocks.append([f"no runs in {RUNS}/"])
     blocks.append(_LEGEND.splitlines())
     if trouble:
-        blocks.append([f"{trouble}; what is said here is from the records alone"])
+        blocks.append([f"{trouble.splitlines()[-1]}; what is said here is from the records alone"])
     print("\n\n".join("\n".join(block) for block in blocks), file=out)
     return 0
 

@@ -1,6 +1,7 @@
 """`motley` and its verbs. Parsing is here, work is in the packages; `--help` imports no torch."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -323,10 +324,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         args.overrides += rest
     try:
-        return args.work(args)
+        code = args.work(args)
+        sys.stdout.flush()
+        return code
     except ConfigError as error:
         print(f"motley {args.verb}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `motley logs ... | head`: nobody reads on, nor what Python flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

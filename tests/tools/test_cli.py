@@ -73,6 +73,16 @@ def test_status_takes_several_files_and_overrides(tmp_path: Path, capsys: pytest
         assert f"motley {verb}: {tmp_path}: holds neither a run" in capsys.readouterr().err
 
 
+def test_nobody_has_to_read_to_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(toml_text(tiny_run(tmp_path, tmp_path / "runs")))
+    command = [sys.executable, "-m", "tools.cli", "status", *[str(path)] * 2]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.communicate()[1] == b"" and process.returncode == 0
+
+
 def test_overrides_may_follow_options(capsys: pytest.CaptureFixture[str]) -> None:
     """argparse alone takes them in one place only."""
     assert main(["train", "nowhere.toml", "name=a", "--processes", "2", "parallel.tp=2"]) == 2
