@@ -38,7 +38,7 @@ def start(run: Submitted, disk: Path, *lines: str) -> int:
 
 
 def test_a_node_that_is_not_fit_is_excluded(tiny: Make, cluster: Cluster, full_disk: Path) -> None:
-    run = tiny(steps=4, eval=4)
+    run = tiny(steps=8, eval=8)
     job = start(run, full_disk)
     ended = run.finish(job)
     assert (ended["JobState"], ended["Restarts"], ended["ExcNodeList"]) == ("COMPLETED", "1", "node1"), (
@@ -51,7 +51,7 @@ def test_a_node_that_is_not_fit_is_excluded(tiny: Make, cluster: Cluster, full_d
         f"node1: 0.0 GiB free under {full_disk}, 0.01 GiB wanted ([preflight] of the prof" in first["reason"]
     )
     assert not list((run.run_dir / "logs" / f"job_{job}_attempt_0").glob("rank*"))  # none was started
-    assert (second["next"], second["excluded"], second["to_step"]) == ("done", [], 4)
+    assert (second["next"], second["excluded"], second["to_step"]) == ("done", [], 8)
     answers = (run.run_dir / "logs" / f"job_{job}_attempt_1" / "preflight" / "answers").glob("*.json")
     looked = [json.loads(path.read_text()) for path in sorted(answers)]
     assert [answer["node"] for answer in looked] == ["node2", "node3"]
