@@ -8,6 +8,8 @@ from pretrain.config import RunConfig
 from slurm import lead_time
 from slurm.lead_time import warning
 from slurm.profile import Profile
+from slurm.submit import submit
+from tests.pretrain.tiny_data import write_tiny_data
 from tests.slurm.run_directories import write_run
 
 
@@ -54,6 +56,16 @@ def test_a_kill_wait_that_is_too_short(tmp_path: Path, kill_wait: list[Any]) -> 
         "at scancel and preemption Slurm kills ranks after KillWait = 4 s"
     )
     assert len((warning(run, profile(10)) or "").splitlines()) == 2
+
+
+def test_submit_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny_data(tmp_path / "data")
+    run, site = measured(tmp_path), tmp_path / "site.toml"
+    site.write_text('time_limit = "10:00"\ntasks_per_node = 1\nsignal_lead_s = 70\n')
+    assert submit(run.run_dir / "config.resolved.json", profile_path=site, dry_run=True) == 0
+    shown = capsys.readouterr()
+    assert "motley submit: warning: signal_lead_s = 70 may be too short" in shown.err
+    assert shown.out.startswith("#!/bin/bash")
 
 
 def test_nothing_measured_no_warning(tmp_path: Path, kill_wait: list[Any]) -> None:
