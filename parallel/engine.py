@@ -9,6 +9,10 @@ import torch
 from parallel.fragments import Fragment
 
 
+class NothingToLearn(ValueError):
+    """A step whose micro-batches have no weight on any rank: the data is not what it should be."""
+
+
 class MicroBatch(Protocol):
     """One forward and backward pass of one rank."""
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from parallel.deepspeed_config import PERSISTENT_ELEMENTS, deepspeed_config
-from parallel.engine import AdamWSettings, MicroBatch, ParameterGroup, StepResult
+from parallel.engine import AdamWSettings, MicroBatch, NothingToLearn, ParameterGroup, StepResult
 from parallel.fragments import Fragment, adam_step, load_fragments, local_fragments
 from parallel.gradient_norm import GradientNorm
 from parallel.layout import Precision
@@ -88,7 +88,7 @@ class ZeroEngine:
         assert len(micro_batches) == self.accumulation_steps, (len(micro_batches), self.accumulation_steps)
         weight = self.world.sum_over_dp([sum(batch.weight for batch in micro_batches)])[0]
         if not weight > 0:
-            raise ValueError(
+            raise NothingToLearn(
                 f"step {step}: the loss weights of the global batch sum to {weight}; nothing to learn"
             )
         learning_rate = self.learning_rate_at(step)

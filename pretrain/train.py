@@ -120,11 +120,14 @@ def _kind(error: BaseException) -> str | None:
         return "data"
     if isinstance(error, ConfigError | LaunchError):
         return "user_error"
+    from parallel.engine import NothingToLearn
     from pretrain.checkpoint_folder import CheckpointError
     from pretrain.finite import NonFiniteError
     from pretrain.same_batch import BatchMismatch
 
-    kinds = {BatchMismatch: "data", NonFiniteError: "non_finite", CheckpointError: "checkpoint"}
+    if isinstance(error, BatchMismatch | NothingToLearn):
+        return "data"
+    kinds = {NonFiniteError: "non_finite", CheckpointError: "checkpoint"}
     return next((kind for own, kind in kinds.items() if isinstance(error, own)), None)
 
 

@@ -154,7 +154,7 @@ def _of_silent(end: _End, attempt_dir: Path, srun_log: str) -> Cause:
     elif not end.text:
         kind, code, message = "killed", 128 + signal.SIGKILL, "gone without a word, and srun saw no end of it"
     elif end.text.startswith("Killed"):
-        kind, message = "killed", f"{end.text}, by the kernel (for want of memory?), by Slurm or by a person"
+        kind, message = "killed", "by SIGKILL from the kernel (for want of memory?), Slurm or a person"
     else:
         found = [line for line in tail.splitlines() if kind_of_text(line)]
         lines = (

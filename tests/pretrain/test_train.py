@@ -12,6 +12,7 @@ import pytest
 
 from data_pipeline.faults import ForeignTokenizer, ReaderDied, WrongChecksum
 from data_pipeline.toml_config import ConfigError
+from parallel.engine import NothingToLearn
 from parallel.launch import LaunchError
 from pretrain.checkpoint_folder import CheckpointError
 from pretrain.config import load
@@ -170,6 +171,7 @@ def raised(error: Exception, *, because_of: Exception | None = None, while_at: E
         (WrongChecksum("x"), "data", "x"),
         (ReaderDied("x"), "data", "x"),
         (BatchMismatch("x"), "data", "x"),
+        (NothingToLearn("x"), "data", "x"),
         (NonFiniteError("x"), "non_finite", "x"),
         (CheckpointError("x"), "checkpoint", "x"),
         (MemoryError(), "out_of_memory", "MemoryError"),

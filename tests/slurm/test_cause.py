@@ -76,7 +76,7 @@ WITHOUT_RECORDS: dict[str, Silent] = {
     "killed from outside": (
         f"srun: error: node2: task 1: Killed\n{ABORTED}srun: error: node1: task 0: Exited with exit code 1\n",
         {},
-        ("killed", 1, "node2", "Killed, by the kernel", 137),
+        ("killed", 1, "node2", "by SIGKILL from the kernel", 137),
     ),
     "killed by the kernel, 22.05": (
         "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=812.0. Some of your processes may have "
@@ -118,7 +118,7 @@ WITHOUT_RECORDS: dict[str, Silent] = {
     "NCCL's watchdog because of a rank that was killed": (
         "srun: error: node1: task 0: Aborted (core dumped)\nsrun: error: node2: task 1: Killed\n",
         {0: WATCHDOG},
-        ("killed", 1, "node2", "Killed", 137),
+        ("killed", 1, "node2", "by SIGKILL", 137),
     ),
     "memory out where nothing could be raised any more": (
         "srun: error: node1: task 0: Aborted\n",
