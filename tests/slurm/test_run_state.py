@@ -66,6 +66,12 @@ def test_it_waits_after_a_requeue(tmp_path: Path) -> None:
     assert seen.queue_wait_s == 120 + 48 * 60  # since the end of the attempt at 00:12
 
 
+def test_an_attempt_that_never_said_when_it_ended_did_so_before_the_next(tmp_path: Path) -> None:
+    lost = attempt(ended=None, next="lost")  # began at 00:02; the next from 00:22 to 00:32
+    seen = see(tmp_path, {}, job={}, attempts=[lost, attempt(number=1, next="stopped")], steps=20)
+    assert seen.goodput_frac == pytest.approx(30 / (20 * 60 + 600))
+
+
 def test_a_chain_waits_for_its_next_job(tmp_path: Path) -> None:
     first = attempt(next="chained")
     seen = see(tmp_path, {"814": queued(), "813": queued()}, job={"chain": [813, 814]}, attempts=[first])
