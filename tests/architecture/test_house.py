@@ -30,7 +30,9 @@ TORCH_FREE = (
     "data_pipeline.vocabulary",
     "data_pipeline.toml_config",
     "data_pipeline.progress",
+    "slurm.array",
     "slurm.submit",
+    "slurm.tokenize_jobs",
 )
 
 
