@@ -1,5 +1,6 @@
 """`motley status`, `cancel` and `logs` of a job on a real cluster."""
 
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,9 @@ from tests.slurm_cluster.running import LONG, Make, wait_until
 pytestmark = pytest.mark.xdist_group("slurm_cluster")
 
 
-def test_a_run_is_watched_read_and_cancelled(tiny: Make, cluster: Cluster) -> None:
+def test_a_run_is_watched_read_and_cancelled(
+    tiny: Make, cluster: Cluster, request: pytest.FixtureRequest
+) -> None:
     run = tiny(steps=LONG, eval=LONG)
     environment = environment_of(cluster, child_environment(1))
 
@@ -56,9 +59,11 @@ def test_a_run_is_watched_read_and_cancelled(tiny: Make, cluster: Cluster) -> No
         stdout=subprocess.PIPE,
         text=True,
     )
+    request.addfinalizer(following.kill)
     assert "motley: " in motley("logs")  # the job's own output
+    (kill_wait,) = re.findall(r"KillWait=(\d+)", cluster.conf.read_text())
     cancelled = motley("cancel")
-    assert f"cancelling job {job}: tiny, RUNNING\n" in cancelled and "10 s (KillWait)" in cancelled
+    assert f"cancelling job {job}: tiny, RUNNING\n" in cancelled and f" {kill_wait} s (KillWait)" in cancelled
 
     run.finish(job)
     wait_until(lambda: bool(run.attempts()) and run.attempts()[-1]["next"] != "running", run)
