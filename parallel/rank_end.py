@@ -27,7 +27,8 @@ _TEXTS = {
     "disk": r"No space left on device|Disk quota exceeded|Read-only file system",
     # gloo, the store that ranks meet at, NCCL and its watchdog
     "lost_peer": r"Connection closed by peer|Connection reset by peer|Connection refused|Broken pipe"
-    r"|Timed out (?:waiting|after)|gloo/transport|timed out after \d+ms|failed to connect|failed to recv|client socket"
+    r"|Timed out (?:waiting|after)|gloo/transport|timed out after \d+ms"
+    r"|failed to connect|failed to recv|client socket"
     r"|Watchdog caught collective operation timeout|ncclRemoteError|NCCL (?:communicator|operation).*abort",
 }
 _DISK_ERRORS = {ENOSPC, EDQUOT, EROFS}
