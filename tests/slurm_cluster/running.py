@@ -44,7 +44,8 @@ def processes_with(**variables: int) -> list[int]:
         with contextlib.suppress(OSError, ValueError):
             environment = set((folder / "environ").read_bytes().split(b"\0"))
             command = (folder / "cmdline").read_bytes().split(b"\0")
-            if wanted <= environment and b"pretrain.train" in command:
+            # srun, in the batch script, has a rank 0 of its own and names what it starts
+            if wanted <= environment and b"pretrain.train" in command and not command[0].endswith(b"srun"):
                 found.append(int(folder.name))
     return found
 
