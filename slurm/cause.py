@@ -142,7 +142,7 @@ def _of_record(end: dict[str, Any], srun_log: str) -> Cause:
 
 def _of_silent(end: _End, attempt_dir: Path, srun_log: str) -> Cause:
     """Of a rank without a record."""
-    tail = _tail(attempt_dir / f"rank{end.rank}.log")
+    tail = end_of_log(attempt_dir / f"rank{end.rank}.log")
     code = _code(end.text) or 1
     killed = end.text == "" or any(end.text.startswith(name) for name in _SIGNALS if name)
     if code == REQUEUE_EXIT_CODE:
@@ -184,7 +184,8 @@ def _code(text: str) -> int:
     return _SIGNALS.get(name, 128 + signal.SIGKILL if text else 0)
 
 
-def _tail(path: Path) -> str:
+def end_of_log(path: Path) -> str:
+    """The last 64 KiB of what a rank printed."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))

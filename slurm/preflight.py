@@ -50,7 +50,7 @@ class PreflightConfig(BaseModel):
     """From the median of all nodes."""
     all_reduce: bool = True
     """A short sum over the nodes. False: nodes do not meet, and clocks are not compared either."""
-    timeout_s: int = Field(180, ge=10, le=3600)
+    timeout_s: int = Field(default=180, ge=10, le=3600)
     """For all of it, with the import of torch."""
     max_excluded: NonNegativeInt = 2
     """Nodes that a submission may exclude before it stops."""

@@ -17,6 +17,7 @@ from pydantic import (
 
 from data_pipeline.toml_config import load_config
 from slurm.options import LEGAL, OWN_KEY
+from slurm.preflight import PreflightConfig
 
 _LIMIT = re.compile(r"(?:(?P<d>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
 
@@ -52,6 +53,8 @@ class Profile(_Frozen):
     qos: str | None = None
     nodes: PositiveInt = 1
     """`--nodes` of `motley submit` goes before it."""
+    min_nodes: PositiveInt | None = None
+    """The least that an attempt may have to do with, where nodes are busy or lost. None: `nodes`."""
     gpus_per_node: NonNegativeInt = 0
     """0: none are asked for by --gpus-per-node (a site that wants --gres has it in [options])."""
     tasks_per_node: PositiveInt | None = None
@@ -65,7 +68,14 @@ class Profile(_Frozen):
     """Seconds ahead of the time limit at which every rank is told (SIGUSR2) to save and stop. Slurm may be up
     to a minute early; it must cover the longest step and a checkpoint."""
     max_requeues: NonNegativeInt = 10
-    """How often a job may start again. It does so only if it has saved a later step than before."""
+    """How often a job may start again, preemptions not counted. It does so only if it has saved a later step
+    than before, or if its check of nodes found a bad one."""
+    chain: PositiveInt = 1
+    """For sites that forbid requeues: so many jobs, each of which goes on when the one before has ended.
+    Those left over when the run is done are cancelled."""
+    hang_after_s: NonNegativeInt = 3600
+    """Ranks that wrote nothing at all for so long, neither log, metrics nor checkpoint, are taken to hang and
+    are ended. 0: they are left alone."""
     python: str | None = None
     """None: the interpreter that runs `motley submit`; in a container "python"."""
     modules: tuple[str, ...] = ()
@@ -76,6 +86,7 @@ class Profile(_Frozen):
     env: dict[str, str] = {}
     """Environment of every rank."""
     container: ContainerConfig = ContainerConfig()
+    preflight: PreflightConfig = PreflightConfig()
     options: dict[str, str | int | bool] = {}
     """Any further option of sbatch by its long name: exclusive = true, constraint = "h100"."""
 
@@ -117,6 +128,13 @@ class Profile(_Frozen):
                 f"tasks_per_node = {self.tasks_per_node} with gpus_per_node = {self.gpus_per_node}: "
                 "a rank drives one GPU; leave tasks_per_node out"
             )
+        if self.min_nodes is not None and self.min_nodes > self.nodes:
+            raise ValueError(f"min_nodes = {self.min_nodes} is more than nodes = {self.nodes}")
+        if self.chain > 1 and self.max_requeues:
+            raise ValueError(
+                f"chain = {self.chain} with max_requeues = {self.max_requeues}: a job goes on in the next of "
+                "its chain or starts again itself, one or the other; set max_requeues = 0 or leave chain out"
+            )
         limit_s = _seconds(self.time_limit)
         if limit_s is not None and self.signal_lead_s >= limit_s:
             raise ValueError(
@@ -132,6 +150,11 @@ class Profile(_Frozen):
     @property
     def world_size(self) -> int:
         return self.nodes * self.ranks_per_node
+
+    @property
+    def node_counts(self) -> range:
+        """All that Slurm may give."""
+        return range(self.min_nodes or self.nodes, self.nodes + 1)
 
 
 def load_profile(path: str | Path, *, nodes: int | None = None) -> Profile:

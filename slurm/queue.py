@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ from pathlib import Path
 from data_pipeline.toml_config import ConfigError
 
 TIMEOUT_S = 120
+
+
+class Away(ConfigError):
+    """Slurm's controller does not answer: it is updated, or moves. What was asked may be asked again."""
 
 
 def ask(*command: str) -> "subprocess.CompletedProcess[str]":
@@ -24,7 +29,13 @@ def _run(command: Sequence[str], *variables: str) -> "subprocess.CompletedProces
         raise ConfigError(f"{command[0]} is not on the PATH: this machine has no Slurm")
     try:
         return subprocess.run(
-            ("env", *variables, *command), capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S
+            ("env", *variables, *command),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S,
+            # At a requeue Slurm sends SIGTERM to all processes of a batch script: to this one too.
+            preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"{command[0]}: {error}") from None
@@ -33,7 +44,12 @@ def _run(command: Sequence[str], *variables: str) -> "subprocess.CompletedProces
 def _tell(*command: str) -> None:
     done = ask(*command)
     if done.returncode:
-        raise ConfigError(f"{' '.join(command[:2])}: {done.stderr.strip()}")
+        raise _refusal(" ".join(command[:2]), done.stderr)
+
+
+def _refusal(what: str, said: str) -> ConfigError:
+    away = re.search(r"Unable to contact|Socket timed out|Zero Bytes|Connection (?:refused|reset)", said)
+    return (Away if away else ConfigError)(f"{what}: {said.strip()}")
 
 
 def state_in_queue(job_name: str, name: str) -> str | None:
@@ -110,9 +126,14 @@ def cancel(job_names: Sequence[str]) -> None:
     _tell("scancel", *job_names)
 
 
-def signal_step(step_name: str, signal: str) -> None:
-    """Send a signal to every process of a step, "812.0"."""
-    _tell("scancel", f"--signal={signal}", step_name)
+def kill_steps(job_name: str) -> None:
+    """SIGKILL to every process that srun has started for a job; its batch script lives on."""
+    done = ask("squeue", "--noheader", "--steps", f"--jobs={job_name}", "--format=%i")
+    steps = [step for step in done.stdout.split() if step.rpartition(".")[2].isdecimal()]
+    if done.returncode:
+        raise _refusal(f"squeue --steps --jobs={job_name}", done.stderr)
+    if steps:
+        _tell("scancel", "--signal=KILL", *steps)
 
 
 def requeue(job_name: str) -> None:
@@ -139,6 +160,6 @@ def show_job(job_name: str) -> dict[str, str]:
     if done.returncode:
         if "Invalid job id" in done.stderr:
             return {}
-        raise ConfigError(f"scontrol show job {job_name}: {done.stderr.strip()}")
+        raise _refusal(f"scontrol show job {job_name}", done.stderr)
     line = next(iter(done.stdout.splitlines()), "")
     return dict(item.split("=", 1) for item in line.split() if "=" in item)

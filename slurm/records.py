@@ -72,7 +72,7 @@ def last_submission(folder: Path) -> Path | None:
 
 def read_job(submission: Path) -> dict[str, Any]:
     """job.json of a submission: {"job", "task" (index in an array, or None), "chain" (the jobs that follow),
-    "submitted"}."""
+    "name" (that Slurm has for it: the run's, or the comparison's), "submitted"}."""
     return json.loads((submission / JOB).read_text())
 
 

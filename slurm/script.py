@@ -1,24 +1,50 @@
-"""A run and a profile -> the text of a batch script: a pure function, in the words of job.sbatch.j2."""
+"""A profile and what a job is to do -> the text of its batch script: pure functions, in the words of
+job.sbatch.j2; and what a task of the job executes."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
-from parallel.launch import REQUEUE_EXIT_CODE
 from slurm.profile import Profile
 
-USER_ERROR_CODE = 2
-"""What a rank exits with for a mistake in what was asked (pretrain.train)."""
 
+def render(
+    profile: Profile, *, name: str, submission: Path, folder: Path, python: str, array: str | None = None
+) -> str:
+    """The batch script of a run, or of an array of runs.
 
-def render(profile: Profile, *, name: str, run_dir: Path, config: Path, folder: Path, python: str) -> str:
-    """The batch script of a run.
-
-    `name`: of the run; `run_dir`, `config` (the resolved one), `folder` (to run in): absolute paths as nodes
-    see them; `python`: the interpreter where the profile names none.
+    `submission`: its folder, of an array the owner's; `folder` to run in: absolute paths as nodes see them;
+    `python`: the interpreter of the supervisor, on the host also where ranks run in a container; `array`:
+    what sbatch takes, "0-7%2".
     """
-    template = jinja2.Environment(
+    options = sbatch_options(profile, name=name, logs=submission.parent, folder=folder, array=array)
+    return _render(
+        profile, options, python, f"-m slurm.attempt {shlex.quote(str(submission))}", supervised=True
+    )
+
+
+def render_command(
+    profile: Profile,
+    *,
+    name: str,
+    logs: Path,
+    folder: Path,
+    python: str,
+    arguments: str,
+    array: str | None = None,
+) -> str:
+    """The batch script of one process of `python`, without supervisor. `arguments`: in bash's words, quoted
+    where that is needed, so that they may hold $SLURM_ARRAY_TASK_ID."""
+    options = command_options(profile, name=name, logs=logs, folder=folder, array=array)
+    return _render(profile, options, python, arguments, supervised=False)
+
+
+def _render(
+    profile: Profile, options: Sequence[str], python: str, arguments: str, *, supervised: bool
+) -> str:
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("slurm", "."),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -26,37 +52,30 @@ def render(profile: Profile, *, name: str, run_dir: Path, config: Path, folder: 
         keep_trailing_newline=True,
         autoescape=False,
     )
-    template.filters["quote"] = shlex.quote
-    srun_words, command = _command(profile, config, folder, python)
-    return template.get_template("job.sbatch.j2").render(
-        options=[
-            _quoted(word) for word in sbatch_options(profile, name=name, run_dir=run_dir, folder=folder)
-        ],
-        run_dir=str(run_dir),
-        max_requeues=profile.max_requeues,
-        cpus_per_task=profile.cpus_per_task,
+    environment.filters["quote"] = shlex.quote
+    return environment.get_template("job.sbatch.j2").render(
+        options=[_quoted(word) for word in options],
+        supervised=supervised,
+        python=python,
+        arguments=arguments,
         modules=profile.modules,
         setup=profile.setup,
         env=tuple(profile.env.items()),
-        nodes=profile.nodes,
-        world_size=profile.world_size,
-        ranks_per_node=profile.ranks_per_node,
-        srun_words=srun_words,
-        command=command,
-        requeue_code=REQUEUE_EXIT_CODE,
-        user_error_code=USER_ERROR_CODE,
     )
 
 
-def sbatch_options(profile: Profile, *, name: str, run_dir: Path, folder: Path) -> list[str]:
-    """The job's options, as words of sbatch's command line; % in file names is sbatch's own."""
+def sbatch_options(
+    profile: Profile, *, name: str, logs: Path, folder: Path, array: str | None = None
+) -> list[str]:
+    """The options of a run's job, as words of sbatch's command line. `logs`: where its output goes."""
     memory = profile.memory_gb_per_node
+    least = profile.node_counts[0]
     values: dict[str, str | int | bool | None] = {
         "job-name": name,
         "partition": profile.partition,
         "account": profile.account,
         "qos": profile.qos,
-        "nodes": profile.nodes,
+        "nodes": profile.nodes if least == profile.nodes else f"{least}-{profile.nodes}",
         "ntasks-per-node": profile.ranks_per_node,
         "gpus-per-node": profile.gpus_per_node or None,
         "cpus-per-task": profile.cpus_per_task,
@@ -67,15 +86,30 @@ def sbatch_options(profile: Profile, *, name: str, run_dir: Path, folder: Path) 
         "requeue": True if profile.max_requeues else None,
         "no-requeue": None if profile.max_requeues else True,
         "open-mode": "append",
-        "output": f"{str(run_dir).replace('%', '%%')}/slurm/job_%j.out",
+        # % is sbatch's own there
+        "output": f"{str(logs).replace('%', '%%')}/job_{'%j' if array is None else '%A_%a'}.out",
         "chdir": str(folder),
+        "array": array,
         **profile.options,
     }
+    return _words(values)
+
+
+def _words(values: dict[str, str | int | bool | None]) -> list[str]:
     return [
         f"--{option}" if value is True else f"--{option}={value}"
         for option, value in values.items()
         if value is not None
     ]
+
+
+def command_options(
+    profile: Profile, *, name: str, logs: Path, folder: Path, array: str | None = None
+) -> list[str]:
+    """As `sbatch_options`, of a job of one process that uses no GPU."""
+    alone = {"nodes": 1, "min_nodes": None, "gpus_per_node": 0, "tasks_per_node": 1}
+    words = sbatch_options(profile.model_copy(update=alone), name=name, logs=logs, folder=folder, array=array)
+    return [word for word in words if not word.startswith("--signal=")]
 
 
 def _quoted(word: str) -> str:
@@ -84,18 +118,23 @@ def _quoted(word: str) -> str:
     return f"{option}={shlex.quote(value)}" if equals else option
 
 
-def _command(profile: Profile, config: Path, folder: Path, python: str) -> tuple[list[str], list[str]]:
-    """(words for srun, what each task executes). No shell stands between srun and a rank: it would die of the
-    signal that tells ranks to stop, and leave its rank behind."""
+def task_command(
+    profile: Profile, module: str, argument: Path, *, folder: Path, python: str
+) -> tuple[list[str], list[str]]:
+    """(words for srun, what each task executes) to run `python -m module argument` as the profile says.
+
+    No shell stands between srun and a rank: it would die of the signal that tells ranks to stop, and leave
+    its rank behind.
+    """
     container = profile.container
     own = python if container.kind == "none" else "python"
-    rank = [profile.python or own, "-m", "pretrain.train", str(config)]
+    task = [profile.python or own, "-m", module, str(argument)]
     if container.kind == "pyxis":
         words = [f"--container-image={container.image}", f"--container-workdir={folder}"]
         mounts = [f"--container-mounts={','.join(container.mounts)}"] if container.mounts else []
-        return [*words, *mounts, *container.options], rank
+        return [*words, *mounts, *container.options], task
     if container.kind == "apptainer":
         binds = [f"--bind={mount}" for mount in container.mounts]
         inside = ["apptainer", "exec", f"--pwd={folder}", *binds, *container.options, str(container.image)]
-        return [], [*inside, *rank]
-    return [], rank
+        return [], [*inside, *task]
+    return [], task

@@ -4,31 +4,28 @@
     config.json, profile.json   as resolved: what the ranks are given, and what the site was taken to be
     job.sbatch                  as given to sbatch
     code.json, code.diff        the commit of the checkout, and its difference to it
-    job.json                    the job's id
-<run directory>/slurm/job_<id>.out, attempts.jsonl   written by the job: its output, and a line per attempt
+    job.json                    the job's id, and those of its chain
+<run directory>/slurm/job_<id>.out, attempts.jsonl   written by the job: its output, and rows about attempts
 """
 
 import fcntl
-import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.shards import write_json
 from data_pipeline.toml_config import ConfigError
-from pretrain.config import RunConfig, load
+from pretrain.config import RunConfig, check_run_layout, load
 from pretrain.run_checks import check_run
 from pretrain.run_dir import check_config, check_writable, code_state, finished_step
+from slurm import lead_time, queue
 from slurm.profile import Profile, load_profile
+from slurm.records import ATTEMPTS, FOLDER, JOB, job_names, last_submission, now, read_attempts, read_job
 from slurm.script import render, sbatch_options
 
-FOLDER, ATTEMPTS, JOB = "slurm", "attempts.jsonl", "job.json"
 POLL_S = 10.0
 
 
@@ -52,85 +49,138 @@ def submit(
     if (step := finished_step(config)) is not None:
         print(f"{config.run_dir} is done: {step} of {config.num_steps} steps. name=... starts another run")
         return 0
-    if not dry_run and shutil.which("sbatch") is None:
-        raise ConfigError(
-            "sbatch is not on the PATH: this machine has no Slurm. Submit from a login node, look at the "
-            "script with --dry-run, or train on this machine with `motley train`"
-        )
-    check_run(config, profile.world_size)
+    if not dry_run:
+        require_slurm()
+    check_sizes(config, profile)
+    if (too_short := lead_time.warning(config, profile)) is not None:
+        print(f"motley submit: warning: {too_short}", file=sys.stderr)
     folder = config.run_dir.absolute() / FOLDER
     if dry_run:
         print(_script(config, profile, folder / str(_next_number(folder))), end="")
         return 0
-    with _only_one(config, folder):
-        if (job := _last_job(folder)) is not None and (state := _state_in_queue(job, config.name)):
+    with only_one(folder):
+        check_not_queued(config.run_dir, folder)
+        check_writable(config)
+        with new_submission(folder) as submission:
+            jobs = _submit(config, profile, submission)
+    print(_where_to_look(config, profile, jobs), flush=True)
+    return _wait(submission, poll_s) if wait else 0
+
+
+def require_slurm() -> None:
+    """Raise ConfigError on a machine that one cannot submit from."""
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            "sbatch is not on the PATH: this machine has no Slurm. Submit from a login node, look at the "
+            "script with --dry-run, or train on this machine with `motley train`"
+        )
+
+
+def check_sizes(config: RunConfig, profile: Profile) -> None:
+    """Raise ConfigError if the run could not start on the most or the least of the nodes that it may get."""
+    check_run(config, profile.world_size)
+    if (least := profile.node_counts[0]) < profile.nodes:
+        try:
+            check_run_layout(config, least * profile.ranks_per_node)
+        except ConfigError as error:
+            raise ConfigError(f"min_nodes = {least}: {error}") from None
+
+
+def legal_counts(config: RunConfig, profile: Profile) -> list[int]:
+    """How many nodes the run can use, of those that it may get."""
+    return [count for count in profile.node_counts if is_legal(config, count * profile.ranks_per_node)]
+
+
+def is_legal(config: RunConfig, world_size: int) -> bool:
+    """Whether the run's layout can be spread over so many ranks."""
+    try:
+        check_run_layout(config, world_size)
+    except ConfigError:
+        return False
+    return True
+
+
+def check_not_queued(run_dir: Path, folder: Path) -> None:
+    """Raise ConfigError if a job of the run's last submission is queued or running."""
+    submission = last_submission(folder)
+    if submission is None:
+        return
+    for job in job_names(submission):
+        if state := queue.state_in_queue(job, read_job(submission)["name"]):
             raise ConfigError(
-                f"{config.run_dir} has job {job}, which is {state}: a run has one job at a time. "
+                f"{run_dir} has job {job}, which is {state}: a run has one job at a time. "
                 f"Wait for it, `scancel {job}`, or give this run another name=..."
             )
-        check_writable(config)
-        job = _submit(config, profile, folder)
-    print(_where_to_look(config, profile, job), flush=True)
-    return _wait(folder, job, poll_s) if wait else 0
+
+
+def write_submission(submission: Path, config: RunConfig, profile: Profile) -> None:
+    """What a job of the run reads."""
+    write_json(submission / "config.json", config.model_dump(mode="json"))
+    write_json(submission / "profile.json", profile.model_dump(mode="json"))
+
+
+def keep_code(submission: Path) -> None:
+    """What code it was."""
+    commit, diff = code_state()
+    write_json(submission / "code.json", {"commit": commit, "changed": bool(diff)})
+    (submission / "code.diff").write_text(diff)
 
 
 def _script(config: RunConfig, profile: Profile, submission: Path) -> str:
-    return render(
-        profile,
-        name=config.name,
-        run_dir=config.run_dir.absolute(),
-        config=submission / "config.json",
-        folder=Path.cwd(),
-        python=sys.executable,
-    )
+    return render(profile, name=config.name, submission=submission, folder=Path.cwd(), python=sys.executable)
 
 
-def _submit(config: RunConfig, profile: Profile, folder: Path) -> int:
-    """Write the submission's folder and give its script to sbatch; nothing stays if that refuses."""
+def _submit(config: RunConfig, profile: Profile, submission: Path) -> list[int]:
+    """Write what is kept, and give the script to sbatch, for each job of a chain: their ids."""
+    write_submission(submission, config, profile)
+    keep_code(submission)
+    script = submission / "job.sbatch"
+    script.write_text(_script(config, profile, submission))
+    # The header says the same, but the user's SBATCH_... variables would go before it.
+    options = sbatch_options(profile, name=config.name, logs=submission.parent, folder=Path.cwd())
+    jobs: list[int] = []
+    try:
+        for _ in range(profile.chain):
+            after = [f"--dependency=afterany:{jobs[-1]}", "--kill-on-invalid-dep=yes"] if jobs else []
+            jobs.append(queue.sbatch([*options, *after], script))
+        values = {"job": jobs[0], "task": None, "chain": jobs[1:], "name": config.name, "submitted": now()}
+        write_json(submission / JOB, values)
+    except BaseException:
+        if jobs:
+            queue.cancel([str(job) for job in jobs])
+        raise
+    return jobs
+
+
+@contextmanager
+def new_submission(folder: Path) -> Iterator[Path]:
+    """The next numbered folder; it is gone again if what is done with it fails."""
     submission = folder / str(_next_number(folder))
     try:
         submission.mkdir()
-        write_json(submission / "config.json", config.model_dump(mode="json"))
-        write_json(submission / "profile.json", profile.model_dump(mode="json"))
-        commit, diff = code_state()
-        write_json(submission / "code.json", {"commit": commit, "changed": bool(diff)})
-        (submission / "code.diff").write_text(diff)
-        script = submission / "job.sbatch"
-        script.write_text(_script(config, profile, submission))
-        # The header says the same, but the user's SBATCH_... variables would go before it.
-        options = sbatch_options(
-            profile, name=config.name, run_dir=config.run_dir.absolute(), folder=Path.cwd()
-        )
-        done = _ask("sbatch", "--parsable", *options, str(script))
-        if done.returncode:
-            raise ConfigError(f"sbatch refused the job: {done.stderr.strip()}")
-        job = int(done.stdout.strip().partition(";")[0])
-        write_json(
-            submission / JOB, {"job": job, "submitted": datetime.now(UTC).isoformat(timespec="seconds")}
-        )
+        yield submission
     except BaseException as error:
         shutil.rmtree(submission, ignore_errors=True)
         if isinstance(error, OSError):
             raise ConfigError(f"{submission}: cannot be written: {error}") from None
         raise
-    return job
 
 
 @contextmanager
-def _only_one(config: RunConfig, folder: Path) -> Iterator[None]:
-    """Keep a second `motley submit` of the run out while this one looks and submits."""
+def only_one(folder: Path) -> Iterator[None]:
+    """Make <directory>/slurm, and keep a second `motley submit` out while this one looks and submits."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("a")
     except OSError as error:
         raise ConfigError(
-            f"{config.run_dir}: cannot be written: {error}; set runs_dir=... to a folder that can"
+            f"{folder.parent}: cannot be written: {error}; set runs_dir=... to a folder that can"
         ) from None
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{config.run_dir}: another `motley submit` is at it") from None
+            raise ConfigError(f"{folder.parent}: another `motley submit` is at it") from None
         yield
 
 
@@ -138,73 +188,54 @@ def _next_number(folder: Path) -> int:
     return 1 + max((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), default=0)
 
 
-def _last_job(folder: Path) -> int | None:
-    """Id of the run's last job; None if it has had none."""
-    number = _next_number(folder) - 1
-    try:
-        return json.loads((folder / str(number) / JOB).read_text())["job"]
-    except FileNotFoundError:
-        return None
+def _where_to_look(config: RunConfig, profile: Profile, jobs: Sequence[int]) -> str:
+    run_dir, job = config.run_dir, jobs[0]
+    counts, legal = profile.node_counts, legal_counts(config, profile)
+    nodes = f"{counts[0]}-{profile.nodes}" if len(counts) > 1 else str(profile.nodes)
+    again = f"{profile.max_requeues} requeues at most"
+    if followers := jobs[1:]:
+        again = f"then {', '.join(map(str, followers))} until it is done"
+    lines = [
+        f"job {job}: {config.name} on {nodes} x {profile.ranks_per_node} ranks, "
+        f"{profile.time_limit} an attempt, {again}",
+        f"  queue     squeue -j {','.join(map(str, jobs))}",
+        f"  output    {run_dir / FOLDER / f'job_{job}.out'}",
+        f"  attempts  {run_dir / FOLDER / ATTEMPTS}",
+        f"  ranks     {run_dir / 'logs' / f'job_{job}_attempt_0'}",
+        f"  metrics   {run_dir / 'metrics.jsonl'}",
+        f"  stop      scancel {' '.join(map(str, jobs))}",
+    ]
+    if idle := [count for count in counts if count not in legal]:
+        counted = ", ".join(map(str, idle))
+        lines.append(
+            f"  nodes     the layout is legal on {', '.join(map(str, legal))}; of {counted} some stay idle"
+        )
+    return "\n".join(lines)
 
 
-def _ask(*command: str) -> "subprocess.CompletedProcess[str]":
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ConfigError(f"{command[0]}: {error}") from None
-
-
-def _state_in_queue(job: int, name: str) -> str | None:
-    """The job's state, such as "PENDING", while it is in the queue; else None. Slurm uses ids again: the name
-    must be ours."""
-    done = _ask("squeue", "--noheader", f"--jobs={job}", "--format=%T %j")
-    if done.returncode and "Invalid job id" not in done.stderr:
-        raise ConfigError(f"squeue does not say whether job {job} is queued: {done.stderr.strip()}")
-    state, _, found = done.stdout.strip().partition(" ")
-    return state if state and found == name else None
-
-
-def _where_to_look(config: RunConfig, profile: Profile, job: int) -> str:
-    run_dir = config.run_dir
-    size = f"{profile.nodes} x {profile.ranks_per_node} ranks"
-    return (
-        f"job {job}: {config.name} on {size}, {profile.time_limit} an attempt, "
-        f"{profile.max_requeues} requeues at most\n"
-        f"  queue     squeue -j {job}\n"
-        f"  output    {run_dir / FOLDER / f'job_{job}.out'}\n"
-        f"  attempts  {run_dir / FOLDER / ATTEMPTS}\n"
-        f"  ranks     {run_dir / 'logs' / f'job_{job}_attempt_0'}\n"
-        f"  metrics   {run_dir / 'metrics.jsonl'}\n"
-        f"  stop      scancel {job}"
-    )
-
-
-def _wait(folder: Path, job: int, poll_s: float) -> int:
-    """Stay until the job is out of the queue, telling of each attempt; the exit code of its last one.
+def _wait(submission: Path, poll_s: float) -> int:
+    """Stay until no job of the submission is in the queue, telling of each attempt; the last one's exit code.
 
     The queue is asked and not `sbatch --wait`, which looks ever more seldom (138 s for a job of 114 s).
     """
-    told: list[dict[str, Any]] = []
-    name = json.loads((folder / str(_next_number(folder) - 1) / "config.json").read_text())["name"]
-    queued = True
+    jobs, name = job_names(submission), read_job(submission)["name"]
+    told, code, queued = 0, 1, True
+    following = "running"
     while queued:
         time.sleep(poll_s)
-        queued = _state_in_queue(job, name) is not None
-        attempts = [attempt for attempt in read_attempts(folder) if attempt["job"] == job]
-        for attempt in attempts[len(told) :]:
-            print(
-                f"job {job}, attempt {attempt['attempt']}: {attempt['next']}: {attempt['reason']}", flush=True
-            )
-        told = attempts
-    if not told or told[-1]["next"] == "requeued":
+        queued = any(queue.state_in_queue(job, name) for job in jobs)
+        attempts = [attempt for attempt in read_attempts(submission.parent) if str(attempt["job"]) in jobs]
+        ended = [attempt for attempt in attempts if attempt["next"] != "running"]
+        for attempt in ended[told:]:
+            where = f"job {attempt['job']}, attempt {attempt['attempt']}"
+            print(f"{where}: {attempt['next']}: {attempt['reason']}", flush=True)
+        told = len(ended)
+        if attempts:
+            following, code = attempts[-1]["next"], attempts[-1]["exit_code"]
+    if following in ("running", "requeued", "chained", "lost"):
         print(
-            f"job {job} left the queue and no record: cancelled, or its first node was lost", file=sys.stderr
+            f"job {jobs[0]} left the queue and no record: cancelled, or its first node was lost",
+            file=sys.stderr,
         )
         return 1
-    return told[-1]["exit_code"]
-
-
-def read_attempts(folder: Path) -> list[dict[str, Any]]:
-    """What jobs of a run recorded, a row an attempt that came to its end; oldest first."""
-    path = folder / ATTEMPTS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return code

@@ -49,6 +49,9 @@ def test_ranks_are_gpus_or_said() -> None:
         ({"options": {"wrap": "rm"}}, '"wrap" is no option of sbatch'),
         ({"options": {"time": "1"}}, '"time" is set by time_limit'),
         ({"options": {"exclusive": False}}, '"exclusive" = false: leave it out'),
+        ({"nodes": 2, "min_nodes": 3}, "min_nodes = 3 is more than nodes = 2"),
+        ({"chain": 3}, "chain = 3 with max_requeues = 10: a job goes on in the next of its chain or starts "),
+        ({"preflight": {"enable": False}}, 'preflight.enable: unknown key; did you mean "enabled"?'),
         ({"env": {"A-B": "1"}}, '"A-B" is no name of an environment variable'),
         ({"container": {"kind": "pyxis"}}, 'kind = "pyxis" needs an image'),
         ({"container": {"image": "x"}}, 'kind = "none" takes no image'),
@@ -59,6 +62,12 @@ def test_what_is_wrong_is_named_with_what_is_legal(changes: dict[str, object], m
     with pytest.raises(ConfigError) as error:
         profile(**changes)
     assert str(error.value).startswith("site.toml: ") and message in str(error.value)
+
+
+def test_what_slurm_may_give() -> None:
+    assert list(profile(nodes=3).node_counts) == [3]
+    assert list(profile(nodes=4, min_nodes=2).node_counts) == [2, 3, 4]
+    assert profile(chain=3, max_requeues=0).chain == 3
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,6 @@ def test_what_slurm_says_of_a_job(install: Install) -> None:
     ("call", "words"),
     [
         (lambda: queue.cancel(["7", "8_1"]), "scancel 7 8_1"),
-        (lambda: queue.signal_step("7.0", "KILL"), "scancel --signal=KILL 7.0"),
         (lambda: queue.requeue("8_1"), "scontrol requeue 8_1"),
         (lambda: queue.exclude("7", ["node1", "node3"]), "scontrol update JobId=7 ExcNodeList=node1,node3"),
     ],
@@ -72,6 +71,30 @@ def test_slurm_is_told_and_its_refusal_is_shown(
     install(**dict.fromkeys(("scancel", "scontrol"), "echo 'access denied' >&2; exit 1"))
     with pytest.raises(ConfigError, match="access denied"):
         call()
+
+
+def test_steps_are_killed_and_not_the_batch_script(install: Install, tmp_path: Path) -> None:
+    install(
+        squeue="printf '%s\\n' 7.0 7.1 7.batch 7.extern",
+        scancel=f'echo "$*" >>{tmp_path}/seen',
+    )
+    queue.kill_steps("7")
+    assert (tmp_path / "seen").read_text() == "--signal=KILL 7.0 7.1\n"
+    install(squeue=":")
+    queue.kill_steps("7")
+    assert (tmp_path / "seen").read_text().count("\n") == 1
+
+
+def test_a_controller_that_is_away_is_told_from_a_refusal(install: Install) -> None:
+    install(scontrol="echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    with pytest.raises(queue.Away):
+        queue.requeue("7")
+    with pytest.raises(queue.Away):
+        queue.show_job("7")
+    install(scontrol="echo 'Requested operation is presently disabled' >&2; exit 1")
+    with pytest.raises(ConfigError) as refused:
+        queue.requeue("7")
+    assert not isinstance(refused.value, queue.Away)
 
 
 def test_nodes_of_a_list_and_no_slurm(
@@ -119,3 +142,9 @@ def test_what_slurm_leaves_a_job_that_is_cancelled(install: Install) -> None:
     assert queue.kill_wait_s() == 30
     install(scontrol="exit 1")
     assert queue.kill_wait_s() is None
+
+
+def test_what_slurm_is_told_outlives_its_sigterm(install: Install) -> None:
+    """Of a requeue: the node that is to be excluded next would not be."""
+    install(scontrol="kill -TERM $$")
+    queue.exclude("7", ["node1"])

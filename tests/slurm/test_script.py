@@ -1,32 +1,29 @@
-"""Batch scripts as text, and what they do with the ends that srun reports: bash runs them, between a srun and
-a scontrol that say what a case wants. `python -m tests.slurm.test_script` writes the golden files anew."""
+"""Batch scripts as text, and as bash runs them. `python -m tests.slurm.test_script` writes golden files."""
 
 import json
 import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_pipeline.toml_config import validate
-from pretrain.train import USER_ERROR
 from slurm.profile import Profile, load_profile
-from slurm.script import USER_ERROR_CODE, render
+from slurm.script import command_options, render, render_command, sbatch_options, task_command
 
 PROFILES = sorted((Path(__file__).parents[2] / "slurm" / "profiles").glob("*.toml"))
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def golden_text(profile: Path) -> str:
-    run_dir = Path("/shared/runs/mot_7b")
     return render(
         load_profile(profile),
         name="mot_7b",
-        run_dir=run_dir,
-        config=run_dir / "slurm" / "1" / "config.json",
+        submission=Path("/shared/runs/mot_7b/slurm/1"),
         folder=Path("/shared/motley"),
         python="/shared/motley/.venv/bin/python",
     )
@@ -39,16 +36,14 @@ def test_golden(profile: Path) -> None:
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 
 
-def rendered(folder: Path, **changes: Any) -> str:
-    values: dict[str, Any] = {"tasks_per_node": 2, "nodes": 2, "time_limit": "1:00:00", "max_requeues": 2}
-    return render(
-        validate(Profile, values | changes, source="test"),
-        name="tiny",
-        run_dir=folder / "runs" / "tiny",
-        config=folder / "config.json",
-        folder=folder,
-        python="python3",
-    )
+def of_site(**changes: Any) -> Profile:
+    values: dict[str, Any] = {"tasks_per_node": 2, "nodes": 2, "time_limit": "1:00:00"}
+    return validate(Profile, values | changes, source="test")
+
+
+def rendered(folder: Path, python: str = "python3", **changes: Any) -> str:
+    submission = folder / "runs" / "tiny" / "slurm" / "1"
+    return render(of_site(**changes), name="tiny", submission=submission, folder=folder, python=python)
 
 
 def test_what_a_person_wrote_is_quoted(tmp_path: Path) -> None:
@@ -66,156 +61,130 @@ def test_what_a_person_wrote_is_quoted(tmp_path: Path) -> None:
     assert shown.stdout == "x'; touch pwned; '"
 
 
-def test_the_code_of_a_users_mistake_is_the_trainers() -> None:
-    assert USER_ERROR_CODE == USER_ERROR
+def test_options_follow_from_the_profile(tmp_path: Path) -> None:
+    def options(**changes: Any) -> list[str]:
+        return sbatch_options(of_site(**changes), name="tiny", logs=tmp_path, folder=tmp_path)
+
+    assert {"--nodes=2", "--ntasks-per-node=2", "--signal=USR2@180", "--requeue"} <= set(options())
+    assert "--nodes=1-2" in options(min_nodes=1) and "--nodes=2" in options(min_nodes=2)
+    assert "--no-requeue" in options(max_requeues=0) and "--requeue" not in options(max_requeues=0)
+    array = sbatch_options(of_site(), name="tiny", logs=tmp_path, folder=tmp_path, array="0-7%2")
+    assert {"--array=0-7%2", f"--output={tmp_path}/job_%A_%a.out"} <= set(array)
+    alone = command_options(of_site(min_nodes=1), name="tiny", logs=tmp_path, folder=tmp_path)
+    assert {"--nodes=1", "--ntasks-per-node=1"} <= set(alone)
+    assert not [word for word in alone if word.startswith("--signal")]
 
 
-def ended(rank: int, how: str) -> str:
-    return f"srun: error: node{rank // 2 + 1}: task {rank}: {how}"
+@pytest.mark.parametrize(
+    ("changes", "words", "command"),
+    [
+        ({}, [], ["/py", "-m", "pretrain.train", "/run/config.json"]),
+        ({"python": "python"}, [], ["python", "-m", "pretrain.train", "/run/config.json"]),
+        (
+            {
+                "container": {
+                    "kind": "pyxis",
+                    "image": "a#b",
+                    "mounts": ["/s:/s", "/t:/t"],
+                    "options": ["--x"],
+                }
+            },
+            ["--container-image=a#b", "--container-workdir=/here", "--container-mounts=/s:/s,/t:/t", "--x"],
+            ["python", "-m", "pretrain.train", "/run/config.json"],
+        ),
+        (
+            {"container": {"kind": "apptainer", "image": "a.sif", "mounts": ["/s:/s"], "options": ["--nv"]}},
+            [],
+            [
+                *("apptainer", "exec", "--pwd=/here", "--bind=/s:/s", "--nv", "a.sif"),
+                *("python", "-m", "pretrain.train", "/run/config.json"),
+            ],
+        ),
+    ],
+)
+def test_no_shell_is_between_srun_and_a_rank(
+    changes: dict[str, Any], words: list[str], command: list[str]
+) -> None:
+    argument, folder = Path("/run/config.json"), Path("/here")
+    found = task_command(of_site(**changes), "pretrain.train", argument, folder=folder, python="/py")
+    assert found == (words, command)
 
 
-def run_script(
-    folder: Path,
-    *,
-    srun_says: str = "",
-    srun_code: int = 0,
-    saves: int = 0,
-    attempt: int = 0,
-    state: str = "RUNNING Reason=None",
-    requeue_refused: bool = False,
-    **profile: Any,
-) -> tuple[int, dict[str, Any], list[str]]:
-    """(exit code of the script, the last record, arguments of each scontrol and srun call)."""
-    run_dir, commands = folder / "runs" / "tiny", folder / "bin"
-    for path in (run_dir / "slurm", run_dir / "checkpoints" / "step_00000008", commands):
-        path.mkdir(parents=True, exist_ok=True)
-    calls = folder / "calls"
-    log = f'echo "${{0##*/}} $* at $MASTER_ADDR:$MASTER_PORT" >>{calls}'
-    saved = f"mkdir -p {run_dir}/checkpoints/step_{saves:08d}" if saves else ":"
-    programs = {
-        "srun": f"{log}\n{saved}\necho {shlex.quote(srun_says)} >&2\nexit {srun_code}",
-        "scontrol": f"""{log}
-case "$*" in
-  'show hostnames '*) printf 'node1\\nnode2\\n' ;;
-  *'show job '*) echo 'JobId=7 JobName=tiny JobState={state} Dependency=(null)' ;;
-  'requeue '*) {"echo no >&2; exit 1" if requeue_refused else ":"} ;;
-esac""",
-    }
-    for name, text in programs.items():
-        (commands / name).write_text(f"#!/bin/bash\n{text}\n")
-        (commands / name).chmod(0o755)
-    script = folder / "job.sbatch"
-    script.write_text(rendered(folder, **profile))
-    done = subprocess.run(
-        ["bash", str(script)],
-        env={
-            "PATH": f"{commands}:{os.environ['PATH']}",
-            "RANK": "5",
-            "SLURM_JOB_ID": "30007",
-            "SLURM_JOB_NODELIST": "node[1-2]",
-        }
-        | ({"SLURM_RESTART_COUNT": str(attempt)} if attempt else {}),
+PROBE = """#!/bin/bash
+[ "$1" = -c ] && exit
+{ printf '%s\\n' "$@"; env | grep -E '^(FROM_|RANK|MASTER_)'; } >"$(dirname "$0")/seen"
+"""
+
+
+def run(folder: Path, text: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["bash"],
+        input=text,
+        env={"PATH": os.environ["PATH"], "RANK": "5", "MASTER_PORT": "1"},
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=60,
     )
-    records = (run_dir / "slurm" / "attempts.jsonl").read_text().splitlines()
-    record = json.loads(records[-1])
-    assert record["reason"] in done.stdout
-    return done.returncode, record, calls.read_text().splitlines() if calls.exists() else []
 
 
-def test_ranks_meet_at_the_first_node_and_no_shell_is_between(tmp_path: Path) -> None:
-    code, record, calls = run_script(tmp_path, saves=20)
-    assert (code, record["next"], record["from_step"], record["to_step"]) == (0, "done", 8, 20)
-    (srun,) = (call for call in calls if call.startswith("srun "))
-    logs = tmp_path / "runs" / "tiny" / "logs" / "job_30007_attempt_0"
-    assert srun == (
-        "srun --nodes=2 --ntasks=4 --ntasks-per-node=2 --cpus-per-task=1 --kill-on-bad-exit=1 --wait=60 "
-        f"--output={logs}/rank%t.log --open-mode=append python3 -m pretrain.train {tmp_path}/config.json "
-        "at node1:15007"
-    )
+@pytest.fixture
+def python(tmp_path: Path) -> str:
+    """An interpreter that only tells what it was asked for."""
+    path = tmp_path / "my python"
+    path.write_text(PROBE)
+    path.chmod(0o755)
+    return str(path)
 
 
-STOPPED: dict[str, Any] = {
-    "srun_says": "\n".join(ended(rank, "Exited with exit code 85") for rank in range(4)),
-    "srun_code": 85,
-}
-FAILED_FIRST: dict[str, Any] = {
-    "srun_says": "\n".join(
-        [ended(3, "Exited with exit code 9"), *(ended(rank, "Terminated") for rank in range(3))]
-    ),
-    "srun_code": 143,
-}
+def test_setup_reaches_the_supervisor_and_foreign_launchers_do_not(tmp_path: Path, python: str) -> None:
+    text = rendered(tmp_path, python, setup=["export FROM_SETUP=yes"], env={"FROM_ENV": "two words"})
+    done = run(tmp_path, text)
+    assert done.returncode == 0, done.stderr
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert seen[:3] == ["-m", "slurm.attempt", str(tmp_path / "runs" / "tiny" / "slurm" / "1")]
+    assert sorted(seen[3:]) == ["FROM_ENV=two words", "FROM_SETUP=yes"]
 
 
 @pytest.mark.parametrize(
-    ("case", "code", "following", "reason"),
+    ("changes", "why"),
     [
-        (STOPPED | {"saves": 12}, 85, "requeued", "by a signal, after a checkpoint"),
-        (STOPPED, 85, "stopped", "no step was saved in this attempt"),
-        (STOPPED | {"saves": 12, "attempt": 1}, 85, "requeued", "requeue 2 of 2"),
-        (STOPPED | {"saves": 12, "attempt": 2}, 85, "stopped", "cap of 2 requeues"),
-        (STOPPED | {"saves": 12, "max_requeues": 0}, 85, "stopped", "cap of 0"),
-        (
-            STOPPED | {"saves": 12, "state": "COMPLETING Reason=TimeLimit"},
-            *(85, "requeued", "the time limit; stopped by a signal"),
-        ),
-        (
-            STOPPED | {"saves": 12, "state": "COMPLETING Reason=None"},
-            *(85, "ended", "ended by Slurm (cancelled, preempted or requeued)"),
-        ),
-        (
-            STOPPED | {"saves": 12, "requeue_refused": True},
-            *(85, "stopped", "scontrol requeue: no"),
-        ),
-        # The first rank's own code, not the largest, nor 143 of those that were ended with it.
-        (FAILED_FIRST | {"saves": 12}, 9, "requeued", "rank 3 on node2: Exited with exit code 9"),
-        (FAILED_FIRST, 9, "stopped", "no step was saved"),
-        (
-            {"srun_says": f"{ended(1, 'Killed')}\n{STOPPED['srun_says']}", "srun_code": 137, "saves": 12},
-            *(137, "requeued", "rank 1 on node1: Killed"),
-        ),
-        (
-            {"srun_says": ended(2, "Segmentation fault (core dumped)"), "srun_code": 139},
-            *(139, "stopped", "rank 2 on node2: Segmentation fault"),
-        ),
-        (  # before Python could listen
-            {"srun_says": ended(0, "User defined signal 2"), "srun_code": 140, "saves": 12},
-            *(85, "requeued", "stopped by a signal"),
-        ),
-        (
-            {"srun_says": ended(0, "Exited with exit code 2"), "srun_code": 2, "saves": 12},
-            *(2, "stopped", "this is a mistake in what was asked"),
-        ),
-        (
-            {"srun_says": "srun: error: Unable to create step for job 7: \"no\" nodes", "srun_code": 1},
-            *(1, "stopped", "failed with code 1: srun: error: Unable to create step for job 7: no nodes"),
-        ),
-        ({"setup": ["export X=1", "false"]}, 1, "stopped", "setup: false failed; not started again"),
-        ({"modules": ["cuda"]}, 1, "stopped", "module load cuda failed"),
+        ({"setup": ["export X=1", "false", "touch reached"]}, "setup: false failed"),
+        ({"modules": ["it's/1"], "setup": ["touch reached"]}, "module load it's/1 failed"),
     ],
-)  # fmt: skip
-def test_what_comes_next(
-    tmp_path: Path, case: dict[str, Any], code: int, following: str, reason: str
+)
+def test_a_setup_that_fails_is_told_to_the_supervisor(
+    tmp_path: Path, python: str, changes: dict[str, Any], why: str
 ) -> None:
-    found, record, calls = run_script(tmp_path, **case)
-    assert (found, record["exit_code"], record["next"]) == (code, code, following)
-    assert reason in record["reason"]
-    tried = following == "requeued" or bool(case.get("requeue_refused"))
-    assert any(call.startswith("scontrol requeue 30007") for call in calls) == tried
-    ends = re.findall(r"^srun: error: node", case.get("srun_says", ""), flags=re.MULTILINE)
-    assert len(record["ranks"]) == len(ends)
+    done = run(tmp_path, rendered(tmp_path, python, **changes))
+    assert f"motley: {why}\n" in done.stderr
+    assert (tmp_path / "seen").read_text().splitlines()[3:] == ["--failed", why]
+    assert not (tmp_path / "reached").exists()
 
 
-def test_setup_reaches_every_rank_and_foreign_launchers_do_not(tmp_path: Path) -> None:
-    text = rendered(tmp_path, setup=["export FROM_SETUP=yes"], env={"FROM_ENV": "two words"})
-    assert (
-        text.index("export FROM_SETUP=yes")
-        < text.index("export FROM_ENV='two words'")
-        < text.index("\nsrun ")
+def test_an_interpreter_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    done = run(tmp_path, rendered(tmp_path, python="/no where/python"))
+    assert done.returncode == 1
+    assert re.search(
+        r"^motley: '/no where/python', which submitted this job, does not run on ", done.stderr, re.M
     )
-    assert re.search(r"^unset RANK WORLD_SIZE ", text, flags=re.MULTILINE)
+
+
+def test_a_command_without_supervisor(tmp_path: Path) -> None:
+    text = render_command(
+        of_site(setup=["export FROM_SETUP=yes"]),
+        name="part",
+        logs=tmp_path,
+        folder=tmp_path,
+        python=sys.executable,
+        arguments="-c 'import json, os, sys; print(json.dumps([sys.argv[1:], os.environ[\"FROM_SETUP\"]]))' "
+        "$((SLURM_ARRAY_TASK_ID + 1))/8",
+        array="0-7",
+    )
+    done = run(tmp_path, text)
+    assert done.returncode == 0 and json.loads(done.stdout) == [["1/8"], "yes"]
+    failed = run(tmp_path, text.replace("export FROM_SETUP=yes", "false"))
+    assert failed.returncode == 1 and "failed" in failed.stderr and failed.stdout == ""
 
 
 if __name__ == "__main__":

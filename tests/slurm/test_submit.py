@@ -13,7 +13,8 @@ import pytest
 from pretrain.config import load
 from pretrain.run_dir import RunDir
 from slurm import submit as module
-from slurm.submit import read_attempts, submit
+from slurm.records import read_attempts
+from slurm.submit import submit
 from tests.pretrain.tiny_data import tiny_run, write_tiny_data
 from tests.toml_text import toml_text
 from tools.cli import main
@@ -39,8 +40,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     commands.mkdir()
     monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
 
-    def make(*, sbatch: str = "echo 17", squeue: str = ":") -> None:
-        for name, text in {"sbatch": sbatch, "squeue": squeue}.items():
+    def make(*, sbatch: str = "echo 17", squeue: str = ":", scancel: str = ":") -> None:
+        for name, text in {"sbatch": sbatch, "squeue": squeue, "scancel": scancel}.items():
             (commands / name).write_text(f"#!/bin/bash\n{text}\n")
             (commands / name).chmod(0o755)
 
@@ -63,9 +64,12 @@ def test_what_was_submitted_is_kept(
     header = [line.removeprefix("#SBATCH ") for line in (tmp_path / "seen").read_text().splitlines()]
     assert words[0] == "--parsable" and header[1 : len(words) - 1] == words[1:-1]
     assert load(kept / "config.json") == load(run_file, ["seed=9"])
-    assert f"-m pretrain.train {kept / 'config.json'} " in (kept / "job.sbatch").read_text()
+    assert f"-m slurm.attempt {kept} " in (kept / "job.sbatch").read_text()
     assert json.loads((kept / "profile.json").read_text())["nodes"] == 1
-    assert json.loads((kept / "job.json").read_text())["job"] == 17
+    job = json.loads((kept / "job.json").read_text())
+    assert job | {"submitted": 0} == {
+        **{"job": 17, "task": None, "chain": [], "name": "tiny", "submitted": 0}
+    }
     here = Path(__file__).parent
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here)
     if head.returncode == 0:
@@ -172,8 +176,64 @@ def test_another_config_and_a_run_in_use_are_refused(
     assert submit(run_file, profile_path=PROFILE) == 0
 
 
-def attempt(job: int, number: int, following: str, code: int) -> dict[str, Any]:
-    return {"job": job, "attempt": number, "next": following, "exit_code": code, "reason": f"why {number}"}
+COUNT = """
+echo "$*" >>$(dirname $0)/words
+echo $((16 + $(wc -l <$(dirname $0)/words)))"""
+
+
+def test_a_chain_is_jobs_that_wait_for_each_other(
+    run_file: Path, tmp_path: Path, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "chain.toml"
+    profile.write_text("chain = 3\n" + PROFILE.read_text().replace("max_requeues = 2", "max_requeues = 0"))
+    install(sbatch=COUNT)
+    assert submit(run_file, profile_path=profile) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("job 17: tiny on 2 x 2 ranks, 10:00 an attempt, then 18, 19 until it is done\n")
+    assert "squeue -j 17,18,19" in out and "scancel 17 18 19" in out
+    job = json.loads((tmp_path / "runs" / "tiny" / "slurm" / "1" / "job.json").read_text())
+    assert (job["job"], job["chain"]) == (17, [18, 19])
+    first, second, third = (tmp_path / "bin" / "words").read_text().splitlines()
+    assert "--dependency" not in first and "--no-requeue" in first
+    assert "--dependency=afterany:17 --kill-on-invalid-dep=yes" in second
+    assert "--dependency=afterany:18 " in third
+
+    # Another is submitted only once all of them are gone.
+    install(sbatch=COUNT, squeue="case $* in *--jobs=19*) echo PENDING tiny ;; esac")
+    assert "has job 19, which is PENDING" in refused(run_file, capsys, profile=profile)
+
+
+def test_what_was_submitted_of_a_chain_goes_where_slurm_takes_no_more(
+    run_file: Path, tmp_path: Path, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "chain.toml"
+    profile.write_text("chain = 3\n" + PROFILE.read_text().replace("max_requeues = 2", "max_requeues = 0"))
+    full = f"{COUNT}\n[ $(wc -l <$(dirname $0)/words) -lt 3 ] || {{ echo too many >&2; exit 1; }}"
+    install(sbatch=full, scancel='echo "$*" >$(dirname $0)/cancelled')
+    assert "sbatch refused the job: too many" in refused(run_file, capsys, profile=profile)
+    assert (tmp_path / "bin" / "cancelled").read_text() == "17 18\n"
+    assert not list((tmp_path / "runs" / "tiny" / "slurm").glob("[0-9]*"))
+
+
+def test_fewer_nodes_must_be_legal_too_and_those_between_are_told(
+    run_file: Path, tmp_path: Path, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(sbatch=f'echo "$*" >{tmp_path}/words; echo 17')
+    profile = tmp_path / "elastic.toml"
+    text = "min_nodes = 1\n" + PROFILE.read_text().replace("tasks_per_node = 2", "tasks_per_node = 1")
+    profile.write_text(text.replace("\nnodes = 2", "\nnodes = 4"))
+    assert submit(run_file, profile_path=profile) == 0
+    assert "--nodes=1-4 " in (tmp_path / "words").read_text()
+    out = capsys.readouterr().out
+    assert "tiny on 1-4 x 1 ranks" in out
+    assert "nodes     the layout is legal on 1, 2, 4; of 3 some stay idle" in out
+    profile.write_text(profile.read_text().replace("min_nodes = 1", "min_nodes = 3"))
+    assert "min_nodes = 3: " in refused(run_file, capsys, profile=profile)
+
+
+def attempt(job: int, number: int, following: str, code: int | None) -> dict[str, Any]:
+    row = {"job": job, "task": None, "attempt": number, "next": following, "exit_code": code}
+    return row | {"reason": f"why {number}"}
 
 
 @pytest.mark.parametrize(
@@ -181,6 +241,8 @@ def attempt(job: int, number: int, following: str, code: int) -> dict[str, Any]:
     [
         ([attempt(17, 0, "requeued", 85), attempt(17, 1, "done", 0)], 0),
         ([attempt(17, 0, "requeued", 85), attempt(17, 1, "stopped", 9)], 9),
+        ([attempt(17, 0, "ended", 85)], 85),
+        ([attempt(17, 0, "running", None)], 1),
         ([attempt(17, 0, "requeued", 85)], 1),  # cancelled while it was queued again
         ([attempt(16, 0, "done", 0)], 1),  # another job's
     ],
@@ -202,19 +264,18 @@ def test_wait_ends_with_the_code_of_the_last_attempt(
     out = capsys.readouterr().out
     for row in rows:
         line = f"job 17, attempt {row['attempt']}: {row['next']}: {row['reason']}\n"
-        assert out.count(line) == (row["job"] == 17)
+        assert out.count(line) == (row["job"] == 17 and row["next"] != "running")
     assert read_attempts(attempts.parent) == rows
 
 
 def test_a_second_submit_at_the_same_moment_is_kept_out(
     run_file: Path, tmp_path: Path, install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = load(run_file)
     folder = tmp_path / "runs" / "tiny" / "slurm"
     install()
     child = os.fork()
     if child == 0:
-        with module._only_one(config, folder):
+        with module.only_one(folder):
             os.kill(os.getpid(), 19)
     os.waitpid(child, os.WUNTRACED)
     try:

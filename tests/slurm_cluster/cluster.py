@@ -43,6 +43,8 @@ class Cluster:
         self.nodes = [f"node{k}" for k in range(1, _NODES + 1)] if namespaces else self.addresses
         self._node_list = f"node[1-{_NODES}]" if namespaces else f"{network}.[1-{_NODES}]"
         self._address_list = f"{network}.[1-{_NODES}]"
+        self.small: Path | None = None
+        """A folder of 8 MiB that all nodes see; None where one may not mount."""
         self.environment = {"PATH": _SEARCH, "SLURM_CONF": str(self.conf), "LC_ALL": "C.UTF-8"}
 
     @property
@@ -77,6 +79,11 @@ class Cluster:
         for folder in ("etc", "run/munge", "log", "state", *(f"spool/{node}" for node in self.nodes)):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         self._write_settings()
+        small = self.root / "small"
+        small.mkdir(exist_ok=True)
+        mount = ("mount", "-t", "tmpfs", "-o", "size=8m,mode=1777", "tmpfs", str(small))
+        if self.namespaces and subprocess.run(mount, capture_output=True).returncode == 0:
+            self.small = small  # made before the nodes, which have mounts of their own from then on
         run = self.root / "run" / "munge"
         self._daemon(
             "munged",
@@ -86,13 +93,43 @@ class Cluster:
             "--num-threads=2",
             *(["--force"] if os.getuid() == 0 else []),  # its folder belongs to root, not to user munge
         )
-        self._daemon("slurmctld", "-f", str(self.conf), node="controller")
+        self.start_controller()
         for node in self.nodes:
             self._daemon("slurmd", "-f", str(self.conf), "-N", node, node=node)
         deadline = time.monotonic() + START_TIMEOUT_S
-        while self.run("sinfo", "-h", "-N", "-o", "%T", check=False).split() != ["idle"] * _NODES:
+        states = ("sinfo", "-h", "-N", "-p", "debug", "-o", "%T")
+        while self.run(*states, check=False).split() != ["idle"] * _NODES:
             assert time.monotonic() < deadline, f"no four idle nodes; logs: {self.root / 'log'}"
             time.sleep(0.1)
+
+    def start_controller(self) -> None:
+        self._daemon("slurmctld", "-f", str(self.conf), node="controller")
+
+    def stop_controller(self) -> None:
+        """As at an update of Slurm: what it knows is kept for the next."""
+        pid = int((self.root / "run" / "slurmctld.pid").read_text())
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while pid in self.processes():
+            assert time.monotonic() < deadline, f"slurmctld does not end: {self.controller_log}"
+            time.sleep(0.05)
+
+    def reboot(self, node: str) -> None:
+        """A node that loses power and comes back: its daemon, its tasks and who watched them are gone."""
+        daemon = int((self.root / "run" / f"slurmd.{node}.pid").read_text())
+        ours = f"SLURMD_NODENAME={node}".encode()
+        victims = [daemon]
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                folder = Path("/proc", str(pid))
+                if ours in (folder / "environ").read_bytes().split(b"\0"):
+                    parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                    watches = b"slurmstepd" in Path("/proc", str(parent), "cmdline").read_bytes()
+                    victims += [parent, pid] if watches else [pid]
+        for pid in dict.fromkeys(victims):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._daemon("slurmd", "-f", str(self.conf), "-N", node, "-b", node=node)
 
     def stop(self) -> None:
         """End every process of the cluster: the daemons, and what jobs left behind.
@@ -110,6 +147,8 @@ class Cluster:
                 time.sleep(0.05)
                 found = self.processes()
         assert not (left := self.processes()), f"processes of the cluster live on: {left}"
+        if os.path.ismount(self.root / "small"):
+            subprocess.run(("umount", "--lazy", str(self.root / "small")), check=True)
 
     def processes(self) -> list[int]:
         """All processes that belong to this cluster, by their environment; zombies do not count."""
@@ -187,7 +226,7 @@ SlurmdTimeout=90
 SlurmctldTimeout=5
 MessageTimeout=30
 TCPTimeout=1
-KillWait=10
+KillWait=30
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,sched_min_interval=0,bf_interval=2,batch_sched_delay=0
 JobRequeue=1
@@ -199,7 +238,13 @@ JobCompType=jobcomp/none
 AccountingStorageType=accounting_storage/none
 NodeName={self._node_list} NodeHostname={socket.gethostname()} NodeAddr={self._address_list} \
 Port=[{port + 2}-{port + 1 + _NODES}] CPUs=8 RealMemory=16000
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+# jobs of `low` make room for those of `high`, and of `low_grace` with a warning
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=100 PreemptMode=OFF
+PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=low_grace Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=100 PreemptMode=OFF
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from parallel.launch import child_environment
-from slurm.submit import FOLDER, read_attempts
+from slurm.records import FOLDER, read_attempts
 from tests.pretrain.tiny_data import tiny_run, write_tiny_data
 from tests.slurm_cluster.cluster import Cluster, environment_of, missing_programs, running_cluster
 from tests.toml_text import toml_text
@@ -88,6 +88,10 @@ class Submitted:
     def attempts(self) -> list[dict[str, Any]]:
         return read_attempts(self.run_dir / FOLDER)
 
+    def ended(self) -> list[dict[str, Any]]:
+        """Attempts that are over."""
+        return [attempt for attempt in self.attempts() if attempt["next"] != "running"]
+
     def text(self) -> str:
         """All that the job and its ranks printed, for a message."""
         files = [*self.run_dir.glob("slurm/*.out"), *self.run_dir.glob("logs/job_*/**/*")]
@@ -98,9 +102,8 @@ class Submitted:
 
         def ended(seen: dict[str, str]) -> bool:
             state = seen["JobState"]
-            requeued = state == "PENDING" or bool(
-                self.attempts() and self.attempts()[-1]["next"] == "requeued"
-            )
+            attempts = self.attempts()
+            requeued = state == "PENDING" or (bool(attempts) and attempts[-1]["next"] == "requeued")
             return state not in {"RUNNING", "COMPLETING", "CONFIGURING"} and not requeued
 
         with contextlib.suppress(AssertionError):

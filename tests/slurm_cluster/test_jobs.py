@@ -1,51 +1,22 @@
 """`motley submit` on a real cluster: ranks train over gloo on several nodes, are stopped, killed, started."""
 
-import contextlib
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from parallel.launch import child_environment
-from pretrain.checkpoint_folder import checkpoints
 from pretrain.metrics import read_rows
 from slurm.options import LEGAL, OWN_KEY
 from tests.e2e.test_train_resume import curve, last_step
 from tests.e2e.warm import train
 from tests.slurm_cluster.cluster import Cluster, end_orphans, environment_of, running_cluster
-from tests.slurm_cluster.conftest import REPOSITORY, Submitted
+from tests.slurm_cluster.conftest import REPOSITORY
+from tests.slurm_cluster.running import LONG, Make, kill_rank, saved, wait_until
 
 pytestmark = pytest.mark.xdist_group("slurm_cluster")
-Make = Callable[..., Submitted]
-LONG = 100_000
-"""Steps that no test waits for."""
-
-
-def wait_until(condition: Callable[[], bool], run: Submitted, timeout_s: float = 300.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain\n{run.text()}"
-        time.sleep(0.02)
-
-
-def saved(run: Submitted) -> int:
-    return max((step for step, _ in checkpoints(run.run_dir / "checkpoints")), default=0)
-
-
-def kill_rank(job: int, rank: int) -> None:
-    """SIGKILL to one rank: as the kernel does it when memory is out."""
-    wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_PROCID={rank}".encode()}
-    for folder in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            step = wanted | {b"SLURM_STEP_ID=0"}
-            if step <= set((folder / "environ").read_bytes().split(b"\0")):
-                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def test_two_nodes_train_to_the_end(tiny: Make, cluster: Cluster) -> None:
@@ -59,16 +30,22 @@ def test_two_nodes_train_to_the_end(tiny: Make, cluster: Cluster) -> None:
     ended = run.finish(job)
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), run.text()
     (attempt,) = run.attempts()
-    assert attempt | {"started": 0, "ended": 0} == {
-        **{"job": job, "attempt": 0, "nodes": ended["NodeList"], "started": 0, "ended": 0},
-        **{"from_step": 0, "to_step": 24, "exit_code": 0, "ranks": []},
-        **{"next": "done", "reason": "all steps done"},
+    hosts = [host for host in cluster.nodes[:2] for _ in range(2)]
+    assert attempt | {"submitted": 0, "started": 0, "ended": 0} == {
+        **{"job": job, "task": None, "attempt": 0, "nodes": ended["NodeList"], "world_size": 4},
+        **{"submitted": 0, "started": 0, "ended": 0, "from_step": 0, "to_step": 24},
+        **{"exit_code": 0, "cause": None, "excluded": [], "next": "done", "reason": "all steps done"},
+        "ranks": [
+            {"rank": rank, "host": host, "exit_code": 0, "kind": "done"} for rank, host in enumerate(hosts)
+        ],
     }
+    assert attempt["submitted"] <= attempt["started"] <= attempt["ended"]
     assert ended["NumNodes"] == "2"
     assert [row["step"] for row in read_rows(run.run_dir / "metrics.jsonl")] == list(range(1, 25))
     (logs,) = (run.run_dir / "logs").iterdir()
     assert logs.name == f"job_{job}_attempt_0"
-    assert {file.name for file in logs.iterdir()} == {*(f"rank{r}.log" for r in range(4)), "srun.log"}
+    names = {f"rank{rank}.{kind}" for rank in range(4) for kind in ("log", "end.json")}
+    assert {file.name for file in logs.iterdir()} == names | {"srun.log"}
     assert "step 24 of 24 is saved" in (logs / "rank0.log").read_text()
     finished = run.submit()
     assert finished.returncode == 0 and "is done: 24 of 24 steps" in finished.stdout
@@ -93,7 +70,7 @@ def test_told_to_stop_it_starts_again_and_nothing_shows(tiny: Make, cluster: Clu
     first, second = run.attempts()
     assert (first["exit_code"], first["next"], first["from_step"]) == (85, "requeued", 0)
     assert 7 <= first["to_step"] == second["from_step"] < 120
-    assert {end["end"] for end in first["ranks"]} == {"Exited with exit code 85"}
+    assert [end["kind"] for end in first["ranks"]] == ["stopped"] * 2
     assert (second["exit_code"], second["next"], second["to_step"]) == (0, "done", 120)
     told = waiting.communicate(timeout=60)[0]
     assert waiting.returncode == 0
@@ -114,14 +91,15 @@ def test_a_crash_loop_stops_at_the_cap_and_says_why(tiny: Make) -> None:
         running = run.run_dir / "logs" / f"job_{job}_attempt_{attempt}"
         wait_until(lambda running=running, before=before: running.exists() and saved(run) > before, run)
         kill_rank(job, rank=1)
-        wait_until(lambda attempt=attempt: len(run.attempts()) > attempt, run)
+        wait_until(lambda attempt=attempt: len(run.ended()) > attempt, run)
     ended = run.finish(job)
     # The code of the rank that was killed, not that of the one that then lost its peer.
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "137:0", "1"), run.text()
     first, second = run.attempts()
     for attempt in (first, second):
-        assert attempt["exit_code"] == 137 and attempt["ranks"][0]["ranks"] == "1"
-        assert re.match(r"rank 1 on \S+: Killed \(see .*/job_\d+_attempt_\d\); ", attempt["reason"])
+        assert attempt["exit_code"] == 137
+        assert (attempt["cause"]["rank"], attempt["cause"]["kind"]) == (1, "killed")
+        assert re.match(r"rank 1 on \S+: killed: ", attempt["reason"])
     assert first["next"] == "requeued" and first["to_step"] <= second["from_step"] < second["to_step"]
     assert second["next"] == "stopped"
     assert second["reason"].endswith("not started again: the cap of 1 requeues is reached")
@@ -133,7 +111,7 @@ def test_a_real_time_limit_then_scancel(tiny: Make, cluster: Cluster) -> None:
     a limit of a minute it came after 15, when ranks on a loaded machine were still importing.)"""
     run = tiny(steps=LONG, eval=LONG)
     job = run.start(nodes=1, tasks_per_node=1, time_limit="2:00", signal_lead_s=30)
-    wait_until(lambda: len(run.attempts()) == 1, run)
+    wait_until(lambda: len(run.ended()) == 1, run)
     (first,) = run.attempts()
     assert (first["exit_code"], first["next"]) == (85, "requeued") and first["to_step"] > 0, run.text()
     assert (
@@ -145,9 +123,9 @@ def test_a_real_time_limit_then_scancel(tiny: Make, cluster: Cluster) -> None:
     cluster.run("scancel", str(job))
     ended = run.finish(job)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "1"), run.text()
-    wait_until(lambda: len(run.attempts()) == 2, run)
+    wait_until(lambda: len(run.ended()) == 2, run)
     second = run.attempts()[1]
-    assert second["next"] == "ended" and second["reason"].startswith("ended by Slurm (cancelled")
+    assert second["next"] == "ended" and second["reason"].startswith("cancelled; ")
     assert second["exit_code"] == 85 and second["to_step"] == saved(run) > first["to_step"]
 
 
