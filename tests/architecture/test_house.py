@@ -75,16 +75,18 @@ def lines_of_code(path: Path) -> int:
 
 
 TOLD_APART = (
-    *("tools/", "data_pipeline/demo"),
+    *("tools/", "slurm/", "data_pipeline/demo"),
     *(f"pretrain/{name}" for name in ("report", "figures", "findings", "verdict", "caveats", "quantities")),
 )
-"""The command line, the demo corpus, and the pages that tell what a comparison found."""
+"""The command line, jobs, the demo corpus, and the pages that tell what a comparison found."""
 
 
 def test_core_can_be_read_in_an_afternoon() -> None:
     """The core is what bytes pass through on their way into weights and checkpoints (docs/design.md)."""
     core = [path for path in SOURCES if not relative(path).startswith(TOLD_APART)]
     assert sum(map(lines_of_code, core)) < 10_000
+    jobs = [path for path in SOURCES if relative(path).startswith("slurm/")]
+    assert sum(map(lines_of_code, jobs)) < 2_500
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
