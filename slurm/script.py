@@ -69,16 +69,19 @@ def sbatch_options(
 ) -> list[str]:
     """The options of a run's job, as words of sbatch's command line. `logs`: where its output goes."""
     memory = profile.memory_gb_per_node
-    least = profile.node_counts[0]
+    least, ranks = profile.node_counts[0], profile.ranks_per_node
+    # Of a number of nodes that may vary Slurm gives no more than there are tasks, and it counts those of the
+    # least nodes. As one task a node, with the CPUs of all its ranks, it gives as many nodes as it can.
+    varies = least < profile.nodes
     values: dict[str, str | int | bool | None] = {
         "job-name": name,
         "partition": profile.partition,
         "account": profile.account,
         "qos": profile.qos,
-        "nodes": profile.nodes if least == profile.nodes else f"{least}-{profile.nodes}",
-        "ntasks-per-node": profile.ranks_per_node,
+        "nodes": f"{least}-{profile.nodes}" if varies else profile.nodes,
+        "ntasks-per-node": None if varies else ranks,
         "gpus-per-node": profile.gpus_per_node or None,
-        "cpus-per-task": profile.cpus_per_task,
+        "cpus-per-task": profile.cpus_per_task * (ranks if varies else 1),
         "mem": None if memory is None else "0" if memory == 0 else f"{memory}G",
         "time": profile.time_limit,
         # To the ranks and not to the batch shell (no "B:"), and not SIGUSR1, which NCCL uses.

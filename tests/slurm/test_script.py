@@ -66,7 +66,10 @@ def test_options_follow_from_the_profile(tmp_path: Path) -> None:
         return sbatch_options(of_site(**changes), name="tiny", logs=tmp_path, folder=tmp_path)
 
     assert {"--nodes=2", "--ntasks-per-node=2", "--signal=USR2@180", "--requeue"} <= set(options())
-    assert "--nodes=1-2" in options(min_nodes=1) and "--nodes=2" in options(min_nodes=2)
+    assert "--nodes=2" in options(min_nodes=2)
+    varying = options(min_nodes=1, cpus_per_task=3)
+    assert {"--nodes=1-2", "--cpus-per-task=6"} <= set(varying)
+    assert not [word for word in varying if word.startswith("--ntasks-per-node")]
     assert "--no-requeue" in options(max_requeues=0) and "--requeue" not in options(max_requeues=0)
     array = sbatch_options(of_site(), name="tiny", logs=tmp_path, folder=tmp_path, array="0-7%2")
     assert {"--array=0-7%2", f"--output={tmp_path}/job_%A_%a.out"} <= set(array)
