@@ -208,9 +208,9 @@ def _where_to_look(
             *([f"  done      {done} of {len(plan.runs)} runs, left alone"] if done else []),
             *(f"  {state.lower():9} {run}, job {job}: left alone" for run, (job, state) in queued.items()),
             f"  then      job {jobs['report_job']} reports: {plan.directory / 'report' / 'index.html'}",
-            f"  queue     squeue -j {','.join(ids)}",
+            f"  status    motley status {plan.directory}    (squeue -j {','.join(ids)})",
             f"  output    {folder}/job_*.out; attempts: <run>/{FOLDER}/attempts.jsonl",
-            f"  stop      scancel {' '.join(ids)}; the same command then submits what is missing",
+            f"  stop      motley cancel {plan.directory}; the same command then submits what is missing",
         ]
     )
 

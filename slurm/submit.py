@@ -109,7 +109,7 @@ def check_not_queued(run_dir: Path, folder: Path) -> None:
         if state := queue.state_in_queue(job, read_job(submission)["name"]):
             raise ConfigError(
                 f"{run_dir} has job {job}, which is {state}: a run has one job at a time. "
-                f"Wait for it, `scancel {job}`, or give this run another name=..."
+                f"Wait for it, `motley cancel {run_dir}`, or give this run another name=..."
             )
 
 
@@ -198,12 +198,13 @@ def _where_to_look(config: RunConfig, profile: Profile, jobs: Sequence[int]) -> 
     lines = [
         f"job {job}: {config.name} on {nodes} x {profile.ranks_per_node} ranks, "
         f"{profile.time_limit} an attempt, {again}",
-        f"  queue     squeue -j {','.join(map(str, jobs))}",
+        f"  status    motley status {run_dir}    (squeue -j {','.join(map(str, jobs))})",
+        f"  logs      motley logs -f {run_dir}",
         f"  output    {run_dir / FOLDER / f'job_{job}.out'}",
         f"  attempts  {run_dir / FOLDER / ATTEMPTS}",
         f"  ranks     {run_dir / 'logs' / f'job_{job}_attempt_0'}",
         f"  metrics   {run_dir / 'metrics.jsonl'}",
-        f"  stop      scancel {' '.join(map(str, jobs))}",
+        f"  stop      motley cancel {run_dir}",
     ]
     if idle := [count for count in counts if count not in legal]:
         counted = ", ".join(map(str, idle))

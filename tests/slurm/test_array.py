@@ -56,7 +56,7 @@ def test_all_runs_are_one_throttled_array_and_then_a_report(
     assert main([*words, "--nodes", "1"]) == 0
     told = capsys.readouterr().out
     assert told.startswith("job 17: 4 runs of tiny_compare on 1 x 2 ranks each, 2 at a time\n")
-    assert "job 18 reports: " in told and "scancel 17 18" in told
+    assert "job 18 reports: " in told and "motley cancel " in told
     directory = tmp_path / "runs" / "tiny_compare"
     owner = directory / "slurm" / "1"
     array, report = slurm.jobs

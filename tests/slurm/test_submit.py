@@ -57,7 +57,7 @@ def test_what_was_submitted_is_kept(
     out = capsys.readouterr().out
     run_dir = tmp_path / "runs" / "tiny"
     assert out.startswith("job 17: tiny on 1 x 2 ranks, 10:00 an attempt, 2 requeues at most\n")
-    assert f"{run_dir}/slurm/job_17.out" in out and "scancel 17" in out
+    assert f"{run_dir}/slurm/job_17.out" in out and "motley cancel " in out
     kept = run_dir / "slurm" / "1"
     assert (kept / "job.sbatch").read_text() == (tmp_path / "seen").read_text()
     words = (tmp_path / "words").read_text().splitlines()
@@ -119,7 +119,7 @@ def test_a_queued_run_is_not_submitted_twice(
     submit(run_file, profile_path=PROFILE)
     capsys.readouterr()
     message = refused(run_file, capsys)
-    assert "has job 17, which is PENDING" in message and "scancel 17" in message and "name=..." in message
+    assert "has job 17, which is PENDING" in message and "motley cancel " in message and "name=..." in message
 
     install(squeue="echo RUNNING another")  # Slurm gave the id to somebody else
     assert submit(run_file, profile_path=PROFILE) == 0
@@ -190,7 +190,7 @@ def test_a_chain_is_jobs_that_wait_for_each_other(
     assert submit(run_file, profile_path=profile) == 0
     out = capsys.readouterr().out
     assert out.startswith("job 17: tiny on 2 x 2 ranks, 10:00 an attempt, then 18, 19 until it is done\n")
-    assert "squeue -j 17,18,19" in out and "scancel 17 18 19" in out
+    assert "squeue -j 17,18,19" in out
     job = json.loads((tmp_path / "runs" / "tiny" / "slurm" / "1" / "job.json").read_text())
     assert (job["job"], job["chain"]) == (17, [18, 19])
     first, second, third = (tmp_path / "bin" / "words").read_text().splitlines()
