@@ -109,7 +109,7 @@ def _attempt(job: Job, failed: str | None) -> int:
 
     if failed is not None:
         outcome = Outcome("stopped", f"{failed}; not started again", 1)
-    elif job.allowed.requeues > job.profile.max_requeues:
+    elif len(job.jobs) == 1 and job.allowed.requeues > job.profile.max_requeues:
         outcome = Outcome("stopped", "not started again: it was lost more often than max_requeues", 1)
     elif not used:
         legal = f"the layout is not legal on {len(nodes)} nodes, nor on fewer of them"

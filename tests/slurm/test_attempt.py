@@ -219,6 +219,21 @@ def test_a_chain_hands_on_and_is_over_when_the_run_is(
     assert f"nothing to do: job {JOB + 1} of this chain: done: all steps done" in capsys.readouterr().out
 
 
+def test_attempts_that_were_lost_end_at_the_cap_too_but_not_in_a_chain(job: Supervised) -> None:
+    past = {"job": JOB, "task": None, "excluded": [], "ended": None, "cause": None, "reason": ""}
+    append(job.records, past | {"attempt": 0, "next": "running"})
+    job.environment["SLURM_JOB_ID"] = str(JOB + 1)
+    job.chain = [JOB + 1]
+    assert job.run(saves=12, max_requeues=0, chain=2) == 0
+    assert [row["next"] for row in read_attempts(job.records)] == ["lost", "done"]
+
+    job.environment["SLURM_JOB_ID"], job.chain = str(JOB), []
+    append(job.records, past | {"attempt": 1, "next": "running"})
+    assert job.run(srun="touch started", number=2, max_requeues=1) == 1
+    assert job.last["reason"] == "not started again: it was lost more often than max_requeues"
+    assert not (job.folder / "started").exists()
+
+
 def test_an_element_of_an_array_goes_by_its_own_name(job: Supervised) -> None:
     owner = job.folder / "comparison" / "slurm" / "1"
     owner.mkdir(parents=True)
