@@ -53,7 +53,7 @@ def logs(
             files = _files(run.directory, attempts, number, attempt is not None, rank)
             printer.show(files, to_the_end=ended)
             if ended:
-                if not printer.places:
+                if not any(printer.places.values()):
                     print(_nothing(run, files), file=out)
                 return 0
             looks += 1
@@ -113,8 +113,8 @@ def _ended(run: RunTarget, attempts: Sequence[Attempt], attempt: int | None, *, 
 
 def _nothing(run: RunTarget, files: Sequence[Path]) -> str:
     state = look(run, ask_queue([run])[0], now=time.time())
-    looked = f"; looked for {', '.join(map(str, files))}" if files else ""
-    return f"{run.directory}: {state.state}, nothing printed yet{looked}"
+    looked = f"; looked into {', '.join(map(str, files))}" if files else ""
+    return f"{run.directory}: {state.state}, nothing was printed{looked}"
 
 
 class _Printer:

@@ -69,10 +69,10 @@ def test_before_anything_was_printed(tmp_path: Path, queue: dict[str, Queued]) -
     run = write_run(tmp_path, job={})
     queue["812"] = Queued("PENDING", "Priority", "N/A", "tiny")
     assert told(run) == [
-        f"{run.run_dir}: queued, nothing printed yet; looked for {run.run_dir / 'slurm' / 'job_812.out'}"
+        f"{run.run_dir}: queued, nothing was printed; looked into {run.run_dir / 'slurm' / 'job_812.out'}"
     ]
     never = write_run(tmp_path, name="never")
-    assert told(never, follow=True) == [f"{never.run_dir}: never submitted, nothing printed yet"]
+    assert told(never, follow=True) == [f"{never.run_dir}: never submitted, nothing was printed"]
 
 
 def test_an_array_s_output_is_the_comparison_s(tmp_path: Path) -> None:
