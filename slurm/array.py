@@ -54,8 +54,14 @@ def submit_comparison(
     `wait`: stay until the job that reports has ended; 1 if runs are unfinished then. Raises ConfigError, one
     message, before anything is written, for whatever would keep one of the runs from starting.
     """
-    # What an array left undone is submitted again: it needs no chain.
-    profile = load_profile(profile_path, nodes=nodes).model_copy(update={"chain": 1})
+    profile = load_profile(profile_path, nodes=nodes)
+    if profile.chain > 1:
+        print(
+            f"motley submit: a comparison makes no chains: what its jobs have not done at their time limit is "
+            f"submitted by the same command again ({profile_path}: chain = {profile.chain})",
+            file=sys.stderr,
+        )
+        profile = profile.model_copy(update={"chain": 1})
     plan = make_plan(path, overrides)
     missing = unfinished(plan)
     if not missing:

@@ -49,6 +49,16 @@ def refused(capsys: pytest.CaptureFixture[str], comparison: Path, *arguments: st
     return message
 
 
+def test_a_chain_is_not_dropped_in_silence(
+    comparison: Path, tmp_path: Path, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "chain.toml"
+    profile.write_text("chain = 3\n" + PROFILE.read_text().replace("max_requeues = 2", "max_requeues = 0"))
+    assert main(["submit", str(comparison), "--profile", str(profile)]) == 0
+    captured = capsys.readouterr()
+    assert f"({profile}: chain = 3)" in captured.err and captured.out.startswith("job 17: 4 runs")
+
+
 def test_all_runs_are_one_throttled_array_and_then_a_report(
     comparison: Path, tmp_path: Path, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
