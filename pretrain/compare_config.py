@@ -134,7 +134,8 @@ class PlanRecord(BaseModel):
 
 
 def is_comparison(path: str | Path) -> bool:
-    """Whether a TOML file is a comparison and no run: it has arms. Raises ConfigError if it cannot be read."""
+    """Whether a TOML file is a comparison and no run: it has arms. Raises ConfigError where it cannot be
+    read."""
     return "arms" in load_toml(path)
 
 

@@ -57,8 +57,8 @@ def submit_comparison(
     profile = load_profile(profile_path, nodes=nodes)
     if profile.chain > 1:
         print(
-            f"motley submit: a comparison makes no chains: what its jobs have not done at their time limit is "
-            f"submitted by the same command again ({profile_path}: chain = {profile.chain})",
+            f"motley submit: a comparison makes no chains: what its jobs have not done at their time limit "
+            f"is submitted by the same command again ({profile_path}: chain = {profile.chain})",
             file=sys.stderr,
         )
         profile = profile.model_copy(update={"chain": 1})
