@@ -201,9 +201,7 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
     return world
 
 
-def meet(
-    facts: launch.RankFacts, device: torch.device, timeout: timedelta, store: Any = None
-) -> str:
+def meet(facts: launch.RankFacts, device: torch.device, timeout: timedelta, store: Any = None) -> str:
     """Start torch.distributed with the other ranks; returns its backend, NCCL on GPUs and Gloo elsewhere.
 
     `store`: where they have met already."""
