@@ -86,10 +86,16 @@ def combine_gradient(partial: Shaped[Tensor, "tokens d_model"], axis: TensorAxis
 
 
 def whole_rows(x: Shaped[Tensor, "rows d_model"], axis: TensorAxis) -> Shaped[Tensor, "tokens d_model"]:
-    """The whole stream from the chunks of sequence parallel, for layers that then keep all of it on every rank
-    (they are given an axis without sequence parallel). Its gradient is the same on every rank, so a chunk's is
-    a part of it; `own_chunk` is the way back."""
+    """The whole stream from the chunks of sequence parallel, for layers that then keep all of it on every
+    rank (they are given an axis without sequence parallel). Its gradient is the same on every rank, so a
+    chunk's is a part of it; `own_chunk` is the way back."""
     return _WholeRows.apply(x, axis) if axis.sequence_parallel else x
+
+
+def sum_gradient(x: Shaped[Tensor, "..."], axis: TensorAxis) -> Shaped[Tensor, "..."]:
+    """`x`, whose gradient is summed over ranks: for what all ranks hold and each uses for a part of the
+    features. What a column-parallel layer does for its own input."""
+    return _SumGradient.apply(x, axis) if axis.size > 1 else x
 
 
 def own_chunk(whole: Shaped[Tensor, "tokens d_model"], axis: TensorAxis) -> Shaped[Tensor, "rows d_model"]:
@@ -119,6 +125,17 @@ class _WholeRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return _chunk(grad, ctx.axis), None
+
+
+class _SumGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: TensorAxis) -> Tensor:
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return sum_(grad.clone(memory_format=torch.contiguous_format), ctx.axis), None
 
 
 class _OwnChunk(torch.autograd.Function):
