@@ -116,7 +116,8 @@ class DepthConfig(BaseModel):
             raise ValueError(
                 f'mean_ratio = {self.mean_ratio} cannot be had: schedule = "{self.schedule}" with '
                 f"min_ratio = {self.min_ratio} and {num_layers - routed} of num_layers = {num_layers} dense "
-                f"whatever it is has means from {lowest:.4g} to 1; set mean_ratio in that range, or min_ratio lower"
+                f"whatever it is has means from {lowest:.4g} to 1; set mean_ratio in that range, or "
+                "min_ratio lower"
             )
         wanted = self.mean_ratio * num_layers - (num_layers - between)
         found = _shifted(shape, wanted, self.min_ratio, self.dense_above)
