@@ -13,8 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Integer, Shaped
+from jaxtyping import Bool, Integer, Shaped
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TowerTokens:
+    """The tokens of one tower without padding: what layers choose among."""
+
+    rows: Integer[Tensor, " tokens"] | None
+    """int64, rows of the tower's slice, sequence by sequence; None: all of them."""
+    per_sequence: tuple[int, ...]
+
+    def to(self, device: torch.device) -> "TowerTokens":
+        return self if self.rows is None else replace(self, rows=self.rows.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,8 @@ class Routing:
     """int64: sequence = sorted[to_sequence]; the inverse of to_sorted."""
     identity: bool
     """All tokens belong to one tower: both orders are the same and nothing need be moved."""
+    tokens: tuple[TowerTokens, ...] = ()
+    """Per tower; only for models that choose among tokens (`with_tokens`)."""
 
     def to(self, device: torch.device) -> "Routing":
         """The same routing with its permutations on `device`."""
@@ -36,6 +50,7 @@ class Routing:
             self,
             to_sorted=self.to_sorted.to(device, non_blocking=True),
             to_sequence=self.to_sequence.to(device, non_blocking=True),
+            tokens=tuple(tokens.to(device) for tokens in self.tokens),
         )
 
 
@@ -58,6 +73,21 @@ def route(
         to_sequence=torch.from_numpy(to_sequence),
         identity=sum(count > 0 for count in counts) <= 1,
     )
+
+
+def with_tokens(routing: Routing, filled: Bool[np.ndarray, "sequences context"]) -> Routing:
+    """The routing of a micro-batch with its `tokens`. `filled`: the slots that are no padding."""
+    found, start = [], 0
+    for count in routing.counts:
+        places = routing.to_sorted[start : start + count].numpy()
+        (rows,) = np.nonzero(filled.reshape(-1)[places])
+        per_sequence = np.bincount(places[rows] // filled.shape[1], minlength=filled.shape[0])
+        everything = rows.size == count
+        found.append(
+            TowerTokens(None if everything else torch.from_numpy(rows), tuple(map(int, per_sequence)))
+        )
+        start += count
+    return replace(routing, tokens=tuple(found))
 
 
 class _Permute(torch.autograd.Function):

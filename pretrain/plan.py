@@ -161,10 +161,9 @@ def weights(model: ModelConfig, sublayers: range, tp: int) -> dict[str, list[int
     held += [final_norm, head] if _last(model) in sublayers else []
     groups: dict[str, list[int]] = {}
     for layer in held:
-        cut = len(layer.shape) > 1
-        size = math.prod(layer.shape) // (tp if cut else 1)
+        size = math.prod(layer.shape) // (tp if layer.cut else 1)
         for shard in layer.names(model):
-            groups.setdefault(f"{shard}/{'decay/cut' if cut else 'no_decay/whole'}", []).append(size)
+            groups.setdefault(f"{shard}/{'decay/cut' if layer.cut else 'no_decay/whole'}", []).append(size)
     return groups
 
 

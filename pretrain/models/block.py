@@ -12,7 +12,7 @@ from parallel.towers import TowerNorm
 from pretrain.models.attention import Attention
 from pretrain.models.attention_mask import AttentionMask
 from pretrain.models.config import ModelConfig
-from pretrain.models.feed_forward import FeedForward
+from pretrain.models.feed_forward import ExpertFeedForward, FeedForward
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.query_key import Rotary
 
@@ -44,7 +44,8 @@ class Block(nn.Module):
             self.attention = Attention(config, f"{name}.attention", weights, axis=axis)
             self.attention_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, axis=axis)
         if "feed_forward" in sublayers:
-            self.feed_forward = FeedForward(config, f"{name}.feed_forward", weights, axis=axis)
+            feed_forward = ExpertFeedForward if config.experts else FeedForward
+            self.feed_forward = feed_forward(config, f"{name}.feed_forward", weights, axis=axis)
             self.feed_forward_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, axis=axis)
 
     def forward(
@@ -66,7 +67,7 @@ class Block(nn.Module):
         elif "attention" in self.sublayers:
             x = x + self.attention(self.attention_norm(x, counts), routing, mask, rotary)
         if "feed_forward" in self.sublayers and self.post:
-            x = x + self.feed_forward_norm(self.feed_forward(x, counts), counts)
+            x = x + self.feed_forward_norm(self.feed_forward(x, routing), counts)
         elif "feed_forward" in self.sublayers:
-            x = x + self.feed_forward(self.feed_forward_norm(x, counts), counts)
+            x = x + self.feed_forward(self.feed_forward_norm(x, counts), routing)
         return x

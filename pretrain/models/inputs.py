@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data_pipeline.batch import Batch
-from parallel.routing import Routing, route
+from parallel.routing import Routing, route, with_tokens
 from pretrain.models.accounting import visible_pairs
 from pretrain.models.attention_mask import AttentionMask, mask_documents
 from pretrain.models.config import ModelConfig
@@ -91,6 +91,8 @@ def build_inputs(batch: Batch, config: ModelConfig, *, document_mask: bool = Tru
 
     mask = mask_documents(batch.document_ids, within=document_mask)
     padding = batch.document_ids < 0
+    if config.experts:
+        routing = with_tokens(routing, ~padding)
     pairs = visible_pairs(_document_lengths(batch.document_ids, within=document_mask))
     return ModelInputs(
         input_ids=torch.from_numpy(sorted_flat(batch.input_ids, np.int64)),
