@@ -49,12 +49,15 @@ class Meter:
     def sums(self, batch: StepBatch, inputs: Sequence[ModelInputs], result: StepResult) -> Sums:
         """What the step that was timed last adds, over all ranks. All call it; times are each rank's own."""
         config, modalities = self._config, self._config.model.modalities
-        mine = [0.0] * (len(modalities) + 1)
+        towers = config.model.experts
+        mine = [0.0] * (1 + len(modalities) + len(towers))
         for each in inputs:
-            counts = (each.visible_pairs, *each.input_tokens)
+            counts = (each.visible_pairs, *each.input_tokens, *each.expert_rows.values())
             mine = [total + count for total, count in zip(mine, counts, strict=True)]
-        pairs, *tokens = self._world.sum_over_dp(mine)
-        flops = train_flops(config.model, dict(zip(modalities, map(int, tokens), strict=True)), int(pairs))
+        pairs, *summed = map(int, self._world.sum_over_dp(mine))
+        tokens = dict(zip(modalities, summed, strict=False))
+        expert_rows = dict(zip(towers, summed[len(modalities) :], strict=True))
+        flops = train_flops(config.model, tokens, pairs, expert_rows)
         return step_sums(
             modalities=modalities,
             loss_sums=result.stats[: len(modalities)],

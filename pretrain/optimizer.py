@@ -20,7 +20,8 @@ def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
 ) -> list[ParameterGroup]:
     """Per tower a group of matrices and one of what is never decayed (norms and routers), in order of
-    appearance. Parameters that tensor-parallel ranks cut and those that each holds whole are in different groups.
+    appearance. Parameters that tensor-parallel ranks cut and those that each holds whole are in different
+    groups.
 
     The parameters of a frozen tower are set to need no gradient and are in no group; those of all others are
     set to need one.

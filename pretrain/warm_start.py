@@ -56,6 +56,11 @@ def fit(
     Raises ConfigError where the target cannot be had.
     """
     _check_model(source, target)
+    if target.experts:
+        raise ConfigError(
+            f"{source.path}: model.experts.{next(iter(target.experts))}: weights of experts are read as they "
+            "are, by the same model; name them in initial_weights, or leave experts out"
+        )
     origins = _origins(source, target, new_towers)
     rows = _rows(source, target, vocabulary)
     tensors = {}
@@ -113,6 +118,12 @@ def load_weights(folder: Path, parameters: Iterable[tuple[str, "nn.Parameter"]],
 
 def _check_model(source: Source, target: ModelConfig) -> None:
     pairs = {key: (getattr(target, name), getattr(source.model, name)) for key, name in _SAME.items()}
+    if target.experts != source.model.experts:
+        of_towers = [f"{tower}: {e.num_experts}" for tower, e in source.model.experts.items()]
+        raise ConfigError(
+            f"{source.path} is another model: its model.experts are {', '.join(of_towers) or 'none'}; experts are "
+            "neither made of other weights nor dropped: make model.experts equal, or start without them"
+        )
     changed = {key: (ours, theirs) for key, (ours, theirs) in pairs.items() if ours != theirs}
     if changed:
         told = "; ".join(f"model.{key} = {ours}, there {theirs}" for key, (ours, theirs) in changed.items())

@@ -26,8 +26,9 @@ class Router(nn.Module):
         self.eps = eps
         self.weight = nn.ParameterDict()
         for shard, count in num_experts.items():
-            self.weight[shard] = nn.Parameter(torch.empty(count, d_model))
-            initialise(self.weight[shard])
+            whole = torch.empty(count, d_model)
+            initialise(whole)
+            self.weight[shard] = nn.Parameter(whole)
 
     def forward(self, pieces: Sequence[Float[Tensor, "tokens d_model"]]) -> tuple[Tensor, ...]:
         """`pieces`: tokens of each of those towers. Returns the logits [tokens, experts] of each."""

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 
 class ExpertsConfig(BaseModel):
-    """The table model.experts.<tower>. MoE-4x of the MoT paper (arXiv 2411.04996, section 3.2.1): 4 experts of
-    the dense width, expert choice, one tower."""
+    """The table model.experts.<tower>. MoE-4x of the MoT paper (arXiv 2411.04996, section 3.2.1): 4 experts
+    of the dense width, expert choice, one tower."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

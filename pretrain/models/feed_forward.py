@@ -1,4 +1,4 @@
-"""SwiGLU feed-forward with one set of weights per tower, or several: experts, of which tokens have their own."""
+"""SwiGLU feed-forward with one set of weights per tower, or with several: experts."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,5 +1,6 @@
 """What the decoder computes on: a Batch, sorted by tower on the host, as tensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,6 +40,8 @@ class ModelInputs:
     """(query, key) pairs that attention may look at, padding left out; for the FLOPs ledger."""
     samples: tuple[tuple[str, ...], ...]
     """Per sequence, "shard/key" of its documents: for error messages."""
+    expert_rows: Mapping[str, int]
+    """Tower -> tokens that the experts of one of its layers take, all together; for the FLOPs ledger."""
 
     @property
     def weight(self) -> float:
@@ -107,6 +110,10 @@ def build_inputs(batch: Batch, config: ModelConfig, *, document_mask: bool = Tru
         ),
         visible_pairs=pairs,
         samples=batch.samples,
+        expert_rows={
+            tower: experts.rows(routing.tokens[config.tower_names.index(tower)].per_sequence)
+            for tower, experts in config.experts.items()
+        },
     )
 
 

@@ -1,5 +1,5 @@
-"""Experts token by token, on the reference of naive_mot.py: expert choice as in section 3.2 of arXiv 2202.09368
-within one tower's tokens of one sequence, token choice as in section 2.1 of arXiv 2101.03961 with k experts."""
+"""Experts token by token, on the reference of naive_mot.py: expert choice as in arXiv 2202.09368, section
+3.2, within one tower's tokens of a sequence; token choice as in arXiv 2101.03961, section 2.1, of k experts."""
 
 from math import ceil
 
@@ -31,7 +31,8 @@ class NaiveExperts(NaiveMoT):
             tokens = [i for i in range(len(xs)) if towers[i] == tower and document[i] >= 0]
             router = self.weights[f"{layer}.router.weight.{shard}"]
             logits = {
-                i: router @ (xs[i] / torch.sqrt((xs[i] * xs[i]).mean() + self.config.norm_eps)) for i in tokens
+                i: router @ (xs[i] / torch.sqrt((xs[i] * xs[i]).mean() + self.config.norm_eps))
+                for i in tokens
             }
             p = {i: logits[i].exp() / logits[i].exp().sum() for i in tokens}
             for i in tokens:
@@ -39,12 +40,12 @@ class NaiveExperts(NaiveMoT):
             number, n = experts.num_experts, len(tokens)
             if experts.routing == "expert_choice":
                 for e in range(number):
-                    best = sorted(tokens, key=lambda i: (-float(p[i][e]), i))  # noqa: B023
+                    best = sorted(tokens, key=lambda i: (-float(p[i][e]), i))
                     for i in best[: ceil(n * experts.capacity_factor / number)]:
                         outputs[i] = outputs[i] + p[i][e] * self._expert(xs[i], layer, shard, e)
                 continue
             chosen = {
-                i: sorted(range(number), key=lambda e: (-float(p[i][e]), e))[: experts.top_k]  # noqa: B023
+                i: sorted(range(number), key=lambda e: (-float(p[i][e]), e))[: experts.top_k]
                 for i in tokens
             }
             for i in tokens:

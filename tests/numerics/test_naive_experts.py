@@ -1,4 +1,4 @@
-"""Experts against the token-by-token reference: logits, objective with auxiliary losses, and every gradient."""
+"""Experts against the token-by-token reference: logits, objective with auxiliary losses, every gradient."""
 
 import pytest
 import torch
@@ -26,7 +26,12 @@ CASES = {
     "many_experts": (DENSE, {"all": {**TOKEN, "num_experts": 40, "top_k": 2}}, {}, None),
     "several_towers": (MOT, TEXT_IMAGE, {"norm_placement": "pre"}, None),
     "two_modalities_of_a_tower": (IMAGE_SPEECH_SHARED, {"other": FOUR}, {}, None),
-    "auxiliary": (DENSE, {"all": {**TOKEN, "load_balance": 0.3, "router_z": 0.2}}, {"norm_placement": "pre"}, None),
+    "auxiliary": (
+        DENSE,
+        {"all": {**TOKEN, "load_balance": 0.3, "router_z": 0.2}},
+        {"norm_placement": "pre"},
+        None,
+    ),
     "auxiliary_of_two": (MOT, {"text": {**TOKEN, "top_k": 2, "load_balance": 0.3}}, {}, None),
     "z_of_expert_choice": (MOT, {"text": {**FOUR, "router_z": 0.2}}, {}, None),
 }
