@@ -50,6 +50,8 @@ class ModelShape(Protocol):
     @property
     def auxiliary_losses(self) -> Sequence[str]: ...
     @property
+    def whole_blocks(self) -> Sequence[int]: ...
+    @property
     def vocab_tokens(self) -> int: ...
     @property
     def context_tokens(self) -> int: ...
@@ -162,10 +164,14 @@ def _problems(
             f"{shape.context_tokens}), which sequence parallelism cuts into equal chunks; change one, "
             "or set parallel.sequence_parallel = false"
         )
-    if pp > 2 * shape.num_layers:
+    pieces = 2 * shape.num_layers - len(shape.whole_blocks)
+    if pp > pieces:
+        whole = (
+            f"; {len(shape.whole_blocks)} blocks with depth routing stay whole" if shape.whole_blocks else ""
+        )
         yield (
             f"parallel.pp = {pp} leaves stages without attention or feed-forward: the model has "
-            f"{shape.num_layers} of each; set parallel.pp = {2 * shape.num_layers} or less"
+            f"{shape.num_layers} of each{whole}; set parallel.pp = {pieces} or less"
         )
     if pp > 1 and shape.auxiliary_losses:
         yield (

@@ -41,6 +41,9 @@ class Routing:
     """int64: sequence = sorted[to_sequence]; the inverse of to_sorted."""
     identity: bool
     """All tokens belong to one tower: both orders are the same and nothing need be moved."""
+    modality_rows: tuple[tuple[int, int], ...] = ()
+    """First row and the one after the last of each modality in sorted order; only where `route` sorted by
+    them."""
     tokens: tuple[TowerTokens, ...] = ()
     """Per tower; only for models that choose among tokens (`with_tokens`)."""
 
@@ -55,23 +58,40 @@ class Routing:
 
 
 def route(
-    modality: Integer[np.ndarray, " tokens"], tower_of_modality: Sequence[int], num_towers: int
+    modality: Integer[np.ndarray, " tokens"],
+    tower_of_modality: Sequence[int],
+    num_towers: int,
+    *,
+    by_modality: bool = False,
 ) -> Routing:
     """Sort tokens by tower, stably: inside a tower, sorted order is sequence order.
 
     `modality` holds indices into `tower_of_modality`, which holds tower indices below `num_towers`.
+    `by_modality`: inside a tower sort by modality, so that each is a slice too, of the dense model as well.
     """
     tower = np.asarray(tower_of_modality, dtype=np.uint8)[modality]
     counts = tuple(int(count) for count in np.bincount(tower, minlength=num_towers))
     assert len(counts) == num_towers, (counts, num_towers)
-    to_sorted = np.argsort(tower, kind="stable")
+    if not by_modality:
+        return _sorted_by(tower, counts, sum(count > 0 for count in counts) <= 1)
+    # Modalities in the order of their towers.
+    order = sorted(range(len(tower_of_modality)), key=lambda m: tower_of_modality[m])
+    place = np.argsort(order)
+    ends = np.cumsum(np.bincount(place[modality], minlength=len(order))).tolist()
+    rows = list(zip([0, *ends[:-1]], ends, strict=True))
+    routing = _sorted_by(place.astype(np.uint8)[modality], counts, np.unique(modality).size <= 1)
+    return replace(routing, modality_rows=tuple(rows[p] for p in place))
+
+
+def _sorted_by(key: Integer[np.ndarray, " tokens"], counts: tuple[int, ...], identity: bool) -> Routing:
+    to_sorted = np.argsort(key, kind="stable")
     to_sequence = np.empty_like(to_sorted)
     to_sequence[to_sorted] = np.arange(to_sorted.size)
     return Routing(
         counts=counts,
         to_sorted=torch.from_numpy(to_sorted),
         to_sequence=torch.from_numpy(to_sequence),
-        identity=sum(count > 0 for count in counts) <= 1,
+        identity=identity,
     )
 
 

@@ -126,11 +126,15 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
         self.weight = tower_shards(shards, initialise, whole, axis)
 
     def forward(  # type: ignore[override]
-        self, x: Float[Tensor, "rows in"], counts: tuple[int, ...]
+        self, x: Float[Tensor, "rows in"], counts: tuple[int, ...], *, outputs: slice | None = None
     ) -> Float[Tensor, "tokens out_local"]:
-        """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel."""
+        """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel.
+        `outputs`: those that are wanted of this rank's; None: all."""
         rows = rows_of_shards(counts, self.shards)
-        return _SlicedLinear.apply(x, rows, self.axis, *(self.weight[name] for name in self.shards))
+        weights = [self.weight[name] for name in self.shards]
+        if outputs is not None:
+            weights = [weight[outputs] for weight in weights]
+        return _SlicedLinear.apply(x, rows, self.axis, *weights)
 
     # No state beside the weights: megatron-core's empty entry breaks DeepSpeed's universal checkpoint.
     get_extra_state = nn.Module.get_extra_state

@@ -101,7 +101,7 @@ def plan(
     model, pp = config.model, layout.pp
     dp = data_parallel_size(layout, gpus)
     micro_batches = config.sequences_per_step // (dp * layout.micro_batch_sequences)
-    bounds = _bounds(tuple(sublayer_costs(model)), pp)
+    bounds = _bounds(tuple(sublayer_costs(model)), pp, model.whole_blocks)
     costs = [cost * layout.micro_batch_sequences for cost in sublayer_costs(model)]
     stages, passes, sent_in_layers = [], [], []
     for index, flops in enumerate(stage_costs(costs, bounds)):
@@ -149,8 +149,9 @@ def ranked(config: RunConfig, gpus: int, memory_bytes: float | None = None) -> l
 
 
 def weights(model: ModelConfig, sublayers: range, tp: int) -> dict[str, list[int]]:
-    """Elements of each parameter on one of `tp` ranks, in the groups and order of pretrain.optimizer."""
-    embedding, *block, final_norm, head = layers(model.model_copy(update={"num_layers": 1}))
+    """Elements of each parameter on one of `tp` ranks, in the groups and order of pretrain.optimizer. Depth
+    routers are left out: a vector a layer."""
+    embedding, *block, final_norm, head = layers(model.model_copy(update={"num_layers": 1, "depth": {}}))
     halves = tuple(
         [layer for layer in block if layer.stem.startswith(f"blocks.0.{kind}")]
         for kind in ("feed_forward", "attention")
@@ -168,9 +169,9 @@ def weights(model: ModelConfig, sublayers: range, tp: int) -> dict[str, list[int
 
 
 @lru_cache
-def _bounds(costs: tuple[int, ...], stages: int) -> tuple[int, ...]:
+def _bounds(costs: tuple[int, ...], stages: int, whole_blocks: tuple[int, ...]) -> tuple[int, ...]:
     """A ranking asks for few different ones, again and again."""
-    return partition(costs, stages)
+    return partition(costs, stages, whole_blocks)
 
 
 def sublayer_activations(config: RunConfig, layout: ParallelConfig) -> tuple[int, int]:

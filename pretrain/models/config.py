@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+from pretrain.models.depth_config import DepthConfig
 from pretrain.models.experts_config import ExpertsConfig
 
 UntiedPart = Literal["attention", "feed_forward", "norm"]
@@ -35,6 +36,8 @@ class ModelConfig(BaseModel):
     """Parts with one weight shard per tower; the others share one (MoT Fig. 14)."""
     experts: dict[str, ExpertsConfig] = {}
     """Tower -> experts in its feed-forward; a tower that is not named has one feed-forward."""
+    depth: dict[str, DepthConfig] = {}
+    """Modality -> which of its tokens run in which layers; a modality that is not named runs in all."""
     norm_placement: Literal["post", "pre"] = "post"
     """post: norm on the sublayer output before the residual add (MoT Eq. 1-2); pre: Llama."""
     qk_norm: bool = True
@@ -83,7 +86,52 @@ class ModelConfig(BaseModel):
                     "the norm behind the feed-forward takes the one gate of a token out again, so the router "
                     'would not learn from the loss; set top_k = 2 or more, or norm_placement = "pre"'
                 )
+        self._check_depth()
         return self
+
+    def _check_depth(self) -> None:
+        for modality, depth in self.depth.items():
+            if modality not in self.towers:
+                raise ValueError(f'depth."{modality}": no such modality; legal: {", ".join(self.modalities)}')
+            try:
+                depth.ratios(self.num_layers)
+            except ValueError as error:
+                raise ValueError(f"depth.{modality}: {error}") from None
+            if (tower := self.towers[modality]) in self.experts:
+                raise ValueError(
+                    f"depth.{modality} with experts.{tower}: experts of tokens that may skip a layer are not "
+                    f"supported; leave one of the two out, or give {modality} a tower without experts"
+                )
+        for key in ("scale", "parts", "keys"):
+            values = {modality: getattr(depth, key) for modality, depth in self.depth.items()}
+            if len(set(values.values())) > 1:
+                told = ", ".join(f'depth.{modality}.{key} = "{value}"' for modality, value in values.items())
+                raise ValueError(f"{told}: a block does one for all its tokens; set the same for all")
+
+    def depth_ratios(self, layer: int) -> dict[str, float]:
+        """Modality -> share of its tokens that run in the layer after warm-up, of those with a router
+        there."""
+        found = {m: depth.ratios(self.num_layers)[layer] for m, depth in self.depth.items()}
+        return {modality: ratio for modality, ratio in found.items() if ratio is not None}
+
+    @property
+    def whole_blocks(self) -> tuple[int, ...]:
+        """Layers that no pipeline stage may cut: those with a depth router."""
+        return tuple(layer for layer in range(self.num_layers) if self.depth_ratios(layer))
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether no token's result depends on later tokens: rules and gates of depth, and experts."""
+        return all(depth.is_causal for depth in self.depth.values()) and all(
+            experts.causal for experts in self.experts.values()
+        )
+
+    @property
+    def has_causal_form(self) -> bool:
+        """Whether it would be causal if its depth routers chose by their thresholds."""
+        return all(depth.has_causal_gate for depth in self.depth.values()) and all(
+            experts.causal for experts in self.experts.values()
+        )
 
     @property
     def kv_heads(self) -> int:

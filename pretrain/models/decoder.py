@@ -9,6 +9,7 @@ from parallel.towers import SharedEmbedding, TowerColumnParallelLinear, TowerNor
 from pretrain.losses import linear_cross_entropy
 from pretrain.models.block import SUBLAYERS, Block, Sublayer
 from pretrain.models.config import SHARED_TOWER, ModelConfig
+from pretrain.models.depth import DepthRouting
 from pretrain.models.feed_forward import ExpertFeedForward
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
@@ -90,6 +91,9 @@ class Decoder(nn.Module):
                     axis=axis,
                     activation_checkpointing=activation_checkpointing,
                     sublayers=mine,
+                    depth=DepthRouting(config, index, weights, axis=axis)
+                    if config.depth_ratios(index)
+                    else None,
                 )
             )
         if last in held:
@@ -113,7 +117,7 @@ class Decoder(nn.Module):
             x = self.embedding(inputs.input_ids)
         for block in self.blocks:
             if isinstance(block, Block):
-                x = block(x, inputs.routing, inputs.mask, rotary)
+                x = block(x, inputs.routing, inputs.mask, rotary, inputs)
         assert x is not None, "a stage without the embedding continues from the one before"
         return x if self.final_norm is None else self.final_norm(x, inputs.routing.counts)
 

@@ -37,6 +37,14 @@ class InitialWeights:
         """As `normal`, for a sublayer's last projection."""
         return self._draw(name, self.std / sqrt(2 * self.num_layers))
 
+    def depth_router(self, name: str, *, zero: bool) -> Callable[[Tensor], Tensor]:
+        """Fills a router's vector: with 0, or so that scores have a standard deviation of 0.1."""
+
+        def fill(weight: Tensor) -> Tensor:
+            return weight.zero_() if zero else self._draw(name, 0.1 / sqrt(weight.shape[0]))(weight)
+
+        return fill
+
     def each(self, draw: Callable[[str], Callable[[Tensor], Tensor]], name: str) -> Callable[[Tensor], None]:
         """`draw` (normal or residual) for a weight, or for each of a stack of experts' weights by itself.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from pretrain.models.config import SHARED_TOWER, ModelConfig, UntiedPart
 
@@ -11,8 +12,8 @@ class Layer:
     """The weights of one layer: `stem`.`shard` for each weight shard of the part."""
 
     stem: str
-    part: UntiedPart | None
-    """None: embedding and head, one for all towers."""
+    part: UntiedPart | Literal["depth"] | None
+    """None: embedding and head, one for all towers. depth: a depth router, of one modality's tower."""
     shape: tuple[int, ...]
     only: tuple[str, ...] = ()
     """The shards that are meant, where not all are alike. Empty: all of the part."""
@@ -24,7 +25,9 @@ class Layer:
 
     def names(self, model: ModelConfig) -> dict[str, str]:
         """Shard -> logical name."""
-        shards = self.only or (model.shards_of(self.part) if self.part else (SHARED_TOWER,))
+        shards = self.only or (SHARED_TOWER,)
+        if not self.only and self.part is not None and self.part != "depth":
+            shards = model.shards_of(self.part)
         return {shard: f"{self.stem}.{shard}" for shard in shards}
 
 
@@ -40,6 +43,8 @@ def layers(model: ModelConfig) -> Iterator[Layer]:
     yield Layer("embedding.weight", None, (model.vocab_tokens, d))
     for index in range(model.num_layers):
         at = f"blocks.{index}."
+        for modality in model.depth_ratios(index):
+            yield Layer(f"{at}depth.{modality}.weight", "depth", (d,), (model.towers[modality],))
         yield Layer(at + "attention.qkv.weight", "attention", (queries + 2 * keys, d))
         if model.qk_norm:
             yield Layer(at + "attention.qk.weight", "attention", (2 * model.head_dim,))

@@ -24,6 +24,7 @@ class Shape:
     context_tokens: int = 6
     expert_widths: dict[str, int] = field(default_factory=dict)
     auxiliary_losses: tuple[str, ...] = ()
+    whole_blocks: tuple[int, ...] = ()
 
 
 def check(
@@ -91,6 +92,10 @@ def test_legal_layouts_pass(values: dict) -> None:
         (
             {"tp": 4, "world_size": 4},
             r"tp = 4 .* the 6 tokens .*micro_batch_sequences = 1 x .*context_tokens = 6",
+        ),
+        (
+            {"pp": 8, "world_size": 8, "sequences": 9, "shape": Shape(whole_blocks=(1, 3))},
+            "has 4 of each; 2 blocks with depth routing stay whole; set parallel.pp = 6 or less",
         ),
         ({"pp": 9, "world_size": 9, "sequences": 9}, "has 4 of each; set parallel.pp = 8 or less"),
         (
