@@ -38,7 +38,7 @@ class _Scores(torch.autograd.Function):
         scaled = grad * inverse_rms
         pull = (scaled * dots * inverse_rms.square() / -x.shape[1]).unsqueeze(1)
         grad_x = torch.outer(scaled, weight.float()).addcmul_(wide, pull)
-        return grad_x.to(x.dtype), (scaled @ wide).to(weight.dtype), None
+        return grad_x.to(x.dtype), wide.t().mv(scaled).to(weight.dtype), None
 
 
 def gates(
