@@ -176,7 +176,7 @@ def _shifted(
     low, high = -2.0, 2.0
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if total(ratios(middle)) <= wanted + 1e-12 else (low, middle)
+        low, high = (middle, high) if total(ratios(middle)) <= wanted + 1e-13 else (low, middle)
     found = ratios(low)
     missing = wanted - total(found)
     if missing > 1e-9:
