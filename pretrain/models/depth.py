@@ -32,7 +32,7 @@ class Chosen:
 
 
 class DepthRouter(nn.Module):
-    """One vector: its product with a token is the token's score."""
+    """One vector, which scores tokens."""
 
     def __init__(self, config: DepthConfig, ratio: float, name: str, tower: str, eps: float) -> None:
         """`ratio`: of the layer, after warm-up. `name`: of the place, "blocks.3.depth.image"."""

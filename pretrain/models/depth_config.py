@@ -46,8 +46,10 @@ class DepthConfig(BaseModel):
     rule: Rule
     """top_k: of each document the trunc(ratio n) tokens of highest score, the earlier of equals. Sees later
     tokens. threshold: scores of at least a running quantile that is constant within a step. Causal."""
-    threshold_momentum: float = Field(0.95, ge=0, lt=1)
-    """Share of the old threshold in the new one."""
+    threshold_momentum: float = Field(0.8, ge=0, lt=1)
+    """Share of the old threshold in the new one. Less noise from small batches against a longer lag behind
+    scores that drift: at 0.95 a tiny run at a learning rate of 3e-3 let 0.47, 0.45, 0.41 and 0.39 through
+    instead of 0.4 (means of 50 steps), at 0.8 0.41, 0.39, 0.40 and 0.42."""
     gate: Gate = "tanh"
     """What a token's score r makes of it. tanh: 1 + alpha tanh r (p-MoD's TanhNorm); sigmoid (MoMa, arXiv
     2407.21770); softmax: over the modality's tokens of the document, not causal; shifted_softmax: 1 + that;
@@ -63,8 +65,8 @@ class DepthConfig(BaseModel):
     keys: Literal["all", "selected"] = "all"
     """Tokens that attention can look at: all, or as in both papers those that run."""
     zero_init: bool = False
-    """Routers start at 0, so that every tanh gate is 1 (p-MoD's way into a trained model). Otherwise with
-    standard deviation 0.1 / sqrt(d_model): scores of 0.1."""
+    """Routers start at 0, so that every tanh gate is 1 (p-MoD's way into a trained model). Otherwise so
+    that scores have a standard deviation of 0.1."""
     dense_frac: float = Field(0.02, ge=0, le=1)
     """Share of the run at its start in which all tokens run, their gates active."""
     ramp_frac: float = Field(0.08, ge=0, le=1)

@@ -12,9 +12,12 @@ from pretrain.models.depth_config import DepthConfig
 def scores(
     x: Float[Tensor, "tokens d_model"], weight: Float[Tensor, " d_model"], eps: float
 ) -> Float[Tensor, " tokens"]:
-    """<w, x / rms(x)> in fp32, so that scores do not grow with the residual stream.
+    """<w, x / rms(x)> / d_model in fp32, so that scores do not grow with the residual stream.
 
-    Ranked in fp32 and before any gate: in bf16 the tanh gate has 78 values, and many tokens tie.
+    Ranked in fp32 and before any gate: in bf16 the tanh gate has 78 values, and many tokens tie. Divided, with
+    weights as many times larger, for Adam, which moves every weight by the learning rate: d_model of them
+    that move alike would else move all scores by d_model learning rates in a step, which thresholds of earlier
+    steps cannot follow (the same rule as for output weights in arXiv 2203.03466, table 8).
     """
     return _Scores.apply(x, weight, eps)
 
@@ -25,7 +28,8 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
-        inverse_rms = wide.square().mean(-1).add_(eps).rsqrt_()
+        # 1 / (rms d_model)
+        inverse_rms = wide.square().mean(-1).add_(eps).rsqrt_().div_(x.shape[1])
         dots = wide @ weight.float()
         ctx.save_for_backward(x, weight, inverse_rms, dots)
         return dots * inverse_rms
@@ -33,10 +37,10 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         x, weight, inverse_rms, dots = ctx.saved_tensors
-        # s = r <w, x> with r = 1 / rms(x):  dw = sum(ds r x),  dx = ds (r w - r^3 <w, x> x / d)
+        # s = r <w, x> with r = 1 / (d rms(x)):  dw = sum(ds r x),  dx = ds (r w - d r^3 <w, x> x)
         wide = x.float()
         scaled = grad * inverse_rms
-        pull = (scaled * dots * inverse_rms.square() / -x.shape[1]).unsqueeze(1)
+        pull = (scaled * dots * inverse_rms.square() * -x.shape[1]).unsqueeze(1)
         grad_x = torch.outer(scaled, weight.float()).addcmul_(wide, pull)
         return grad_x.to(x.dtype), wide.t().mv(scaled).to(weight.dtype), None
 

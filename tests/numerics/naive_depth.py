@@ -94,7 +94,7 @@ class NaiveDepth(NaiveMoT):
 
     def _score(self, index: int, x: Tensor, name: str) -> Tensor:
         weight = self.weights[f"blocks.{index}.depth.{name}.weight.{self.config.towers[name]}"]
-        return weight @ (x / torch.sqrt((x * x).mean() + self.config.norm_eps))
+        return weight @ (x / torch.sqrt((x * x).mean() + self.config.norm_eps)) / len(x)
 
     def _gate(self, name: str, scores: dict[int, Tensor], alike: list[int], i: int) -> Tensor:
         config = self.config.depth[name]

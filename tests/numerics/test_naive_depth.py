@@ -43,8 +43,9 @@ def perturbed(config: ModelConfig, seed: int = 5) -> Decoder:
     decoder = Decoder(config, seed=seed)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        for name, parameter in decoder.named_parameters():
+            std = 4.0 if ".depth." in name else 0.1  # scores of 1
+            parameter.add_(std * torch.randn(parameter.shape, generator=generator))
     return decoder
 
 
