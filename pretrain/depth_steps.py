@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from math import sqrt
 from typing import TYPE_CHECKING
 
+from pretrain import expert_steps
 from pretrain.metrics import Sums
 from pretrain.models.config import ModelConfig
 from pretrain.models.depth_accounting import Skipped
@@ -29,13 +30,14 @@ def places(model: ModelConfig) -> dict[str, tuple[int, str, float]]:
 
 
 def count_step(module: "nn.Module", model: ModelConfig, world: "World") -> "dict[str, Counted]":
-    """What all ranks' routers have counted since the last step; nothing for a model without. All ranks call
-    it."""
-    if not model.depth:
+    """What all ranks' routers, of depth and of experts, have counted since the last step; nothing for a model
+    without. All ranks call it."""
+    names = [*places(model), *expert_steps.places(model)]
+    if not names:
         return {}
     from pretrain.thresholds import take_counts
 
-    return take_counts(module, places(model), world)
+    return take_counts(module, names, world)
 
 
 def thresholds_after(
@@ -50,7 +52,7 @@ def thresholds_after(
     counts."""
     from pretrain.thresholds import Wanted, next_thresholds
 
-    wanted: dict[str, Wanted] = {}
+    wanted: dict[str, Wanted] = expert_steps.wanted(model)
     for name, (_, modality, ratio) in places(model).items():
         depth = model.depth[modality]
         before, now = (depth.ratio_at(ratio, done / num_steps) for done in (step - 1, step))

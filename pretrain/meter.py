@@ -12,7 +12,7 @@ from data_pipeline.loader import StepBatch
 from data_pipeline.progress import Progress
 from parallel.engine import StepResult
 from parallel.world import World
-from pretrain import depth_steps
+from pretrain import depth_steps, expert_steps
 from pretrain.config import RunConfig
 from pretrain.device_peak import device_name, measure_peak_flops, peak_key, table_peak_flops
 from pretrain.metrics import MetricsLog, Sums, step_sums, train_row
@@ -68,7 +68,9 @@ class Meter:
         expert_rows = dict(zip(towers, summed[len(modalities) :], strict=True))
         skipped = depth_steps.skipped(config.model, counted or {}, pairs)
         flops = train_flops(config.model, tokens, pairs, expert_rows, skipped)
-        return depth_steps.step_sums(config.model, counted or {}) | step_sums(
+        of_routers = depth_steps.step_sums(config.model, counted or {})
+        of_routers |= expert_steps.step_sums(config.model, counted or {})
+        return of_routers | step_sums(
             modalities=modalities,
             loss_sums=result.stats[: len(modalities)],
             weights=result.stats[len(modalities) :],
@@ -85,7 +87,8 @@ class Meter:
         """Write the row of `state.step`; returns the state with its window closed."""
         if self._log is not None:
             row: dict[str, Any] = train_row(state.window, state.total, peak_flops=self._peak_flops)
-            row |= depth_steps.row(state.window) | evaluation
+            row |= depth_steps.row(state.window) | expert_steps.row(self._config.model, state.window)
+            row |= evaluation
             row["optim/learning_rate"] = result.learning_rate
             row["memory/peak_bytes"] = _peak_bytes(self._world.device)
             row["data/epoch"] = max(state.epochs)

@@ -54,6 +54,10 @@ METRICS = (
     Metric("depth/ratio/<m>", "1", "mean", f"mean over layers with a router of the tokens that ran {_SINCE}"),
     Metric("depth/ratio/<m>/<layer>", "1", "sum/count", f"share of the modality's tokens that ran {_SINCE}"),
     Metric("depth/gate_std/<m>", "1", "sum/count", f"standard deviation of the gates of all tokens {_SINCE}"),
+    Metric(
+        "experts/load_max_over_mean/<tower>", "1", "mean", f"busiest over mean expert of a layer {_SINCE}"
+    ),
+    Metric("experts/drop_frac/<tower>", "1", "mean", f"share of tokens that no expert took {_SINCE}"),
     Metric("optim/learning_rate", "1", "last", "base learning rate of the step, before factors of towers"),
     Metric("optim/grad_norm", "1", "mean", f"L2 norm of the gradient before clipping, {_SINCE}"),
     Metric("optim/grad_norm/<tower>", "1", "mean", "the same over the weights of a tower"),

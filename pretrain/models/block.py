@@ -19,6 +19,7 @@ from pretrain.models.feed_forward import ExpertFeedForward, FeedForward
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.query_key import Rotary
+from pretrain.thresholds import Selection
 
 Sublayer = Literal["attention", "feed_forward"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "feed_forward")
@@ -68,11 +69,12 @@ class Block(nn.Module):
     ) -> Float[Tensor, "rows d_model"]:
         """`x`, `rotary` and the result are sorted by tower; `mask` is in sequence order. With sequence
         parallel `x` and the result are this rank's chunk of the sorted stream; all else is whole. `inputs`:
-        what routing and mask are of; for depth routing."""
+        what routing and mask are of; for depth routing, and for experts that choose by thresholds."""
         if self.depth is not None:
             assert inputs is not None
             return self._forward_routed(x, inputs, rotary, self.depth)
-        return self._run(self._forward, x, routing, mask, rotary)
+        selection = None if inputs is None else inputs.selection
+        return self._run(self._forward, x, routing, mask, rotary, selection)
 
     def _run(self, part: Callable[..., Tensor], *args: object) -> Tensor:
         if self.activation_checkpointing and self.training:
@@ -80,11 +82,13 @@ class Block(nn.Module):
             return checkpoint(part, *args, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]
         return part(*args)
 
-    def _forward(self, x: Tensor, routing: Routing, mask: AttentionMask, rotary: Rotary) -> Tensor:
+    def _forward(
+        self, x: Tensor, routing: Routing, mask: AttentionMask, rotary: Rotary, selection: Selection | None
+    ) -> Tensor:
         if "attention" in self.sublayers:
             x = x + self._attended(x, routing, mask, rotary)
         if "feed_forward" in self.sublayers:
-            x = x + self._fed_forward(x, routing)
+            x = x + self._fed_forward(x, routing, selection)
         return x
 
     def _attended(self, x: Tensor, routing: Routing, mask: AttentionMask, rotary: Rotary) -> Tensor:
@@ -94,12 +98,12 @@ class Block(nn.Module):
             return self.attention_norm(self.attention(x, routing, mask, rotary), counts)
         return self.attention(self.attention_norm(x, counts), routing, mask, rotary)
 
-    def _fed_forward(self, x: Tensor, routing: Routing) -> Tensor:
+    def _fed_forward(self, x: Tensor, routing: Routing, selection: Selection | None) -> Tensor:
         """What the feed-forward adds to x."""
         counts = routing.counts
         if self.post:
-            return self.feed_forward_norm(self.feed_forward(x, routing), counts)
-        return self.feed_forward(self.feed_forward_norm(x, counts), routing)
+            return self.feed_forward_norm(self.feed_forward(x, routing, selection), counts)
+        return self.feed_forward(self.feed_forward_norm(x, counts), routing, selection)
 
     def _forward_routed(self, x: Tensor, inputs: ModelInputs, rotary: Rotary, depth: DepthRouting) -> Tensor:
         x = whole_rows(x, self.axis)
@@ -107,7 +111,7 @@ class Block(nn.Module):
             x = x + self._run(self._attended, x, inputs.routing, inputs.mask, rotary)
         # Outside of what is computed twice: the same tokens run again, and are counted once.
         chosen = depth(x, inputs)
-        x = self._run(self._through, x, chosen.gates, chosen, inputs.routing, rotary, depth)
+        x = self._run(self._through, x, chosen.gates, chosen, inputs, rotary, depth)
         return own_chunk(x, self.axis)
 
     def _through(
@@ -115,7 +119,7 @@ class Block(nn.Module):
         x: Tensor,
         gates: Tensor,
         chosen: Chosen,
-        routing: Routing,
+        inputs: ModelInputs,
         rotary: Rotary,
         depth: DepthRouting,
     ) -> Tensor:
@@ -124,9 +128,9 @@ class Block(nn.Module):
         before = x.index_select(0, rows)
         added, attended = None, before
         if depth.style.parts != "feed_forward":
-            added = self._chosen_attended(x, before, chosen, routing, rotary)
+            added = self._chosen_attended(x, before, chosen, inputs.routing, rotary)
             attended = before + added
-        fed = self._fed_forward(attended, chosen.tokens.routing)
+        fed = self._fed_forward(attended, chosen.tokens.routing, inputs.selection)
         if scale == "string":
             return (gates * x.index_copy(0, rows, attended + fed)).to(x.dtype)
         chosen_gates = gates.index_select(0, rows)

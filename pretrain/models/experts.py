@@ -48,6 +48,8 @@ class Choice:
     taken: Taken
     gates: Float[Tensor, " dispatched"]
     """fp32: what each dispatched row counts in the sum of its experts."""
+    scores: Float[Tensor, "tokens experts"]
+    """What it was decided by: log probabilities, fp32, no gradient."""
     load: Float[Tensor, " experts_and_one"]
     """fp32, no gradient: tokens of each expert, then tokens that none took."""
     auxiliary: Float[Tensor, ""]
@@ -59,17 +61,23 @@ def choose(
     logits: Float[Tensor, "tokens experts"],
     tokens: TowerTokens,
     *,
+    thresholds: Sequence[float] | None = None,
     counts_on_device: bool = False,
     axis: TensorAxis = ONE_RANK,
 ) -> Choice:
     """Who takes whom, from the logits of a tower's tokens, padding left out; the same on all ranks of `axis`.
 
+    `thresholds`: instead of expert choice, each expert takes the tokens whose score is at least its own.
     `counts_on_device`: under token choice the device is not asked for numbers of rows (see `Taken`).
     """
     probabilities = logits.softmax(dim=1)
     # Ranks that hold equal numbers may still differ in a last bit, and then in what they choose.
-    scores = of_first_rank(probabilities.detach().clone(), axis)
-    if config.routing == "expert_choice":
+    scores = of_first_rank(logits.detach().log_softmax(dim=1), axis)
+    if thresholds is not None:
+        expert, token = (scores >= scores.new_tensor(thresholds)).t().nonzero().unbind(1)
+        gates, per_expert = probabilities[token, expert], _count(expert, config.num_experts)
+        counts = tuple(map(int, per_expert.tolist()))
+    elif config.routing == "expert_choice":
         chosen = best_tokens(config, scores, tokens.per_sequence)
         counts = (chosen.shape[1],) * config.num_experts
         gates, token, per_expert = probabilities.t().gather(1, chosen).flatten(), chosen.flatten(), None
@@ -87,6 +95,7 @@ def choose(
             counts=counts,
         ),
         gates,
+        scores,
         load=torch.cat((per_expert.float(), untaken[None])),
         auxiliary=_auxiliary(config, logits, probabilities, scores, tokens.per_sequence),
     )

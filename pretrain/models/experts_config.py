@@ -21,12 +21,12 @@ class ExpertsConfig(BaseModel):
     """Of token_choice: experts of a token."""
     hidden: PositiveInt | None = None
     """SwiGLU width of one expert. None: that of the model's feed-forward."""
-    capacity_factor: float = Field(1.0, gt=0)
+    capacity_factor: float = Field(default=1.0, gt=0)
     """Of expert_choice: experts that a token has on average; 1 costs what the dense feed-forward costs."""
-    load_balance: float = Field(0.0, ge=0)
+    load_balance: float = Field(default=0.0, ge=0)
     """Of token_choice: weight, per token, of num_experts x sum over experts of (share of choices x mean
     probability), of each sequence (Switch, equation 4: 0.01)."""
-    router_z: float = Field(0.0, ge=0)
+    router_z: float = Field(default=0.0, ge=0)
     """Weight, per token, of log^2 of the sum of exponentiated logits (ST-MoE, arXiv 2202.08906: 0.001)."""
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """SwiGLU feed-forward with one set of weights per tower, or with several: experts."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from parallel.towers import TowerColumnParallelLinear, TowerRowParallelLinear, r
 from pretrain.models.config import ModelConfig
 from pretrain.models.experts import Choice, Router, choose
 from pretrain.models.initial_weights import InitialWeights
+from pretrain.thresholds import ScoreCounts, Selection
 
 
 class FeedForward(nn.Module):
@@ -34,7 +36,9 @@ class FeedForward(nn.Module):
             width, d_model, shards, weights.residual(f"{name}.down"), axis=axis
         )
 
-    def forward(self, x: Float[Tensor, "rows d_model"], routing: Routing) -> Float[Tensor, "rows d_model"]:
+    def forward(
+        self, x: Float[Tensor, "rows d_model"], routing: Routing, _selection: Selection | None = None
+    ) -> Float[Tensor, "rows d_model"]:
         return self.down(swiglu(self.gate_up(x, routing.counts)), routing.counts)
 
 
@@ -65,14 +69,24 @@ class ExpertFeedForward(nn.Module):
         )
         self.auxiliary: Tensor | None = None
         """Auxiliary losses of the last forward pass, a sum over its tokens; to be added to its objective."""
-        self.load: dict[str, Tensor] = {}
-        """Weight shard -> `Choice.load`, summed over training passes until somebody clears it."""
+        block = name.rpartition(".")[0]
+        self.places = [
+            [
+                ScoreCounts(f"{block}.experts.{tower}.{e}")
+                for e in range(experts.num_experts if experts else 0)
+            ]
+            for tower, experts in zip(config.tower_names, self.experts, strict=True)
+        ]
+        """Of each tower's experts: scores, and the sums of pretrain/expert_steps.py."""
+        self.score_counts = [place for of_tower in self.places for place in of_tower]
 
-    def forward(self, x: Float[Tensor, "rows d_model"], routing: Routing) -> Float[Tensor, "rows d_model"]:
+    def forward(
+        self, x: Float[Tensor, "rows d_model"], routing: Routing, selection: Selection | None = None
+    ) -> Float[Tensor, "rows d_model"]:
         whole = whole_rows(x, self.axis)
         rows = rows_of_shards(routing.counts, self.shards)
         pieces = whole.split(rows)
-        choices = self._choices(pieces, routing)
+        choices = self._choices(pieces, routing, selection or Selection())
         taken = [choice and choice.taken for choice in choices]
         # To be summed where ranks compute parts of it: gradients of a token's row, and of its gates.
         inputs = sum_gradient(whole, self.axis).split(rows)
@@ -87,30 +101,50 @@ class ExpertFeedForward(nn.Module):
         )
         return combine(out, self.axis)
 
-    def _choices(self, pieces: Sequence[Tensor], routing: Routing) -> list[Choice | None]:
+    def _choices(
+        self, pieces: Sequence[Tensor], routing: Routing, selection: Selection
+    ) -> list[Choice | None]:
         """Of each tower; None where there are no experts."""
-        of_towers = list(zip(self.shards, self.experts, pieces, routing.tokens, strict=True))
+        of_towers = list(zip(self.experts, pieces, routing.tokens, self.places, strict=True))
         logits = iter(
             self.router(
                 [
                     piece if tokens.rows is None else piece.index_select(0, tokens.rows)
-                    for _, experts, piece, tokens in of_towers
+                    for experts, piece, tokens, _ in of_towers
                     if experts is not None
                 ]
             )
         )
         choices, auxiliary = [], []
-        for shard, experts, piece, tokens in of_towers:
+        for experts, piece, tokens, places in of_towers:
             if experts is None:
                 choices.append(None)
                 continue
-            choice = choose(experts, next(logits), tokens, counts_on_device=grouped(piece), axis=self.axis)
+            thresholds = None
+            if selection.causal and not experts.causal:
+                thresholds = [selection.thresholds.get(place.name, -math.inf) for place in places]
+            choice = choose(
+                experts,
+                next(logits),
+                tokens,
+                thresholds=thresholds,
+                counts_on_device=grouped(piece),
+                axis=self.axis,
+            )
             choices.append(choice)
             auxiliary.append(choice.auxiliary)
             if self.training:
-                self.load[shard] = self.load.get(shard, 0.0) + choice.load
+                _count(places, choice, causal=experts.causal)
         self.auxiliary = torch.stack(auxiliary).sum()
         return choices
+
+
+def _count(places: Sequence[ScoreCounts], choice: Choice, *, causal: bool) -> None:
+    """In the order of pretrain.expert_steps; scores only where a threshold is made of them."""
+    tokens, dropped = choice.scores.shape[0], choice.load[-1]
+    for expert, place in enumerate(places):
+        scores = choice.scores[: 0 if causal else tokens, expert]
+        place.add(scores, choice.load[expert], *((tokens, dropped) if expert == 0 else ()))
 
 
 def swiglu(gate_up: Float[Tensor, "tokens twice_width"]) -> Float[Tensor, "tokens width"]:

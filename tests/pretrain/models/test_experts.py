@@ -52,6 +52,22 @@ def test_tokens_that_no_expert_takes_are_counted() -> None:
     assert choice.load.tolist() == [2, 2, 2]  # all have equal probabilities: both take the first two
 
 
+def test_by_thresholds_each_token_is_judged_by_itself() -> None:
+    logits = torch.tensor([[2.0, 0], [0, 2], [1, 1], [0, 0]])
+    log_p = logits.log_softmax(1)
+    thresholds = [float(log_p[2, 0]), float(log_p[1, 1])]
+    choice = choose(EXPERT, logits, TowerTokens(None, (2, 2)), thresholds=thresholds)
+    assert [rows.tolist() for rows in choice.taken.rows] == [[0, 2, 3], [1]]
+    assert torch.equal(choice.gates, torch.stack([log_p[0, 0], log_p[2, 0], log_p[3, 0], log_p[1, 1]]).exp())
+    alone = choose(EXPERT, logits[:1], TowerTokens(None, (1,)), thresholds=thresholds)
+    assert [rows.tolist() for rows in alone.taken.rows] == [[0], []]
+    assert choose(EXPERT, logits, TowerTokens(None, (4,)), thresholds=[-torch.inf] * 2).load.tolist() == [
+        4,
+        4,
+        0,
+    ]
+
+
 def test_an_even_load_has_the_least_loss() -> None:
     """1 per token where choices and probabilities are even, num_experts where all go to one."""
     config = ExpertsConfig(num_experts=4, routing="token_choice", load_balance=0.5)
