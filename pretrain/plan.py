@@ -194,7 +194,29 @@ def sublayer_activations(config: RunConfig, layout: ParallelConfig) -> tuple[int
     qkv = tokens * (queries + 2 * keys) * b * (2 if model.qk_norm else 1)
     scales = tokens * (model.num_heads + model.kv_heads) // tp * 4 if model.qk_norm else 0
     seen = tokens * queries * b * orders + tokens * model.num_heads // tp * 4
-    return stream + 3 * tokens * model.ffn_width // tp * b, stream + qkv + scales + seen
+    feed_forward = stream + 3 * tokens * model.ffn_width // tp * b
+    if model.experts:
+        fixed = rows * model.d_model * b + rows * 4
+        feed_forward = fixed + max(_experts_activations(config, layout, s) for s in model.tower_names)
+    return feed_forward, stream + qkv + scales + seen
+
+
+def _experts_activations(config: RunConfig, layout: ParallelConfig, tower: str) -> int:
+    """Bytes that the feed-forward of a model with experts keeps, its norm left aside, if all T tokens are of
+    `tower`, of which experts take D.
+
+    Router: T d 4, its input in fp32; T (2 E + 2) 4: products, their scale and probabilities; 20 D: rows and
+    gates (models/experts.py). D d b and 3 D f b as without experts, of what they take. A plain tower: T d b
+    and 3 T f b.
+    """
+    model, b = config.model, bytes_of(config.precision)
+    tokens, d = layout.micro_batch_sequences * model.context_tokens, model.d_model
+    experts, width = model.experts.get(tower), model.width_of(tower) // layout.tp
+    if experts is None:
+        return tokens * d * b + 3 * tokens * width * b
+    taken = round(experts.experts_per_token * tokens)
+    router = tokens * (d + 2 * experts.num_experts + 2) * 4 + 20 * taken
+    return router + taken * (d + 3 * width) * b
 
 
 def head_activations(config: RunConfig, layout: ParallelConfig) -> int:
@@ -254,7 +276,7 @@ def _groups(
 def _workspace(config: RunConfig, layout: ParallelConfig, *, last: bool) -> int:
     """Bound on the temporary tensors of the layer that needs most, gradients on the way back included.
 
-    Feed-forward: 5 T f b, at the end of SwiGLU's backward pass. Attention: QKV's gradient twice, and three
+    Feed-forward: 5 T f b, at the end of SwiGLU's backward pass, f of all experts of a token. Attention: QKV's gradient twice, and three
     fp32 copies of queries and keys. Loss: the logits of a chunk in fp32 and twice in b, the head's gradient
     in fp32. With sequence parallel, the gathered rows.
     """
@@ -263,9 +285,13 @@ def _workspace(config: RunConfig, layout: ParallelConfig, *, last: bool) -> int:
     queries, keys = model.num_heads * model.head_dim // tp, model.kv_heads * model.head_dim // tp
     gathered = 2 * tokens * model.d_model * b if tp > 1 else 0
     chunk = min(CHUNK_TOKENS * tp, tokens)
+    features = max(
+        model.width_of(tower) * (model.experts[tower].experts_per_token if tower in model.experts else 1)
+        for tower in model.tower_names
+    )
     logits = chunk * model.vocab_tokens // tp * (4 + 2 * b) + model.vocab_tokens * model.d_model // tp * 4
     return gathered + max(
-        5 * tokens * model.ffn_width // tp * b,
+        5 * tokens * round(features) // tp * b,
         2 * tokens * (queries + 2 * keys) * b + 3 * 4 * tokens * (queries + keys),
         logits if last else 0,
     )

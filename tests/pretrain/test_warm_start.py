@@ -299,3 +299,19 @@ def test_routers_are_copied_drawn_or_left_behind() -> None:
     assert torch.equal(kept.tensors[f"{name}.image"].read(), source.tensors[f"{name}.all"].read())
     left = fitted(source, MOT)
     assert {n: t.shape for n, t in left.tensors.items()} == logical_shapes(tiny_config(MOT))
+
+
+EXPERTS = {"text": {"num_experts": 2}}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ({}, {"experts": EXPERTS}, "its model.experts are none; experts are neither made of other weights"),
+        ({"experts": EXPERTS}, {}, "its model.experts are text: 2; .* nor dropped"),
+        ({"experts": EXPERTS}, {"experts": EXPERTS}, "by the same model; name them in initial_weights"),
+    ],
+)
+def test_weights_of_experts_are_not_refitted(source: dict, target: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fitted(numbered(MOT, **source), MOT, target)
