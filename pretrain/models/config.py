@@ -76,7 +76,7 @@ class ModelConfig(BaseModel):
                 raise ValueError(f'experts."{tower}": no such tower; legal: {", ".join(self.tower_names)}')
         if self.experts and "feed_forward" not in self.untied and len(self.tower_names) > 1:
             raise ValueError(
-                f"experts of {', '.join(self.experts)}, but the towers {', '.join(self.tower_names)} share one "
+                f"experts of {', '.join(self.experts)}, but towers {', '.join(self.tower_names)} share one "
                 'feed-forward; add "feed_forward" to untied, or give all modalities one tower'
             )
         for tower, experts in self.experts.items():
