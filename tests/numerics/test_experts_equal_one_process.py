@@ -1,4 +1,4 @@
-"""Decoders with experts on layouts of ranks: the one process, step for step; and resumed on another layout."""
+"""Decoders with experts on layouts of ranks: the one process, step for step, and resumed on another."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -67,5 +67,3 @@ def test_a_run_goes_on_on_another_layout(tmp_path: Path) -> None:
         found = run_on_ranks(_go_on, 2, _decoder, target, folders)[0]
         for results, wanted in zip(found, expected, strict=True):
             assert_same(results, wanted, layouts.RTOL)
-
-

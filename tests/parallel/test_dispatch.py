@@ -61,7 +61,9 @@ def test_a_rank_holds_its_part_of_every_expert() -> None:
     group = object()  # never spoken to
     axis = TensorAxis(1, 2, group)  # type: ignore[arg-type]
     whole = torch.arange(3 * 8 * 4.0).view(3, 8, 4)
-    columns = DispatchedLinear({"a": LogicalTensor((3, 8, 4), 1, (4, 4))}, lambda w: w.copy_(whole), axis=axis)
+    columns = DispatchedLinear(
+        {"a": LogicalTensor((3, 8, 4), 1, (4, 4))}, lambda w: w.copy_(whole), axis=axis
+    )
     part = columns.weight["a"]
     assert torch.equal(part, whole[:, [2, 3, 6, 7]])
     assert logical_of(part).shape == (3, 8, 4) and part.tensor_model_parallel
