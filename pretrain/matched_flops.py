@@ -12,6 +12,7 @@ from pathlib import Path
 from data_pipeline.toml_config import ConfigError, validate
 from pretrain.config import RunConfig
 from pretrain.models.accounting import train_flops
+from pretrain.models.depth_accounting import over_run
 
 TOLERANCE = 0.005
 """Share of the baseline's FLOPs by which an arm's may differ."""
@@ -60,7 +61,8 @@ def matched(runs: Sequence[tuple[str, RunConfig]], baseline: str, source: str) -
 
 def step_flops(config: RunConfig, mix: Mix) -> Fraction:
     """Training FLOPs of a step whose slots all hold a token."""
-    flops = train_flops(config.model, mix.tokens, mix.visible_pairs)
+    skipped = over_run(config.model, mix.tokens, mix.visible_pairs)
+    flops = train_flops(config.model, mix.tokens, mix.visible_pairs, skipped=skipped)
     return Fraction(flops * config.tokens_per_step, _TOKENS)
 
 

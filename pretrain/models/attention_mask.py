@@ -33,7 +33,7 @@ class AttentionMask:
     def to(self, device: torch.device) -> "AttentionMask":
         """On `device`, in the form that its attention kernel takes."""
         moved = replace(self, documents=self.documents.to(device, non_blocking=True))
-        return moved.with_blocks() if device.type == "cuda" else moved
+        return moved.with_blocks() if device.type == "cuda" and self.segments else moved
 
     def with_blocks(self) -> "AttentionMask":
         """The same mask for flex attention. Block lists are made on the host from the documents' lengths."""
@@ -64,7 +64,7 @@ class QueryMask:
 
     def to(self, device: torch.device) -> "QueryMask":
         """On `device`, in the form that its attention kernel takes."""
-        if device.type != "cuda":
+        if device.type != "cuda" or not self.places.shape[0]:
             return replace(self, places=self.places.to(device), documents=self.documents.to(device))
         return self.with_blocks(device)
 

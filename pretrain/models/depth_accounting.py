@@ -6,6 +6,7 @@ A router's own dot product, 2 d_model a token, is left out of the ledger, as nor
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from pretrain.models.config import ModelConfig
 
@@ -31,17 +32,22 @@ def skippable_flops(config: ModelConfig, modality: str) -> dict[str, int]:
     return found
 
 
-def skipped_per_token(config: ModelConfig, modality: str) -> float:
-    """Layers that a token of the modality is expected to skip, after warm-up."""
-    if modality not in config.depth:
-        return 0.0
-    return sum(1 - ratio for ratio in config.depth[modality].ratios(config.num_layers) if ratio is not None)
+def _ratios(config: ModelConfig, layer: int, progress: float) -> dict[str, float]:
+    """Of modalities with a router in the layer, at `progress` of the run."""
+    found = config.depth_ratios(layer)
+    return {m: config.depth[m].ratio_at(ratio, progress) for m, ratio in found.items()}
 
 
-def pairs_share(config: ModelConfig, layer: int, tokens: Mapping[str, float]) -> float:
+def skipped_per_token(config: ModelConfig, modality: str, progress: float = 1.0) -> float:
+    """Layers that a token of the modality is expected to skip, at `progress` of the run."""
+    layers = range(config.num_layers)
+    return sum(1 - _ratios(config, layer, progress).get(modality, 1.0) for layer in layers)
+
+
+def pairs_share(config: ModelConfig, layer: int, tokens: Mapping[str, float], progress: float = 1.0) -> float:
     """Expected share of a layer's pairs that attention computes, where `tokens` are of each modality and
     those that skip are spread evenly."""
-    ratios = config.depth_ratios(layer)
+    ratios = _ratios(config, layer, progress)
     if not ratios or not (total := sum(tokens.values())):
         return 1.0
     style = next(iter(config.depth.values()))
@@ -75,12 +81,35 @@ def describe(config: ModelConfig, modality: str) -> str:
     )
 
 
-def expected(config: ModelConfig, tokens: Mapping[str, float], visible_pairs: float) -> Skipped:
-    """After warm-up, of `tokens` of each modality whose masks show `visible_pairs` pairs."""
-    hidden = sum(1 - pairs_share(config, layer, tokens) for layer in range(config.num_layers))
-    return Skipped(
-        {m: count * skipped_per_token(config, m) for m, count in tokens.items()}, hidden * visible_pairs
-    )
+def expected(
+    config: ModelConfig, tokens: Mapping[str, float], visible_pairs: float, progress: float = 1.0
+) -> Skipped:
+    """Of `tokens` of each modality whose masks show `visible_pairs` pairs, at `progress` of the run."""
+    layers = range(config.num_layers)
+    hidden = sum(1 - pairs_share(config, layer, tokens, progress) for layer in layers)
+    skipped = {m: count * skipped_per_token(config, m, progress) for m, count in tokens.items()}
+    return Skipped(skipped, hidden * visible_pairs)
+
+
+def over_run(config: ModelConfig, tokens: Mapping[str, float], visible_pairs: float) -> Skipped | None:
+    """The mean of `expected` over a whole run, warm-up included; None for a model without depth routing."""
+    if not config.depth:
+        return None
+    # Between the ends of warm-ups what is skipped is a polynomial of progress, of degree 2 at most: Simpson's
+    # rule is exact there.
+    ends = {0.0, 1.0}
+    for depth in config.depth.values():
+        ends |= {depth.dense_frac, depth.dense_frac + depth.ramp_frac}
+    skipped, pairs = dict.fromkeys(tokens, 0.0), 0.0
+    for first, last in pairwise(sorted(ends)):
+        inner = 1e-12  # a ratio may jump at an end
+        points = (first, inner), (first, (last - first) / 2), (last, -inner)
+        for (start, offset), weight in zip(points, (1, 4, 1), strict=True):
+            at = expected(config, tokens, visible_pairs, start + offset)
+            share = weight * (last - first) / 6
+            pairs += share * at.pairs
+            skipped = {m: total + share * at.tokens[m] for m, total in skipped.items()}
+    return Skipped(skipped, pairs)
 
 
 def saved_flops(config: ModelConfig, skipped: Skipped) -> int:

@@ -19,7 +19,7 @@ from pretrain.models.accounting import (
 )
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
-from pretrain.models.depth_accounting import Skipped, kept_keys
+from pretrain.models.depth_accounting import Skipped, expected, kept_keys, over_run
 from pretrain.models.inputs import build_inputs
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.models.pretraining import Pretraining
@@ -144,3 +144,21 @@ def test_describe_tells_ratios_and_what_is_saved() -> None:
     told = describe(config)
     assert "depth of image: alternating, mean 0.75, top_k (looks at later tokens)" in told
     assert "layers 1 0.50 1 0.50" in told and "after warm-up" in told
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_what_a_whole_run_skips_is_the_mean_of_its_steps(place: dict[str, str]) -> None:
+    config = tiny_config(
+        MOT, depth={"image": depth(dense_frac=0.1, ramp_frac=0.3, **place), "text": depth(**place)}
+    )
+    tokens, steps = {"text": 7, "image": 20, "speech": 3}, 2000
+    each = [expected(config, tokens, 900, (step + 0.5) / steps) for step in range(steps)]
+    whole = over_run(config, tokens, 900)
+    assert whole is not None
+    assert whole.pairs == pytest.approx(sum(at.pairs for at in each) / steps, rel=1e-5)
+    for modality in tokens:
+        mean = sum(at.tokens[modality] for at in each) / steps
+        assert whole.tokens[modality] == pytest.approx(mean, rel=1e-5)
+    assert whole.tokens["text"] > 0 == whole.tokens["speech"]
+    assert whole.tokens["text"] == pytest.approx(expected(config, tokens, 900).tokens["text"], rel=1e-9)
+    assert over_run(tiny_config(MOT), tokens, 900) is None
