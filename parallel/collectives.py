@@ -85,6 +85,72 @@ def combine_gradient(partial: Shaped[Tensor, "tokens d_model"], axis: TensorAxis
     return partial, dist.all_reduce(partial, group=axis.group, async_op=True)
 
 
+def whole_rows(x: Shaped[Tensor, "rows d_model"], axis: TensorAxis) -> Shaped[Tensor, "tokens d_model"]:
+    """The whole stream from the chunks of sequence parallel, for layers that then keep all of it on every
+    rank (they are given an axis without sequence parallel). Its gradient is the same on every rank, so a
+    chunk's is a part of it; `own_chunk` is the way back."""
+    return _WholeRows.apply(x, axis) if axis.sequence_parallel else x
+
+
+def sum_gradient(x: Shaped[Tensor, "..."], axis: TensorAxis) -> Shaped[Tensor, "..."]:
+    """`x`, whose gradient is summed over ranks: for what all ranks hold and each uses for a part of the
+    features. What a column-parallel layer does for its own input."""
+    return _SumGradient.apply(x, axis) if axis.size > 1 else x
+
+
+def own_chunk(whole: Shaped[Tensor, "tokens d_model"], axis: TensorAxis) -> Shaped[Tensor, "rows d_model"]:
+    """This rank's chunk of a stream that all ranks hold: the inverse of `whole_rows`."""
+    return _OwnChunk.apply(whole, axis) if axis.sequence_parallel else whole
+
+
+def of_first_rank(x: Tensor, axis: TensorAxis) -> Tensor:
+    """`x`, in place, as the first rank of the axis has it: what must not differ by a bit. No gradient."""
+    if axis.size > 1:
+        dist.broadcast(x, group=axis.group, group_src=0)
+    return x
+
+
+def _chunk(whole: Tensor, axis: TensorAxis) -> Tensor:
+    return whole.chunk(axis.size)[axis.rank].clone()  # a view would keep the whole alive
+
+
+class _WholeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: TensorAxis) -> Tensor:
+        ctx.axis = axis
+        whole, handle = gather_rows(x, axis)
+        handle.wait()
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _chunk(grad, ctx.axis), None
+
+
+class _SumGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: TensorAxis) -> Tensor:
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return sum_(grad.clone(memory_format=torch.contiguous_format), ctx.axis), None
+
+
+class _OwnChunk(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, axis: TensorAxis) -> Tensor:
+        ctx.axis = axis
+        return _chunk(whole, axis)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        whole, handle = gather_rows(grad, ctx.axis)
+        handle.wait()
+        return whole, None
+
+
 class _Sum(torch.autograd.Function):
     # megatron-core's own gives back its input unsummed where that is not contiguous (mappings.py, _reduce).
     @staticmethod

@@ -8,7 +8,7 @@ PipeModelDataParallelTopology (0.19.8, runtime/pipe/topology.py) are this one.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Literal, NamedTuple, Protocol
 
@@ -45,6 +45,12 @@ class ModelShape(Protocol):
     def kv_heads(self) -> int: ...
     @property
     def ffn_width(self) -> int: ...
+    @property
+    def expert_widths(self) -> Mapping[str, int]: ...
+    @property
+    def auxiliary_losses(self) -> Sequence[str]: ...
+    @property
+    def whole_blocks(self) -> Sequence[int]: ...
     @property
     def vocab_tokens(self) -> int: ...
     @property
@@ -134,6 +140,7 @@ def _problems(
     tp, pp = config.tp, config.pp
     # A head, with its keys and values, and a column of the feed-forward live on one rank.
     widths = {"num_kv_heads": shape.kv_heads, "num_heads": shape.num_heads, "ffn_hidden": shape.ffn_width}
+    widths |= {f"experts.{t}.hidden": w for t, w in shape.expert_widths.items() if w != shape.ffn_width}
     legal = ", ".join(map(str, _divisors(math.gcd(*widths.values()))))
     if shape.kv_heads == shape.num_heads:
         del widths["num_kv_heads"]
@@ -157,10 +164,19 @@ def _problems(
             f"{shape.context_tokens}), which sequence parallelism cuts into equal chunks; change one, "
             "or set parallel.sequence_parallel = false"
         )
-    if pp > 2 * shape.num_layers:
+    pieces = 2 * shape.num_layers - len(shape.whole_blocks)
+    if pp > pieces:
+        whole = (
+            f"; {len(shape.whole_blocks)} blocks with depth routing stay whole" if shape.whole_blocks else ""
+        )
         yield (
             f"parallel.pp = {pp} leaves stages without attention or feed-forward: the model has "
-            f"{shape.num_layers} of each; set parallel.pp = {2 * shape.num_layers} or less"
+            f"{shape.num_layers} of each{whole}; set parallel.pp = {pieces} or less"
+        )
+    if pp > 1 and shape.auxiliary_losses:
+        yield (
+            f"parallel.pp = {pp} with model.{' and model.'.join(shape.auxiliary_losses)}: a stage hands "
+            "hidden states on and no loss; set these weights to 0, or parallel.pp = 1"
         )
     if pp > 1 and config.zero_stage > 1:
         # Refused by DeepSpeed 0.19.8 too (runtime/pipe/engine.py:76): its stages reduce whole gradients.

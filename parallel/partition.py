@@ -1,11 +1,11 @@
 """Which sublayers go to which pipeline stage. Pure, exact; imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 
 
-def partition(costs: Sequence[int], stages: int) -> tuple[int, ...]:
+def partition(costs: Sequence[int], stages: int, whole_blocks: Collection[int] = ()) -> tuple[int, ...]:
     """Cut a decoder into contiguous stages so that the costliest stage costs as little as possible.
 
     `costs`: of embedding, the sublayers of the blocks, final norm and head, for instance in FLOPs. Returns
@@ -15,13 +15,17 @@ def partition(costs: Sequence[int], stages: int) -> tuple[int, ...]:
     of those the one with fewer sublayers on the first stages, which keep the activations of most
     micro-batches.
 
-    Raises ValueError where there are more stages than sublayers of blocks.
+    The two sublayers of each of `whole_blocks` (numbers from 0) stay together.
+
+    Raises ValueError where there are more stages than sublayers of blocks, those of whole ones counted once.
     """
-    blocks = len(costs) - 2
+    last = len(costs) - 2
+    inside = {2 * block + 2 for block in whole_blocks}
+    ends = [0, *(bound for bound in range(2, last + 1) if bound not in inside), last + 2]
+    """Where a cut may be: bounds in `costs` before, between and after these sublayers."""
+    blocks = len(ends) - 1
     if not 1 <= stages <= blocks:
         raise ValueError(f"{blocks} sublayers cannot be cut into {stages} stages of at least one each")
-    ends = [0, *range(2, blocks + 1), blocks + 2]
-    """Where a cut may be: bounds in `costs` before, between and after these sublayers."""
     sums = [0, *accumulate(costs)]
 
     def cost(start: int, end: int) -> int:

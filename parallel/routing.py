@@ -13,8 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Integer, Shaped
+from jaxtyping import Bool, Integer, Shaped
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TowerTokens:
+    """The tokens of one tower without padding: what layers choose among."""
+
+    rows: Integer[Tensor, " tokens"] | None
+    """int64, rows of the tower's slice, sequence by sequence; None: all of them."""
+    per_sequence: tuple[int, ...]
+
+    def to(self, device: torch.device) -> "TowerTokens":
+        return self if self.rows is None else replace(self, rows=self.rows.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,11 @@ class Routing:
     """int64: sequence = sorted[to_sequence]; the inverse of to_sorted."""
     identity: bool
     """All tokens belong to one tower: both orders are the same and nothing need be moved."""
+    modality_rows: tuple[tuple[int, int], ...] = ()
+    """First row and the one after the last of each modality in sorted order; only where `route` sorted by
+    them."""
+    tokens: tuple[TowerTokens, ...] = ()
+    """Per tower; only for models that choose among tokens (`with_tokens`)."""
 
     def to(self, device: torch.device) -> "Routing":
         """The same routing with its permutations on `device`."""
@@ -36,28 +53,61 @@ class Routing:
             self,
             to_sorted=self.to_sorted.to(device, non_blocking=True),
             to_sequence=self.to_sequence.to(device, non_blocking=True),
+            tokens=tuple(tokens.to(device) for tokens in self.tokens),
         )
 
 
 def route(
-    modality: Integer[np.ndarray, " tokens"], tower_of_modality: Sequence[int], num_towers: int
+    modality: Integer[np.ndarray, " tokens"],
+    tower_of_modality: Sequence[int],
+    num_towers: int,
+    *,
+    by_modality: bool = False,
 ) -> Routing:
     """Sort tokens by tower, stably: inside a tower, sorted order is sequence order.
 
     `modality` holds indices into `tower_of_modality`, which holds tower indices below `num_towers`.
+    `by_modality`: inside a tower sort by modality, so that each is a slice too, of the dense model as well.
     """
     tower = np.asarray(tower_of_modality, dtype=np.uint8)[modality]
     counts = tuple(int(count) for count in np.bincount(tower, minlength=num_towers))
     assert len(counts) == num_towers, (counts, num_towers)
-    to_sorted = np.argsort(tower, kind="stable")
+    if not by_modality:
+        return _sorted_by(tower, counts, sum(count > 0 for count in counts) <= 1)
+    # Modalities in the order of their towers.
+    order = sorted(range(len(tower_of_modality)), key=lambda m: tower_of_modality[m])
+    place = np.argsort(order)
+    ends = np.cumsum(np.bincount(place[modality], minlength=len(order))).tolist()
+    rows = list(zip([0, *ends[:-1]], ends, strict=True))
+    routing = _sorted_by(place.astype(np.uint8)[modality], counts, np.unique(modality).size <= 1)
+    return replace(routing, modality_rows=tuple(rows[p] for p in place))
+
+
+def _sorted_by(key: Integer[np.ndarray, " tokens"], counts: tuple[int, ...], identity: bool) -> Routing:
+    to_sorted = np.argsort(key, kind="stable")
     to_sequence = np.empty_like(to_sorted)
     to_sequence[to_sorted] = np.arange(to_sorted.size)
     return Routing(
         counts=counts,
         to_sorted=torch.from_numpy(to_sorted),
         to_sequence=torch.from_numpy(to_sequence),
-        identity=sum(count > 0 for count in counts) <= 1,
+        identity=identity,
     )
+
+
+def with_tokens(routing: Routing, filled: Bool[np.ndarray, "sequences context"]) -> Routing:
+    """The routing of a micro-batch with its `tokens`. `filled`: the slots that are no padding."""
+    found, start = [], 0
+    for count in routing.counts:
+        places = routing.to_sorted[start : start + count].numpy()
+        (rows,) = np.nonzero(filled.reshape(-1)[places])
+        per_sequence = np.bincount(places[rows] // filled.shape[1], minlength=filled.shape[0])
+        everything = rows.size == count
+        found.append(
+            TowerTokens(None if everything else torch.from_numpy(rows), tuple(map(int, per_sequence)))
+        )
+        start += count
+    return replace(routing, tokens=tuple(found))
 
 
 class _Permute(torch.autograd.Function):

@@ -123,14 +123,18 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
         )
         self.shards, self.axis = tuple(shards), axis
         whole = LogicalTensor((out_features, in_features), 0, tuple(blocks))
-        self.weight = _shards(shards, initialise, whole, axis)
+        self.weight = tower_shards(shards, initialise, whole, axis)
 
     def forward(  # type: ignore[override]
-        self, x: Float[Tensor, "rows in"], counts: tuple[int, ...]
+        self, x: Float[Tensor, "rows in"], counts: tuple[int, ...], *, outputs: slice | None = None
     ) -> Float[Tensor, "tokens out_local"]:
-        """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel."""
-        rows = _rows(counts, self.shards)
-        return _SlicedLinear.apply(x, rows, self.axis, *(self.weight[name] for name in self.shards))
+        """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel.
+        `outputs`: those that are wanted of this rank's; None: all."""
+        rows = rows_of_shards(counts, self.shards)
+        weights = [self.weight[name] for name in self.shards]
+        if outputs is not None:
+            weights = [weight[outputs] for weight in weights]
+        return _SlicedLinear.apply(x, rows, self.axis, *weights)
 
     # No state beside the weights: megatron-core's empty entry breaks DeepSpeed's universal checkpoint.
     get_extra_state = nn.Module.get_extra_state
@@ -165,13 +169,13 @@ class TowerRowParallelLinear(RowParallelLinear):
             )
         del self.weight
         self.shards, self.axis = tuple(shards), axis
-        self.weight = _shards(shards, initialise, LogicalTensor((out_features, in_features), 1), axis)
+        self.weight = tower_shards(shards, initialise, LogicalTensor((out_features, in_features), 1), axis)
 
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "tokens in_local"], counts: tuple[int, ...]
     ) -> Float[Tensor, "rows out"]:
         """All rows, or this rank's chunk of them with sequence parallel."""
-        rows = _rows(counts, self.shards)
+        rows = rows_of_shards(counts, self.shards)
         out = _SlicedLinear.apply(x, rows, ONE_RANK, *(self.weight[name] for name in self.shards))
         return combine(out, self.axis)
 
@@ -203,7 +207,7 @@ class SharedEmbedding(VocabParallelEmbedding):
             )
         del self.weight
         self.shard, self.axis = shard, axis
-        self.weight = _shards((shard,), initialise, LogicalTensor((vocab_tokens, d_model), 0), axis)
+        self.weight = tower_shards((shard,), initialise, LogicalTensor((vocab_tokens, d_model), 0), axis)
 
     def forward(  # type: ignore[override]
         self, ids: Int[Tensor, " tokens"]
@@ -233,7 +237,7 @@ class TowerNorm(nn.Module):
         self, x: Float[Tensor, "rows features"], counts: tuple[int, ...]
     ) -> Float[Tensor, "rows features"]:
         """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel."""
-        rows = self.axis.chunk_counts(_rows(counts, self.shards))
+        rows = self.axis.chunk_counts(rows_of_shards(counts, self.shards))
         return _SlicedNorm.apply(x, rows, self.eps, self.axis, *(self.weight[name] for name in self.shards))
 
 
@@ -274,12 +278,12 @@ class _SlicedNorm(torch.autograd.Function):
         return grad_x.to(x.dtype), None, None, None, *grad_weights
 
 
-def _rows(counts: tuple[int, ...], shards: Sequence[str]) -> tuple[int, ...]:
+def rows_of_shards(counts: tuple[int, ...], shards: Sequence[str]) -> tuple[int, ...]:
     """Rows per shard: a layer with one shard takes all of them, whatever the towers."""
     return counts if len(shards) > 1 else (sum(counts),)
 
 
-def _shards(
+def tower_shards(
     names: Sequence[str], initialise: Initialise, logical: LogicalTensor, axis: TensorAxis
 ) -> nn.ParameterDict:
     """This rank's part of one weight per name, with the attributes DeepSpeed and megatron-core read."""

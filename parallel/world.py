@@ -52,6 +52,14 @@ class World:
         dist.all_reduce(total, group=group)
         return total.tolist()
 
+    def sum_tensor_over_all(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, on the host; for more numbers than a list is made for."""
+        if self.world_size == 1:
+            return values
+        total = values.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.cpu()
+
     def same_in_model_group(self, value: int) -> bool:
         """True if all ranks of this data-parallel coordinate bring the same `value`, of up to 63 bits."""
         if self.tp_size * self.pp_size == 1:

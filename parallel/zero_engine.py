@@ -39,7 +39,7 @@ class ZeroEngine:
     ) -> None:
         """`learning_rate_at(step)`: the rate of the step that `step` others came before. `prefix`: what the
         module puts before the names that its parameters have in every layout."""
-        self.world = world
+        self.world, self.module = world, module
         self.settings = settings
         self.learning_rate_at = learning_rate_at
         self.zero_stage = zero_stage

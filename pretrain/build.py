@@ -20,7 +20,7 @@ from pretrain.warm_start import initial_weights, load_weights
 def engine(config: RunConfig, world: World) -> ZeroEngine:
     """The model, or this rank's stage of it, in the engine of the layout. Its weights are drawn from the
     seed, or those of `initial_weights`."""
-    bounds = partition(sublayer_costs(config.model), world.pp_size)
+    bounds = partition(sublayer_costs(config.model), world.pp_size, config.model.whole_blocks)
     decoder = Decoder(
         config.model,
         seed=config.seed,

@@ -111,14 +111,27 @@ def _of_seeds(findings: Findings) -> Iterator[Caveat]:
 
 def _of_compute(findings: Findings) -> Iterator[Caveat]:
     plan, cost = findings.plan, systems(findings)
-    base = cost[plan.config.baseline].train_flops
+    base, first = cost[plan.config.baseline].train_flops, plan.run(plan.config.baseline, findings.seeds[0])
+    by_flops = plan.config.match == "train_flops"
     for arm in plan.others:
         ratio = cost[arm].train_flops / base if base else math.nan
         if abs(ratio - 1) > FLOPS_TOLERANCE:
+            equal = (
+                "Budgets were to be equal and were not"
+                if by_flops
+                else "Equal tokens are not equal compute here"
+            )
             yield Caveat(
-                f"Equal tokens are not equal compute here: {arm} spent {ratio:.3f} times the training FLOPs "
+                f"{equal}: {arm} spent {ratio:.3f} times the training FLOPs "
                 f"of {plan.config.baseline}. Read the curves against FLOPs.",
                 grave=True,
+            )
+        data = plan.run(arm, findings.seeds[0]).config.num_steps / first.config.num_steps
+        if by_flops and abs(data - 1) > FLOPS_TOLERANCE:
+            yield Caveat(
+                f"Equal compute is not equal data here: {arm} saw {data:.2f} times the tokens of "
+                f"{plan.config.baseline}; the longer runs go on in the same order. Gaps stand beside the "
+                f"tokens of {plan.config.baseline}, at equal FLOPs."
             )
     if plan.config.tuning is None:
         rates = {plan.run(arm, findings.seeds[0]).config.optimizer.learning_rate for arm in plan.arms}

@@ -130,10 +130,14 @@ def _job(plan: Plan, run: PlannedRun, at_once: int) -> Job:
 def _announcement(plan: Plan, todo: Sequence[PlannedRun], at_once: int) -> str:
     config, first = plan.config, plan.runs[0].config
     done = len(plan.runs) - len(todo)
+    steps = {run.arm: run.config.num_steps for run in plan.runs}
+    length = f"{first.num_steps} steps, {first.total_tokens:,} tokens each"
+    if config.match == "train_flops":
+        length = f"equal FLOPs ({', '.join(f'{arm}: {count} steps' for arm, count in steps.items())})"
     return (
         f"{config.name}: {config.question}\n"
         f"{len(config.arms)} arms ({', '.join(plan.arms)}) x {len(config.seeds)} seed(s) = "
-        f"{len(plan.runs)} runs of {first.num_steps} steps, {first.total_tokens:,} tokens each; "
+        f"{len(plan.runs)} runs of {length}; "
         f"{at_once} at a time"
         + (f"; {done} done already" if done else "")
         + f"\nPlan: {plan.directory / 'comparison.json'}"

@@ -5,7 +5,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from data_pipeline.shards import write_json
 from data_pipeline.toml_config import ConfigError, apply_override, load_toml, set_key, validate
 from pretrain.config import RunConfig, differences
+from pretrain.matched_flops import matched
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 SHOWN = 20
@@ -29,7 +30,8 @@ MATCHED = (
     "every_steps",
     "evaluate",
 )
-"""Equal in all arms under match = "tokens": the same batches in the same order, and the same evaluation."""
+"""Equal in all arms: the same batches in the same order, and the same evaluation. Under match = "train_flops"
+arms have as many steps as the baseline's training FLOPs last: it sets total_tokens."""
 EXECUTION = ("jobs", "threads_per_run")
 """Fields of a comparison that may change between two calls."""
 
@@ -51,7 +53,9 @@ class CompareConfig(BaseModel):
     vary: tuple[str, ...] = Field(min_length=1)
     """Dotted keys in which arms may differ; a table's key covers all below it."""
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
-    match: Literal["tokens"] = "tokens"
+    match: Literal["tokens", "train_flops"] = "tokens"
+    """train_flops: the number of steps of each arm is solved for the baseline's training FLOPs, and its
+    schedule stretched to them (pretrain/matched_flops.py)."""
     deciding_metric: Literal["eval/loss"] = "eval/loss"
     """Held-out loss at the last step, per modality."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -168,7 +172,11 @@ def make_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     )
     plan = Plan(path=path, overrides=tuple(overrides), config=config, runs=runs)
     _check_arms(plan)
-    return plan
+    if config.match == "tokens":
+        return plan
+    configs = matched([(run.arm, run.config) for run in runs], config.baseline, str(path))
+    runs = tuple(replace(run, config=found) for run, found in zip(runs, configs, strict=True))
+    return replace(plan, runs=runs)
 
 
 def _refuse_clash(config: CompareConfig, key: str, *, source: str) -> None:

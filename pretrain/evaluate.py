@@ -15,7 +15,9 @@ from parallel.engine import Engine
 from pretrain.config import RunConfig
 from pretrain.heldout import Text, heldout_texts, pack_texts, pair_text, pairs
 from pretrain.metrics import losses
+from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
+from pretrain.thresholds import Selection
 
 Direction = tuple[str, str]
 
@@ -95,25 +97,48 @@ def micro_batches(
     return batches
 
 
-def heldout_losses(engine: Engine, heldout: Heldout) -> dict[str, float]:
-    """eval/loss and eval/loss/<m>. Every rank calls it and gets the same."""
-    return losses(_sums(engine, heldout, heldout.documents), "eval/loss") if heldout.documents else {}
+def selections(
+    model: ModelConfig, thresholds: Mapping[str, float], progress: float
+) -> list[tuple[str, Selection]]:
+    """(prefix of metrics, what tokens are chosen by): the rule that the model is trained with, and where that
+    looks at later tokens, its causal form: what a model that writes could do."""
+    found = [("eval", Selection(thresholds=thresholds, progress=progress))]
+    if not model.is_causal and model.has_causal_form:
+        found.append(("eval/causal", replace(found[0][1], causal=True)))
+    return found
 
 
-def conditional_losses(engine: Engine, heldout: Heldout) -> dict[str, float]:
-    """eval/loss/<a>_to_<b> and eval/gain/<a>_to_<b>. Every rank calls it and gets the same."""
+TRAINED_WITH = Selection()
+"""What models that choose no tokens are evaluated with."""
+
+
+def heldout_losses(
+    engine: Engine, heldout: Heldout, prefix: str = "eval", selection: Selection = TRAINED_WITH
+) -> dict[str, float]:
+    """`prefix`/loss and `prefix`/loss/<m>. Every rank calls it and gets the same."""
+    if not heldout.documents:
+        return {}
+    return losses(_sums(engine, heldout, heldout.documents, selection), f"{prefix}/loss")
+
+
+def conditional_losses(
+    engine: Engine, heldout: Heldout, prefix: str = "eval", selection: Selection = TRAINED_WITH
+) -> dict[str, float]:
+    """`prefix`/loss/<a>_to_<b> and `prefix`/gain/<a>_to_<b>. Every rank calls it and gets the same."""
     row = {}
     for (a, b), inputs in heldout.own.items():
-        own, weight = _sums(engine, heldout, inputs)[b]
-        foreign, _ = _sums(engine, heldout, heldout.foreign[a, b])[b]
+        own, weight = _sums(engine, heldout, inputs, selection)[b]
+        foreign, _ = _sums(engine, heldout, heldout.foreign[a, b], selection)[b]
         if weight:  # spans can be empty
-            row[f"eval/loss/{a}_to_{b}"] = own / weight
-            row[f"eval/gain/{a}_to_{b}"] = (foreign - own) / weight
+            row[f"{prefix}/loss/{a}_to_{b}"] = own / weight
+            row[f"{prefix}/gain/{a}_to_{b}"] = (foreign - own) / weight
     return row
 
 
-def _sums(engine: Engine, heldout: Heldout, inputs: Sequence[ModelInputs]) -> dict[str, tuple[float, float]]:
+def _sums(
+    engine: Engine, heldout: Heldout, inputs: Sequence[ModelInputs], selection: Selection
+) -> dict[str, tuple[float, float]]:
     """modality -> (sum of nats, targets that count), over all ranks."""
-    stats = engine.eval_step(inputs)
+    stats = engine.eval_step([replace(each, selection=selection) for each in inputs])
     count = len(heldout.modalities)
     return dict(zip(heldout.modalities, zip(stats[:count], stats[count:], strict=True), strict=True))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -145,7 +145,7 @@ class Findings:
 
     def curves(self, arm: str, metric: str) -> tuple[Curve, ...]:
         """One per seed, in the order of the seeds, at the steps that all have."""
-        return aligned([r.curve(metric, until=self.scope.until_step) for r in self.runs(arm)])
+        return aligned([r.curve(metric, until=self.scope.until(r)) for r in self.runs(arm)])
 
     def contrast(self, arm: str, modality: str) -> Contrast:
         return next(c for c in self.contrasts if (c.arm, c.modality) == (arm, modality))
@@ -156,6 +156,7 @@ class Findings:
 
     @property
     def tokens(self) -> int:
+        """Of the baseline."""
         return self.scope.until_step * self.plan.runs[0].config.tokens_per_step
 
 
@@ -165,13 +166,13 @@ def find(plan: Plan, results: Sequence[RunResult]) -> Findings:
     used = tuple(r for r in results if r.seed in scope.seeds)
 
     def measured(metric: str) -> bool:
-        return all(len(run.curve(metric, until=scope.until_step)) for run in used)
+        return all(len(run.curve(metric, until=scope.until(run))) for run in used)
 
     modalities = tuple(m for m in plan.runs[0].config.model.modalities if measured(metric_of(m)))
     directions = tuple(d for d in used[0].directions() if measured(loss_of(d)) and measured(gain_of(d)))
 
     def loss(arm: str, metric: str) -> ArmLoss:
-        return _arm_loss(aligned([r.curve(metric, until=scope.until_step) for r in used if r.arm == arm]))
+        return _arm_loss(aligned([r.curve(metric, until=scope.until(r)) for r in used if r.arm == arm]))
 
     return Findings(
         plan=plan,
@@ -212,13 +213,15 @@ def _contrast(plan: Plan, scope: Scope, used: Sequence[RunResult], arm: str, mod
     confidence = plan.config.confidence
     metric = metric_of(modality)
     base, other = (
-        [r.curve(metric, until=scope.until_step) for r in used if r.arm == name]
+        [r.curve(metric, until=scope.until(r)) for r in used if r.arm == name]
         for name in (plan.config.baseline, arm)
     )
+    by_flops = plan.config.match == "train_flops"
     final = paired_difference(
         [float(c.values[-1]) for c in base], [float(c.values[-1]) for c in other], confidence
     )
-    gaps = np.array([o.values - b.values for b, o in zip(base, other, strict=True)])
+    beside = [_at_flops(b, o) for b, o in zip(base, other, strict=True)] if by_flops else other
+    gaps = np.array([o.values - b.values for b, o in zip(base, beside, strict=True)])
     gap, noise = gaps.mean(axis=0), gap_noise(gaps, confidence)
     tokens, base_mean = base[0].tokens, np.mean([c.values for c in base], axis=0)
     least = 2 * wobble(gap)
@@ -238,6 +241,11 @@ def _contrast(plan: Plan, scope: Scope, used: Sequence[RunResult], arm: str, mod
         together_from=together_from(tokens, gap, least),
         trend=gap_trend(tokens, gap),
     )
+
+
+def _at_flops(base: Curve, other: Curve) -> Curve:
+    """`other` where it had spent the FLOPs of the points of `base`; its first value before its first."""
+    return replace(base, values=np.interp(base.flops, other.flops, other.values))
 
 
 def _matching(base: Sequence[Curve], other: Sequence[Curve], axis: str, confidence: float) -> Matching:
@@ -277,12 +285,12 @@ class ArmSystem:
 
 def systems(findings: Findings) -> dict[str, ArmSystem]:
     """Cost of every arm, from the runs' own rows."""
-    return {arm: _system(findings.runs(arm), findings.scope.until_step) for arm in findings.plan.arms}
+    return {arm: _system(findings.runs(arm), findings.scope) for arm in findings.plan.arms}
 
 
-def _system(runs: Sequence[RunResult], until: int) -> ArmSystem:
+def _system(runs: Sequence[RunResult], scope: Scope) -> ArmSystem:
     def series(run: RunResult, name: str) -> np.ndarray:
-        return run.curve(name, until=until).values
+        return run.curve(name, until=scope.until(run)).values
 
     def mean(values: Sequence[float]) -> float:
         known = [v for v in values if math.isfinite(v)]
@@ -327,13 +335,12 @@ def _system(runs: Sequence[RunResult], until: int) -> ArmSystem:
 
 def step_time_ratio(findings: Findings, arm: str) -> RatioEstimate | None:
     """Median step time of the arm over the baseline's, seed by seed."""
-    until = findings.scope.until_step
 
     def medians(name: str) -> list[float]:
         return [
             float(np.median(v[1:] if len(v) > 1 else v))
             for run in findings.runs(name)
-            if len(v := run.curve("time/step_s", until=until).values)
+            if len(v := run.curve("time/step_s", until=findings.scope.until(run)).values)
         ]
 
     base, other = medians(findings.plan.config.baseline), medians(arm)

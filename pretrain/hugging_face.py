@@ -135,9 +135,12 @@ def to_hugging_face(source: Source) -> tuple[Source, dict[str, Any]]:
     """The same weights under their names, and config.json. Raises ConfigError for what has no place there."""
     model, theirs = source.model, {}
     split = [part for part in ("attention", "feed_forward", "norm") if len(model.shards_of(part)) > 1]
-    if split or model.norm_placement != "pre":
+    if split or model.experts or model.norm_placement != "pre":
         why = (
-            f"model.untied = {split} over towers {', '.join(model.tower_names)}: they have one set of weights"
+            f"model.experts of {', '.join(model.experts)}: they have one feed-forward"
+            if model.experts
+            else f"model.untied = {split} over towers {', '.join(model.tower_names)}: they have one set of "
+            "weights"
             if split
             else f'model.norm_placement = "{model.norm_placement}": their norms stand before the sublayers'
         )

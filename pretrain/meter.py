@@ -12,6 +12,7 @@ from data_pipeline.loader import StepBatch
 from data_pipeline.progress import Progress
 from parallel.engine import StepResult
 from parallel.world import World
+from pretrain import depth_steps, expert_steps
 from pretrain.config import RunConfig
 from pretrain.device_peak import device_name, measure_peak_flops, peak_key, table_peak_flops
 from pretrain.metrics import MetricsLog, Sums, step_sums, train_row
@@ -19,6 +20,7 @@ from pretrain.models.accounting import train_flops
 from pretrain.models.inputs import ModelInputs
 from pretrain.run_dir import RunDir
 from pretrain.state import TrainState
+from pretrain.thresholds import Counted
 
 LOG_EVERY_S = 10.0
 
@@ -46,16 +48,29 @@ class Meter:
         yield
         self._step_s = time.perf_counter() - began
 
-    def sums(self, batch: StepBatch, inputs: Sequence[ModelInputs], result: StepResult) -> Sums:
-        """What the step that was timed last adds, over all ranks. All call it; times are each rank's own."""
+    def sums(
+        self,
+        batch: StepBatch,
+        inputs: Sequence[ModelInputs],
+        result: StepResult,
+        counted: Mapping[str, Counted] | None = None,
+    ) -> Sums:
+        """What the step that was timed last adds, over all ranks. All call it; times are each rank's own.
+        `counted`: by depth routers of all ranks."""
         config, modalities = self._config, self._config.model.modalities
-        mine = [0.0] * (len(modalities) + 1)
+        towers = config.model.experts
+        mine = [0.0] * (1 + len(modalities) + len(towers))
         for each in inputs:
-            counts = (each.visible_pairs, *each.input_tokens)
+            counts = (each.visible_pairs, *each.input_tokens, *each.expert_rows.values())
             mine = [total + count for total, count in zip(mine, counts, strict=True)]
-        pairs, *tokens = self._world.sum_over_dp(mine)
-        flops = train_flops(config.model, dict(zip(modalities, map(int, tokens), strict=True)), int(pairs))
-        return step_sums(
+        pairs, *summed = map(int, self._world.sum_over_dp(mine))
+        tokens = dict(zip(modalities, summed, strict=False))
+        expert_rows = dict(zip(towers, summed[len(modalities) :], strict=True))
+        skipped = depth_steps.skipped(config.model, counted or {}, pairs)
+        flops = train_flops(config.model, tokens, pairs, expert_rows, skipped)
+        of_routers = depth_steps.step_sums(config.model, counted or {})
+        of_routers |= expert_steps.step_sums(config.model, counted or {})
+        return of_routers | step_sums(
             modalities=modalities,
             loss_sums=result.stats[: len(modalities)],
             weights=result.stats[len(modalities) :],
@@ -72,6 +87,7 @@ class Meter:
         """Write the row of `state.step`; returns the state with its window closed."""
         if self._log is not None:
             row: dict[str, Any] = train_row(state.window, state.total, peak_flops=self._peak_flops)
+            row |= depth_steps.row(state.window) | expert_steps.row(self._config.model, state.window)
             row |= evaluation
             row["optim/learning_rate"] = result.learning_rate
             row["memory/peak_bytes"] = _peak_bytes(self._world.device)

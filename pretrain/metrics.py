@@ -21,7 +21,8 @@ STEP_KEYS = ("steps", "tokens", "flops", "step_s", "wait_s", "fill", "grad_norm"
 
 @dataclass(frozen=True)
 class Metric:
-    """`name` may hold placeholders: <m>, <a>, <b> stand for modalities, <tower> for a tower."""
+    """`name` may hold placeholders: <m>, <a>, <b> stand for modalities, <tower> for a tower, <layer> for a
+    number from 0."""
 
     name: str
     unit: str
@@ -42,6 +43,21 @@ METRICS = (
     Metric(
         "eval/gain/<a>_to_<b>", "nats/token", "difference", "loss of b after a foreign a minus after its own"
     ),
+    Metric("eval/causal/loss", "nats/token", "sum/count", "eval/loss, every token chosen by thresholds"),
+    Metric("eval/causal/loss/<m>", "nats/token", "sum/count", "the same of the modality's targets"),
+    Metric(
+        "eval/causal/loss/<a>_to_<b>", "nats/token", "sum/count", "as eval/loss/<a>_to_<b>, by thresholds"
+    ),
+    Metric(
+        "eval/causal/gain/<a>_to_<b>", "nats/token", "difference", "as eval/gain/<a>_to_<b>, by thresholds"
+    ),
+    Metric("depth/ratio/<m>", "1", "mean", f"mean over layers with a router of the tokens that ran {_SINCE}"),
+    Metric("depth/ratio/<m>/<layer>", "1", "sum/count", f"share of the modality's tokens that ran {_SINCE}"),
+    Metric("depth/gate_std/<m>", "1", "sum/count", f"standard deviation of the gates of all tokens {_SINCE}"),
+    Metric(
+        "experts/load_max_over_mean/<tower>", "1", "mean", f"busiest over mean expert of a layer {_SINCE}"
+    ),
+    Metric("experts/drop_frac/<tower>", "1", "mean", f"share of tokens that no expert took {_SINCE}"),
     Metric("optim/learning_rate", "1", "last", "base learning rate of the step, before factors of towers"),
     Metric("optim/grad_norm", "1", "mean", f"L2 norm of the gradient before clipping, {_SINCE}"),
     Metric("optim/grad_norm/<tower>", "1", "mean", "the same over the weights of a tower"),
@@ -60,7 +76,13 @@ METRICS = (
 
 _NAME = "[A-Za-z0-9-]+"
 _PATTERNS = tuple(
-    (re.compile(re.sub(r"<(m|a|b)>", _NAME, metric.name).replace("<tower>", ".+") + r"\Z"), metric)
+    (
+        re.compile(
+            re.sub(r"<(m|a|b)>", _NAME, metric.name).replace("<tower>", ".+").replace("<layer>", "[0-9]+")
+            + r"\Z"
+        ),
+        metric,
+    )
     for metric in METRICS
 )
 

@@ -8,6 +8,7 @@ from torch import nn
 from parallel.engine import ParameterGroup
 from parallel.logical import logical_of
 from pretrain.config import OptimizerConfig, ScheduleConfig, TowerOptimizerConfig
+from pretrain.models.logical_weights import is_router
 
 
 def tower_of(parameter_name: str) -> str:
@@ -18,8 +19,9 @@ def tower_of(parameter_name: str) -> str:
 def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
 ) -> list[ParameterGroup]:
-    """Per tower a group of matrices and one of vectors (norm weights: never decayed), in order of appearance.
-    Parameters that tensor-parallel ranks cut and those that each holds whole are in different groups.
+    """Per tower a group of matrices and one of what is never decayed (norms and routers), in order of
+    appearance. Parameters that tensor-parallel ranks cut and those that each holds whole are in different
+    groups.
 
     The parameters of a frozen tower are set to need no gradient and are in no group; those of all others are
     set to need one.
@@ -32,7 +34,7 @@ def parameter_groups(
         parameter.requires_grad_(not own.frozen)
         if own.frozen:
             continue
-        kind = "decay" if parameter.ndim > 1 else "no_decay"
+        kind = "decay" if parameter.ndim > 1 and not is_router(name) else "no_decay"
         share = "cut" if logical_of(parameter).dim is not None else "whole"
         decay = config.weight_decay if own.weight_decay is None else own.weight_decay
         group = groups.setdefault(

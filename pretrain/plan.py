@@ -101,7 +101,7 @@ def plan(
     model, pp = config.model, layout.pp
     dp = data_parallel_size(layout, gpus)
     micro_batches = config.sequences_per_step // (dp * layout.micro_batch_sequences)
-    bounds = _bounds(tuple(sublayer_costs(model)), pp)
+    bounds = _bounds(tuple(sublayer_costs(model)), pp, model.whole_blocks)
     costs = [cost * layout.micro_batch_sequences for cost in sublayer_costs(model)]
     stages, passes, sent_in_layers = [], [], []
     for index, flops in enumerate(stage_costs(costs, bounds)):
@@ -149,8 +149,9 @@ def ranked(config: RunConfig, gpus: int, memory_bytes: float | None = None) -> l
 
 
 def weights(model: ModelConfig, sublayers: range, tp: int) -> dict[str, list[int]]:
-    """Elements of each parameter on one of `tp` ranks, in the groups and order of pretrain.optimizer."""
-    embedding, *block, final_norm, head = layers(model.model_copy(update={"num_layers": 1}))
+    """Elements of each parameter on one of `tp` ranks, in the groups and order of pretrain.optimizer. Depth
+    routers are left out: a vector a layer."""
+    embedding, *block, final_norm, head = layers(model.model_copy(update={"num_layers": 1, "depth": {}}))
     halves = tuple(
         [layer for layer in block if layer.stem.startswith(f"blocks.0.{kind}")]
         for kind in ("feed_forward", "attention")
@@ -161,17 +162,16 @@ def weights(model: ModelConfig, sublayers: range, tp: int) -> dict[str, list[int
     held += [final_norm, head] if _last(model) in sublayers else []
     groups: dict[str, list[int]] = {}
     for layer in held:
-        cut = len(layer.shape) > 1
-        size = math.prod(layer.shape) // (tp if cut else 1)
+        size = math.prod(layer.shape) // (tp if layer.cut else 1)
         for shard in layer.names(model):
-            groups.setdefault(f"{shard}/{'decay/cut' if cut else 'no_decay/whole'}", []).append(size)
+            groups.setdefault(f"{shard}/{'decay/cut' if layer.cut else 'no_decay/whole'}", []).append(size)
     return groups
 
 
 @lru_cache
-def _bounds(costs: tuple[int, ...], stages: int) -> tuple[int, ...]:
+def _bounds(costs: tuple[int, ...], stages: int, whole_blocks: tuple[int, ...]) -> tuple[int, ...]:
     """A ranking asks for few different ones, again and again."""
-    return partition(costs, stages)
+    return partition(costs, stages, whole_blocks)
 
 
 def sublayer_activations(config: RunConfig, layout: ParallelConfig) -> tuple[int, int]:
@@ -194,7 +194,29 @@ def sublayer_activations(config: RunConfig, layout: ParallelConfig) -> tuple[int
     qkv = tokens * (queries + 2 * keys) * b * (2 if model.qk_norm else 1)
     scales = tokens * (model.num_heads + model.kv_heads) // tp * 4 if model.qk_norm else 0
     seen = tokens * queries * b * orders + tokens * model.num_heads // tp * 4
-    return stream + 3 * tokens * model.ffn_width // tp * b, stream + qkv + scales + seen
+    feed_forward = stream + 3 * tokens * model.ffn_width // tp * b
+    if model.experts:
+        fixed = rows * model.d_model * b + rows * 4
+        feed_forward = fixed + max(_experts_activations(config, layout, s) for s in model.tower_names)
+    return feed_forward, stream + qkv + scales + seen
+
+
+def _experts_activations(config: RunConfig, layout: ParallelConfig, tower: str) -> int:
+    """Bytes that the feed-forward of a model with experts keeps, its norm left aside, if all T tokens are of
+    `tower`, of which experts take D.
+
+    Router: T d 4, its input in fp32; T (2 E + 2) 4: products, their scale and probabilities; 20 D: rows and
+    gates (models/experts.py). D d b and 3 D f b as without experts, of what they take. A plain tower: T d b
+    and 3 T f b.
+    """
+    model, b = config.model, bytes_of(config.precision)
+    tokens, d = layout.micro_batch_sequences * model.context_tokens, model.d_model
+    experts, width = model.experts.get(tower), model.width_of(tower) // layout.tp
+    if experts is None:
+        return tokens * d * b + 3 * tokens * width * b
+    taken = round(experts.experts_per_token * tokens)
+    router = tokens * (d + 2 * experts.num_experts + 2) * 4 + 20 * taken
+    return router + taken * (d + 3 * width) * b
 
 
 def head_activations(config: RunConfig, layout: ParallelConfig) -> int:
@@ -254,7 +276,7 @@ def _groups(
 def _workspace(config: RunConfig, layout: ParallelConfig, *, last: bool) -> int:
     """Bound on the temporary tensors of the layer that needs most, gradients on the way back included.
 
-    Feed-forward: 5 T f b, at the end of SwiGLU's backward pass. Attention: QKV's gradient twice, and three
+    Feed-forward: 5 T f b, at the end of SwiGLU's backward pass, f of all experts of a token. Attention: QKV's gradient twice, and three
     fp32 copies of queries and keys. Loss: the logits of a chunk in fp32 and twice in b, the head's gradient
     in fp32. With sequence parallel, the gathered rows.
     """
@@ -263,9 +285,13 @@ def _workspace(config: RunConfig, layout: ParallelConfig, *, last: bool) -> int:
     queries, keys = model.num_heads * model.head_dim // tp, model.kv_heads * model.head_dim // tp
     gathered = 2 * tokens * model.d_model * b if tp > 1 else 0
     chunk = min(CHUNK_TOKENS * tp, tokens)
+    features = max(
+        model.width_of(tower) * (model.experts[tower].experts_per_token if tower in model.experts else 1)
+        for tower in model.tower_names
+    )
     logits = chunk * model.vocab_tokens // tp * (4 + 2 * b) + model.vocab_tokens * model.d_model // tp * 4
     return gathered + max(
-        5 * tokens * model.ffn_width // tp * b,
+        5 * tokens * round(features) // tp * b,
         2 * tokens * (queries + 2 * keys) * b + 3 * 4 * tokens * (queries + keys),
         logits if last else 0,
     )

@@ -128,7 +128,7 @@ def curves_csv(findings: Findings) -> str:
     for run in findings.results:
         names = sorted({n for row in run.rows for n in row if n.startswith(("train/loss", "eval/"))})
         for name in names:
-            curve = run.curve(name, until=findings.scope.until_step)
+            curve = run.curve(name, until=findings.scope.until(run))
             columns = (curve.steps, curve.tokens, curve.flops, curve.seconds, curve.values)
             for step, tokens, flops, seconds, value in zip(*columns, strict=True):
                 lines.append((run.arm, run.seed, int(step), int(tokens), flops, seconds, name, value))
@@ -141,13 +141,12 @@ def final_csv(findings: Findings) -> str:
     for run in findings.results:
         for modality in (*findings.modalities, ALL):
             loss = findings.losses[run.arm, modality].per_seed[findings.seeds.index(run.seed)]
-            lines.append((run.arm, run.seed, modality, findings.scope.until_step, loss))
+            lines.append((run.arm, run.seed, modality, findings.scope.until(run), loss))
         for (arm, metric), loss in findings.conditional.items():
             if arm == run.arm:
                 value = loss.per_seed[findings.seeds.index(run.seed)]
-                lines.append(
-                    (run.arm, run.seed, metric.removeprefix("eval/"), findings.scope.until_step, value)
-                )
+                step = findings.scope.until(run)
+                lines.append((run.arm, run.seed, metric.removeprefix("eval/"), step, value))
     return _csv(FINAL_COLUMNS, lines)
 
 

@@ -43,8 +43,12 @@ def design_table(findings: Findings) -> Table:
     row("active per token", lambda _, c: _per_modality(c, accounting.active_parameters, count))
     row("forward FLOPs per token *", lambda _, c: _per_modality(c, _linear_flops, flops))
     row("training FLOPs per target **", lambda arm, _: flops(cost[arm].flops_per_target))
-    row("training tokens", lambda _, c: count(findings.tokens))
-    row("steps x tokens per step", lambda _, c: f"{findings.scope.until_step:,} x {c.tokens_per_step:,}")
+
+    def steps(config: RunConfig) -> int:
+        return int(findings.scope.share * config.num_steps)
+
+    row("training tokens", lambda _, c: count(steps(c) * c.tokens_per_step))
+    row("steps x tokens per step", lambda _, c: f"{steps(c):,} x {c.tokens_per_step:,}")
     row("training FLOPs in all", lambda arm, _: flops(cost[arm].train_flops))
     row("learning rate", lambda _, c: _learning_rate(c))
     row("precision", lambda _, c: c.precision)

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -120,10 +121,17 @@ class Scope:
 
     seeds: tuple[int, ...]
     until_step: int
+    """Of the baseline; see `until`."""
     interim: bool
     """True: no seed has finished in all arms; the curves are cut at the last step that all evaluated."""
     left_out: tuple[str, ...]
     """Runs that were planned and are not in the report, or not whole."""
+    share: Fraction
+    """Of a run's steps, up to which the report goes."""
+
+    def until(self, run: RunResult) -> int:
+        """Last step of the run that the report looks at."""
+        return int(self.share * run.planned.config.num_steps)
 
 
 def scope_of(plan: Plan, results: Sequence[RunResult]) -> Scope:
@@ -133,17 +141,17 @@ def scope_of(plan: Plan, results: Sequence[RunResult]) -> Scope:
     """
     finished = [s for s in plan.config.seeds if all(r.finished for r in results if r.seed == s)]
     left_out = tuple(r.planned.name for r in results if not r.finished)
+    num_steps = plan.run(plan.config.baseline, plan.config.seeds[0]).config.num_steps
     if finished:
-        num_steps = plan.runs[0].config.num_steps
-        return Scope(tuple(finished), num_steps, False, left_out)
+        return Scope(tuple(finished), num_steps, False, left_out, Fraction(1))
     begun = [s for s in plan.config.seeds if all(r.last_eval_step > 0 for r in results if r.seed == s)]
     if not begun:
         raise ConfigError(
             f"{plan.directory}: nothing to report on: no seed has been evaluated in all arms "
             f"({', '.join(plan.arms)}); missing or unfinished: {', '.join(left_out)}"
         )
-    until = min(r.last_eval_step for r in results if r.seed in begun)
-    return Scope(tuple(begun), until, True, left_out)
+    share = min(Fraction(r.last_eval_step, r.planned.config.num_steps) for r in results if r.seed in begun)
+    return Scope(tuple(begun), int(share * num_steps), True, left_out, share)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Where a run stands, as one value. All of it is equal on all ranks and travels in a checkpoint."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from data_pipeline.loader import StepBatch
@@ -23,13 +24,18 @@ class TrainState:
     """Sums since the last row of metrics."""
     num_rows: int
     """Rows of metrics written."""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    """Place where tokens are chosen -> threshold of the next step (pretrain.thresholds): fp32 values, which
+    JSON keeps exactly."""
 
     @classmethod
     def start(cls, stream: StreamState) -> "TrainState":
         return cls(step=0, stream=stream, epochs=(), total={}, window={}, num_rows=0)
 
-    def advance(self, batch: StepBatch, sums: Sums) -> "TrainState":
-        """One step further, which consumed `batch` and measured `sums`."""
+    def advance(
+        self, batch: StepBatch, sums: Sums, thresholds: Mapping[str, float] | None = None
+    ) -> "TrainState":
+        """One step further, which consumed `batch` and measured `sums`; `thresholds` of the next."""
         return replace(
             self,
             step=self.step + 1,
@@ -37,6 +43,7 @@ class TrainState:
             epochs=batch.epochs,
             total=add(self.total, sums),
             window=add(self.window, sums),
+            thresholds=dict(thresholds or {}),
         )
 
     def logged(self) -> "TrainState":

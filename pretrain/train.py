@@ -138,14 +138,15 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
     from parallel.world import start
 
     world = start(config.parallel, facts)  # before megatron-core is imported otherwise: that warns
-    from pretrain import build
+    from pretrain import build, depth_steps
     from pretrain.checkpoint_writer import CheckpointWriter
     from pretrain.device_peak import device_name
-    from pretrain.evaluate import conditional_losses, heldout_losses
+    from pretrain.evaluate import conditional_losses, heldout_losses, selections
     from pretrain.finite import require_finite
     from pretrain.meter import Meter
     from pretrain.models.inputs import build_inputs
     from pretrain.same_batch import require_same_batch
+    from pretrain.thresholds import Selection
     from pretrain.warm_start import initial_weights
     from pretrain.weights import digest
 
@@ -176,21 +177,34 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
         while state.step < config.num_steps and not world.any(stop.requested):
             batch = loader.next_step()
             require_same_batch(batch.micro_batches, step=state.step + 1, world=world)
+            chosen_by = Selection(thresholds=state.thresholds, progress=state.step / config.num_steps)
             with meter.timing():
                 inputs = [
-                    build_inputs(micro_batch, config.model, document_mask=config.data.document_mask)
+                    build_inputs(
+                        micro_batch,
+                        config.model,
+                        document_mask=config.data.document_mask,
+                        selection=chosen_by,
+                    )
                     for micro_batch in batch.micro_batches
                 ]
                 result = engine.train_step(inputs, state.step)
+                counted = depth_steps.count_step(engine.module, config.model, world)
             require_finite(result, inputs, config.model.modalities, step=state.step + 1, world=world)
-            state = state.advance(batch, meter.sums(batch, inputs, result))
+            thresholds = depth_steps.thresholds_after(
+                state.thresholds, counted, config.model, step=state.step + 1, num_steps=config.num_steps
+            )
+            state = state.advance(batch, meter.sums(batch, inputs, result, counted), thresholds)
             meter.show(state)
             evaluation: dict[str, float] = {}
             began = time.perf_counter()
-            if due(every.eval):
-                evaluation |= heldout_losses(engine, heldout)
-            if due(every.conditional or every.eval):
-                evaluation |= conditional_losses(engine, heldout)
+            for prefix, selection in selections(
+                config.model, state.thresholds, state.step / config.num_steps
+            ):
+                if due(every.eval):
+                    evaluation |= heldout_losses(engine, heldout, prefix, selection)
+                if due(every.conditional or every.eval):
+                    evaluation |= conditional_losses(engine, heldout, prefix, selection)
             if evaluation:
                 evaluation["time/eval_s"] = time.perf_counter() - began
             if due(every.log) or evaluation:

@@ -104,9 +104,10 @@ def headline(findings: Findings, arm: str) -> str:
     """One or two sentences: who won, in which modalities."""
     base = findings.plan.config.baseline
     contrasts = [findings.contrast(arm, m) for m in findings.modalities]
-    after = f"After {tokens_of(findings.tokens)}" + (
-        " of an unfinished comparison" if findings.scope.interim else ""
-    )
+    after = f"After {tokens_of(findings.tokens)}"
+    if findings.plan.config.match == "train_flops":
+        after = f"For the training FLOPs of {base} over {tokens_of(findings.tokens)},"
+    after += " of an unfinished comparison" if findings.scope.interim else ""
     if len(findings.seeds) == 1:
         lower = [c.modality for c in contrasts if c.leader == arm]
         higher = [c.modality for c in contrasts if c.leader != arm]

@@ -9,6 +9,10 @@ logit is no likelier than the average one, so n new ids beside m raise a loss by
 where rows near zero could take almost all of the probability (Hewitt 2021, "Initializing New Word
 Embeddings").
 
+Depth routers that the source has not are those of a fresh start: a model that gains them computes for
+tokens that run, with gates of 1 (zero_init) or within some 2 % of it, what its source computed. Routers that
+the target has not are left behind.
+
 Importing this file imports no torch.
 """
 
@@ -56,11 +60,19 @@ def fit(
     Raises ConfigError where the target cannot be had.
     """
     _check_model(source, target)
+    if target.experts:
+        raise ConfigError(
+            f"{source.path}: model.experts.{next(iter(target.experts))}: weights of experts are read as they "
+            "are, by the same model; name them in initial_weights, or leave experts out"
+        )
     origins = _origins(source, target, new_towers)
     rows = _rows(source, target, vocabulary)
     tensors = {}
     for layer in layers(target):
         for shard, name in layer.names(target).items():
+            if layer.part == "depth":
+                tensors[name] = _router(source, layer, target, seed)
+                continue
             tensor = source.tensors[_shard(source, layer, origins, shard)]
             tensors[name] = tensor if layer.part else _grown(tensor, layer, rows, target, seed)
     return replace(source, model=target, tensors=tensors, vocabulary=vocabulary or source.vocabulary)
@@ -81,7 +93,9 @@ def check_initial_weights(config: RunConfig, vocabulary: Mapping[str, int]) -> N
     try:
         source = open_weights(folder)
         _check_model(source, config.model)
-        check_tensors(folder, source.tensors, logical_shapes(config.model), "this run's model")
+        new = _new_routers(source.tensors, config.model)
+        wanted = {name: shape for name, shape in logical_shapes(config.model).items() if name not in new}
+        check_tensors(folder, source.tensors, wanted, "this run's model")
         theirs = [list((source.vocabulary or vocabulary).items()), list(source.model.towers.items())]
         if theirs != (ours := [list(vocabulary.items()), list(config.model.towers.items())]):
             raise ConfigError(f"made for ids and towers {theirs}, the run has {ours}")
@@ -93,7 +107,8 @@ def check_initial_weights(config: RunConfig, vocabulary: Mapping[str, int]) -> N
 
 
 def load_weights(folder: Path, parameters: Iterable[tuple[str, "nn.Parameter"]], world: "World") -> None:
-    """Fill this rank's parameters, named as in the whole decoder, from a folder of weights.
+    """Fill this rank's parameters, named as in the whole decoder, from a folder of weights. Depth routers
+    that it has not stay as they are.
 
     Each rank maps the files and reads its own slices. All ranks call it: first they check the content of the
     files together, each its share. Raises ConfigError.
@@ -108,11 +123,19 @@ def load_weights(folder: Path, parameters: Iterable[tuple[str, "nn.Parameter"]],
         raise ConfigError("\n".join(problems))
     with torch.no_grad():
         for name, parameter in parameters:
+            if name not in tensors:  # check_initial_weights lets nothing but new routers be missing
+                continue
             parameter.copy_(logical_of(parameter).cut(tensors[name].read(), world.tp_rank, world.tp_size))
 
 
 def _check_model(source: Source, target: ModelConfig) -> None:
     pairs = {key: (getattr(target, name), getattr(source.model, name)) for key, name in _SAME.items()}
+    if target.experts != source.model.experts:
+        of_towers = [f"{tower}: {e.num_experts}" for tower, e in source.model.experts.items()]
+        raise ConfigError(
+            f"{source.path} is another model: its model.experts are {', '.join(of_towers) or 'none'}; experts are "
+            "neither made of other weights nor dropped: make model.experts equal, or start without them"
+        )
     changed = {key: (ours, theirs) for key, (ours, theirs) in pairs.items() if ours != theirs}
     if changed:
         told = "; ".join(f"model.{key} = {ours}, there {theirs}" for key, (ours, theirs) in changed.items())
@@ -160,6 +183,32 @@ def _shard(source: Source, layer: Layer, origins: Mapping[str, set[str]], shard:
             "and model.untied"
         )
     return theirs[next(iter(possible))]
+
+
+def _router(source: Source, layer: Layer, target: ModelConfig, seed: int) -> Lazy:
+    """The source's own, of whichever tower it was, or a new one."""
+    for name, tensor in source.tensors.items():
+        if name.startswith(f"{layer.stem}."):
+            return tensor
+    modality = layer.stem.split(".")[3]
+
+    def read() -> "Tensor":
+        import torch
+
+        from pretrain.models.initial_weights import InitialWeights
+
+        weight = torch.empty(layer.shape)
+        zero = target.depth[modality].zero_init
+        InitialWeights.of(target, seed).depth_router(layer.stem, zero=zero)(weight)
+        return weight
+
+    return Lazy(layer.shape, read)
+
+
+def _new_routers(tensors: Mapping[str, Lazy], target: ModelConfig) -> set[str]:
+    """Depth routers of the target that are not among `tensors`."""
+    routers = {n for layer in layers(target) if layer.part == "depth" for n in layer.names(target).values()}
+    return routers - tensors.keys()
 
 
 def _rows(source: Source, target: ModelConfig, vocabulary: Mapping[str, int] | None) -> Rows:

@@ -8,10 +8,13 @@ layers, the head, and attention by the (query, key) pairs that its mask shows; n
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from pretrain.models import depth_accounting
 from pretrain.models.config import SHARED_TOWER, ModelConfig, UntiedPart
+from pretrain.models.depth_accounting import Skipped
 
 MODULES = ("embedding", "attention", "feed_forward", "norm", "head")
-"""QK-norm weights belong to attention; norm is the norms of the residual stream and the final one."""
+"""QK-norm weights belong to attention; norm is the norms of the residual stream and the final one. Models
+with depth routers have a sixth, "depth"."""
 
 TRAIN_FACTOR = 3
 """FLOPs of forward and backward over those of forward."""
@@ -23,8 +26,9 @@ class Cost:
 
     parameters: dict[str, int]
     """Weight shard -> its parameters."""
-    flops: int
-    """Forward FLOPs per token, attention's pairs left out."""
+    flops: dict[str, int]
+    """Modality -> forward FLOPs of a token that runs in all layers, attention's pairs left out; of experts as
+    many as a token has on average."""
 
 
 def module_costs(config: ModelConfig) -> dict[str, Cost]:
@@ -32,21 +36,43 @@ def module_costs(config: ModelConfig) -> dict[str, Cost]:
     d, layers = config.d_model, config.num_layers
     attention_matrices = d * (2 * config.num_heads + 2 * config.kv_heads) * config.head_dim  # q, out; k, v
     qk_norm = 2 * config.head_dim if config.qk_norm else 0
-    feed_forward = 3 * d * config.ffn_width
 
     def untied(part: UntiedPart, each: int) -> dict[str, int]:
         return dict.fromkeys(config.shards_of(part), each)
 
+    def same(flops: int) -> dict[str, int]:
+        return dict.fromkeys(config.towers, flops)
+
     table = {SHARED_TOWER: config.vocab_tokens * d}
-    return {
-        "embedding": Cost(table, 0),
-        "attention": Cost(
-            untied("attention", layers * (attention_matrices + qk_norm)), 2 * layers * attention_matrices
-        ),
-        "feed_forward": Cost(untied("feed_forward", layers * feed_forward), 2 * layers * feed_forward),
-        "norm": Cost(untied("norm", (2 * layers + 1) * d), 0),
-        "head": Cost(table, 2 * config.vocab_tokens * d),
+    attention = untied("attention", layers * (attention_matrices + qk_norm))
+    feed_forward = {s: layers * _feed_forward_parameters(config, s) for s in config.shards_of("feed_forward")}
+    of_feed_forward = {
+        m: 2 * layers * _feed_forward_parameters(config, tower, active=True)
+        for m, tower in config.towers.items()
     }
+    routers: dict[str, int] = {}
+    for layer in range(layers):
+        for modality in config.depth_ratios(layer):
+            tower = config.towers[modality]
+            routers[tower] = routers.get(tower, 0) + d
+    depth = {"depth": Cost(routers, same(0))} if config.depth else {}
+    return {
+        "embedding": Cost(table, same(0)),
+        "attention": Cost(attention, same(2 * layers * attention_matrices)),
+        "feed_forward": Cost(feed_forward, of_feed_forward),
+        "norm": Cost(untied("norm", (2 * layers + 1) * d), same(0)),
+        "head": Cost(table, same(2 * config.vocab_tokens * d)),
+        **depth,
+    }
+
+
+def _feed_forward_parameters(config: ModelConfig, shard: str, *, active: bool = False) -> int:
+    """Of one layer; `active`: those that a token meets on average."""
+    experts, one = config.experts_of(shard), 3 * config.d_model * config.width_of(shard)
+    if experts is None:
+        return one
+    held = experts.experts_per_token if active else experts.num_experts
+    return round(held * one) + experts.num_experts * config.d_model
 
 
 def total_parameters(config: ModelConfig) -> int:
@@ -55,12 +81,16 @@ def total_parameters(config: ModelConfig) -> int:
 
 
 def active_parameters(config: ModelConfig, modality: str) -> int:
-    """Weights that one token of the modality meets, the whole embedding and head included."""
+    """Weights that one token of the modality meets, the whole embedding and head included; of experts as
+    many as it has on average, of layers with a depth router all."""
     tower = config.towers[modality]
-    return sum(
-        cost.parameters[tower if tower in cost.parameters else SHARED_TOWER]
-        for cost in module_costs(config).values()
+    costs = module_costs(config.model_copy(update={"depth": {}}))
+    del costs["feed_forward"]
+    routers = sum(modality in config.depth_ratios(layer) for layer in range(config.num_layers))
+    met = config.d_model * routers + sum(
+        c.parameters[tower if tower in c.parameters else SHARED_TOWER] for c in costs.values()
     )
+    return met + config.num_layers * _feed_forward_parameters(config, tower, active=True)
 
 
 def flops_per_pair(config: ModelConfig) -> int:
@@ -70,26 +100,51 @@ def flops_per_pair(config: ModelConfig) -> int:
 
 
 def flops_per_token(config: ModelConfig, modality: str) -> dict[str, int]:
-    """Forward FLOPs of a token of the modality in each of MODULES, attention's pairs left out.
+    """Forward FLOPs of a token of the modality in each of MODULES, attention's pairs left out; of layers that
+    tokens skip as many as expected."""
+    found = {module: cost.flops[modality] for module, cost in module_costs(config).items()}
+    if modality in config.depth:
+        skipped = depth_accounting.skipped_per_token(config, modality)
+        for module, flops in depth_accounting.skippable_flops(config, modality).items():
+            found[module] -= round(skipped * flops)
+    return found
 
-    So far the same for every modality: all towers have one shape.
-    """
-    assert modality in config.towers, modality
-    return {module: cost.flops for module, cost in module_costs(config).items()}
 
-
-def forward_flops(config: ModelConfig, tokens: Mapping[str, int], visible_pairs: int) -> int:
+def forward_flops(
+    config: ModelConfig,
+    tokens: Mapping[str, int],
+    visible_pairs: int,
+    expert_rows: Mapping[str, int] | None = None,
+    skipped: Skipped | None = None,
+) -> int:
     """FLOPs of a forward pass over `tokens` (modality -> count) whose masks show `visible_pairs` pairs in
-    all."""
-    linear = sum(
-        count * sum(flops_per_token(config, modality).values()) for modality, count in tokens.items()
-    )
+    all.
+
+    `expert_rows`: tower -> tokens that the experts of one of its layers took, all together: a token that two
+    took is two. None: as many as expected; expert choice takes up to num_experts - 1 a sequence more, for its
+    capacities are whole numbers. `skipped`: by tokens with a depth router. None: as much as expected.
+    """
+    costs = module_costs(config).values()
+    linear = sum(count * sum(cost.flops[modality] for cost in costs) for modality, count in tokens.items())
+    if config.depth:
+        skipped = skipped or depth_accounting.expected(config, tokens, visible_pairs)
+        linear -= depth_accounting.saved_flops(config, skipped)
+    for tower, rows in (expert_rows or {}).items():
+        of_tower = sum(count for m, count in tokens.items() if config.towers[m] == tower)
+        more = rows - config.experts[tower].experts_per_token * of_tower
+        linear += round(more * 2 * config.num_layers * 3 * config.d_model * config.width_of(tower))
     return linear + visible_pairs * flops_per_pair(config)
 
 
-def train_flops(config: ModelConfig, tokens: Mapping[str, int], visible_pairs: int) -> int:
+def train_flops(
+    config: ModelConfig,
+    tokens: Mapping[str, int],
+    visible_pairs: int,
+    expert_rows: Mapping[str, int] | None = None,
+    skipped: Skipped | None = None,
+) -> int:
     """FLOPs of a forward and backward pass; arguments as in forward_flops."""
-    return TRAIN_FACTOR * forward_flops(config, tokens, visible_pairs)
+    return TRAIN_FACTOR * forward_flops(config, tokens, visible_pairs, expert_rows, skipped)
 
 
 def sublayer_costs(config: ModelConfig, document_tokens: int | None = None) -> list[int]:
@@ -97,17 +152,27 @@ def sublayer_costs(config: ModelConfig, document_tokens: int | None = None) -> l
     in turn, and final norm with head.
 
     What pipeline stages are cut by. Attention's pairs are those of documents of `document_tokens` tokens
-    (None: one document fills the context).
+    (None: one document fills the context); tokens are of every modality alike.
     """
     length = document_tokens or config.context_tokens
     costs = module_costs(config)
     tokens, layers = config.context_tokens, config.num_layers
     pairs = flops_per_pair(config) * visible_pairs([length]) * tokens // length
-    block = [
-        (costs["attention"].flops * tokens + pairs) // layers,
-        costs["feed_forward"].flops * tokens // layers,
-    ]
-    return [0, *block * layers, costs["head"].flops * tokens]
+
+    def of(module: str) -> int:
+        return sum(costs[module].flops.values()) * tokens // len(config.towers)
+
+    shares = dict.fromkeys(config.towers, tokens / len(config.towers))
+    blocks: list[int] = []
+    for layer in range(layers):
+        saved = {"attention": 0.0, "feed_forward": 0.0}
+        for modality, ratio in config.depth_ratios(layer).items():
+            for module, flops in depth_accounting.skippable_flops(config, modality).items():
+                saved[module] += (1 - ratio) * shares[modality] * flops
+        saved["attention"] += (1 - depth_accounting.pairs_share(config, layer, shares)) * pairs / layers
+        blocks.append((of("attention") + pairs) // layers - round(saved["attention"]))
+        blocks.append(of("feed_forward") // layers - round(saved["feed_forward"]))
+    return [0, *blocks, of("head")]
 
 
 def visible_pairs(document_tokens: Iterable[int]) -> int:
@@ -123,11 +188,18 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
     shards = tuple(dict.fromkeys(name for cost in costs.values() for name in cost.parameters))
     towers = ", ".join(f"{modality} -> {tower}" for modality, tower in config.towers.items())
     tied = [part for part in ("attention", "feed_forward", "norm") if part not in config.untied]
+    experts = [
+        f"experts of {tower}: {e.num_experts} of width {config.width_of(tower)}, {e.routing}, "
+        f"{e.experts_per_token:g} a token"
+        for tower, e in config.experts.items()
+    ]
     lines = [
         f"{config.num_layers} layers, d_model {config.d_model}, {config.num_heads} heads of"
         f" {config.head_dim} ({config.kv_heads} for keys and values), feed-forward {config.ffn_width},"
         f" context {config.context_tokens}, vocabulary {config.vocab_tokens}",
         f"towers: {towers}" + (f"; tied between them: {', '.join(tied)}" if tied else ""),
+        *experts,
+        *(depth_accounting.describe(config, modality) for modality in config.depth),
         "",
     ]
     rows = [["parameters", *shards, "all"]]
@@ -142,18 +214,25 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
     rows = [["per token", *config.towers]]
     rows.append(["active parameters", *(_count(active_parameters(config, m)) for m in config.towers)])
     for module in MODULES:
-        if costs[module].flops:
+        if any(costs[module].flops.values()):
             rows.append(
                 [
                     f"{module} FLOPs",
                     *(_count(flops_per_token(config, modality)[module]) for modality in config.towers),
                 ]
             )
-    rows.append(["attention pairs FLOPs", *(_count(pair_flops) for _ in config.towers)])
-    forward = [sum(flops_per_token(config, modality).values()) + pair_flops for modality in config.towers]
+    of_pairs = [round(pair_flops * depth_accounting.query_share(config, m)) for m in config.towers]
+    rows.append(["attention pairs FLOPs", *(_count(n) for n in of_pairs)])
+    forward = [
+        sum(flops_per_token(config, m).values()) + n for m, n in zip(config.towers, of_pairs, strict=True)
+    ]
     rows.append(["forward FLOPs", *(_count(n) for n in forward)])
     rows.append(["training FLOPs", *(_count(TRAIN_FACTOR * n) for n in forward)])
     lines += [*aligned(rows), "", f"attention pairs: causal, in documents of {length} tokens"]
+    if config.depth:
+        lines.append(
+            "depth: after warm-up; where tokens that skip are no keys, as many keys of each modality"
+        )
     return "\n".join(lines)
 
 

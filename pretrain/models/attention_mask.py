@@ -33,7 +33,7 @@ class AttentionMask:
     def to(self, device: torch.device) -> "AttentionMask":
         """On `device`, in the form that its attention kernel takes."""
         moved = replace(self, documents=self.documents.to(device, non_blocking=True))
-        return moved.with_blocks() if device.type == "cuda" else moved
+        return moved.with_blocks() if device.type == "cuda" and self.segments else moved
 
     def with_blocks(self) -> "AttentionMask":
         """The same mask for flex attention. Block lists are made on the host from the documents' lengths."""
@@ -47,6 +47,56 @@ class AttentionMask:
             *lists, BLOCK_SIZE=BLOCK, mask_mod=visible(self.documents), seq_lengths=(context, context)
         )
         return replace(self, block_mask=block_mask)
+
+
+@dataclass(frozen=True)
+class QueryMask:
+    """What chosen queries see of all T tokens of a micro-batch. Made by `mask_queries`, moved by `to`."""
+
+    places: Int[Tensor, " queries"]
+    """int32, ascending: their places in sequence order, flat over sequences."""
+    documents: Int[Tensor, " tokens"]
+    """int32, ascending: number of each token's document, over all sequences."""
+    lengths: tuple[tuple[int, int], ...]
+    """(queries, tokens) of each document."""
+    block_mask: BlockMask | None = None
+    """As of AttentionMask."""
+
+    def to(self, device: torch.device) -> "QueryMask":
+        """On `device`, in the form that its attention kernel takes."""
+        if device.type != "cuda" or not self.places.shape[0]:
+            return replace(self, places=self.places.to(device), documents=self.documents.to(device))
+        return self.with_blocks(device)
+
+    def with_blocks(self, device: torch.device) -> "QueryMask":
+        """The same mask on `device` for flex attention. Block lists are made on the host: called there."""
+        places, documents = self.places.to(device), self.documents.to(device)
+        lists = [
+            torch.from_numpy(values)[None, None].to(device, non_blocking=True)
+            for values in _query_block_lists(self.places.numpy(), self.documents.numpy())
+        ]
+
+        def causal_in_document(sequence: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (places[query] >= key) & (documents[places[query]] == documents[key])
+
+        block_mask = BlockMask.from_kv_blocks(
+            *lists,
+            BLOCK_SIZE=BLOCK,
+            mask_mod=causal_in_document,
+            seq_lengths=(places.shape[0], documents.shape[0]),
+        )
+        return replace(self, places=places, documents=documents, block_mask=block_mask)
+
+
+def mask_queries(places: np.ndarray, documents: np.ndarray) -> QueryMask:
+    """Causal attention inside documents, of queries at `places` over all tokens. Both ascend."""
+    tokens = np.bincount(documents)
+    queries = np.bincount(documents[places], minlength=tokens.size)
+    return QueryMask(
+        torch.from_numpy(places.astype(np.int32)),
+        torch.from_numpy(documents.astype(np.int32)),
+        tuple(zip(queries.tolist(), tokens.tolist(), strict=True)),
+    )
 
 
 def visible(
@@ -94,6 +144,28 @@ def _block_lists(runs: np.ndarray) -> tuple[np.ndarray, ...]:
     earlier = np.tri(blocks, k=-1, dtype=bool)
     seen = np.tri(blocks, dtype=bool) & (last[:, None, :] >= first[:, :, None])
     full = earlier & (first[:, None, :] == last[:, :, None])
+    lists = []
+    for chosen in (seen & ~full, full):
+        lists.append(chosen.sum(-1, dtype=np.int32))
+        lists.append(np.argsort(~chosen, axis=-1, kind="stable").astype(np.int32))
+    return tuple(lists)
+
+
+def _query_block_lists(places: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, ...]:
+    """As `_block_lists`, for chosen queries over all tokens and without a dimension of sequences.
+
+    Places and documents ascend, so again the first and last of a block tell everything.
+    """
+
+    def ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        last = np.minimum(np.arange(BLOCK, values.size + BLOCK, BLOCK), values.size) - 1
+        return values[::BLOCK], values[last]
+
+    first_place, last_place = ends(places)
+    first_key, last_key = ends(np.arange(documents.size))
+    first, last = documents[first_place][:, None], documents[last_place][:, None]
+    seen = (first_key <= last_place[:, None]) & (documents[last_key] >= first)
+    full = (last_key <= first_place[:, None]) & (documents[first_key] == last)
     lists = []
     for chosen in (seen & ~full, full):
         lists.append(chosen.sum(-1, dtype=np.int32))

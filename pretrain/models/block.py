@@ -1,20 +1,25 @@
 """One block of the decoder: attention and feed-forward, each added to the residual stream through a norm."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from parallel.collectives import ONE_RANK, TensorAxis
+from parallel.collectives import ONE_RANK, TensorAxis, own_chunk, whole_rows
 from parallel.routing import Routing
 from parallel.towers import TowerNorm
 from pretrain.models.attention import Attention
-from pretrain.models.attention_mask import AttentionMask
+from pretrain.models.attention_mask import AttentionMask, QueryMask
 from pretrain.models.config import ModelConfig
-from pretrain.models.feed_forward import FeedForward
+from pretrain.models.depth import Chosen, DepthRouting
+from pretrain.models.feed_forward import ExpertFeedForward, FeedForward
 from pretrain.models.initial_weights import InitialWeights
+from pretrain.models.inputs import ModelInputs
 from pretrain.models.query_key import Rotary
+from pretrain.thresholds import Selection
 
 Sublayer = Literal["attention", "feed_forward"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "feed_forward")
@@ -33,9 +38,15 @@ class Block(nn.Module):
         axis: TensorAxis = ONE_RANK,
         activation_checkpointing: bool = False,
         sublayers: tuple[Sublayer, ...] = SUBLAYERS,
+        depth: DepthRouting | None = None,
     ) -> None:
-        """`sublayers`: those of the block that this pipeline stage holds."""
+        """`sublayers`: those of the block that this pipeline stage holds. `depth`: where not all tokens run;
+        such a block is whole, and works on the whole stream."""
         super().__init__()
+        self.axis, self.depth = axis, depth
+        if depth is not None:
+            assert sublayers == SUBLAYERS, sublayers
+            axis = replace(axis, sequence_parallel=False)
         self.sublayers = sublayers
         self.post = config.norm_placement == "post"
         self.activation_checkpointing = activation_checkpointing
@@ -44,29 +55,102 @@ class Block(nn.Module):
             self.attention = Attention(config, f"{name}.attention", weights, axis=axis)
             self.attention_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, axis=axis)
         if "feed_forward" in sublayers:
-            self.feed_forward = FeedForward(config, f"{name}.feed_forward", weights, axis=axis)
+            feed_forward = ExpertFeedForward if config.experts else FeedForward
+            self.feed_forward = feed_forward(config, f"{name}.feed_forward", weights, axis=axis)
             self.feed_forward_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, axis=axis)
 
     def forward(
-        self, x: Float[Tensor, "rows d_model"], routing: Routing, mask: AttentionMask, rotary: Rotary
+        self,
+        x: Float[Tensor, "rows d_model"],
+        routing: Routing,
+        mask: AttentionMask,
+        rotary: Rotary,
+        inputs: ModelInputs | None = None,
     ) -> Float[Tensor, "rows d_model"]:
         """`x`, `rotary` and the result are sorted by tower; `mask` is in sequence order. With sequence
-        parallel `x` and the result are this rank's chunk of the sorted stream; all else is whole."""
+        parallel `x` and the result are this rank's chunk of the sorted stream; all else is whole. `inputs`:
+        what routing and mask are of; for depth routing, and for experts that choose by thresholds."""
+        if self.depth is not None:
+            assert inputs is not None
+            return self._forward_routed(x, inputs, rotary, self.depth)
+        selection = None if inputs is None else inputs.selection
+        return self._run(self._forward, x, routing, mask, rotary, selection)
+
+    def _run(self, part: Callable[..., Tensor], *args: object) -> Tensor:
         if self.activation_checkpointing and self.training:
             # Nothing here draws random numbers, so their state need not be kept for the second forward.
-            return checkpoint(
-                self._forward, x, routing, mask, rotary, use_reentrant=False, preserve_rng_state=False
-            )
-        return self._forward(x, routing, mask, rotary)
+            return checkpoint(part, *args, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]
+        return part(*args)
 
-    def _forward(self, x: Tensor, routing: Routing, mask: AttentionMask, rotary: Rotary) -> Tensor:
-        counts = routing.counts
-        if "attention" in self.sublayers and self.post:
-            x = x + self.attention_norm(self.attention(x, routing, mask, rotary), counts)
-        elif "attention" in self.sublayers:
-            x = x + self.attention(self.attention_norm(x, counts), routing, mask, rotary)
-        if "feed_forward" in self.sublayers and self.post:
-            x = x + self.feed_forward_norm(self.feed_forward(x, counts), counts)
-        elif "feed_forward" in self.sublayers:
-            x = x + self.feed_forward(self.feed_forward_norm(x, counts), counts)
+    def _forward(
+        self, x: Tensor, routing: Routing, mask: AttentionMask, rotary: Rotary, selection: Selection | None
+    ) -> Tensor:
+        if "attention" in self.sublayers:
+            x = x + self._attended(x, routing, mask, rotary)
+        if "feed_forward" in self.sublayers:
+            x = x + self._fed_forward(x, routing, selection)
         return x
+
+    def _attended(self, x: Tensor, routing: Routing, mask: AttentionMask, rotary: Rotary) -> Tensor:
+        """What attention adds to x."""
+        counts = routing.counts
+        if self.post:
+            return self.attention_norm(self.attention(x, routing, mask, rotary), counts)
+        return self.attention(self.attention_norm(x, counts), routing, mask, rotary)
+
+    def _fed_forward(self, x: Tensor, routing: Routing, selection: Selection | None) -> Tensor:
+        """What the feed-forward adds to x."""
+        counts = routing.counts
+        if self.post:
+            return self.feed_forward_norm(self.feed_forward(x, routing, selection), counts)
+        return self.feed_forward(self.feed_forward_norm(x, counts), routing, selection)
+
+    def _forward_routed(self, x: Tensor, inputs: ModelInputs, rotary: Rotary, depth: DepthRouting) -> Tensor:
+        x = whole_rows(x, self.axis)
+        if depth.style.parts == "feed_forward":
+            x = x + self._run(self._attended, x, inputs.routing, inputs.mask, rotary)
+        # Outside of what is computed twice: the same tokens run again, and are counted once.
+        chosen = depth(x, inputs)
+        x = self._run(self._through, x, chosen.gates, chosen, inputs, rotary, depth)
+        return own_chunk(x, self.axis)
+
+    def _through(
+        self,
+        x: Tensor,
+        gates: Tensor,
+        chosen: Chosen,
+        inputs: ModelInputs,
+        rotary: Rotary,
+        depth: DepthRouting,
+    ) -> Tensor:
+        """The stream after the chosen tokens have run. See DepthConfig.scale."""
+        rows, scale = chosen.tokens.rows, depth.style.scale
+        before = x.index_select(0, rows)
+        added, attended = None, before
+        if depth.style.parts != "feed_forward":
+            added = self._chosen_attended(x, before, chosen, inputs.routing, rotary)
+            attended = before + added
+        fed = self._fed_forward(attended, chosen.tokens.routing, inputs.selection)
+        if scale == "string":
+            return (gates * x.index_copy(0, rows, attended + fed)).to(x.dtype)
+        chosen_gates = gates.index_select(0, rows)
+        if scale == "string_code":
+            ran = attended + (chosen_gates * fed).to(x.dtype)
+            return (gates * x).to(x.dtype).index_copy(0, rows, ran)
+        added = fed if added is None else added + fed
+        return x.index_add(0, rows, (chosen_gates * added).to(x.dtype))
+
+    def _chosen_attended(
+        self, x: Tensor, before: Tensor, chosen: Chosen, routing: Routing, rotary: Rotary
+    ) -> Tensor:
+        """What attention adds to the chosen tokens, `before` of `x`."""
+        tokens = chosen.tokens
+        turns = rotary.index_select(0, tokens.rows)
+        if not isinstance(tokens.mask, QueryMask):
+            return self._attended(before, tokens.routing, tokens.mask, turns)
+        if self.post:
+            seen = self.attention.of_queries(before, tokens.routing, turns, x, routing, rotary, tokens.mask)
+            return self.attention_norm(seen, tokens.routing.counts)
+        x = self.attention_norm(x, routing.counts)
+        before = x.index_select(0, tokens.rows)
+        return self.attention.of_queries(before, tokens.routing, turns, x, routing, rotary, tokens.mask)

@@ -4,6 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+from pretrain.models.depth_config import DepthConfig
+from pretrain.models.experts_config import ExpertsConfig
+
 UntiedPart = Literal["attention", "feed_forward", "norm"]
 
 SHARED_TOWER = "shared"
@@ -31,6 +34,10 @@ class ModelConfig(BaseModel):
     """Modality -> tower, in the vocabulary's order of modalities."""
     untied: tuple[UntiedPart, ...] = ("attention", "feed_forward", "norm")
     """Parts with one weight shard per tower; the others share one (MoT Fig. 14)."""
+    experts: dict[str, ExpertsConfig] = {}
+    """Tower -> experts in its feed-forward; a tower that is not named has one feed-forward."""
+    depth: dict[str, DepthConfig] = {}
+    """Modality -> which of its tokens run in which layers; a modality that is not named runs in all."""
     norm_placement: Literal["post", "pre"] = "post"
     """post: norm on the sublayer output before the residual add (MoT Eq. 1-2); pre: Llama."""
     qk_norm: bool = True
@@ -64,7 +71,65 @@ class ModelConfig(BaseModel):
             raise ValueError(f"tower names may not contain a dot: {sorted(set(self.towers.values()))}")
         if len(set(self.untied)) != len(self.untied):
             raise ValueError(f"untied names a part twice: {list(self.untied)}")
+        for tower in self.experts:
+            if tower not in self.tower_names:
+                raise ValueError(f'experts."{tower}": no such tower; legal: {", ".join(self.tower_names)}')
+        if self.experts and "feed_forward" not in self.untied and len(self.tower_names) > 1:
+            raise ValueError(
+                f"experts of {', '.join(self.experts)}, but towers {', '.join(self.tower_names)} share one "
+                'feed-forward; add "feed_forward" to untied, or give all modalities one tower'
+            )
+        for tower, experts in self.experts.items():
+            if self.norm_placement == "post" and experts.chooses_one:
+                raise ValueError(
+                    f'experts.{tower}: routing = "token_choice" with top_k = 1, but norm_placement = "post": '
+                    "the norm behind the feed-forward takes the one gate of a token out again, so the router "
+                    'would not learn from the loss; set top_k = 2 or more, or norm_placement = "pre"'
+                )
+        self._check_depth()
         return self
+
+    def _check_depth(self) -> None:
+        for modality, depth in self.depth.items():
+            if modality not in self.towers:
+                raise ValueError(f'depth."{modality}": no such modality; legal: {", ".join(self.modalities)}')
+            try:
+                depth.ratios(self.num_layers)
+            except ValueError as error:
+                raise ValueError(f"depth.{modality}: {error}") from None
+            if (tower := self.towers[modality]) in self.experts:
+                raise ValueError(
+                    f"depth.{modality} with experts.{tower}: experts of tokens that may skip a layer are not "
+                    f"supported; leave one of the two out, or give {modality} a tower without experts"
+                )
+        for key in ("scale", "parts", "keys"):
+            values = {modality: getattr(depth, key) for modality, depth in self.depth.items()}
+            if len(set(values.values())) > 1:
+                told = ", ".join(f'depth.{modality}.{key} = "{value}"' for modality, value in values.items())
+                raise ValueError(f"{told}: a block does one for all its tokens; set the same for all")
+
+    def depth_ratios(self, layer: int) -> dict[str, float]:
+        """Modality -> share of its tokens that run in the layer after warm-up, of those with a router
+        there."""
+        found = {m: depth.ratios(self.num_layers)[layer] for m, depth in self.depth.items()}
+        return {modality: ratio for modality, ratio in found.items() if ratio is not None}
+
+    @property
+    def whole_blocks(self) -> tuple[int, ...]:
+        """Layers that no pipeline stage may cut: those with a depth router."""
+        return tuple(layer for layer in range(self.num_layers) if self.depth_ratios(layer))
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether no token's result depends on later tokens: rules and gates of depth, and experts."""
+        return all(depth.is_causal for depth in self.depth.values()) and all(
+            experts.causal for experts in self.experts.values()
+        )
+
+    @property
+    def has_causal_form(self) -> bool:
+        """Whether it would be causal if routers of depth and of experts chose by thresholds."""
+        return all(depth.has_causal_gate for depth in self.depth.values())
 
     @property
     def kv_heads(self) -> int:
@@ -91,6 +156,30 @@ class ModelConfig(BaseModel):
     def tower_of_modality(self) -> tuple[int, ...]:
         """Index into tower_names for each modality, in the order of `modalities`."""
         return tuple(self.tower_names.index(tower) for tower in self.towers.values())
+
+    def experts_of(self, shard: str) -> ExpertsConfig | None:
+        """Of a feed-forward's weight shard; None: it is one feed-forward."""
+        return self.experts.get(self.tower_names[0] if shard == SHARED_TOWER else shard)
+
+    def width_of(self, shard: str) -> int:
+        """SwiGLU width of a feed-forward's weight shard, of one expert where it has experts."""
+        experts = self.experts_of(shard)
+        return (experts.hidden if experts else None) or self.ffn_width
+
+    @property
+    def expert_widths(self) -> dict[str, int]:
+        """Tower -> width of one of its experts."""
+        return {tower: self.width_of(tower) for tower in self.experts}
+
+    @property
+    def auxiliary_losses(self) -> tuple[str, ...]:
+        """Keys of the weights of losses that arise inside the decoder's layers, where they are not 0."""
+        return tuple(
+            f"experts.{tower}.{name}"
+            for tower, experts in self.experts.items()
+            for name in ("load_balance", "router_z")
+            if getattr(experts, name)
+        )
 
     def shards_of(self, part: UntiedPart) -> tuple[str, ...]:
         """Names of the weight shards of a part: the towers if it is untied, else the one shared shard."""

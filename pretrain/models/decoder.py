@@ -1,5 +1,6 @@
 """The decoder: one list of layers for dense and sparse models alike."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -8,6 +9,8 @@ from parallel.towers import SharedEmbedding, TowerColumnParallelLinear, TowerNor
 from pretrain.losses import linear_cross_entropy
 from pretrain.models.block import SUBLAYERS, Block, Sublayer
 from pretrain.models.config import SHARED_TOWER, ModelConfig
+from pretrain.models.depth import DepthRouting
+from pretrain.models.feed_forward import ExpertFeedForward
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.query_key import rotary_table
@@ -88,6 +91,9 @@ class Decoder(nn.Module):
                     axis=axis,
                     activation_checkpointing=activation_checkpointing,
                     sublayers=mine,
+                    depth=DepthRouting(config, index, weights, axis=axis)
+                    if config.depth_ratios(index)
+                    else None,
                 )
             )
         if last in held:
@@ -111,6 +117,19 @@ class Decoder(nn.Module):
             x = self.embedding(inputs.input_ids)
         for block in self.blocks:
             if isinstance(block, Block):
-                x = block(x, inputs.routing, inputs.mask, rotary)
+                x = block(x, inputs.routing, inputs.mask, rotary, inputs)
         assert x is not None, "a stage without the embedding continues from the one before"
         return x if self.final_norm is None else self.final_norm(x, inputs.routing.counts)
+
+    def expert_layers(self) -> dict[int, ExpertFeedForward]:
+        """Index of the block -> its feed-forward, of those with experts that this stage holds."""
+        found = {i: getattr(block, "feed_forward", None) for i, block in enumerate(self.blocks)}
+        return {i: layer for i, layer in found.items() if isinstance(layer, ExpertFeedForward)}
+
+    def auxiliary(self) -> Float[Tensor, ""] | None:
+        """Auxiliary losses of the last forward pass, weighted and summed over its tokens; None if the model
+        has none."""
+        if not self.config.auxiliary_losses:
+            return None
+        found = [layer.auxiliary for layer in self.expert_layers().values()]
+        return torch.stack([loss for loss in found if loss is not None]).sum()

@@ -1,5 +1,6 @@
-"""SwiGLU feed-forward with one set of weights per tower."""
+"""SwiGLU feed-forward with one set of weights per tower, or with several: experts."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,10 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from parallel.collectives import ONE_RANK, TensorAxis
-from parallel.towers import TowerColumnParallelLinear, TowerRowParallelLinear
+from parallel.collectives import ONE_RANK, TensorAxis, combine, sum_gradient, whole_rows
+from parallel.dispatch import DispatchedLinear, collect, dispatch, grouped
+from parallel.logical import LogicalTensor
+from parallel.routing import Routing
+from parallel.towers import TowerColumnParallelLinear, TowerRowParallelLinear, rows_of_shards
 from pretrain.models.config import ModelConfig
+from pretrain.models.experts import Choice, Router, choose
 from pretrain.models.initial_weights import InitialWeights
+from pretrain.thresholds import ScoreCounts, Selection
 
 
 class FeedForward(nn.Module):
@@ -31,14 +37,127 @@ class FeedForward(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "rows d_model"], counts: tuple[int, ...]
+        self, x: Float[Tensor, "rows d_model"], routing: Routing, _selection: Selection | None = None
     ) -> Float[Tensor, "rows d_model"]:
-        return self.down(swiglu(self.gate_up(x, counts)), counts)
+        return self.down(swiglu(self.gate_up(x, routing.counts)), routing.counts)
+
+
+class ExpertFeedForward(nn.Module):
+    """The sum over a token's experts of gate * FeedForward(x), 0 if it has none, in towers with experts; in
+    others FeedForward(x). Tensor-parallel ranks exchange what they exchange for FeedForward, whatever the
+    number of experts, and the gradients of gates."""
+
+    def __init__(
+        self, config: ModelConfig, name: str, weights: InitialWeights, *, axis: TensorAxis = ONE_RANK
+    ) -> None:
+        super().__init__()
+        self.axis, self.shards, d_model = axis, config.shards_of("feed_forward"), config.d_model
+        self.experts = [config.experts_of(shard) for shard in self.shards]
+        gate_up, down = {}, {}
+        for shard, experts in zip(self.shards, self.experts, strict=True):
+            width, stacked = config.width_of(shard), (experts.num_experts,) if experts else ()
+            dim = len(stacked)
+            gate_up[shard] = LogicalTensor((*stacked, 2 * width, d_model), dim, (width, width))
+            down[shard] = LogicalTensor((*stacked, d_model, width), dim + 1)
+        self.gate_up = DispatchedLinear(gate_up, weights.each(weights.normal, f"{name}.gate_up"), axis=axis)
+        self.down = DispatchedLinear(down, weights.each(weights.residual, f"{name}.down"), axis=axis)
+        self.router = Router(
+            {s: e.num_experts for s, e in zip(self.shards, self.experts, strict=True) if e},
+            d_model,
+            config.norm_eps,
+            weights.normal(f"{name}.router"),
+        )
+        self.auxiliary: Tensor | None = None
+        """Auxiliary losses of the last forward pass, a sum over its tokens; to be added to its objective."""
+        block = name.rpartition(".")[0]
+        self.places = [
+            [
+                ScoreCounts(f"{block}.experts.{tower}.{e}")
+                for e in range(experts.num_experts if experts else 0)
+            ]
+            for tower, experts in zip(config.tower_names, self.experts, strict=True)
+        ]
+        """Of each tower's experts: scores, and the sums of pretrain/expert_steps.py."""
+        self.score_counts = [place for of_tower in self.places for place in of_tower]
+
+    def forward(
+        self, x: Float[Tensor, "rows d_model"], routing: Routing, selection: Selection | None = None
+    ) -> Float[Tensor, "rows d_model"]:
+        whole = whole_rows(x, self.axis)
+        rows = rows_of_shards(routing.counts, self.shards)
+        pieces = whole.split(rows)
+        choices = self._choices(pieces, routing, selection or Selection())
+        taken = [choice and choice.taken for choice in choices]
+        # To be summed where ranks compute parts of it: gradients of a token's row, and of its gates.
+        inputs = sum_gradient(whole, self.axis).split(rows)
+        xs = [x if by is None else dispatch(x, by) for x, by in zip(inputs, taken, strict=True)]
+        products = [
+            swiglu(h) if choice is None else gated_swiglu(h, sum_gradient(choice.gates, self.axis))
+            for h, choice in zip(self.gate_up(xs, taken), choices, strict=True)
+        ]
+        ys = self.down(products, taken)
+        out = torch.cat(
+            [y if by is None else collect(y, by, count) for y, by, count in zip(ys, taken, rows, strict=True)]
+        )
+        return combine(out, self.axis)
+
+    def _choices(
+        self, pieces: Sequence[Tensor], routing: Routing, selection: Selection
+    ) -> list[Choice | None]:
+        """Of each tower; None where there are no experts."""
+        of_towers = list(zip(self.experts, pieces, routing.tokens, self.places, strict=True))
+        logits = iter(
+            self.router(
+                [
+                    piece if tokens.rows is None else piece.index_select(0, tokens.rows)
+                    for experts, piece, tokens, _ in of_towers
+                    if experts is not None
+                ]
+            )
+        )
+        choices, auxiliary = [], []
+        for experts, piece, tokens, places in of_towers:
+            if experts is None:
+                choices.append(None)
+                continue
+            thresholds = None
+            if selection.causal and not experts.causal:
+                thresholds = [selection.thresholds.get(place.name, -math.inf) for place in places]
+            choice = choose(
+                experts,
+                next(logits),
+                tokens,
+                thresholds=thresholds,
+                counts_on_device=grouped(piece),
+                axis=self.axis,
+            )
+            choices.append(choice)
+            auxiliary.append(choice.auxiliary)
+            if self.training:
+                _count(places, choice, causal=experts.causal)
+        self.auxiliary = torch.stack(auxiliary).sum()
+        return choices
+
+
+def _count(places: Sequence[ScoreCounts], choice: Choice, *, causal: bool) -> None:
+    """In the order of pretrain.expert_steps; scores only where a threshold is made of them."""
+    tokens, dropped = choice.scores.shape[0], choice.load[-1]
+    for expert, place in enumerate(places):
+        scores = choice.scores[: 0 if causal else tokens, expert]
+        place.add(scores, choice.load[expert], *((tokens, dropped) if expert == 0 else ()))
 
 
 def swiglu(gate_up: Float[Tensor, "tokens twice_width"]) -> Float[Tensor, "tokens width"]:
     """silu(first half) * second half."""
     return _SwiGLU.apply(gate_up)
+
+
+def gated_swiglu(
+    gate_up: Float[Tensor, "rows twice_width"], weights: Float[Tensor, " rows"]
+) -> Float[Tensor, "rows width"]:
+    """swiglu times the weight of each row. Here and not behind the next product, whose result would have to
+    be kept for the weights' gradient."""
+    return _GatedSwiGLU.apply(gate_up, weights.to(gate_up.dtype))
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -56,3 +175,23 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = gate_up.chunk(2, dim=-1)
         grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
         return torch.cat((grad_gate, F.silu(gate).mul_(grad)), dim=-1)
+
+
+class _GatedSwiGLU(torch.autograd.Function):
+    """As _SwiGLU."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up, weights)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up).mul_(weights.unsqueeze(1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        gate_up, weights = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        activated = F.silu(gate)
+        grad_weights = (activated * up).mul_(grad).sum(dim=1)
+        grad = grad * weights.unsqueeze(1)
+        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        return torch.cat((grad_gate, activated.mul_(grad)), dim=-1), grad_weights

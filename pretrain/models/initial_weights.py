@@ -37,6 +37,28 @@ class InitialWeights:
         """As `normal`, for a sublayer's last projection."""
         return self._draw(name, self.std / sqrt(2 * self.num_layers))
 
+    def depth_router(self, name: str, *, zero: bool) -> Callable[[Tensor], Tensor]:
+        """Fills a router's vector: with 0, or so that scores, which are divided by its length, have a standard
+        deviation of 0.1."""
+
+        def fill(weight: Tensor) -> Tensor:
+            return weight.zero_() if zero else self._draw(name, 0.1 * sqrt(weight.shape[0]))(weight)
+
+        return fill
+
+    def each(self, draw: Callable[[str], Callable[[Tensor], Tensor]], name: str) -> Callable[[Tensor], None]:
+        """`draw` (normal or residual) for a weight, or for each of a stack of experts' weights by itself.
+
+        Experts start apart, as in Switch and expert choice: of equal ones only the gates tell which token is
+        whose, and they part slowly. The first is what the tower would have without experts.
+        """
+
+        def fill(weight: Tensor) -> None:
+            for expert, matrix in enumerate(weight if weight.ndim == 3 else weight[None]):
+                draw(f"{name}.{expert}" if expert else name)(matrix)
+
+        return fill
+
     def _draw(self, name: str, std: float) -> Callable[[Tensor], Tensor]:
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         seed = int.from_bytes(digest[:8], "little") >> 1  # torch takes 63 bits

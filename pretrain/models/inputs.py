@@ -1,6 +1,7 @@
 """What the decoder computes on: a Batch, sorted by tower on the host, as tensors."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -8,10 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data_pipeline.batch import Batch
-from parallel.routing import Routing, route
+from parallel.routing import Routing, route, with_tokens
 from pretrain.models.accounting import visible_pairs
 from pretrain.models.attention_mask import AttentionMask, mask_documents
 from pretrain.models.config import ModelConfig
+from pretrain.models.depth_selection import TokenTable, token_table
+from pretrain.thresholds import Selection
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class ModelInputs:
     """(query, key) pairs that attention may look at, padding left out; for the FLOPs ledger."""
     samples: tuple[tuple[str, ...], ...]
     """Per sequence, "shard/key" of its documents: for error messages."""
+    expert_rows: Mapping[str, int]
+    """Tower -> tokens that the experts of one of its layers take, all together; for the FLOPs ledger."""
+    table: TokenTable | None = None
+    """On the host; only for models with depth routing."""
+    selection: Selection = field(default_factory=Selection)
+    """What tokens are chosen by."""
 
     @property
     def weight(self) -> float:
@@ -71,13 +80,20 @@ class ModelInputs:
         )
 
 
-def build_inputs(batch: Batch, config: ModelConfig, *, document_mask: bool = True) -> ModelInputs:
-    """Sort a Batch by tower, on the host. `document_mask` = False lets attention cross documents of a
-    sequence.
+def build_inputs(
+    batch: Batch, config: ModelConfig, *, document_mask: bool = True, selection: Selection | None = None
+) -> ModelInputs:
+    """Sort a Batch by tower, on the host; with depth routing by modality, too. `document_mask` = False lets
+    attention cross documents of a sequence. `selection`: of the step.
 
     The Batch's modality indices must follow the order of `config.towers`.
     """
-    routing = route(batch.input_modality.reshape(-1), config.tower_of_modality, len(config.tower_names))
+    routing = route(
+        batch.input_modality.reshape(-1),
+        config.tower_of_modality,
+        len(config.tower_names),
+        by_modality=bool(config.depth),
+    )
     order = routing.to_sorted.numpy()
 
     def sorted_flat(values: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
@@ -91,6 +107,8 @@ def build_inputs(batch: Batch, config: ModelConfig, *, document_mask: bool = Tru
 
     mask = mask_documents(batch.document_ids, within=document_mask)
     padding = batch.document_ids < 0
+    if config.experts:
+        routing = with_tokens(routing, ~padding)
     pairs = visible_pairs(_document_lengths(batch.document_ids, within=document_mask))
     return ModelInputs(
         input_ids=torch.from_numpy(sorted_flat(batch.input_ids, np.int64)),
@@ -105,6 +123,12 @@ def build_inputs(batch: Batch, config: ModelConfig, *, document_mask: bool = Tru
         ),
         visible_pairs=pairs,
         samples=batch.samples,
+        expert_rows={
+            tower: experts.rows(routing.tokens[config.tower_names.index(tower)].per_sequence)
+            for tower, experts in config.experts.items()
+        },
+        table=token_table(batch, routing, mask) if config.depth else None,
+        selection=selection or Selection(),
     )
 
 

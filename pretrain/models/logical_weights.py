@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from pretrain.models.config import SHARED_TOWER, ModelConfig, UntiedPart
 
@@ -11,33 +12,67 @@ class Layer:
     """The weights of one layer: `stem`.`shard` for each weight shard of the part."""
 
     stem: str
-    part: UntiedPart | None
-    """None: embedding and head, one for all towers."""
+    part: UntiedPart | Literal["depth"] | None
+    """None: embedding and head, one for all towers. depth: a depth router, of one modality's tower."""
     shape: tuple[int, ...]
+    only: tuple[str, ...] = ()
+    """The shards that are meant, where not all are alike. Empty: all of the part."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether tensor-parallel ranks hold parts of it; what each holds whole is not decayed either."""
+        return len(self.shape) > 1 and not is_router(self.stem)
 
     def names(self, model: ModelConfig) -> dict[str, str]:
         """Shard -> logical name."""
-        shards = model.shards_of(self.part) if self.part else (SHARED_TOWER,)
+        shards = self.only or (SHARED_TOWER,)
+        if not self.only and self.part is not None and self.part != "depth":
+            shards = model.shards_of(self.part)
         return {shard: f"{self.stem}.{shard}" for shard in shards}
+
+
+def is_router(name: str) -> bool:
+    """Whether a weight scores tokens: such weights are whole on every rank and never decayed."""
+    return ".router." in name
 
 
 def layers(model: ModelConfig) -> Iterator[Layer]:
     """All layers of the decoder that have weights."""
-    d, width = model.d_model, model.ffn_width
+    d = model.d_model
     queries, keys = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
     yield Layer("embedding.weight", None, (model.vocab_tokens, d))
     for index in range(model.num_layers):
         at = f"blocks.{index}."
+        for modality in model.depth_ratios(index):
+            yield Layer(f"{at}depth.{modality}.weight", "depth", (d,), (model.towers[modality],))
         yield Layer(at + "attention.qkv.weight", "attention", (queries + 2 * keys, d))
         if model.qk_norm:
             yield Layer(at + "attention.qk.weight", "attention", (2 * model.head_dim,))
         yield Layer(at + "attention.out.weight", "attention", (d, queries))
         yield Layer(at + "attention_norm.weight", "norm", (d,))
-        yield Layer(at + "feed_forward.gate_up.weight", "feed_forward", (2 * width, d))
-        yield Layer(at + "feed_forward.down.weight", "feed_forward", (d, width))
+        yield from _feed_forward(model, at + "feed_forward.")
         yield Layer(at + "feed_forward_norm.weight", "norm", (d,))
     yield Layer("final_norm.weight", "norm", (d,))
     yield Layer("head.weight", None, (model.vocab_tokens, d))
+
+
+def _feed_forward(model: ModelConfig, at: str) -> Iterator[Layer]:
+    """A shard with experts has theirs stacked, and a router."""
+    d, part = model.d_model, "feed_forward"
+    if not model.experts:
+        yield Layer(at + "gate_up.weight", part, (2 * model.ffn_width, d))
+        yield Layer(at + "down.weight", part, (d, model.ffn_width))
+        return
+    shards = [(shard, model.experts_of(shard), model.width_of(shard)) for shard in model.shards_of(part)]
+    for shard, experts, width in shards:
+        stacked = (experts.num_experts,) if experts else ()
+        yield Layer(at + "gate_up.weight", part, (*stacked, 2 * width, d), (shard,))
+    for shard, experts, width in shards:
+        stacked = (experts.num_experts,) if experts else ()
+        yield Layer(at + "down.weight", part, (*stacked, d, width), (shard,))
+    for shard, experts, _ in shards:
+        if experts:
+            yield Layer(at + "router.weight", part, (experts.num_experts, d), (shard,))
 
 
 def logical_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

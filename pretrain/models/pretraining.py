@@ -20,12 +20,14 @@ class Pretraining(nn.Module):
     def forward(
         self, inputs: ModelInputs, hidden: Float[Tensor, "rows d_model"] | None = None
     ) -> Float[Tensor, "rows d_model"] | tuple[Float[Tensor, ""], Float[Tensor, " stats"]]:
-        """`hidden`: what the stage before gave; None on the first. objective: next-token loss plus z-loss, to
-        differentiate. stats, detached fp32: the loss in nats of each modality (without z-loss), then the
-        weight of each modality."""
+        """`hidden`: what the stage before gave; None on the first. objective: next-token loss plus z-loss and
+        the auxiliary losses of layers, to differentiate. stats, detached fp32: the loss in nats of each
+        modality (without those), then the weight of each modality."""
         hidden = self.decoder.hidden(inputs, hidden)
         if self.decoder.head is None:
             return hidden
         objective, nll = self.decoder.head(hidden, inputs, objective=True)
+        if (auxiliary := self.decoder.auxiliary()) is not None:
+            objective = objective + auxiliary
         sums = sums_per_modality(nll, inputs.loss_weights)
         return objective, torch.cat((sums, inputs.loss_weights.sum(dim=1)))

@@ -53,14 +53,19 @@ class NormRotate(nn.Module):
         """Per tower: the weight of query heads, then the weight of key heads."""
 
     def forward(
-        self, qkv: Float[Tensor, "tokens features"], routing: Routing, rotary: Rotary
+        self,
+        qkv: Float[Tensor, "tokens features"],
+        routing: Routing,
+        rotary: Rotary,
+        *,
+        heads: tuple[int, int] | None = None,
     ) -> Float[Tensor, "tokens features"]:
         """Rows hold query heads, key heads, value heads. `qkv` and `rotary` are sorted by tower, the result
-        is in sequence order."""
+        is in sequence order. `heads`: query and key heads in `qkv`, where some are left out."""
         weights = [self.weight[name] for name in self.shards]
         rows = routing.counts if len(weights) > 1 else (qkv.shape[0],)
         orders = (None, None) if routing.identity else (routing.to_sequence, routing.to_sorted)
-        heads = (self.num_heads, self.kv_heads)
+        heads = heads or (self.num_heads, self.kv_heads)
         return _NormRotate.apply(qkv, rotary, *orders, rows, heads, self.eps, self.axis, *weights)
 
 

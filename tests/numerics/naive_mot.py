@@ -75,6 +75,11 @@ class NaiveMoT:
         gate, up = (self._weight(f"{layer}.gate_up", "feed_forward", modality) @ x).chunk(2)
         return self._weight(f"{layer}.down", "feed_forward", modality) @ (gate / (1 + (-gate).exp()) * up)
 
+    def _feed_forwards(
+        self, xs: list[Tensor], layer: str, modality: list[int], document: list[int]
+    ) -> list[Tensor]:
+        return [self._feed_forward(x, layer, m) for x, m in zip(xs, modality, strict=True)]
+
     def sequence_logits(
         self, ids: list[int], modality: list[int], position: list[int], document: list[int]
     ) -> Tensor:
@@ -91,18 +96,15 @@ class NaiveMoT:
             if self.config.norm_placement == "post":
                 seen = self._attention(xs, attention, modality, position, document)
                 xs = [x + norm(a, m, attention) for x, a, m in zip(xs, seen, modality, strict=True)]
-                xs = [
-                    x + norm(self._feed_forward(x, feed_forward, m), m, feed_forward)
-                    for x, m in zip(xs, modality, strict=True)
-                ]
+                made = self._feed_forwards(xs, feed_forward, modality, document)
+                xs = [x + norm(f, m, feed_forward) for x, f, m in zip(xs, made, modality, strict=True)]
             else:
                 normed = [norm(x, m, attention) for x, m in zip(xs, modality, strict=True)]
                 seen = self._attention(normed, attention, modality, position, document)
                 xs = [x + a for x, a in zip(xs, seen, strict=True)]
-                xs = [
-                    x + self._feed_forward(norm(x, m, feed_forward), feed_forward, m)
-                    for x, m in zip(xs, modality, strict=True)
-                ]
+                normed = [norm(x, m, feed_forward) for x, m in zip(xs, modality, strict=True)]
+                made = self._feed_forwards(normed, feed_forward, modality, document)
+                xs = [x + f for x, f in zip(xs, made, strict=True)]
         head = self.weights["head.weight.shared"]
         return torch.stack([head @ norm(x, m, "final") for x, m in zip(xs, modality, strict=True)])
 

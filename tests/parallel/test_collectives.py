@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parallel import world
-from parallel.collectives import ONE_RANK, TensorAxis, combine, gather_rows, scatter_sum, sum_
+from parallel.collectives import (
+    ONE_RANK,
+    TensorAxis,
+    combine,
+    gather_rows,
+    of_first_rank,
+    own_chunk,
+    scatter_sum,
+    sum_,
+    whole_rows,
+)
 from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
 
@@ -63,6 +73,27 @@ def test_rows_and_sums_over_two_ranks() -> None:
         assert total.flatten().tolist() == [10, 12, 14, 16]
 
 
+def _there_and_back() -> list[torch.Tensor]:
+    axis = world.start(ParallelConfig(tp=2)).tensor_axis
+    mine = (torch.arange(2.0).view(2, 1) + 10 * axis.rank).requires_grad_()
+    whole = whole_rows(mine, axis)
+    whole.retain_grad()
+    chunk = own_chunk(3 * whole, axis)
+    (chunk * torch.tensor([[1.0], [2.0]]) * (1 + axis.rank)).sum().backward()
+    assert mine.grad is not None and whole.grad is not None
+    return [whole.detach(), chunk.detach(), whole.grad, mine.grad, of_first_rank(mine.detach().clone(), axis)]
+
+
+def test_the_whole_stream_and_back() -> None:
+    for rank, (whole, chunk, whole_grad, grad, first) in enumerate(run_on_ranks(_there_and_back, 2)):
+        assert whole.flatten().tolist() == [0, 1, 10, 11]
+        assert chunk.flatten().tolist() == [[0, 3], [30, 33]][rank]
+        assert whole_grad.flatten().tolist() == [3, 6, 6, 12]  # of all ranks' chunks, on every rank
+        assert grad.flatten().tolist() == [[3, 6], [6, 12]][rank]
+        assert first.flatten().tolist() == [0, 1]
+
+
 def test_one_rank_exchanges_nothing() -> None:
     x = torch.ones(2, 1)
     assert combine(x, ONE_RANK) is x and sum_(x, ONE_RANK) is x
+    assert whole_rows(x, ONE_RANK) is x and own_chunk(x, ONE_RANK) is x and of_first_rank(x, ONE_RANK) is x

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 from pydantic import ValidationError
@@ -22,6 +22,9 @@ class Shape:
     ffn_width: int = 96
     vocab_tokens: int = 100
     context_tokens: int = 6
+    expert_widths: dict[str, int] = field(default_factory=dict)
+    auxiliary_losses: tuple[str, ...] = ()
+    whole_blocks: tuple[int, ...] = ()
 
 
 def check(
@@ -77,10 +80,22 @@ def test_legal_layouts_pass(values: dict) -> None:
             {"tp": 2, "shape": Shape(ffn_width=33)},
             "tp = 2 does not divide model.ffn_hidden = 33, .* parallel.tp = 1$",
         ),
+        (
+            {"tp": 2, "shape": Shape(expert_widths={"text": 96, "image": 33})},
+            "tp = 2 does not divide model.experts.image.hidden = 33, .* parallel.tp = 1$",
+        ),
+        (
+            {"pp": 2, "shape": Shape(auxiliary_losses=("experts.text.router_z", "experts.a.load_balance"))},
+            "pp = 2 with model.experts.text.router_z and model.experts.a.load_balance: .*parallel.pp = 1",
+        ),
         ({"tp": 2, "shape": Shape(vocab_tokens=99)}, "model.vocab_tokens = 99, .* model.vocab_tokens = 100 "),
         (
             {"tp": 4, "world_size": 4},
             r"tp = 4 .* the 6 tokens .*micro_batch_sequences = 1 x .*context_tokens = 6",
+        ),
+        (
+            {"pp": 8, "world_size": 8, "sequences": 9, "shape": Shape(whole_blocks=(1, 3))},
+            "has 4 of each; 2 blocks with depth routing stay whole; set parallel.pp = 6 or less",
         ),
         ({"pp": 9, "world_size": 9, "sequences": 9}, "has 4 of each; set parallel.pp = 8 or less"),
         (

@@ -56,3 +56,18 @@ def test_many_layers_are_cut_at_once() -> None:
     costs = [0, *(draw.randint(1, 10**15) for _ in range(128)), 10**15]
     found = stage_costs(costs, partition(costs, 16))
     assert sum(found) == sum(costs) and max(found) < 1.3 * sum(costs) / 16
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_whole_block_is_not_cut(seed: int) -> None:
+    draw = random.Random(seed)
+    blocks = draw.randint(1, 5)
+    whole = [block for block in range(blocks) if draw.random() < 0.6]
+    stages = draw.randint(1, 2 * blocks - len(whole))
+    costs = [draw.randint(0, 40) for _ in range(2 * blocks + 2)]
+    bounds = partition(costs, stages, whole)
+    legal = [cut for cut in brute_force(costs, stages) if not {2 * b + 2 for b in whole} & set(cut)]
+    assert bounds in legal
+    assert max(stage_costs(costs, bounds)) == min(max(stage_costs(costs, cut)) for cut in legal)
+    with pytest.raises(ValueError, match="cannot be cut"):
+        partition(costs, 2 * blocks - len(whole) + 1, whole)

@@ -40,3 +40,20 @@ def test_permutation_has_autograds_gradient() -> None:
     (expected,) = torch.autograd.grad(x[routing.to_sorted], x, grad)
     (got,) = torch.autograd.grad(sequence_to_sorted(x, routing), x, grad)
     assert torch.equal(got, expected)
+
+
+def test_a_modality_is_a_slice_of_its_tower() -> None:
+    """Image and speech share a tower that comes after, text and glyphs one that comes before."""
+    modality = np.array([1, 0, 2, 3, 1, 0, 3, 2, 2, 0])
+    routing = route(modality, [0, 1, 1, 0], 2, by_modality=True)
+    assert routing.counts == (5, 5)
+    assert modality[routing.to_sorted.numpy()].tolist() == [0, 0, 0, 3, 3, 1, 1, 2, 2, 2]
+    assert routing.modality_rows == ((0, 3), (5, 7), (7, 10), (3, 5))
+    assert routing.to_sorted.tolist() == [1, 5, 9, 3, 6, 0, 4, 2, 7, 8]  # in sequence order inside a slice
+    assert torch.equal(routing.to_sequence[routing.to_sorted], torch.arange(10))
+    assert not routing.identity and route(np.zeros(3, int), [0, 0], 1, by_modality=True).identity
+
+
+def test_an_absent_modality_is_an_empty_slice() -> None:
+    routing = route(np.array([2, 0, 2]), [0, 0, 0], 1, by_modality=True)
+    assert routing.modality_rows == ((0, 1), (1, 1), (1, 3))

@@ -1,12 +1,15 @@
 """From run directories made with known multipliers to the numbers of the report."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from pretrain.caveats import caveats
 from pretrain.compare_config import Plan
 from pretrain.findings import ALL, Findings, find, step_time_ratio, systems
 from pretrain.run_results import load_results
+from pretrain.verdict import headline
 
 MakePlan = Callable[..., Plan]
 Write = Callable[..., None]
@@ -104,3 +107,34 @@ def test_conditional_losses_that_not_all_runs_have_measured_yet_are_left_out(
             del row[name]
     again = find(f.plan, f.results)
     assert len(again.directions) == 4 and all(a != "text" for a, _ in again.directions)
+
+
+def test_arms_of_unequal_length_are_compared_at_equal_flops(
+    synthetic_plan: MakePlan, write_runs: Write
+) -> None:
+    """A step of mot costs 1.5 of dense, so it has 400 for 600; and it learns as much from each FLOP."""
+    plan = synthetic_plan()
+    runs = [
+        replace(run, config=run.config.model_copy(update={"total_tokens": 400 * 1024}))
+        if run.arm == "mot"
+        else run
+        for run in plan.runs
+    ]
+    plan = replace(plan, runs=tuple(runs), config=plan.config.model_copy(update={"match": "train_flops"}))
+    write_runs(
+        plan,
+        multiplier=lambda arm, _: 1.5 if arm == "mot" else 1.0,
+        flops_per_token=lambda arm: 4.5e6 if arm == "mot" else 3e6,
+    )
+    f = find(plan, load_results(plan))
+    assert not f.scope.interim and f.tokens == 600 * 1024
+    for modality in f.modalities:
+        contrast = f.contrast("mot", modality)
+        assert contrast.final.mean == pytest.approx(0, abs=1e-9)
+        # Between evaluations of mot, 20 steps apart, a straight line is no power law: 0.09 nats at the start.
+        assert abs(contrast.gap[1:]).max() < 0.1 and abs(contrast.gap[10:]).max() < 3e-3
+        slope = contrast.matching["flops"].slope
+        assert slope is not None and slope.value == pytest.approx(1, rel=0.01)
+    assert any("not equal data here: mot saw 0.67 times" in c.text for c in caveats(f))
+    assert not any("Equal tokens" in c.text for c in caveats(f))
+    assert "For the training FLOPs of dense over" in headline(f, "mot")

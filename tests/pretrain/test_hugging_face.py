@@ -145,6 +145,11 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path, case: str) -> None:
     [
         (MOT, {"norm_placement": "pre"}, r"untied = \[.*\] over towers text, image, speech"),
         (MOT, {"norm_placement": "pre", "untied": ["norm"]}, r"untied = \['norm'\]"),
+        (
+            {"text": "text"},
+            {"norm_placement": "pre", "experts": {"text": {"num_experts": 2}}},
+            "experts of text: they have one feed-forward",
+        ),
         ({"text": "text"}, {"norm_placement": "post"}, 'norm_placement = "post": their norms stand before'),
     ],
 )

@@ -80,12 +80,21 @@ def predicted(config: RunConfig) -> int:
     return kept
 
 
+FOUR = {"num_experts": 4}
 CASES: dict[str, RunConfig] = {
     "mot": run_config(micro_batch_sequences=2),
     "dense": run_config({"towers": DENSE}, micro_batch_sequences=2),
     "pre-norm, no QK-norm": run_config({"norm_placement": "pre", "qk_norm": False}, micro_batch_sequences=2),
     "bf16": run_config(precision="bf16", micro_batch_sequences=2),
     "all heads": run_config({"num_kv_heads": None}, micro_batch_sequences=2),
+    "moe 4x": run_config({"towers": DENSE, "experts": {"all": FOUR}}, micro_batch_sequences=2),
+    "moe 4x in bf16": run_config(
+        {"towers": DENSE, "experts": {"all": FOUR}}, precision="bf16", micro_batch_sequences=2
+    ),
+    "two choices": run_config(
+        {"towers": DENSE, "experts": {"all": {**FOUR, "routing": "token_choice", "top_k": 2}}},
+        micro_batch_sequences=2,
+    ),
     "checkpointed": run_config(micro_batch_sequences=2, activation_checkpointing=True),
 }
 
@@ -108,7 +117,16 @@ def test_activations_of_tensor_parallel_ranks(sequence_parallel: bool) -> None:
         assert kept == pytest.approx(predicted(config), rel=0.01)
 
 
-@pytest.mark.parametrize("model", [{}, {"towers": DENSE}, {"untied": ["attention"]}, {"qk_norm": False}])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        {"towers": DENSE},
+        {"untied": ["attention"]},
+        {"qk_norm": False},
+        {"experts": {"image": {"num_experts": 4}}},
+    ],
+)
 @pytest.mark.parametrize("sublayers", [range(8), range(2), range(2, 4), range(5, 8)], ids=str)
 def test_groups_are_those_of_the_optimizer(model: dict[str, Any], sublayers: range) -> None:
     config = run_config(model)

@@ -165,6 +165,13 @@ OTHER_WEIGHTS: dict[str, tuple[Edit, list[str]]] = {
 }
 
 
+def test_new_depth_routers_need_no_weights(tmp_path: Path, values: dict[str, Any]):
+    write_weights(tmp_path / "weights", values)
+    values["initial_weights"] = str(tmp_path / "weights")
+    values["model"]["depth"] = {"image": {"schedule": "constant", "mean_ratio": 0.5, "rule": "threshold"}}
+    check(values)
+
+
 @pytest.mark.parametrize("case", OTHER_WEIGHTS)
 def test_weights_of_another_model_are_told(tmp_path: Path, values: dict[str, Any], case: str):
     edit, expected = OTHER_WEIGHTS[case]

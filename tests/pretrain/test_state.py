@@ -29,6 +29,15 @@ def test_a_state_advances_and_comes_back_from_json_bit_for_bit():
     assert TrainState.from_json(json.loads(json.dumps(state.to_json()))) == state
 
 
+def test_thresholds_are_those_of_the_next_step_and_come_back_exactly():
+    thresholds = {"blocks.3.depth.image": float.fromhex("0x1.99999ap-4"), "blocks.3.depth.text": -1e-7}
+    state = TrainState.start(START).advance(BATCH, {"steps": 1.0}, thresholds)
+    assert TrainState.from_json(json.loads(json.dumps(state.to_json()))).thresholds == thresholds
+    older = TrainState.start(START).to_json()
+    del older["thresholds"]
+    assert TrainState.from_json(older).thresholds == {}
+
+
 def test_a_row_closes_the_window_and_not_the_total():
     state = TrainState.start(START).advance(BATCH, {"steps": 1.0}).logged().advance(BATCH, {"steps": 1.0})
     assert (state.window, state.total, state.num_rows) == ({"steps": 1.0}, {"steps": 2.0}, 1)

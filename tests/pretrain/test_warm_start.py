@@ -251,3 +251,67 @@ def test_all_ranks_hear_of_a_file_that_has_changed(tmp_path: Path) -> None:
     last.write_bytes(data)
     for told in run_on_ranks(_load_damaged, 2, tmp_path / "w"):
         assert last.name in told and "SHA-256 differs" in told
+
+
+def depth_table(**changes: Any) -> dict[str, Any]:
+    return {"schedule": "alternating", "mean_ratio": 0.75, "rule": "top_k", "zero_init": True, **changes}
+
+
+def _with_routers(folder: Path, changes: dict[str, Any]) -> list[torch.Tensor]:
+    """(logits of the source, logits with new routers, which tokens ran), in sequence order."""
+    w = world.start(ParallelConfig())
+    plain = open_weights(folder).model
+    config = tiny_config(MOT, depth={"image": depth_table(**changes)})
+    batch = random_batch(config, seed=2, document_tokens=(12, 12), padding_tokens=0)
+    found = []
+    for model in (plain, config):
+        decoder = Decoder(model, seed=9)
+        load_weights(folder, decoder.named_parameters(), w)
+        inputs = build_inputs(batch, model)
+        with torch.no_grad():
+            found.append(decoder(inputs)[inputs.routing.to_sequence])
+    ran = torch.zeros(batch.input_ids.size, dtype=torch.bool)
+    depth = decoder.blocks[1].depth  # type: ignore[union-attr]
+    with torch.no_grad():
+        rows = depth(torch.randn(ran.shape[0], config.d_model), inputs).tokens.rows  # all scores are 0
+    ran[inputs.routing.to_sorted[rows]] = True
+    return [*found, ran]
+
+
+def test_a_model_that_gains_routers_starts_as_it_was_for_tokens_that_run(tmp_path: Path) -> None:
+    drawn_weights(tmp_path / "w")
+    ((before, after, ran),) = run_on_ranks(_with_routers, 1, tmp_path / "w", {})
+    assert 0 < (~ran).sum() < ran.sum()
+    torch.testing.assert_close(after[ran], before[ran], rtol=0, atol=1e-6)
+    assert all((after[token] - before[token]).abs().max() > 1e-3 for token in (~ran).nonzero().flatten())
+
+
+def test_routers_are_copied_drawn_or_left_behind() -> None:
+    table = {"image": depth_table(zero_init=False)}
+    name = "blocks.1.depth.image.weight"
+    source = numbered(DENSE)
+    gained = fitted(source, MOT, {"depth": table})
+    drawn = dict(Decoder(gained.model, seed=1).named_parameters())[f"{name}.image"]
+    assert torch.equal(gained.tensors[f"{name}.image"].read(), drawn)
+    assert {n: t.shape for n, t in gained.tensors.items()} == logical_shapes(gained.model)
+    source = numbered(DENSE, depth=table)
+    kept = fitted(source, MOT, {"depth": table})
+    assert torch.equal(kept.tensors[f"{name}.image"].read(), source.tensors[f"{name}.all"].read())
+    left = fitted(source, MOT)
+    assert {n: t.shape for n, t in left.tensors.items()} == logical_shapes(tiny_config(MOT))
+
+
+EXPERTS = {"text": {"num_experts": 2}}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ({}, {"experts": EXPERTS}, "its model.experts are none; experts are neither made of other weights"),
+        ({"experts": EXPERTS}, {}, "its model.experts are text: 2; .* nor dropped"),
+        ({"experts": EXPERTS}, {"experts": EXPERTS}, "by the same model; name them in initial_weights"),
+    ],
+)
+def test_weights_of_experts_are_not_refitted(source: dict, target: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fitted(numbered(MOT, **source), MOT, target)

@@ -44,6 +44,13 @@ CONFIGS = {
     "only_norm_untied": (MOT, {"untied": ["norm"], "num_layers": 3}),
     "wide_heads": (MOT, {"head_size": 6}),
     "wide": (MOT, {"ffn_hidden": None, "d_model": 24}),
+    "moe_4x": (DENSE, {"experts": {"all": {"num_experts": 4}}}),
+    "moe_tied": (DENSE, {"experts": {"all": {"num_experts": 4}}, "untied": []}),
+    "wider_capacity": (MOT, {"experts": {"text": {"num_experts": 3, "capacity_factor": 1.25}}}),
+    "token_choice": (
+        IMAGE_SPEECH_SHARED,
+        {"experts": {"other": {"num_experts": 3, "routing": "token_choice", "top_k": 2, "hidden": 12}}},
+    ),
 }
 configs = pytest.mark.parametrize(("towers", "changes"), CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -67,6 +74,10 @@ def test_parameters_equal_those_counted(towers: dict[str, str], changes: dict) -
     assert total_parameters(config) == sum(parameter.numel() for parameter in decoder.parameters())
     for modality, tower in config.towers.items():
         met = [p.numel() for name, p in decoder.named_parameters() if name.endswith((f".{tower}", ".shared"))]
+        experts = config.experts.get(tower)
+        if experts is not None:
+            one = 3 * config.d_model * config.width_of(tower) * config.num_layers
+            met.append(round((experts.experts_per_token - experts.num_experts) * one))
         assert active_parameters(config, modality) == sum(met)
 
 
@@ -85,8 +96,15 @@ def test_flops_equal_torchs_counter(towers: dict[str, str], changes: dict, prese
             decoder(inputs)
         with FlopCounterMode(display=False) as training:
             Pretraining(decoder)(inputs)[0].backward()
-    assert forward.get_total_flops() == forward_flops(config, tokens, pairs)
-    assert training.get_total_flops() == train_flops(config, tokens, pairs)
+    rows = inputs.expert_rows
+    assert forward.get_total_flops() == forward_flops(config, tokens, pairs, rows)
+    assert training.get_total_flops() == train_flops(config, tokens, pairs, rows)
+    sequences = inputs.mask.documents.shape[0]
+    for tower, taken in rows.items():
+        experts = config.experts[tower]
+        of_tower = inputs.routing.tokens[config.tower_names.index(tower)]
+        expected = experts.experts_per_token * sum(of_tower.per_sequence)
+        assert 0 <= taken - expected <= sequences * (experts.num_experts - 1)
 
 
 def test_visible_pairs_are_those_of_the_mask() -> None:

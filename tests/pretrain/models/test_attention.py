@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_mask
 
 from parallel.routing import route
-from pretrain.models.attention import Attention, attend
-from pretrain.models.attention_mask import AttentionMask, mask_documents, visible
+from pretrain.models.attention import Attention, attend, attend_queries
+from pretrain.models.attention_mask import AttentionMask, mask_documents, mask_queries, visible
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.query_key import rotary_table
 from tests.pretrain.models.random_batch import MOT, tiny_config
@@ -95,3 +95,23 @@ def test_order_in_the_micro_batch_does_not_matter() -> None:
     assert not by_tower.identity and unsorted.identity
     # The same products in other rows of a matrix: 1e-7 measured.
     torch.testing.assert_close(run(by_tower), run(unsorted), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 2), (2, 2, 2)])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("flex", [False, True], ids=["per_document", "flex"])
+def test_chosen_queries_get_what_all_get(heads: tuple[int, int, int], share: float, flex: bool) -> None:
+    """Rows of attention over all tokens, in documents of 1 to 150 tokens of 3 sequences."""
+    rng = np.random.default_rng(1)
+    documents = np.sort(rng.integers(0, 5, (3, 150)), axis=1)
+    mask = mask_documents(documents, within=True)
+    qkv = random_qkv(heads, tokens=450).detach()  # torch has no gradient of flex attention on CPU
+    places = np.flatnonzero(rng.random(450) < share)
+    segments = np.repeat(np.arange(len(mask.segments)), mask.segments)
+    queries = mask_queries(places, segments)
+    if flex:
+        queries = queries.with_blocks(torch.device("cpu"))
+    of_queries = qkv.shape[1] * heads[0] // sum(heads)
+    q = qkv[torch.from_numpy(places), :of_queries]
+    found = attend_queries(q, qkv[:, of_queries:], queries, heads)
+    torch.testing.assert_close(found, attend(qkv, mask, heads)[torch.from_numpy(places)])

@@ -57,3 +57,41 @@ def test_feed_forward_width_is_the_published_one(d_model: int, width: int) -> No
 def test_impossible_shapes_are_refused(changes: dict, expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
         model(**changes)
+
+
+def depth_table(**changes: object) -> dict[str, object]:
+    return {"schedule": "constant", "mean_ratio": 0.5, "rule": "threshold", **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": {"video": depth_table()}}, r'depth\."video": no such modality; legal: text, image'),
+        (
+            {"depth": {"image": depth_table(mean_ratio=0.01)}},
+            r"depth\.image: mean_ratio = 0\.01 cannot be had",
+        ),
+        (
+            {"depth": {"image": depth_table(), "text": depth_table(keys="selected")}},
+            r'depth\.image\.keys = "all", depth\.text\.keys = "selected": .* set the same for all',
+        ),
+        (
+            {"depth": {"image": depth_table()}, "experts": {"image": {"num_experts": 2}}},
+            r"depth\.image with experts\.image: .* leave one of the two out",
+        ),
+    ],
+)
+def test_depth_that_does_not_fit_the_model_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        model(towers={"text": "text", "image": "image"}, **changes)
+
+
+def test_what_is_causal() -> None:
+    def found(**changes: object) -> tuple[bool, bool]:
+        config = model(towers={"text": "text", "image": "image"}, depth={"image": depth_table(**changes)})
+        return config.is_causal, config.has_causal_form
+
+    assert found() == (True, True)
+    assert found(rule="top_k") == (False, True)
+    assert found(gate="softmax") == (False, False)
+    assert model().is_causal

@@ -1,9 +1,13 @@
+import numpy as np
 import torch
 from torch.nn import functional as F
 
+from parallel.routing import route
 from pretrain.models.feed_forward import FeedForward, swiglu
 from pretrain.models.initial_weights import InitialWeights
 from tests.pretrain.models.random_batch import MOT, tiny_config
+
+ROUTING = route(np.array([0, 0, 1, 1, 1, 2]), (0, 1, 2), 3)
 
 
 def test_swiglu_gates_the_second_half_by_the_first() -> None:
@@ -24,8 +28,8 @@ def test_each_tower_has_its_feed_forward() -> None:
     config = tiny_config(MOT)
     layer = FeedForward(config, "feed_forward", InitialWeights.of(config, 1))
     x = torch.randn(6, config.d_model)
-    before = layer(x, (2, 3, 1))
+    before = layer(x, ROUTING)
     with torch.no_grad():
         layer.gate_up.weight["image"].mul_(2)
-    changed = (layer(x, (2, 3, 1)) != before).any(dim=1)
+    changed = (layer(x, ROUTING) != before).any(dim=1)
     assert changed.tolist() == [False, False, True, True, True, False]

@@ -1,0 +1,78 @@
+"""What routers of experts count in an optimizer step, and what comes of it: metrics, and thresholds by which
+experts choose where no later token may have a say (pretrain/thresholds.py). Imports no torch."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from pretrain.metrics import Sums
+from pretrain.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from pretrain.thresholds import Counted, Wanted
+
+MOMENTUM = 0.95
+"""Share of the old threshold in the new one."""
+_SUMS = ("taken", "tokens", "dropped")
+"""Of an expert: tokens that it took; of the first one of a layer also tokens, and those that none took."""
+
+
+class Place(NamedTuple):
+    layer: int
+    tower: str
+    expert: int
+
+
+def places(model: ModelConfig) -> dict[str, Place]:
+    """Name of each expert -> where it is."""
+    return {
+        f"blocks.{layer}.experts.{tower}.{expert}": Place(layer, tower, expert)
+        for layer in range(model.num_layers)
+        for tower, experts in model.experts.items()
+        for expert in range(experts.num_experts)
+    }
+
+
+def wanted(model: ModelConfig) -> "dict[str, Wanted]":
+    """What thresholds are to let through: of expert choice, as much as it takes."""
+    from pretrain.thresholds import Wanted
+
+    found = {}
+    for name, place in places(model).items():
+        experts = model.experts[place.tower]
+        if not experts.causal:
+            found[name] = Wanted(experts.capacity_factor / experts.num_experts, False, MOMENTUM)
+    return found
+
+
+def step_sums(model: ModelConfig, counted: "Mapping[str, Counted]") -> Sums:
+    """What a step adds to the sums that rows are made of."""
+    found: Sums = {}
+    if not counted:
+        return found
+    for name, (layer, tower, expert) in places(model).items():
+        values = dict(zip(_SUMS, counted[name].sums, strict=False))
+        found[f"experts/taken/{tower}/{layer}/{expert}"] = values["taken"]
+        if expert == 0:
+            found |= {f"experts/{what}/{tower}/{layer}": values[what] for what in ("tokens", "dropped")}
+    return found
+
+
+def row(model: ModelConfig, window: Mapping[str, float]) -> dict[str, float]:
+    """experts/load_max_over_mean/<tower> and experts/drop_frac/<tower>, means over layers, from the sums of a
+    window. A tower without a token in it has none."""
+    found: dict[str, float] = {}
+    for tower, experts in model.experts.items():
+        loads, dropped = [], []
+        for layer in range(model.num_layers):
+            names = [f"experts/taken/{tower}/{layer}/{e}" for e in range(experts.num_experts)]
+            taken = [window.get(name, 0.0) for name in names]
+            if not sum(taken):
+                continue
+            loads.append(max(taken) * len(taken) / sum(taken))
+            dropped.append(
+                window[f"experts/dropped/{tower}/{layer}"] / window[f"experts/tokens/{tower}/{layer}"]
+            )
+        if loads:
+            found[f"experts/load_max_over_mean/{tower}"] = sum(loads) / len(loads)
+            found[f"experts/drop_frac/{tower}"] = sum(dropped) / len(dropped)
+    return found

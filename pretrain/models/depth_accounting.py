@@ -1,0 +1,134 @@
+"""What depth routing saves: FLOPs of tokens that skip and of pairs that nobody looks at. Imports no torch.
+
+A router's own dot product, 2 d_model a token, is left out of the ledger, as norms are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+
+from pretrain.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Over all layers. Counted ones are whole numbers, expected ones need not be."""
+
+    tokens: Mapping[str, float]
+    """Modality -> tokens that did not run, a token that skipped two layers twice."""
+    pairs: float
+    """(query, key) pairs that a mask shows in a dense model, and that no attention computed."""
+
+
+def skippable_flops(config: ModelConfig, modality: str) -> dict[str, int]:
+    """Module -> forward FLOPs that a token saves by skipping one layer, attention's pairs left out."""
+    d, heads, kv_heads = config.d_model, config.num_heads, config.kv_heads
+    depth = config.depth[modality]
+    found = {"attention": 0, "feed_forward": 2 * 3 * d * config.width_of(config.towers[modality])}
+    if depth.parts != "feed_forward":
+        matrices = 2 * heads + (2 * kv_heads if depth.keys == "selected" else 0)
+        found["attention"] = 2 * d * matrices * config.head_dim
+    return found
+
+
+def _ratios(config: ModelConfig, layer: int, progress: float) -> dict[str, float]:
+    """Of modalities with a router in the layer, at `progress` of the run."""
+    found = config.depth_ratios(layer)
+    return {m: config.depth[m].ratio_at(ratio, progress) for m, ratio in found.items()}
+
+
+def skipped_per_token(config: ModelConfig, modality: str, progress: float = 1.0) -> float:
+    """Layers that a token of the modality is expected to skip, at `progress` of the run."""
+    layers = range(config.num_layers)
+    return sum(1 - _ratios(config, layer, progress).get(modality, 1.0) for layer in layers)
+
+
+def pairs_share(config: ModelConfig, layer: int, tokens: Mapping[str, float], progress: float = 1.0) -> float:
+    """Expected share of a layer's pairs that attention computes, where `tokens` are of each modality and
+    those that skip are spread evenly."""
+    ratios = _ratios(config, layer, progress)
+    if not ratios or not (total := sum(tokens.values())):
+        return 1.0
+    style = next(iter(config.depth.values()))
+    if style.parts == "feed_forward":
+        return 1.0
+    queries = sum(count * ratios.get(modality, 1.0) for modality, count in tokens.items()) / total
+    return queries * queries if style.keys == "selected" else queries
+
+
+def query_share(config: ModelConfig, modality: str) -> float:
+    """Expected share, over all layers, of the pairs of a token of the modality as query that attention
+    computes; keys are of every modality alike."""
+    alike, total = dict.fromkeys(config.towers, 1.0), 0.0
+    for layer in range(config.num_layers):
+        ratios, share = config.depth_ratios(layer), pairs_share(config, layer, alike)
+        if share < 1:
+            keys = share**0.5 if next(iter(config.depth.values())).keys == "selected" else 1.0
+            share = ratios.get(modality, 1.0) * keys
+        total += share
+    return total / config.num_layers
+
+
+def describe(config: ModelConfig, modality: str) -> str:
+    """A line for a person."""
+    depth = config.depth[modality]
+    ratios = ["1" if r is None else f"{r:.2f}" for r in depth.ratios(config.num_layers)]
+    causal = "causal" if depth.is_causal else "looks at later tokens"
+    return (
+        f"depth of {modality}: {depth.schedule}, mean {depth.mean_ratio:g}, {depth.rule} ({causal}), gate "
+        f"{depth.gate} on {depth.scale}; {depth.parts}, keys {depth.keys}; layers {' '.join(ratios)}"
+    )
+
+
+def expected(
+    config: ModelConfig, tokens: Mapping[str, float], visible_pairs: float, progress: float = 1.0
+) -> Skipped:
+    """Of `tokens` of each modality whose masks show `visible_pairs` pairs, at `progress` of the run."""
+    layers = range(config.num_layers)
+    hidden = sum(1 - pairs_share(config, layer, tokens, progress) for layer in layers)
+    skipped = {m: count * skipped_per_token(config, m, progress) for m, count in tokens.items()}
+    return Skipped(skipped, hidden * visible_pairs)
+
+
+def over_run(config: ModelConfig, tokens: Mapping[str, float], visible_pairs: float) -> Skipped | None:
+    """The mean of `expected` over a whole run, warm-up included; None for a model without depth routing."""
+    if not config.depth:
+        return None
+    # Between the ends of warm-ups what is skipped is a polynomial of progress, of degree 2 at most: Simpson's
+    # rule is exact there.
+    ends = {0.0, 1.0}
+    for depth in config.depth.values():
+        ends |= {depth.dense_frac, depth.dense_frac + depth.ramp_frac}
+    skipped, pairs = dict.fromkeys(tokens, 0.0), 0.0
+    for first, last in pairwise(sorted(ends)):
+        inner = 1e-12  # a ratio may jump at an end
+        points = (first, inner), (first, (last - first) / 2), (last, -inner)
+        for (start, offset), weight in zip(points, (1, 4, 1), strict=True):
+            at = expected(config, tokens, visible_pairs, start + offset)
+            share = weight * (last - first) / 6
+            pairs += share * at.pairs
+            skipped = {m: total + share * at.tokens[m] for m, total in skipped.items()}
+    return Skipped(skipped, pairs)
+
+
+def saved_flops(config: ModelConfig, skipped: Skipped) -> int:
+    """Forward FLOPs."""
+    linear = sum(
+        # Exact for whole numbers, however large.
+        Fraction(count) * sum(skippable_flops(config, modality).values())
+        for modality, count in skipped.tokens.items()
+        if modality in config.depth
+    )
+    return round(linear + Fraction(skipped.pairs) * 4 * config.num_heads * config.head_dim)
+
+
+def kept_keys(config: ModelConfig, tokens: Mapping[str, int]) -> float:
+    """Share of keys and values that a cache of `tokens` of each modality holds of a dense model's."""
+    dense = sum(tokens.values()) * config.num_layers
+    skipped = sum(
+        count * skipped_per_token(config, modality)
+        for modality, count in tokens.items()
+        if modality in config.depth and config.depth[modality].keys == "selected"
+    )
+    return 1 - skipped / dense

@@ -1,0 +1,73 @@
+"""Scores of tokens, and the gates that they become."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pretrain.models.depth_config import DepthConfig
+
+
+def scores(
+    x: Float[Tensor, "tokens d_model"], weight: Float[Tensor, " d_model"], eps: float
+) -> Float[Tensor, " tokens"]:
+    """<w, x / rms(x)> / d_model in fp32, so that scores do not grow with the residual stream.
+
+    Ranked in fp32 and before any gate: in bf16 the tanh gate has 78 values, and many tokens tie. Divided, with
+    weights as many times larger, for Adam, which moves every weight by the learning rate: d_model of them
+    that move alike would else move all scores by d_model learning rates in a step, which thresholds of earlier
+    steps cannot follow (the same rule as for output weights in arXiv 2203.03466, table 8).
+    """
+    return _Scores.apply(x, weight, eps)
+
+
+class _Scores(torch.autograd.Function):
+    """By hand, because autograd would keep x in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        # 1 / (rms d_model)
+        inverse_rms = wide.square().mean(-1).add_(eps).rsqrt_().div_(x.shape[1])
+        dots = wide @ weight.float()
+        ctx.save_for_backward(x, weight, inverse_rms, dots)
+        return dots * inverse_rms
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        x, weight, inverse_rms, dots = ctx.saved_tensors
+        # s = r <w, x> with r = 1 / (d rms(x)):  dw = sum(ds r x),  dx = ds (r w - d r^3 <w, x> x)
+        wide = x.float()
+        scaled = grad * inverse_rms
+        pull = (scaled * dots * inverse_rms.square() * -x.shape[1]).unsqueeze(1)
+        grad_x = torch.outer(scaled, weight.float()).addcmul_(wide, pull)
+        return grad_x.to(x.dtype), wide.t().mv(scaled).to(weight.dtype), None
+
+
+def gates(
+    config: DepthConfig, scores: Float[Tensor, " tokens"], documents: Int[Tensor, " tokens"] | None
+) -> Float[Tensor, " tokens"]:
+    """fp32, 1 where a token is let through as it is. `documents`: of each token, from 0; for softmax only."""
+    match config.gate:
+        case "tanh":
+            return 1 + config.alpha * torch.tanh(scores)
+        case "sigmoid":
+            return torch.sigmoid(scores)
+        case "none":
+            return 1 + 0 * scores  # the router's gradient is 0, not None
+        case "softmax" | "shifted_softmax":
+            assert documents is not None
+            shares = _softmax_in_documents(scores, documents)
+            return shares if config.gate == "softmax" else 1 + shares
+
+
+def _softmax_in_documents(scores: Tensor, documents: Tensor) -> Tensor:
+    if not scores.shape[0]:
+        return scores
+    number = int(documents.shape[0])  # not more documents than tokens
+    highest = scores.new_full((number,), -torch.inf)
+    highest = highest.scatter_reduce(0, documents, scores.detach(), "amax")
+    exponentials = (scores - highest[documents]).exp()
+    totals = scores.new_zeros(number).index_add(0, documents, exponentials)
+    return exponentials / totals[documents]

@@ -1,0 +1,163 @@
+"""Which tokens run in a layer, decided on the host from their scores, and what attention must know of them.
+
+Copying a layer's scores to the host (4 bytes a token) is the one place where the model waits for its device.
+It makes sizes plain ints again: from there on the chosen tokens are a shorter stream with the same rules as
+the whole one (parallel/routing.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from data_pipeline.batch import Batch
+from data_pipeline.vocabulary import SPECIAL_TOKENS
+from parallel.routing import Routing, TowerTokens
+from pretrain.models.attention_mask import AttentionMask, QueryMask, mask_queries
+from pretrain.models.depth_config import DepthConfig
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """What choosing looks at, for all T tokens of a micro-batch. On the host, whatever the device."""
+
+    places: Int[np.ndarray, " tokens"]
+    """int64, sorted order: place of the token in sequence order, flat over sequences."""
+    documents: Int[np.ndarray, " tokens"]
+    """int64, sorted order: number of its document in the micro-batch; -1 for padding."""
+    special: Bool[np.ndarray, " tokens"]
+    """Sorted order: a token that always runs."""
+    segments: Int[np.ndarray, " tokens"]
+    """int64, sequence order: number of the stretch in which attention sees it (AttentionMask.segments)."""
+    sequence_tokens: int
+
+
+def token_table(batch: Batch, routing: Routing, mask: AttentionMask) -> TokenTable:
+    """On the host, before anything is moved."""
+    order = routing.to_sorted.numpy()
+    padding = batch.document_ids < 0
+    # Documents are numbered anew in each sequence.
+    numbers = batch.document_ids + batch.sequence_tokens * np.arange(batch.num_sequences)[:, None]
+    documents = np.where(padding, -1, numbers).reshape(-1).astype(np.int64)
+    special = (batch.input_ids < len(SPECIAL_TOKENS)).reshape(-1)
+    return TokenTable(
+        places=order.copy(),
+        documents=documents[order],
+        special=special[order] & (documents[order] >= 0),
+        segments=np.repeat(np.arange(len(mask.segments)), mask.segments),
+        sequence_tokens=batch.sequence_tokens,
+    )
+
+
+def runs(
+    config: DepthConfig,
+    scores: Float[np.ndarray, " tokens"],
+    documents: Int[np.ndarray, " tokens"],
+    special: Bool[np.ndarray, " tokens"],
+    ratio: float,
+    *,
+    threshold: float | None,
+    causal: bool,
+) -> Bool[np.ndarray, " tokens"]:
+    """Which tokens of a modality, in sequence order, run. `scores` are raw fp32 ones. `causal`: by the
+    threshold, whatever the rule; None lets all through."""
+    filled = documents >= 0
+    if causal or config.rule == "threshold":
+        if ratio >= 1 or threshold is None:
+            return filled
+        return filled & (special | (scores >= np.float32(threshold)))
+    return special | top_k(scores, np.where(special, -1, documents), ratio)
+
+
+def top_k(
+    scores: Float[np.ndarray, " tokens"], documents: Int[np.ndarray, " tokens"], ratio: float
+) -> Bool[np.ndarray, " tokens"]:
+    """The trunc(ratio n) highest scores of each document of n tokens, of equal ones the earlier. Documents
+    below 0 have none."""
+    chosen = np.zeros(scores.size, bool)
+    (free,) = np.nonzero(documents >= 0)
+    if not free.size:
+        return chosen
+    order = free[np.lexsort((free, -scores[free], documents[free]))]
+    _, starts, sizes = np.unique(documents[order], return_index=True, return_counts=True)
+    # 1e-9: 0.29 * 100 is 28.999999999999996.
+    allowed = np.floor(sizes * ratio + 1e-9).astype(int)
+    rank = np.arange(order.size) - np.repeat(starts, sizes)
+    chosen[order[rank < np.repeat(allowed, sizes)]] = True
+    return chosen
+
+
+@dataclass(frozen=True)
+class ChosenTokens:
+    """The tokens that run, as a stream of their own."""
+
+    rows: Int[Tensor, " chosen"]
+    """int64, ascending: their rows in the sorted order of all tokens."""
+    routing: Routing
+    mask: AttentionMask | QueryMask
+    """Between them, or of them as queries over all tokens."""
+    visible_pairs: int
+    """(query, key) pairs that the mask shows, padding left out."""
+
+    def to(self, device: torch.device) -> "ChosenTokens":
+        return replace(
+            self,
+            rows=_move(self.rows, device),
+            routing=self.routing.to(device),
+            mask=self.mask.to(device),
+        )
+
+
+def choose_tokens(
+    runs: Bool[np.ndarray, " tokens"],
+    table: TokenTable,
+    counts: Sequence[int],
+    *,
+    keys: str,
+    with_tokens: bool = False,
+) -> ChosenTokens:
+    """`runs`: in sorted order, of towers of `counts` tokens. `with_tokens`: with `Routing.tokens`."""
+    (rows,) = np.nonzero(runs)
+    places = table.places[rows]
+    to_sequence = np.argsort(places, kind="stable")
+    to_sorted = np.empty_like(to_sequence)
+    to_sorted[to_sequence] = np.arange(rows.size)
+    ends = np.cumsum(counts)
+    per_tower = np.diff(np.searchsorted(rows, np.concatenate(([0], ends)))).tolist()
+    routing = Routing(
+        counts=tuple(per_tower),
+        to_sorted=torch.from_numpy(to_sorted),
+        to_sequence=torch.from_numpy(to_sequence),
+        identity=bool((to_sorted == np.arange(rows.size)).all()),
+        tokens=_tower_tokens(rows, table, per_tower) if with_tokens else (),
+    )
+    places = places[to_sequence]
+    segments = table.segments[places]
+    filled = table.documents[rows][to_sequence] >= 0
+    if keys == "selected":
+        lengths = tuple(np.unique(segments, return_counts=True)[1].tolist())
+        mask = AttentionMask(torch.from_numpy(segments.astype(np.int32))[None], lengths)
+        seen = np.arange(rows.size) - np.searchsorted(segments, segments) + 1
+    else:
+        mask = mask_queries(places, table.segments)
+        seen = places - np.searchsorted(table.segments, segments) + 1
+    return ChosenTokens(torch.from_numpy(rows), routing, mask, int(seen[filled].sum()))
+
+
+def _tower_tokens(rows: np.ndarray, table: TokenTable, per_tower: Sequence[int]) -> tuple[TowerTokens, ...]:
+    found, start, sequences = [], 0, len(table.places) // table.sequence_tokens
+    for count in per_tower:
+        mine = rows[start : start + count]
+        (filled,) = np.nonzero(table.documents[mine] >= 0)
+        sequence = table.places[mine[filled]] // table.sequence_tokens
+        per_sequence = tuple(np.bincount(sequence, minlength=sequences).tolist())
+        found.append(TowerTokens(None if filled.size == count else torch.from_numpy(filled), per_sequence))
+        start += count
+    return tuple(found)
+
+
+def _move(x: Tensor, device: torch.device) -> Tensor:
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

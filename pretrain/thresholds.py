@@ -1,0 +1,142 @@
+"""Thresholds by which tokens are chosen causally: running quantiles of the scores of all ranks.
+
+Places where tokens are chosen (a depth router, an expert) count their raw scores in every training forward
+pass, whatever the rule. After the step the counts of all ranks are summed, and the quantile that would have
+let the wanted share through moves the place's threshold (Expert Threshold, arXiv 2603.11535; megatron-core's
+quantile balancing sums histograms in the same way). A threshold is constant within a step: the same for
+recomputation, micro-batches, stages and evaluation, and no score of a later token has part in it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from parallel.world import World
+
+BINS = 2048
+SUMS = 8
+"""Numbers that a place may sum beside its scores."""
+_FINE, _FAR = 0.01, 1000.0
+"""Bins are equally wide in asinh(score / _FINE): 1e-4 near 0, 1.2 % of a score far from it, up to _FAR."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What tokens are chosen by in a forward pass; one value for all micro-batches of a step."""
+
+    causal: bool = False
+    """Choose by thresholds whatever the rule: how a model whose rule looks at later tokens is evaluated."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Place -> threshold. A place that has none yet lets everything through."""
+    progress: float = 1.0
+    """Share of the run that is done: where ratios are in their warm-up."""
+
+
+class ScoreCounts:
+    """What a place has counted since `take`. Plain tensors: buffers would be cast with the module."""
+
+    def __init__(self, name: str) -> None:
+        """`name`: the place's, such as "blocks.3.depth.image"."""
+        self.name = name
+        self._histogram: Tensor | None = None
+        self._sums: list[Tensor | float] = [0.0] * SUMS
+
+    @torch.no_grad()
+    def add(self, scores: Float[Tensor, " n"], *sums: Tensor | float) -> None:
+        """Count raw scores, and add `sums`, at most SUMS numbers that mean what the place says."""
+        if self._histogram is None:
+            self._histogram = torch.zeros(BINS, dtype=torch.int64, device=scores.device)
+        scores = scores.float()
+        bins = (torch.asinh(scores / _FINE) * _PER_UNIT + BINS / 2).floor().clamp(0, BINS - 1).long()
+        self._histogram.scatter_add_(0, bins, torch.ones_like(bins))
+        for index, value in enumerate(sums):
+            self._sums[index] = self._sums[index] + value
+
+    def take(self) -> Float[Tensor, " bins_and_sums"]:
+        """The counts, then the sums, as float64 on the host; both start again at 0."""
+        empty = torch.zeros(BINS, dtype=torch.float64)
+        counted = empty if self._histogram is None else self._histogram.cpu().double()
+        sums = torch.tensor([float(value) for value in self._sums], dtype=torch.float64)
+        self._histogram, self._sums = None, [0.0] * SUMS
+        return torch.cat((counted, sums))
+
+
+_PER_UNIT = BINS / 2 / float(np.arcsinh(_FAR / _FINE))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """At one place, over all data-parallel ranks, in one optimizer step."""
+
+    histogram: np.ndarray
+    """float64 [BINS]."""
+    sums: tuple[float, ...]
+
+
+def counts_in(module: nn.Module) -> Iterable[ScoreCounts]:
+    """Those of all layers: every place is in the `score_counts` of the module that it belongs to."""
+    for each in module.modules():
+        yield from getattr(each, "score_counts", ())
+
+
+def take_counts(module: nn.Module, places: Iterable[str], world: World) -> dict[str, Counted]:
+    """What the ranks have counted since the last time, equal on all of them, which all call it.
+
+    `places`: of the whole model; a pipeline stage has some of them. Tensor-parallel ranks, which all see the
+    same tokens, count once.
+    """
+    names = list(places)
+    row = {name: index for index, name in enumerate(names)}
+    mine = torch.zeros(len(names), BINS + SUMS, dtype=torch.float64)
+    for counts in counts_in(module):
+        mine[row[counts.name]] += counts.take()
+    total = (world.sum_tensor_over_all(mine) / world.tp_size).numpy()
+    return {name: Counted(total[i, :BINS], tuple(total[i, BINS:].tolist())) for name, i in row.items()}
+
+
+def quantile(histogram: np.ndarray, share: float) -> float:
+    """The score below which `share` of the counted ones are, interpolated inside its bin."""
+    cumulated = np.cumsum(histogram)
+    wanted = share * cumulated[-1]
+    index = min(int(np.searchsorted(cumulated, wanted, side="right")), BINS - 1)
+    before = cumulated[index - 1] if index else 0.0
+    inside = (wanted - before) / histogram[index] if histogram[index] else 0.0
+    edges = _FINE * np.sinh((np.array([index, index + 1]) - BINS / 2) / _PER_UNIT)
+    return float(np.float32(edges[0] + min(max(inside, 0.0), 1.0) * (edges[1] - edges[0])))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a place is to let through."""
+
+    ratio: float
+    """Share of the scores in the next step. 1: all, whatever they are."""
+    changing: bool
+    """The ratio was another in the step that was counted: an average over steps would lag behind it."""
+    momentum: float
+    """Share of the old threshold in the new one."""
+
+
+def next_thresholds(
+    thresholds: Mapping[str, float], counted: Mapping[str, Counted], wanted: Mapping[str, Wanted]
+) -> dict[str, float]:
+    """Thresholds for the next step. Places without a score in this one keep theirs; places that let all
+    through have none."""
+    found = {}
+    for name, want in wanted.items():
+        old = thresholds.get(name)
+        if want.ratio >= 1:
+            continue
+        if not counted[name].histogram.any():
+            if old is not None:
+                found[name] = old
+            continue
+        now = quantile(counted[name].histogram, 1 - want.ratio)
+        if old is not None and not want.changing:
+            now = float(np.float32(want.momentum * old + (1 - want.momentum) * now))
+        found[name] = now
+    return found

@@ -1,0 +1,79 @@
+"""Runs with depth routing: metrics that tell what ran, and thresholds that a killed run takes up exactly."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.metrics import read_rows
+from tests.e2e.test_train_resume import MEASURED, last_step
+from tests.e2e.warm import Run, train
+from tests.pretrain.tiny_data import tiny_run, write_tiny_data
+from tests.toml_text import toml_text
+
+DEPTH = {
+    "schedule": "alternating", "mean_ratio": 0.75, "rule": "threshold", "dense_frac": 0.1, "ramp_frac": 0.3,
+    "threshold_momentum": 0.8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_tiny_data(folder)
+    return folder
+
+
+def run_file(folder: Path, data: Path, **depth: Any) -> str:
+    values = tiny_run(data, folder / "runs")
+    values["model"] |= {"num_layers": 2, "depth": {"image": DEPTH | depth, "speech": DEPTH | depth}}
+    (folder / "tiny.toml").write_text(toml_text(values))
+    return str(folder / "tiny.toml")
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    rows = read_rows(folder / "runs" / "tiny" / "metrics.jsonl")
+    return [{n: v for n, v in row.items() if n.startswith((*MEASURED, "depth/"))} for row in rows]
+
+
+def test_a_killed_run_goes_on_with_its_thresholds(tmp_path: Path, data: Path) -> None:
+    folders = [tmp_path / name for name in ("undisturbed", "killed", "two_ranks")]
+    for folder in folders:
+        folder.mkdir()
+    undisturbed, killed, two_ranks = folders
+    train([run_file(undisturbed, data)], undisturbed / "out")
+    expected = curve(undisturbed)
+    last = expected[-1]
+    assert [name for name in last if name.startswith("depth/ratio")] == [
+        "depth/ratio/image", "depth/ratio/image/1", "depth/ratio/speech", "depth/ratio/speech/1",
+    ]  # fmt: skip
+    assert expected[0]["depth/ratio/image/1"] == 1.0  # warm-up; then 0.5, of few tokens
+    assert 0.35 < last["depth/ratio/image/1"] < 0.65 and last["depth/gate_std/image"] > 0
+    assert not any(name.startswith("eval/causal") for row in expected for name in row)
+    flops = [row["compute/train_flops"] / row["tokens"] for row in expected]
+    assert flops[-1] < flops[0]
+
+    run = Run([run_file(killed, data)], killed / "out")
+    run.wait_until(lambda: last_step(killed / "runs" / "tiny") >= 18)
+    run.signal(signal.SIGKILL)
+    assert run.codes() == [-signal.SIGKILL]
+    train([run_file(killed, data)], killed / "out")
+    assert curve(killed) == expected
+
+    train([run_file(two_ranks, data)], two_ranks / "out", processes=2)
+    for one, two in zip(expected, curve(two_ranks), strict=True):
+        # Counts of all ranks make one histogram, so thresholds, and who runs, are those of one process.
+        for name in ("depth/ratio/image/1", "depth/ratio/speech/1", "compute/train_flops"):
+            assert two[name] == one[name]
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-6)
+
+
+def test_a_rule_that_looks_ahead_is_evaluated_causally_too(tmp_path: Path, data: Path) -> None:
+    train([run_file(tmp_path, data, rule="top_k")], tmp_path / "out")
+    last = curve(tmp_path)[-1]
+    names = {name.removeprefix("eval/") for name in last if name.startswith("eval/")}
+    causal = {name.removeprefix("causal/") for name in names if name.startswith("causal/")}
+    assert causal and causal == {name for name in names if not name.startswith("causal/")}
+    assert last["eval/causal/loss"] != last["eval/loss"]
+    assert last["eval/causal/loss"] == pytest.approx(last["eval/loss"], rel=0.05)

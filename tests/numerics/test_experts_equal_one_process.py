@@ -1,0 +1,69 @@
+"""Decoders with experts on layouts of ranks: the one process, step for step, and resumed on another."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from parallel import world
+from parallel.layout import ParallelConfig
+from parallel.testing import run_on_ranks
+from parallel.zero_engine import ZeroEngine
+from pretrain.models import feed_forward
+from tests.numerics import layouts
+from tests.numerics.layouts import Towers, assert_equals_one_process, train, train_on
+from tests.numerics.plain_loop import assert_same
+from tests.numerics.test_resume_other_layout import _go_on, _save
+
+BOTH: tuple[Towers, ...] = ("moe", "experts")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout", "towers"),
+    [
+        (1, {}, BOTH),
+        (2, {"tp": 2, "zero_stage": 0}, ("moe", "experts", "auxiliary")),
+        (2, {"tp": 2, "sequence_parallel": False}, BOTH),
+        (2, {"zero_stage": 1}, ("experts", "auxiliary")),
+        (2, {"zero_stage": 3, "activation_checkpointing": True}, BOTH),
+        (2, {"pp": 2, "activation_checkpointing": True}, BOTH),
+        (4, {"tp": 2, "zero_stage": 3}, ("experts",)),
+        (4, {"tp": 2, "pp": 2}, ("experts",)),
+    ],
+    ids=lambda value: str(value).replace("'", ""),
+)
+def test_ranks_equal_one_process(ranks: int, layout: dict[str, Any], towers: tuple[Towers, ...]) -> None:
+    assert_equals_one_process(train_on(ranks, layout, towers))
+
+
+def _with(trap: str, layout: ParallelConfig) -> Any:
+    """`train` with one sum over tensor-parallel ranks left out."""
+    summed = feed_forward.sum_gradient
+    wanted = 1 if trap == "gates" else 2
+    feed_forward.sum_gradient = lambda x, axis: x if x.ndim == wanted else summed(x, axis)
+    return train(layout, ("moe",))
+
+
+@pytest.mark.parametrize("trap", ["gates", "rows"])
+def test_a_sum_that_is_left_out_is_seen(trap: str) -> None:
+    found = run_on_ranks(_with, 2, trap, ParallelConfig(tp=2))[0]
+    with pytest.raises(AssertionError):
+        assert_equals_one_process(found)
+
+
+def _decoder(w: world.World, layout: ParallelConfig) -> tuple[ZeroEngine, Callable[[int], Any]]:
+    config = layouts.model_config("experts")
+    engine = layouts.engine_of(w, "experts", layout, prefix="decoder.")
+    return engine, lambda step: layouts.share(w, layouts.micro_batches(config, step))
+
+
+def test_a_run_goes_on_on_another_layout(tmp_path: Path) -> None:
+    folders, expected = [], []
+    for name, layout in (("tp2", ParallelConfig(tp=2)), ("dp2", ParallelConfig(zero_stage=3))):
+        folders.append(tmp_path / name)
+        expected.append(run_on_ranks(_save, 2, _decoder, layout, folders[-1])[0])
+    for target in (ParallelConfig(pp=2), ParallelConfig(tp=2), ParallelConfig(zero_stage=3)):
+        found = run_on_ranks(_go_on, 2, _decoder, target, folders)[0]
+        for results, wanted in zip(found, expected, strict=True):
+            assert_same(results, wanted, layouts.RTOL)

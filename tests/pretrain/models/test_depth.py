@@ -1,0 +1,132 @@
+"""Routers of a block: their weights, what they count, and that ratio 1 with neutral gates is no routing."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.models.config import ModelConfig
+from pretrain.models.decoder import Decoder
+from pretrain.models.depth import SUMS, DepthRouter, DepthRouting
+from pretrain.models.inputs import build_inputs
+from pretrain.models.pretraining import Pretraining
+from pretrain.thresholds import BINS, Selection
+from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
+
+EVERYTHING = {
+    "schedule": "constant", "mean_ratio": 1.0, "dense_above": 1.0, "gate": "none", "rule": "top_k",
+}  # fmt: skip
+PLACES = [
+    {"keys": "all"},
+    {"keys": "selected"},
+    {"parts": "feed_forward"},
+]
+
+
+def routing_of(decoder: Decoder, block: int) -> DepthRouting:
+    found = decoder.blocks[block].depth
+    assert isinstance(found, DepthRouting)
+    return found
+
+
+def gradients(config: ModelConfig, checkpointing: bool = False, **batch: Any) -> dict[str, torch.Tensor]:
+    """Objective and gradients."""
+    decoder = Decoder(config, seed=3, activation_checkpointing=checkpointing)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if ".depth." not in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    objective, _ = Pretraining(decoder)(build_inputs(random_batch(config, **batch), config))
+    objective.backward()
+    found = {"objective": objective.detach()}
+    for name, parameter in decoder.named_parameters():
+        assert parameter.grad is not None, name
+        found[name] = parameter.grad
+    return found
+
+
+@pytest.mark.parametrize("towers", [DENSE, MOT, IMAGE_SPEECH_SHARED], ids=["dense", "mot", "shared"])
+@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("scale", ["selected", "string", "string_code"])
+def test_ratio_1_with_a_neutral_gate_is_no_routing(
+    towers: dict[str, str], place: dict[str, str], norm: str, scale: str
+) -> None:
+    depth = dict.fromkeys(("text", "image", "speech"), EVERYTHING | place | {"scale": scale})
+    plain = gradients(tiny_config(towers, norm_placement=norm))
+    routed = gradients(tiny_config(towers, norm_placement=norm, depth=depth))
+    for name, expected in plain.items():
+        # Sums over tokens in another order: 1.3e-6 of the largest value measured.
+        scale_of = float(expected.abs().max())
+        assert float((routed[name] - expected).abs().max()) <= 2e-6 * max(scale_of, 1.0), name
+    assert all(not grad.any() for name, grad in routed.items() if ".depth." in name)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize("rule", ["top_k", "threshold"])
+def test_recomputation_changes_nothing(place: dict[str, str], rule: str) -> None:
+    table = {"schedule": "constant", "mean_ratio": 0.5, "rule": rule, **place}
+    config = tiny_config(MOT, depth={"image": table, "text": table})
+    kept, again = gradients(config), gradients(config, checkpointing=True)
+    assert kept.keys() == again.keys()
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+def test_what_a_training_pass_counts() -> None:
+    table = {"schedule": "alternating", "mean_ratio": 0.8, "rule": "top_k", "ramp_frac": 0.0}
+    config = tiny_config(MOT, depth={"text": table, "speech": table}, context_tokens=40)
+    batch = random_batch(config, padding_tokens=6)
+    decoder = Decoder(config, activation_checkpointing=True)
+    inputs = build_inputs(batch, config)
+    decoder.eval()
+    with torch.no_grad():
+        decoder(inputs)
+    routers = routing_of(decoder, 1).routers()
+    assert not any(router.score_counts[0].take().any() for router in routers.values())
+    decoder.train()
+    decoder(inputs).sum().backward()
+    assert decoder.blocks[0].depth is None
+    for modality, router in routers.items():
+        assert router.name == f"blocks.1.depth.{modality}"
+        counted = router.score_counts[0].take()
+        sums = dict(zip(SUMS, counted[BINS:].tolist(), strict=False))
+        m = config.modalities.index(modality)
+        of_modality = (batch.input_modality == m) & (batch.document_ids >= 0)
+        special = of_modality & (batch.input_ids < 7)
+        assert counted[:BINS].sum() == of_modality.sum() - special.sum()
+        assert sums["tokens"] == of_modality.sum() == inputs.input_tokens[m]
+        assert special.sum() < sums["run"] < of_modality.sum()
+        assert sums["gate"] == pytest.approx(sums["tokens"], rel=0.05)
+        assert sums["gate_squared"] >= sums["gate"] ** 2 / sums["tokens"]
+        assert (sums["visible_pairs"] > 0) == (modality == "text")
+
+
+def test_weights_depend_on_seed_and_place_and_zero_init() -> None:
+    def routers(**changes: Any) -> list[DepthRouter]:
+        table = {"schedule": "constant", "mean_ratio": 0.5, "rule": "top_k", **changes}
+        config = tiny_config(MOT, depth={"image": table, "speech": table}, d_model=256, num_heads=4)
+        decoder = Decoder(config, seed=2)
+        return [router for block in (0, 1) for router in routing_of(decoder, block).routers().values()]
+
+    weights = [router.weight[router.tower] for router in routers()]
+    assert all(0.08 < float(weight.norm()) / 256 < 0.12 for weight in weights)  # scores of 0.1
+    assert len({float(weight[0]) for weight in weights}) == 4
+    assert all(torch.equal(a, b.weight[b.tower]) for a, b in zip(weights, routers(), strict=True))
+    assert not any(router.weight[router.tower].any() for router in routers(zero_init=True))
+
+
+def test_causal_evaluation_of_a_top_k_model() -> None:
+    table = {"schedule": "constant", "mean_ratio": 0.5, "rule": "top_k"}
+    config = tiny_config(MOT, depth={"image": table})
+    decoder, batch = Decoder(config), random_batch(config)
+    by_rank = decoder(build_inputs(batch, config))
+    everything = decoder(build_inputs(batch, config, selection=Selection(causal=True)))
+    nothing = decoder(
+        build_inputs(
+            batch,
+            config,
+            selection=Selection(causal=True, thresholds={f"blocks.{i}.depth.image": 99.0 for i in (0, 1)}),
+        )
+    )
+    assert not torch.equal(by_rank, everything) and not torch.equal(by_rank, nothing)

@@ -1,0 +1,164 @@
+"""What depth routing saves: torch's own counter, and the published figures of p-MoD."""
+
+from typing import Any
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain.models.accounting import (
+    active_parameters,
+    describe,
+    flops_per_token,
+    forward_flops,
+    module_costs,
+    sublayer_costs,
+    total_parameters,
+    train_flops,
+    visible_pairs,
+)
+from pretrain.models.config import ModelConfig
+from pretrain.models.decoder import Decoder
+from pretrain.models.depth_accounting import Skipped, expected, kept_keys, over_run
+from pretrain.models.inputs import build_inputs
+from pretrain.models.logical_weights import logical_shapes
+from pretrain.models.pretraining import Pretraining
+from pretrain.thresholds import BINS, counts_in
+from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
+
+PLACES = [{"keys": "all"}, {"keys": "selected"}, {"parts": "feed_forward"}]
+
+
+def depth(**changes: Any) -> dict[str, Any]:
+    table = {"schedule": "constant", "mean_ratio": 0.5, "rule": "top_k", "ramp_frac": 0.0, "dense_frac": 0.0}
+    return table | changes
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize("towers", [DENSE, MOT, IMAGE_SPEECH_SHARED], ids=["dense", "mot", "shared"])
+def test_flops_equal_torchs_counter(towers: dict[str, str], place: dict[str, str]) -> None:
+    config = tiny_config(
+        towers, depth={"image": depth(**place), "text": depth(mean_ratio=0.3, **place)},
+        num_layers=3, context_tokens=30,
+    )  # fmt: skip
+    batch = random_batch(config, padding_tokens=0, document_tokens=(3, 12), seed=1)
+    inputs = build_inputs(batch, config)
+    tokens = dict(zip(config.modalities, inputs.input_tokens, strict=True))
+    decoder = Decoder(config)
+    # Attention as plain products, the one form that torch's counter knows on CPU: it has every pair of a
+    # document's queries and keys, seen or not.
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as forward:
+            decoder(inputs)
+        sums = {counts.name: counts.take()[BINS:] for counts in counts_in(decoder)}
+        with FlopCounterMode(display=False) as training:
+            Pretraining(decoder)(inputs)[0].backward()
+    skipped = {
+        m: sum(int(each[0] - each[1]) for name, each in sums.items() if name.endswith(m))
+        for m in config.depth
+    }
+    assert all(skipped.values())
+    square = sum(n * n for n in inputs.mask.segments)
+    pairs = sum(_pairs_computed(config, inputs, decoder, layer) for layer in range(3))
+    hidden = Skipped(skipped, 3 * square - pairs)
+    # Neither counts the routers' products of a matrix and a vector.
+    assert forward.get_total_flops() == forward_flops(config, tokens, square, skipped=hidden)
+    assert training.get_total_flops() == train_flops(config, tokens, square, skipped=hidden)
+
+
+def _pairs_computed(config: ModelConfig, inputs: Any, decoder: Decoder, layer: int) -> int:
+    """Of queries and keys per document, from what ran in the layer: read off by running it again."""
+    routing = decoder.blocks[layer].depth
+    seen = []
+
+    def keep(_module: Any, _inputs: Any, chosen: Any) -> None:
+        seen.append(chosen.tokens)
+
+    hook = routing.register_forward_hook(keep)
+    decoder(inputs)
+    hook.remove()
+    (tokens,) = seen
+    if next(iter(config.depth.values())).parts == "feed_forward":
+        return sum(n * n for n in inputs.mask.segments)
+    if next(iter(config.depth.values())).keys == "selected":
+        return sum(n * n for n in tokens.mask.segments)
+    return sum(queries * keys for queries, keys in tokens.mask.lengths)
+
+
+def test_parameters_are_those_of_the_decoder() -> None:
+    table = depth(schedule="alternating", mean_ratio=0.8)
+    config = tiny_config(MOT, depth={"image": table, "speech": depth()}, num_layers=3)
+    held = {name: tuple(p.shape) for name, p in Decoder(config).named_parameters()}
+    assert logical_shapes(config) == held and list(logical_shapes(config)) == list(held)
+    assert total_parameters(config) == sum(p.numel() for p in Decoder(config).parameters())
+    assert module_costs(config)["depth"].parameters == {"image": 16, "speech": 48}
+    plain = tiny_config(MOT, num_layers=3)
+    more = {m: active_parameters(config, m) - active_parameters(plain, m) for m in config.towers}
+    assert more == {"text": 0, "image": 16, "speech": 48}
+
+
+LLAVA = {
+    "num_layers": 32, "d_model": 4096, "num_heads": 32, "ffn_hidden": 11008, "vocab_tokens": 32_000,
+    "context_tokens": 2048, "towers": {"text": "all", "image": "all"}, "norm_placement": "pre",
+    "qk_norm": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [43, 63])
+def test_p_mod_7b(text: int) -> None:
+    """LLaVA-1.5: 576 image tokens; keys 53.8 %, FLOPs of the prefill 58.7 % (p-MoD, table 1)."""
+    table = depth(schedule="cosine", mean_ratio=0.5375, keys="selected", scale="string_code")
+    config = ModelConfig.model_validate(LLAVA | {"depth": {"image": table}})
+    dense = ModelConfig.model_validate(LLAVA)
+    tokens = {"text": text, "image": 576}
+    pairs = visible_pairs([text + 576])
+    ratio = forward_flops(config, tokens, pairs) / forward_flops(dense, tokens, pairs)
+    assert ratio == pytest.approx(
+        0.587, abs=0.02
+    )  # 0.576 and 0.589; keys are those of whole ratios, not of trunc(576 R)
+    assert kept_keys(config, {"image": 576}) == pytest.approx(0.538, abs=1e-3)
+    assert kept_keys(config, tokens) > 0.538 and kept_keys(dense, tokens) == 1
+    assert forward_flops(dense, tokens, pairs) == pytest.approx(8.38e12, rel=0.05)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_expected_costs_add_up(place: dict[str, str]) -> None:
+    """Sublayers, tokens and the whole agree where every modality has as many tokens."""
+    table = depth(schedule="cosine", mean_ratio=0.6, **place)
+    config = tiny_config(MOT, depth={"image": table, "speech": table}, num_layers=6, context_tokens=24)
+    tokens = dict.fromkeys(MOT, 8)
+    total = forward_flops(config, tokens, visible_pairs([24]))
+    assert sum(sublayer_costs(config)) == pytest.approx(total, rel=1e-4)
+    dense = sublayer_costs(tiny_config(MOT, num_layers=6, context_tokens=24))
+    costs = sublayer_costs(config)
+    assert costs[:3] == dense[:3] and costs[-1] == dense[-1]
+    assert costs[11] <= dense[11] and costs[12] < dense[12]  # the last block skips most
+    assert (costs[11] == dense[11]) == (place.get("parts") == "feed_forward")
+    plain = flops_per_token(tiny_config(MOT, num_layers=6), "text")
+    assert flops_per_token(config, "text") == plain | {"depth": 0}
+    assert sum(flops_per_token(config, "image").values()) < sum(flops_per_token(config, "text").values())
+
+
+def test_describe_tells_ratios_and_what_is_saved() -> None:
+    config = tiny_config(MOT, depth={"image": depth(schedule="alternating", mean_ratio=0.75)}, num_layers=4)
+    told = describe(config)
+    assert "depth of image: alternating, mean 0.75, top_k (looks at later tokens)" in told
+    assert "layers 1 0.50 1 0.50" in told and "after warm-up" in told
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_what_a_whole_run_skips_is_the_mean_of_its_steps(place: dict[str, str]) -> None:
+    config = tiny_config(
+        MOT, depth={"image": depth(dense_frac=0.1, ramp_frac=0.3, **place), "text": depth(**place)}
+    )
+    tokens, steps = {"text": 7, "image": 20, "speech": 3}, 2000
+    each = [expected(config, tokens, 900, (step + 0.5) / steps) for step in range(steps)]
+    whole = over_run(config, tokens, 900)
+    assert whole is not None
+    assert whole.pairs == pytest.approx(sum(at.pairs for at in each) / steps, rel=1e-5)
+    for modality in tokens:
+        mean = sum(at.tokens[modality] for at in each) / steps
+        assert whole.tokens[modality] == pytest.approx(mean, rel=1e-5)
+    assert whole.tokens["text"] > 0 == whole.tokens["speech"]
+    assert whole.tokens["text"] == pytest.approx(expected(config, tokens, 900).tokens["text"], rel=1e-9)
+    assert over_run(tiny_config(MOT), tokens, 900) is None

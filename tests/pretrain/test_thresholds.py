@@ -1,0 +1,85 @@
+"""Quantiles of scores over ranks, and how thresholds follow them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from parallel import world
+from parallel.layout import ParallelConfig
+from parallel.testing import run_on_ranks
+from pretrain.thresholds import (
+    BINS,
+    Counted,
+    ScoreCounts,
+    Wanted,
+    counts_in,
+    next_thresholds,
+    quantile,
+    take_counts,
+)
+
+
+def counted(scores: torch.Tensor, *sums: float) -> Counted:
+    counts = ScoreCounts("place")
+    counts.add(scores, *sums)
+    taken = counts.take().numpy()
+    return Counted(taken[:BINS], tuple(taken[BINS:]))
+
+
+@pytest.mark.parametrize("std", [0.02, 0.1, 3.0])
+@pytest.mark.parametrize("share", [0.0, 0.15, 0.5, 0.85])
+def test_a_quantile_splits_the_scores_as_asked(std: float, share: float) -> None:
+    scores = 0.3 + std * torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    below = float((scores < quantile(counted(scores).histogram, share)).float().mean())
+    assert below == pytest.approx(share, abs=1e-3)  # 3e-4 measured; numpy's own is exact
+
+
+def test_scores_beyond_the_range_are_in_the_outer_bins() -> None:
+    histogram = counted(torch.tensor([-1e9, 1e9, 0.0])).histogram
+    assert histogram[0] == histogram[-1] == histogram[BINS // 2] == 1 and histogram.sum() == 3
+
+
+def test_taking_starts_again() -> None:
+    counts = ScoreCounts("place")
+    counts.add(torch.zeros(3), 2.0, torch.tensor(0.5))
+    counts.add(torch.zeros(2), 1.0)
+    assert counts.take()[BINS:].tolist() == [3.0, 0.5, 0, 0, 0, 0, 0, 0]
+    assert not counts.take().any()
+
+
+def wanted(ratio: float, *, changing: bool = False, momentum: float = 0.9) -> dict[str, Wanted]:
+    return {"place": Wanted(ratio, changing, momentum)}
+
+
+def test_thresholds_follow_the_quantile() -> None:
+    now = {"place": counted(torch.linspace(1, 2, 10_001))}
+    first = next_thresholds({}, now, wanted(0.25))
+    assert first["place"] == pytest.approx(1.75, abs=1e-3)
+    assert next_thresholds({"place": 0.0}, now, wanted(0.25))["place"] == pytest.approx(0.175, abs=1e-3)
+    assert next_thresholds({"place": 0.0}, now, wanted(0.25, changing=True)) == first
+    assert next_thresholds({"place": 0.5}, now, wanted(1.0)) == {}
+    nothing = {"place": counted(torch.zeros(0))}
+    assert next_thresholds({"place": 0.5}, nothing, wanted(0.25)) == {"place": 0.5}
+    assert next_thresholds({}, nothing, wanted(0.25)) == {}
+
+
+def _take() -> dict[str, Counted]:
+    w = world.start(ParallelConfig(tp=2))
+    module = nn.Module()
+    module.score_counts = (ScoreCounts("b"),)  # type: ignore[assignment]
+    for counts in counts_in(module):
+        counts.add(torch.full((w.dp_rank + 1,), 0.5), 10.0 + w.dp_rank)
+    return take_counts(module, ["a", "b"], w)
+
+
+def test_ranks_sum_their_counts_and_tensor_parallel_ones_count_once() -> None:
+    for found in run_on_ranks(_take, 4):
+        assert not found["a"].histogram.any()
+        assert found["b"].histogram.sum() == found["b"].histogram.max() == 3
+        assert found["b"].sums[0] == 21.0
+
+
+def test_thresholds_are_fp32_values() -> None:
+    value = next_thresholds({"place": 0.1}, {"place": counted(torch.randn(50))}, wanted(0.3))["place"]
+    assert float(np.float32(value)) == value
