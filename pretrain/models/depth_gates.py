@@ -14,10 +14,10 @@ def scores(
 ) -> Float[Tensor, " tokens"]:
     """<w, x / rms(x)> / d_model in fp32, so that scores do not grow with the residual stream.
 
-    Ranked in fp32 and before any gate: in bf16 the tanh gate has 78 values, and many tokens tie. Divided, with
-    weights as many times larger, for Adam, which moves every weight by the learning rate: d_model of them
-    that move alike would else move all scores by d_model learning rates in a step, which thresholds of earlier
-    steps cannot follow (the same rule as for output weights in arXiv 2203.03466, table 8).
+    Ranked in fp32 and before any gate: in bf16 the tanh gate has 78 values, and many tokens tie. Divided,
+    with weights as many times larger, for Adam, which moves every weight by the learning rate: d_model of
+    them that move alike would else move all scores by d_model learning rates in a step, which thresholds of
+    earlier steps cannot follow (the rule for output weights in arXiv 2203.03466, table 8).
     """
     return _Scores.apply(x, weight, eps)
 

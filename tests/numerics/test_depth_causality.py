@@ -99,7 +99,9 @@ def test_realised_ratios_are_those_wanted_on_shifted_data_too() -> None:
         DENSE, num_layers=2, context_tokens=128, vocab_tokens=2048, init_std=0.1, depth={"image": table}
     )
     module = Pretraining(Decoder(model, seed=1))
-    groups = parameter_groups(module.named_parameters(), OptimizerConfig(learning_rate=1.0))
+    groups = parameter_groups(
+        module.named_parameters(), OptimizerConfig.model_validate({"learning_rate": 1.0})
+    )
     optimizer = torch.optim.AdamW([{"params": group["params"]} for group in groups], lr=3e-4)
     half, steps, thresholds = 50, 100, {}
     windows: dict[int, dict[str, float]] = {half: {}, steps: {}}

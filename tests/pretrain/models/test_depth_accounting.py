@@ -19,6 +19,7 @@ from pretrain.models.accounting import (
 )
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
+from pretrain.models.depth import DepthRouting
 from pretrain.models.depth_accounting import Skipped, expected, kept_keys, over_run
 from pretrain.models.inputs import build_inputs
 from pretrain.models.logical_weights import logical_shapes
@@ -69,6 +70,7 @@ def test_flops_equal_torchs_counter(towers: dict[str, str], place: dict[str, str
 def _pairs_computed(config: ModelConfig, inputs: Any, decoder: Decoder, layer: int) -> int:
     """Of queries and keys per document, from what ran in the layer: read off by running it again."""
     routing = decoder.blocks[layer].depth
+    assert isinstance(routing, DepthRouting)
     seen = []
 
     def keep(_module: Any, _inputs: Any, chosen: Any) -> None:
