@@ -15,6 +15,7 @@ VERBS = (
     "compare",
     "export",
     "import",
+    "inspect",
     "describe",
     "plan",
     "bench",
