@@ -109,9 +109,10 @@ def draw_ratios(ax: Axes, rows: Sequence[DepthRow], num_layers: int) -> None:
         ax.step(range(num_layers), scheduled, where="mid", color=shade, linewidth=1.2, alpha=0.55)
         ax.plot(list(mine), [row.realised for row in mine.values()], "o", color=shade, markersize=4.5)
         ends.append((scheduled[-1], modality, shade))
-    for place, (y, modality, shade) in enumerate(sorted(ends)):
-        # Apart by a line of text, however near their ends are.
-        y = max(y, place * 0.13)
+    lowest = 0.0
+    for end, modality, shade in sorted(ends):
+        y = max(end, lowest)
+        lowest = y + 0.14  # a line of text
         ax.annotate(
             modality, (1, y), xycoords=("axes fraction", "data"), xytext=(6, 0), va="center",
             textcoords="offset points", color=shade, fontweight="bold", annotation_clip=False,

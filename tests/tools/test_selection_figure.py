@@ -57,6 +57,13 @@ def test_dense_layers_are_scheduled_whole() -> None:
     assert np.asarray(points.get_xdata()).tolist() == [1, 2]
 
 
+def test_names_of_curves_that_end_alike_stand_apart() -> None:
+    ax = Figure().add_subplot()
+    draw_ratios(ax, [DepthRow(0, name, 0.3, 0.3, 1, 0) for name in ("image", "speech", "text")], 1)
+    heights = sorted(text.xy[1] for text in ax.texts)  # type: ignore[attr-defined]
+    assert heights == pytest.approx([0.3, 0.44, 0.58])
+
+
 def test_the_page_grows_with_its_pictures(depth_run: Path) -> None:
     found = inspect(depth_run)
     pictures = pictures_of(found.images, image_tokenizer(), 3)
