@@ -30,7 +30,7 @@ _UNITS = {
     "seconds": "seconds of training",
     "steps": "optimizer steps",
 }
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same picture everywhere
     "font.size": 8.5,
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's own font
@@ -71,7 +71,7 @@ def svg_panel(draw: Draw, *, key: str, label: str, inches: tuple[float, float] =
 
     `key` is unique on the page: ids in an SVG are the page's ids.
     """
-    style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": key}
+    style: dict[Any, Any] = {**STYLE, "svg.hashsalt": key}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=inches)
         ax = figure.add_subplot()
@@ -335,7 +335,7 @@ def summary_png(findings: Findings) -> bytes:
     """Held-out curves per modality over the verdict's forest, for a README."""
     arm = findings.plan.others[0]
     columns = len(findings.modalities)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.75 * columns, 5.2), layout="constrained", facecolor=PAPER)
         title = textwrap.wrap(headline(findings, arm), 34 * columns)
         below = 0.895 - 0.04 * (len(title) - 1)

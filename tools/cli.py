@@ -129,6 +129,14 @@ def _import(args: argparse.Namespace) -> int:
     return 0
 
 
+def _inspect(args: argparse.Namespace) -> int:
+    from tools.inspection import show
+
+    out = None if args.out is None else Path(args.out)
+    show(Path(args.run), out, documents=args.documents, causal=args.causal)
+    return 0
+
+
 def _describe(args: argparse.Namespace) -> int:
     from pretrain.config import load
     from pretrain.models.accounting import describe
@@ -289,6 +297,19 @@ def parser() -> argparse.ArgumentParser:
         help="the tower of SRC that a new tower starts as, such as image=text; once for each",
     )
     verb.set_defaults(work=_import)
+
+    verb = verbs.add_parser(
+        "inspect", help="which tokens run in which layer and which expert takes them, in a trained model"
+    )
+    verb.add_argument("run", help="a run directory (its newest checkpoint), a checkpoint, or RUN.toml")
+    verb.add_argument("--out", help="PNG to write (default: selected_tokens_step_*.png in the run directory)")
+    verb.add_argument(
+        "--documents", type=int, default=6, help="images to show, one a document (default %(default)s)"
+    )
+    verb.add_argument(
+        "--causal", action="store_true", help="choose by thresholds, whatever rule it was trained with"
+    )
+    verb.set_defaults(work=_inspect)
 
     verb = verbs.add_parser("describe", help="parameters and FLOPs of a run's model, per module and modality")
     verb.add_argument("run", help="RUN.toml")

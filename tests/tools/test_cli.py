@@ -20,6 +20,7 @@ VERBS = (
     "compare",
     "export",
     "import",
+    "inspect",
     "describe",
     "plan",
     "bench",

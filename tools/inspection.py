@@ -1,0 +1,65 @@
+"""`motley inspect`: tables on the terminal, and a picture where depth is routed."""
+
+from pathlib import Path
+
+from data_pipeline.index import TokenSource
+from data_pipeline.shards import atomic_file
+from data_pipeline.toml_config import ConfigError
+from tools.selected_tokens import IMAGE, Inspection, inspect
+from tools.selection_figure import Picture, image_tokenizer, pictures_of, selection_png
+
+
+def show(run: Path, out: Path | None, *, documents: int, causal: bool) -> None:
+    """Print what `run`'s routers choose; write it over the images of so many documents to `out`, None: into
+    the run directory. Raises ConfigError."""
+    if documents < 0:
+        raise ConfigError(f"--documents {documents}: 0 or more")
+    found = inspect(run, causal=causal)
+    print(tables(found), flush=True)
+    if not found.depth:
+        print("no picture: the model has no depth routing")
+        return
+    if out is None:
+        out = found.checkpoint.parents[1] / f"selected_tokens_step_{found.step:08d}.png"
+    pictures, why_none = _pictures(found, documents)
+    try:
+        with atomic_file(out) as file:
+            file.write(selection_png(found, pictures))
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written: {error}") from None
+    told = f"{len(pictures)} images of held-out documents" if pictures else f"ratios alone: {why_none}"
+    print(f"{out}: {told}")
+
+
+def tables(found: Inspection) -> str:
+    """A line for each router of depth, then one for the experts of each layer and tower."""
+    lines = [f"{found.checkpoint}: {found.tokens:,} held-out tokens, chosen by {found.by}"]
+    if found.depth:
+        lines += ["", "layer  modality  scheduled  realised  gate mean  gate spread"]
+        lines += [
+            f"{r.layer:5}  {r.modality:8}  {r.scheduled:9.3f}  {r.realised:8.3f}  {r.gate_mean:9.4f}  "
+            f"{r.gate_std:11.4f}"
+            for r in found.depth
+        ]
+    if found.experts:
+        lines += ["", "layer  tower     dropped  share of tokens per expert"]
+        lines += [
+            f"{r.layer:5}  {r.tower:8}  {r.dropped:7.3f}  {' '.join(f'{share:.3f}' for share in r.shares)}"
+            for r in found.experts
+        ]
+    return "\n".join(lines)
+
+
+def _pictures(found: Inspection, count: int) -> tuple[list[Picture], str]:
+    """And why there are none."""
+    if IMAGE not in found.config.model.depth:
+        return [], "the model routes no images"
+    if not count:
+        return [], "--documents 0"
+    assert found.config.data.heldout is not None
+    source = TokenSource.open(found.config.data.heldout)
+    try:
+        tokenizer = image_tokenizer(source.folder, source.fingerprints[IMAGE])
+    except ConfigError as error:
+        return [], str(error)
+    return pictures_of(found.images, tokenizer, count), "no whole image among those documents"
