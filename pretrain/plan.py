@@ -276,9 +276,9 @@ def _groups(
 def _workspace(config: RunConfig, layout: ParallelConfig, *, last: bool) -> int:
     """Bound on the temporary tensors of the layer that needs most, gradients on the way back included.
 
-    Feed-forward: 5 T f b, at the end of SwiGLU's backward pass, f of all experts of a token. Attention: QKV's gradient twice, and three
-    fp32 copies of queries and keys. Loss: the logits of a chunk in fp32 and twice in b, the head's gradient
-    in fp32. With sequence parallel, the gathered rows.
+    Feed-forward: 5 T f b, at the end of SwiGLU's backward pass, f of all experts of a token. Attention: QKV's
+    gradient twice, and three fp32 copies of queries and keys. Loss: the logits of a chunk in fp32 and twice
+    in b, the head's gradient in fp32. With sequence parallel, the gathered rows.
     """
     model, b, tp = config.model, bytes_of(config.precision), layout.tp
     tokens = layout.micro_batch_sequences * model.context_tokens

@@ -133,8 +133,9 @@ def _check_model(source: Source, target: ModelConfig) -> None:
     if target.experts != source.model.experts:
         of_towers = [f"{tower}: {e.num_experts}" for tower, e in source.model.experts.items()]
         raise ConfigError(
-            f"{source.path} is another model: its model.experts are {', '.join(of_towers) or 'none'}; experts are "
-            "neither made of other weights nor dropped: make model.experts equal, or start without them"
+            f"{source.path} is another model: its model.experts are {', '.join(of_towers) or 'none'}; "
+            "experts are neither made of other weights nor dropped: make model.experts equal, or start "
+            "without them"
         )
     changed = {key: (ours, theirs) for key, (ours, theirs) in pairs.items() if ours != theirs}
     if changed:

@@ -38,8 +38,8 @@ class InitialWeights:
         return self._draw(name, self.std / sqrt(2 * self.num_layers))
 
     def depth_router(self, name: str, *, zero: bool) -> Callable[[Tensor], Tensor]:
-        """Fills a router's vector: with 0, or so that scores, which are divided by its length, have a standard
-        deviation of 0.1."""
+        """Fills a router's vector: with 0, or so that scores, which are divided by its length, have a
+        standard deviation of 0.1."""
 
         def fill(weight: Tensor) -> Tensor:
             return weight.zero_() if zero else self._draw(name, 0.1 * sqrt(weight.shape[0]))(weight)

@@ -28,8 +28,8 @@ Towers = Literal["dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod",
 TOWERS: tuple[Towers, ...] = ("dense", "mot")
 _TOKEN_CHOICE = {"num_experts": 3, "routing": "token_choice", "top_k": 2}
 _EXPERTS: dict[str, dict[str, Any]] = {
-    # What an expert takes can hang on a last bit. Of 4 experts one does in the eighth step: 2e-2 on a loss, of
-    # one process against itself. Of 2 none does in ten: 4e-6.
+    # What an expert takes can hang on a last bit. Of 4 experts one does in the eighth step: 2e-2 on a loss,
+    # of one process against itself. Of 2 none does in ten: 4e-6.
     "moe": {"all": {"num_experts": 2}},
     "experts": {"text": {"num_experts": 4}, "image": {**_TOKEN_CHOICE, "hidden": 16}},
     "auxiliary": {"image": {**_TOKEN_CHOICE, "load_balance": 0.1, "router_z": 0.01}},

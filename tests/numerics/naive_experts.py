@@ -1,5 +1,6 @@
 """Experts token by token, on the reference of naive_mot.py: expert choice as in arXiv 2202.09368, section
-3.2, within one tower's tokens of a sequence; token choice as in arXiv 2101.03961, section 2.1, of k experts."""
+3.2, within one tower's tokens of a sequence; token choice as in arXiv 2101.03961, section 2.1, of k
+experts."""
 
 from math import ceil
 
@@ -45,8 +46,7 @@ class NaiveExperts(NaiveMoT):
                         outputs[i] = outputs[i] + p[i][e] * self._expert(xs[i], layer, shard, e)
                 continue
             chosen = {
-                i: sorted(range(number), key=lambda e: (-float(p[i][e]), e))[: experts.top_k]
-                for i in tokens
+                i: sorted(range(number), key=lambda e: (-float(p[i][e]), e))[: experts.top_k] for i in tokens
             }
             for i in tokens:
                 whole = sum(p[i][e] for e in chosen[i]) if experts.top_k > 1 else 1.0
