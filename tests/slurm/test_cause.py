@@ -1,5 +1,6 @@
 """From what ranks and srun leave to one cause. What srun 22.05, gloo and the store say is what real ones
-printed; NCCL's, CUDA's and Slurm 24.11's words, of a lost node and of a cgroup's oom-kill are written from memory."""
+printed; NCCL's, CUDA's and Slurm 24.11's words, those of a lost node and of a cgroup's oom-kill are written
+from memory."""
 
 import json
 from pathlib import Path
