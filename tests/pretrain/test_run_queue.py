@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,8 +82,18 @@ WAITS = """
 """
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """A suite that was started in the background of a shell has SIGINT ignored, which a queue leaves so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_makes_runs_save_and_starts_no_other(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_makes_runs_save_and_starts_no_other(
+    tmp_path: Path, number: signal.Signals, heard: None
+) -> None:
     before = signal.getsignal(number)
     jobs = [job(tmp_path, "first", WAITS), job(tmp_path, "second", WAITS)]
     send_once(lambda: last_row(jobs[0].metrics) != {}, number)
