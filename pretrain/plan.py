@@ -101,8 +101,9 @@ def plan(
     model, pp = config.model, layout.pp
     dp = data_parallel_size(layout, gpus)
     micro_batches = config.sequences_per_step // (dp * layout.micro_batch_sequences)
-    bounds = _bounds(tuple(sublayer_costs(model)), pp, model.whole_blocks)
-    costs = [cost * layout.micro_batch_sequences for cost in sublayer_costs(model)]
+    of_sequence = tuple(sublayer_costs(model))
+    bounds = _bounds(of_sequence, pp, model.whole_blocks)
+    costs = [cost * layout.micro_batch_sequences for cost in of_sequence]
     stages, passes, sent_in_layers = [], [], []
     for index, flops in enumerate(stage_costs(costs, bounds)):
         held = range(bounds[index], bounds[index + 1])

@@ -8,6 +8,7 @@ tokens. The rule "threshold" does not: it compares each score with a running qua
 """
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
@@ -135,6 +136,8 @@ class DepthConfig(BaseModel):
         return 1 - (1 - ratio) * (progress - self.dense_frac) / self.ramp_frac
 
 
+# Cached, here and below: every optimizer step asks for the ratios of all layers, several times.
+@lru_cache
 def _shape(schedule: Schedule, layers: int, steps: int) -> tuple[float | None, ...]:
     """The schedule before it is shifted; None: a layer that is always dense."""
 
@@ -160,6 +163,7 @@ def _shape(schedule: Schedule, layers: int, steps: int) -> tuple[float | None, .
     return tuple(None if (value := at(layer)) is None else round(value, 12) for layer in range(layers))
 
 
+@lru_cache
 def _shifted(
     shape: tuple[float | None, ...], wanted: float, lowest: float, dense_above: float
 ) -> tuple[float | None, ...]:
