@@ -110,6 +110,12 @@ def of_first_rank(x: Tensor, axis: TensorAxis) -> Tensor:
     return x
 
 
+def _whole(chunk: Tensor, axis: TensorAxis) -> Tensor:
+    whole, handle = gather_rows(chunk, axis)
+    handle.wait()
+    return whole
+
+
 def _chunk(whole: Tensor, axis: TensorAxis) -> Tensor:
     return whole.chunk(axis.size)[axis.rank].clone()  # a view would keep the whole alive
 
@@ -118,9 +124,7 @@ class _WholeRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: TensorAxis) -> Tensor:
         ctx.axis = axis
-        whole, handle = gather_rows(x, axis)
-        handle.wait()
-        return whole
+        return _whole(x, axis)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
@@ -146,9 +150,7 @@ class _OwnChunk(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        whole, handle = gather_rows(grad, ctx.axis)
-        handle.wait()
-        return whole, None
+        return _whole(grad, ctx.axis), None
 
 
 class _Sum(torch.autograd.Function):
@@ -172,6 +174,4 @@ class _ScatterSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        whole, handle = gather_rows(grad, ctx.axis)
-        handle.wait()
-        return whole, None
+        return _whole(grad, ctx.axis), None

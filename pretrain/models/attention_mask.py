@@ -144,11 +144,7 @@ def _block_lists(runs: np.ndarray) -> tuple[np.ndarray, ...]:
     earlier = np.tri(blocks, k=-1, dtype=bool)
     seen = np.tri(blocks, dtype=bool) & (last[:, None, :] >= first[:, :, None])
     full = earlier & (first[:, None, :] == last[:, :, None])
-    lists = []
-    for chosen in (seen & ~full, full):
-        lists.append(chosen.sum(-1, dtype=np.int32))
-        lists.append(np.argsort(~chosen, axis=-1, kind="stable").astype(np.int32))
-    return tuple(lists)
+    return _listed(seen & ~full, full)
 
 
 def _query_block_lists(places: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -166,8 +162,13 @@ def _query_block_lists(places: np.ndarray, documents: np.ndarray) -> tuple[np.nd
     first, last = documents[first_place][:, None], documents[last_place][:, None]
     seen = (first_key <= last_place[:, None]) & (documents[last_key] >= first)
     full = (last_key <= first_place[:, None]) & (documents[first_key] == last)
+    return _listed(seen & ~full, full)
+
+
+def _listed(partial: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Counts and indices of the key blocks that are seen in part, then of those that are seen whole."""
     lists = []
-    for chosen in (seen & ~full, full):
+    for chosen in (partial, full):
         lists.append(chosen.sum(-1, dtype=np.int32))
         lists.append(np.argsort(~chosen, axis=-1, kind="stable").astype(np.int32))
     return tuple(lists)

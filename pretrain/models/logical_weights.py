@@ -63,16 +63,17 @@ def _feed_forward(model: ModelConfig, at: str) -> Iterator[Layer]:
         yield Layer(at + "gate_up.weight", part, (2 * model.ffn_width, d))
         yield Layer(at + "down.weight", part, (d, model.ffn_width))
         return
-    shards = [(shard, model.experts_of(shard), model.width_of(shard)) for shard in model.shards_of(part)]
-    for shard, experts, width in shards:
-        stacked = (experts.num_experts,) if experts else ()
+    shards = []
+    for shard in model.shards_of(part):
+        experts = model.experts_of(shard)
+        shards.append((shard, (experts.num_experts,) if experts else (), model.width_of(shard)))
+    for shard, stacked, width in shards:
         yield Layer(at + "gate_up.weight", part, (*stacked, 2 * width, d), (shard,))
-    for shard, experts, width in shards:
-        stacked = (experts.num_experts,) if experts else ()
+    for shard, stacked, width in shards:
         yield Layer(at + "down.weight", part, (*stacked, d, width), (shard,))
-    for shard, experts, _ in shards:
-        if experts:
-            yield Layer(at + "router.weight", part, (experts.num_experts, d), (shard,))
+    for shard, stacked, _ in shards:
+        if stacked:
+            yield Layer(at + "router.weight", part, (*stacked, d), (shard,))
 
 
 def logical_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
