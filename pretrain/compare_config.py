@@ -16,6 +16,7 @@ from data_pipeline.toml_config import ConfigError, apply_override, load_toml, se
 from pretrain.config import RunConfig, differences
 from pretrain.matched_flops import matched
 
+PLAN = "comparison.json"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 SHOWN = 20
 """Differences listed in an error."""
@@ -262,7 +263,7 @@ def record_of(plan: Plan) -> PlanRecord:
 
 def write_plan(plan: Plan) -> None:
     """Write comparison.json; raises ConfigError if the directory was made by another plan."""
-    target = plan.directory / "comparison.json"
+    target = plan.directory / PLAN
     ours = record_of(plan)
     if target.exists():
         check_same_plan(plan)
@@ -277,7 +278,7 @@ def write_plan(plan: Plan) -> None:
 
 def check_same_plan(plan: Plan) -> None:
     """Raise ConfigError, listing what differs outside EXECUTION, unless comparison.json is of this plan."""
-    target = plan.directory / "comparison.json"
+    target = plan.directory / PLAN
     try:
         values = json.loads(target.read_text())
     except FileNotFoundError:

@@ -22,19 +22,16 @@ from typing import Any
 from data_pipeline.shards import write_json
 from data_pipeline.toml_config import ConfigError
 from pretrain.compare import check_runs, run_comparison, unfinished
-from pretrain.compare_config import Plan, PlannedRun, make_plan, write_plan
+from pretrain.compare_config import PLAN, Plan, PlannedRun, make_plan, write_plan
 from pretrain.run_dir import check_writable
 from pretrain.run_queue import only_one
 from slurm import lead_time
 from slurm.profile import Profile, load_profile
 from slurm.queue import cancel, in_queue, sbatch, state_in_queue
-from slurm.records import FOLDER, JOB, job_names, last_submission, now, read_job
+from slurm.records import ELEMENTS, FOLDER, JOB, job_names, last_submission, now, read_job, report_name
 from slurm.script import command_options, render, render_command, sbatch_options
 from slurm.submit import POLL_S, check_sizes, keep_code, new_submission, require_slurm, write_submission
 from slurm.submit import only_one as only_submitter
-
-ELEMENTS = "elements.json"
-PLAN = "comparison.json"
 
 
 def submit_comparison(
@@ -106,7 +103,7 @@ def _queued_report(plan: Plan) -> int | None:
     """The job that is to report, while it is in the queue."""
     submission = last_submission(plan.directory / FOLDER)
     job = None if submission is None else read_job(submission)["report_job"]
-    return job if job is not None and state_in_queue(str(job), _report_name(plan)) else None
+    return job if job is not None and state_in_queue(str(job), report_name(plan.config.name)) else None
 
 
 def _submit(
@@ -157,7 +154,7 @@ def _submit(
             after.append(str(array))
         script = submission / "report.sbatch"
         script.write_text(_report_script(plan, profile, folder))
-        options = command_options(profile, name=_report_name(plan), logs=folder, folder=here)
+        options = command_options(profile, name=report_name(plan.config.name), logs=folder, folder=here)
         report_job = sbatch([*options, f"--dependency=afterany:{':'.join(after)}"], script)
         jobs = {"job": array, "report_job": report_job, "submitted": now()}
         write_json(submission / JOB, jobs)
@@ -181,15 +178,11 @@ def _script(plan: Plan, profile: Profile, submission: Path, indices: str) -> str
     )
 
 
-def _report_name(plan: Plan) -> str:
-    return f"{plan.config.name}-report"
-
-
 def _report_script(plan: Plan, profile: Profile, logs: Path) -> str:
     words = ["-m", "tools.cli", "compare", str(plan.path.absolute()), *plan.overrides, "--report-only"]
     return render_command(
         profile,
-        name=_report_name(plan),
+        name=report_name(plan.config.name),
         logs=logs,
         folder=Path.cwd(),
         python=sys.executable,
@@ -222,7 +215,7 @@ def _where_to_look(
 
 
 def _wait(plan: Plan, report_job: int, poll_s: float) -> int:
-    while state_in_queue(str(report_job), _report_name(plan)):
+    while state_in_queue(str(report_job), report_name(plan.config.name)):
         time.sleep(poll_s)
     left = [run.name for run in unfinished(plan)]
     print(f"{len(plan.runs) - len(left)} of {len(plan.runs)} runs are done", *left, sep="\n  unfinished: ")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pretrain.quantities import duration
 from slurm.queue import cancel, in_queue, kill_wait_s
-from slurm.records import FOLDER, JOB, last_submission
+from slurm.records import FOLDER, JOB, last_submission, report_name
 from slurm.run_state import job_names, ours
 from slurm.targets import ComparisonTarget, read_json, target
 
@@ -20,11 +20,8 @@ def cancel_jobs(path: str | Path, overrides: Sequence[str] = ()) -> int:
     report = _report_job(found.directory) if isinstance(found, ComparisonTarget) else []
     queue = in_queue([*report, *(name for run in runs for name in job_names(run.directory))])
     # What waits for other jobs goes first: it would start when those end.
-    doomed = {
-        job: (f"{found.directory.name}-report", queue[job])
-        for job in report
-        if job in queue and queue[job].name == f"{found.directory.name}-report"
-    }
+    reports = report_name(found.directory.name)
+    doomed = {job: (reports, queue[job]) for job in report if job in queue and queue[job].name == reports}
     for run in runs:
         doomed |= {
             job: (run.directory.name, queued) for job, queued in reversed(ours(run.directory, queue).items())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.launch import REQUEUE_EXIT_CODE
-from parallel.rank_end import MESSAGE_LIMIT, SUFFIX, kind_of_text, one_line
+from parallel.rank_end import SUFFIX, kind_of_text, one_line
 
 _ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,\[\]-]+): ((?!running|exited\b).+)")
 _NODE_FAILURE = re.compile(r"Node failure on ([^\s,;]+)|DUE TO NODE FAILURE", re.IGNORECASE)
@@ -47,8 +47,7 @@ class Cause:
         who = "" if self.rank is None else f"rank {self.rank}"
         where = "" if self.host is None else f"on {self.host}"
         what = "" if self.kind == "stopped" else self.kind.replace("_", " ")
-        text = ": ".join(part for part in (f"{who} {where}".strip(), what, self.message) if part)
-        return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 3] + "..."
+        return one_line(": ".join(part for part in (f"{who} {where}".strip(), what, self.message) if part))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pretrain.config import RunConfig, load
 from pretrain.run_dir import LOGS
 from slurm.decide import PREEMPTED, Allowed
 from slurm.profile import Profile, load_profile
-from slurm.records import JOB, Attempt, read_attempts, read_job, saved_step
+from slurm.records import ELEMENTS, JOB, Attempt, read_attempts, read_job, saved_step
 from slurm.script import task_command
 
 _SUBMITTER_S = 60.0
@@ -73,7 +73,7 @@ def open_job(folder: Path) -> Job:
     facts = job_facts()
     submission = folder
     if facts.task is not None:
-        submission = Path(json.loads((folder / "elements.json").read_text())[facts.task])
+        submission = Path(json.loads((folder / ELEMENTS).read_text())[facts.task])
     config, profile = load(submission / "config.json"), load_profile(submission / "profile.json")
     jobs = [facts.job]
     if profile.chain > 1:

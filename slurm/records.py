@@ -6,6 +6,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from pretrain.checkpoint_folder import checkpoints
 from pretrain.run_dir import CHECKPOINTS
 
 FOLDER, ATTEMPTS, JOB = "slurm", "attempts.jsonl", "job.json"
+ELEMENTS = "elements.json"
+"""Of an array's owner: by index, the submissions of its runs."""
 
 Attempt = dict[str, Any]
 """One attempt of a job:
@@ -79,10 +82,19 @@ def read_job(submission: Path) -> dict[str, Any]:
 def job_names(submission: Path) -> list[str]:
     """What squeue and scancel call the jobs of a submission: ["812"], of a chain all, of an array's element
     ["812_3"]."""
-    job = read_job(submission)
+    return names_of(read_job(submission))
+
+
+def names_of(job: Mapping[str, Any]) -> list[str]:
+    """As `job_names`, of the content of a job.json."""
     if job["task"] is not None:
         return [f"{job['job']}_{job['task']}"]
     return [str(each) for each in (job["job"], *job["chain"])]
+
+
+def report_name(comparison: str) -> str:
+    """What Slurm calls the job that reports on a comparison."""
+    return f"{comparison}-report"
 
 
 def saved_step(run_dir: Path) -> int:

@@ -18,7 +18,7 @@ from pretrain.config import RunConfig
 from pretrain.run_dir import LOCK, RECORD
 from pretrain.run_queue import rows_from_end
 from slurm.queue import Queued, how_it_ended, in_queue
-from slurm.records import FOLDER, JOB, Attempt, last_submission, read_attempts
+from slurm.records import FOLDER, JOB, Attempt, last_submission, names_of, read_attempts
 from slurm.targets import RunTarget, read_json
 
 METRICS = "metrics.jsonl"
@@ -66,10 +66,7 @@ def job_names(directory: Path) -> list[str]:
     """The jobs of a run's last submission: itself, then those of its chain."""
     submission = last_submission(directory / FOLDER)
     job = read_json(submission / JOB) if submission else {}
-    if "job" not in job:
-        return []
-    task = "" if job.get("task") is None else f"_{job['task']}"
-    return [f"{job['job']}{task}", *map(str, job.get("chain", ()))]
+    return names_of(job) if "job" in job else []
 
 
 def names_of_jobs(directory: Path) -> tuple[str, str]:

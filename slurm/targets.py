@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.toml_config import ConfigError, validate
-from pretrain.compare_config import is_comparison, make_plan
+from pretrain.compare_config import PLAN, is_comparison, make_plan
 from pretrain.config import RunConfig, load
 from pretrain.run_dir import CONFIG, RECORD
 from slurm.records import FOLDER, last_submission
-
-PLAN = "comparison.json"
 
 
 @dataclass(frozen=True)
