@@ -57,8 +57,10 @@ class CompareConfig(BaseModel):
     match: Literal["tokens", "train_flops"] = "tokens"
     """train_flops: the number of steps of each arm is solved for the baseline's training FLOPs, and its
     schedule stretched to them (pretrain/matched_flops.py)."""
-    deciding_metric: Literal["eval/loss"] = "eval/loss"
-    """Held-out loss at the last step, per modality."""
+    deciding_metric: Literal["eval/causal/loss", "eval/loss"] = "eval/causal/loss"
+    """Held-out loss at the last step, per modality. eval/causal/loss: of an arm that looks at later tokens in
+    choosing which of them run, the loss of its causal form; of any other its eval/loss. eval/loss: each
+    arm's under its own rule, which flatters one that looks ahead."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     jobs: PositiveInt = 1
     """Runs at a time, on this machine or of an array of Slurm jobs."""
@@ -225,6 +227,14 @@ def _check_arms(plan: Plan) -> None:
         raise ConfigError(
             f"{plan.path}: {plan.config.deciding_metric} decides, but data.heldout is missing in "
             f"{plan.config.base}; name a folder of held-out token shards there"
+        )
+    for arm in plan.arms:
+        if plan.config.deciding_metric == "eval/loss" or plan.run(arm, seed).config.model.has_causal_form:
+            continue
+        raise ConfigError(
+            f'{plan.path}: eval/causal/loss decides, but arms."{arm}" has no causal form: a softmax gate of '
+            'depth sees the whole document; give it another gate, or set deciding_metric = "eval/loss" and '
+            "compare what cannot write"
         )
     for arm in plan.others:
         found = [d for d in differences(plan.run(arm, seed).config, baseline) if d[0] != "name"]

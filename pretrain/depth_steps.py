@@ -42,22 +42,23 @@ def count_step(module: "nn.Module", model: ModelConfig, world: "World") -> "dict
 
 def thresholds_after(
     thresholds: Mapping[str, float],
+    shares: Mapping[str, float],
     counted: "Mapping[str, Counted]",
     model: ModelConfig,
     *,
     step: int,
     num_steps: int,
-) -> dict[str, float]:
-    """Thresholds for the step that comes after `step` others, from those of the step before and its
-    counts."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Thresholds for the step that comes after `step` others, and the shares that they were asked for, from
+    those of the step before and its counts."""
     from pretrain.thresholds import Wanted, next_thresholds
 
     wanted: dict[str, Wanted] = expert_steps.wanted(model)
     for name, (_, modality, ratio) in places(model).items():
         depth = model.depth[modality]
         before, now = (depth.ratio_at(ratio, done / num_steps) for done in (step - 1, step))
-        wanted[name] = Wanted(now, before != now, depth.threshold_momentum)
-    return next_thresholds(thresholds, counted, wanted)
+        wanted[name] = Wanted(now, before, depth.threshold_momentum)
+    return next_thresholds(thresholds, shares, counted, wanted)
 
 
 def skipped(model: ModelConfig, counted: "Mapping[str, Counted]", visible_pairs: int) -> Skipped | None:

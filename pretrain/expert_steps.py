@@ -40,7 +40,8 @@ def wanted(model: ModelConfig) -> "dict[str, Wanted]":
     for name, place in places(model).items():
         experts = model.experts[place.tower]
         if not experts.causal:
-            found[name] = Wanted(experts.capacity_factor / experts.num_experts, False, MOMENTUM)
+            share = experts.capacity_factor / experts.num_experts
+            found[name] = Wanted(share, share, MOMENTUM)
     return found
 
 

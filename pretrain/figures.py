@@ -20,7 +20,7 @@ from pretrain.quantities import MINUS, percent, signed, tokens_of, with_prefix
 from pretrain.run_results import Curve
 from pretrain.verdict import headline
 
-ARM_COLOURS = ("#0868AC", "#C8500A", "#007A5E", "#A0417F", "#7A6200", "#3F8FBF", "#555555")
+ARM_COLOURS = ("#0868AC", "#C8500A", "#007A5E", "#A0417F", "#7A6200", "#3F8FBF", "#555555", "#B02A4A")
 """Blue and orange first: apart for every kind of colour-blindness. After Okabe and Ito, darker."""
 INK, MUTED, RULE, PAPER = "#1B1F24", "#626C77", "#D5DADF", "#FFFFFF"
 PANEL_INCHES = (3.7, 3.0)

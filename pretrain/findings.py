@@ -26,6 +26,7 @@ from pretrain.analysis import (
 from pretrain.compare_config import Plan
 from pretrain.run_results import (
     AXES,
+    HELD_OUT,
     Curve,
     Fingerprints,
     RunResult,
@@ -40,17 +41,17 @@ ALL = "all"
 
 
 def metric_of(modality: str) -> str:
-    return "eval/loss" if modality == ALL else f"eval/loss/{modality}"
+    return f"{HELD_OUT}loss" if modality == ALL else f"{HELD_OUT}loss/{modality}"
 
 
 def loss_of(direction: tuple[str, str]) -> str:
     """Metric of the loss of b after its own a."""
-    return f"eval/loss/{direction[0]}_to_{direction[1]}"
+    return f"{HELD_OUT}loss/{direction[0]}_to_{direction[1]}"
 
 
 def gain_of(direction: tuple[str, str]) -> str:
     """Metric of what b's own a saves over a foreign one."""
-    return f"eval/gain/{direction[0]}_to_{direction[1]}"
+    return f"{HELD_OUT}gain/{direction[0]}_to_{direction[1]}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ class Findings:
     losses: dict[tuple[str, str], ArmLoss]
     """(arm, modality or ALL)"""
     conditional: dict[tuple[str, str], ArmLoss]
-    """(arm, metric name): eval/loss/<a>_to_<b> and eval/gain/<a>_to_<b>."""
+    """(arm, metric name): heldout/loss/<a>_to_<b> and heldout/gain/<a>_to_<b>."""
+    by_rule: dict[tuple[str, str], ArmLoss]
+    """(arm that looks ahead, modality or ALL): under the rule that it was trained with, later tokens seen."""
     contrasts: tuple[Contrast, ...]
     """Per other arm: the modalities in order, then ALL."""
 
@@ -174,6 +177,7 @@ def find(plan: Plan, results: Sequence[RunResult]) -> Findings:
     def loss(arm: str, metric: str) -> ArmLoss:
         return _arm_loss(aligned([r.curve(metric, until=scope.until(r)) for r in used if r.arm == arm]))
 
+    look_ahead = [arm for arm in plan.arms if not plan.run(arm, scope.seeds[0]).config.model.is_causal]
     return Findings(
         plan=plan,
         scope=scope,
@@ -187,6 +191,11 @@ def find(plan: Plan, results: Sequence[RunResult]) -> Findings:
             for arm in plan.arms
             for direction in directions
             for name in (loss_of(direction), gain_of(direction))
+        },
+        by_rule={
+            (arm, m): loss(arm, metric_of(m).replace(HELD_OUT, "eval/"))
+            for arm in look_ahead
+            for m in (*modalities, ALL)
         },
         contrasts=tuple(
             _contrast(plan, scope, used, arm, modality)

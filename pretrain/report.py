@@ -69,6 +69,7 @@ def page(findings: Findings) -> str:
         design=report_tables.design_table(findings),
         losses=report_tables.loss_table(findings),
         matching={arm: report_tables.matching_table(findings, arm) for arm in plan.others},
+        rules=report_tables.rule_table(findings),
         conditional=report_tables.conditional_table(findings),
         system=report_tables.system_table(findings),
         panels=_panels(findings),
@@ -115,7 +116,7 @@ def _panels(findings: Findings) -> dict[str, Any]:
         for a, b in findings.directions
     ]
     return {
-        "heldout": {axis: curves("eval/loss", axis) for axis in ("tokens", "flops", "seconds")},
+        "heldout": {axis: curves("heldout/loss", axis) for axis in ("tokens", "flops", "seconds")},
         "train": curves("train/loss", "tokens", TRAIN_SMOOTHING_ROWS),
         "forest": {
             arm: svg(

@@ -10,7 +10,7 @@ from typing import Any
 from pretrain.analysis import Interval, RatioEstimate
 from pretrain.caveats import caveats
 from pretrain.findings import ALL, Contrast, Findings, step_time_ratio, systems
-from pretrain.run_results import AXES
+from pretrain.run_results import AXES, HELD_OUT
 from pretrain.verdict import headline, verdict
 
 CURVE_COLUMNS = ("arm", "seed", "step", "tokens", "train_flops", "train_s", "metric", "value")
@@ -41,6 +41,10 @@ def summary(findings: Findings) -> dict[str, Any]:
             "final_losses": [
                 {"arm": arm, "modality": modality} | asdict(loss)
                 for (arm, modality), loss in findings.losses.items()
+            ],
+            "by_rule": [
+                {"arm": arm, "modality": modality} | asdict(loss)
+                for (arm, modality), loss in findings.by_rule.items()
             ],
             "conditional": [
                 {"arm": arm, "metric": metric} | asdict(loss)
@@ -146,7 +150,7 @@ def final_csv(findings: Findings) -> str:
             if arm == run.arm:
                 value = loss.per_seed[findings.seeds.index(run.seed)]
                 step = findings.scope.until(run)
-                lines.append((run.arm, run.seed, metric.removeprefix("eval/"), step, value))
+                lines.append((run.arm, run.seed, metric.removeprefix(HELD_OUT), step, value))
     return _csv(FINAL_COLUMNS, lines)
 
 

@@ -124,6 +124,23 @@ def loss_table(findings: Findings) -> dict[str, Table]:
     return out
 
 
+def rule_table(findings: Findings) -> Table | None:
+    """Arms that look ahead: their loss as it was compared, and under the rule that they were trained with;
+    None if there are none."""
+    arms = tuple(dict.fromkeys(arm for arm, _ in findings.by_rule))
+    if not arms:
+        return None
+    names = ["all targets" if m == ALL else m for m in (*findings.modalities, ALL)]
+    rows = []
+    for arm in arms:
+        for label, losses in (
+            (f"{arm}, as compared", findings.losses),
+            (f"{arm}, own rule", findings.by_rule),
+        ):
+            rows.append((label, tuple(loss_text(losses[arm, m]) for m in (*findings.modalities, ALL))))
+    return Table(tuple(names), tuple(rows), "final held-out loss")
+
+
 def loss_text(loss: ArmLoss) -> str:
     """Mean, and standard deviation over the seeds where there is one."""
     return f"{loss.mean:.3f}" + (f" \u00b1 {loss.deviation:.3f}" if loss.deviation is not None else "")

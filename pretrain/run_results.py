@@ -15,6 +15,9 @@ from data_pipeline.toml_config import ConfigError
 from pretrain.compare_config import Plan, PlannedRun
 from pretrain.metrics import read_rows
 
+HELD_OUT = "heldout/"
+"""Begins the names of held-out metrics as a comparison looks at them: eval/causal/... of a run whose rules
+look ahead, unless eval/loss decides, and eval/... of any other."""
 AXES = ("steps", "flops", "seconds")
 """What two curves are matched against. Tokens are steps times a constant, equal in all arms."""
 _COLUMN = {"steps": "step", "tokens": "tokens", "flops": "compute/train_flops", "seconds": "time/train_s"}
@@ -58,6 +61,8 @@ class RunResult:
     planned: PlannedRun
     rows: tuple[dict[str, Any], ...]
     record: dict[str, Any]
+    prefix: str = "eval/"
+    """What HELD_OUT stands for in this run's rows."""
 
     @property
     def arm(self) -> str:
@@ -78,6 +83,8 @@ class RunResult:
 
     def curve(self, metric: str, *, until: int | None = None) -> Curve:
         """The metric over the run, up to step `until`; empty where no row holds it."""
+        if metric.startswith(HELD_OUT):
+            metric = self.prefix + metric.removeprefix(HELD_OUT)
         rows = [r for r in self.rows if metric in r and (until is None or r["step"] <= until)]
         columns = {
             axis: np.array([r.get(name, np.nan) for r in rows], float) for axis, name in _COLUMN.items()
@@ -93,10 +100,11 @@ class RunResult:
 def load_results(plan: Plan) -> tuple[RunResult, ...]:
     """Rows and record of every planned run; a run that has not started has none. Raises ConfigError for files
     that cannot be what a run wrote."""
-    return tuple(_load(planned) for planned in plan.runs)
+    causally = plan.config.deciding_metric == "eval/causal/loss"
+    return tuple(_load(planned, causally) for planned in plan.runs)
 
 
-def _load(planned: PlannedRun) -> RunResult:
+def _load(planned: PlannedRun, causally: bool) -> RunResult:
     folder = planned.config.run_dir
     rows = read_rows(folder / "metrics.jsonl")
     steps = [row["step"] for row in rows]
@@ -112,7 +120,8 @@ def _load(planned: PlannedRun) -> RunResult:
         record = {}
     except ValueError as error:
         raise ConfigError(f"{folder / 'record.json'}: not valid JSON ({error})") from None
-    return RunResult(planned=planned, rows=tuple(rows), record=record)
+    prefix = "eval/" if planned.config.model.is_causal or not causally else "eval/causal/"
+    return RunResult(planned=planned, rows=tuple(rows), record=record, prefix=prefix)
 
 
 @dataclass(frozen=True)

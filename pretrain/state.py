@@ -27,15 +27,22 @@ class TrainState:
     thresholds: dict[str, float] = field(default_factory=dict)
     """Place where tokens are chosen -> threshold of the next step (pretrain.thresholds): fp32 values, which
     JSON keeps exactly."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Place -> share of the scores that its threshold was asked to let through."""
 
     @classmethod
     def start(cls, stream: StreamState) -> "TrainState":
         return cls(step=0, stream=stream, epochs=(), total={}, window={}, num_rows=0)
 
     def advance(
-        self, batch: StepBatch, sums: Sums, thresholds: Mapping[str, float] | None = None
+        self,
+        batch: StepBatch,
+        sums: Sums,
+        thresholds: Mapping[str, float] | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> "TrainState":
-        """One step further, which consumed `batch` and measured `sums`; `thresholds` of the next."""
+        """One step further, which consumed `batch` and measured `sums`; `thresholds` and `shares` of the
+        next."""
         return replace(
             self,
             step=self.step + 1,
@@ -44,6 +51,7 @@ class TrainState:
             total=add(self.total, sums),
             window=add(self.window, sums),
             thresholds=dict(thresholds or {}),
+            shares=dict(shares or {}),
         )
 
     def logged(self) -> "TrainState":

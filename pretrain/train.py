@@ -191,10 +191,15 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
                 result = engine.train_step(inputs, state.step)
                 counted = depth_steps.count_step(engine.module, config.model, world)
             require_finite(result, inputs, config.model.modalities, step=state.step + 1, world=world)
-            thresholds = depth_steps.thresholds_after(
-                state.thresholds, counted, config.model, step=state.step + 1, num_steps=config.num_steps
+            chosen_next = depth_steps.thresholds_after(
+                state.thresholds,
+                state.shares,
+                counted,
+                config.model,
+                step=state.step + 1,
+                num_steps=config.num_steps,
             )
-            state = state.advance(batch, meter.sums(batch, inputs, result, counted), thresholds)
+            state = state.advance(batch, meter.sums(batch, inputs, result, counted), *chosen_next)
             meter.show(state)
             evaluation: dict[str, float] = {}
             began = time.perf_counter()

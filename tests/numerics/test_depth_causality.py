@@ -103,7 +103,8 @@ def test_realised_ratios_are_those_wanted_on_shifted_data_too() -> None:
         module.named_parameters(), OptimizerConfig.model_validate({"learning_rate": 1.0})
     )
     optimizer = torch.optim.AdamW([{"params": group["params"]} for group in groups], lr=3e-4)
-    half, steps, thresholds = 50, 100, {}
+    half, steps = 50, 100
+    thresholds, shares = {}, {}
     windows: dict[int, dict[str, float]] = {half: {}, steps: {}}
     for step in range(steps):
         batch = random_batch(model, sequences=8, seed=step, document_tokens=(20, 120), padding_tokens=0)
@@ -119,7 +120,9 @@ def test_realised_ratios_are_those_wanted_on_shifted_data_too() -> None:
         taken = {counts.name: counts.take().numpy() for counts in counts_in(module)}
         assert taken.keys() == places(model).keys()
         counted = {name: Counted(v[:BINS], tuple(v[BINS:])) for name, v in taken.items()}
-        thresholds = thresholds_after(thresholds, counted, model, step=step + 1, num_steps=steps)
+        thresholds, shares = thresholds_after(
+            thresholds, shares, counted, model, step=step + 1, num_steps=steps
+        )
         for end, window in windows.items():
             if end - 35 <= step < end:
                 window |= add(window, step_sums(model, counted))

@@ -106,10 +106,12 @@ def _write_runs(
     commit: Callable[[str], str] = lambda arm: "0123456789abcdef",
     device: Callable[[str], str] = lambda arm: "cpu",
     until: Callable[[str, int], int | None] = lambda arm, seed: None,
+    causal_cost: float = 0.25,
 ) -> None:
     """Write comparison.json and every run's files. `multiplier(arm, modality)` is the speed of learning that
     step matching has to find; `noise` moves each evaluation, `seed_noise` a whole run; `shift(arm, modality,
-    share of the run)` is added to the curve; `until(arm, seed)` stops a run early (0: not started)."""
+    share of the run)` is added to the curve; `until(arm, seed)` stops a run early (0: not started).
+    Models that look ahead have a causal loss too, `causal_cost` above the other."""
     write_plan(plan)
     for run in plan.runs:
         config, arm, seed = run.config, run.arm, run.seed
@@ -157,6 +159,9 @@ def _write_runs(
                         if a != b:
                             row[f"eval/loss/{a}_to_{b}"] = row[f"eval/loss/{b}"] - 0.2
                             row[f"eval/gain/{a}_to_{b}"] = 0.6 * step / config.num_steps * multiplier(arm, b)
+                if not config.model.is_causal and config.model.has_causal_form:
+                    causal = {n: v + causal_cost for n, v in row.items() if n.startswith("eval/")}
+                    row |= {n.replace("eval/", "eval/causal/"): v for n, v in causal.items()}
             rows.append(row)
         config.run_dir.mkdir(parents=True, exist_ok=True)
         (config.run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

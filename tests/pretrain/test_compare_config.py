@@ -78,7 +78,18 @@ MISTAKES = {
     "a table of its own": (lambda t: t.replace("[arms.dense.model]", "[dense]"), "dense: unknown key"),
     "no such base": (lambda t: t.replace("base.toml", "basis.toml"), "basis.toml: no such file"),
     "matched on flops": (lambda t: 'match = "flops"\n' + t, "match.*'tokens'"),
-    "decided by training loss": (lambda t: 'deciding_metric = "train/loss"\n' + t, "'eval/loss'"),
+    "decided by training loss": (
+        lambda t: 'deciding_metric = "train/loss"\n' + t,
+        "'eval/causal/loss' or 'eval/loss'",
+    ),
+    "decided causally, and an arm cannot be": (
+        lambda t: (
+            t.replace('["model.towers"]', '["model.towers", "model.depth"]')
+            + "model.depth.image = "
+            + '{schedule = "linear", mean_ratio = 0.5, rule = "top_k", gate = "softmax"}\n'
+        ),
+        r'eval/causal/loss decides, but arms."mot" has no causal form: .* set deciding_metric = "eval/loss"',
+    ),
     "arm sets what may not vary": (
         lambda t: t + "optimizer.learning_rate = 2e-3\n",
         r'arms."mot" sets "optimizer.learning_rate", but `vary` = .*add it to `vary`',
@@ -118,7 +129,7 @@ def test_an_arm_that_equals_the_baseline_is_refused(comparison_files: Callable[.
 
 def test_a_base_without_held_out_data_is_refused(comparison_files: Callable[..., Files]) -> None:
     files = comparison_files(base_edit=lambda text: text.replace("heldout =", "#"))
-    with pytest.raises(ConfigError, match=r"eval/loss decides, but data\.heldout is missing"):
+    with pytest.raises(ConfigError, match=r"eval/causal/loss decides, but data\.heldout is missing"):
         make_plan(files.comparison)
 
 
@@ -190,7 +201,7 @@ def test_shipped_comparisons_are_planned(path: Path) -> None:
 
 def test_the_moe_arms_cost_what_dense_costs() -> None:
     """But for their routers: 0.1 %, far below what matching by FLOPs allows."""
-    plan = make_plan("pretrain/configs/compare/dense_vs_moe.toml")
+    plan = make_plan("pretrain/configs/compare/sparse_family.toml")
     cost = {
         arm: train_flops(plan.run(arm, 1).config.model, {"text": 400, "image": 500, "speech": 100}, 10_000)
         for arm in plan.arms

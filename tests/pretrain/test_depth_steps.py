@@ -48,16 +48,19 @@ def test_places_are_the_routers() -> None:
 def test_thresholds_of_the_next_step_follow_its_ratio() -> None:
     model, uniform = config(), np.linspace(0.0, 1.0, 10_001, dtype=np.float32)
 
-    def after(step: int, before: dict[str, float]) -> float | None:
-        found = thresholds_after(before, counted(model, uniform), model, step=step, num_steps=100)
-        return found.get("blocks.3.depth.image")
+    def after(step: int, before: dict[str, float]) -> tuple[float | None, float | None]:
+        now = counted(model, uniform)
+        found = thresholds_after(before, {}, now, model, step=step, num_steps=100)
+        return found[0].get("blocks.3.depth.image"), found[1].get("blocks.3.depth.image")
 
-    assert after(5, {}) is None  # dense: 0.1 of the run
-    assert after(30, {}) == pytest.approx(0.25, abs=2e-3)  # half of the way from 1 to 0.5
-    old = dict.fromkeys(places(model), 0.1)
-    assert after(30, old) == pytest.approx(0.25, abs=2e-3)  # while it moves there is no average
-    assert after(80, old) == pytest.approx(0.3, abs=2e-3)
-    assert thresholds_after({}, {}, tiny_config(MOT), step=1, num_steps=9) == {}
+    assert after(5, {}) == (None, None)  # dense: 0.1 of the run
+    assert after(30, {}) == pytest.approx((0.25, 0.75), abs=2e-3)  # half of the way from 1 to 0.5
+    # It was 0.7625 in the step before, and so much was let through: no average while it moves.
+    old = dict.fromkeys(places(model), 1 - 0.7625)
+    assert after(30, old) == pytest.approx((0.25, 0.75), abs=2e-3)
+    old = dict.fromkeys(places(model), 0.1)  # 0.9 let through of 0.5: 0.4 too much, by GAIN 0.15 and 1 - 0.5
+    assert after(80, old) == pytest.approx(((0.1 + 0.53) / 2, 0.47), abs=2e-3)
+    assert thresholds_after({}, {}, {}, tiny_config(MOT), step=1, num_steps=9) == ({}, {})
 
 
 def test_what_was_skipped() -> None:

@@ -49,7 +49,8 @@ def test_every_place_counts_under_its_name(counted: dict[str, Counted]) -> None:
 
 
 def test_thresholds_are_for_experts_that_choose(counted: dict[str, Counted]) -> None:
-    found = next_thresholds({}, counted, expert_steps.wanted(CONFIG))
+    found, asked = next_thresholds({}, {}, counted, expert_steps.wanted(CONFIG))
+    assert set(asked.values()) == {0.25}
     assert list(found) == [f"blocks.{layer}.experts.text.{e}" for layer in range(2) for e in range(4)]
     for name, threshold in found.items():
         assert threshold < 0, name  # of a log probability

@@ -94,8 +94,8 @@ def test_what_arms_cost(make_findings: Callable[..., Findings]) -> None:
 def test_conditional_losses_are_kept_per_direction(make_findings: Callable[..., Findings]) -> None:
     f = make_findings(seeds=(1,), multiplier=faster)
     assert len(f.directions) == 6
-    assert f.conditional["mot", "eval/gain/text_to_image"].mean == pytest.approx(1.2)
-    assert f.conditional["dense", "eval/gain/text_to_image"].mean == pytest.approx(0.6)
+    assert f.conditional["mot", "heldout/gain/text_to_image"].mean == pytest.approx(1.2)
+    assert f.conditional["dense", "heldout/gain/text_to_image"].mean == pytest.approx(0.6)
 
 
 def test_conditional_losses_that_not_all_runs_have_measured_yet_are_left_out(
@@ -138,3 +138,30 @@ def test_arms_of_unequal_length_are_compared_at_equal_flops(
     assert any("not equal data here: mot saw 0.67 times" in c.text for c in caveats(f))
     assert not any("Equal tokens" in c.text for c in caveats(f))
     assert "For the training FLOPs of dense over" in headline(f, "mot")
+
+
+def with_top_k(text: str) -> str:
+    """A comparison whose second arm chooses by a rule that looks ahead."""
+    table = '{schedule = "constant", mean_ratio = 0.5, rule = "top_k"}'
+    return text.replace("[arms.mot]", f"[arms.mot]\nmodel.depth.image = {table}").replace(
+        '["model.towers"]', '["model.towers", "model.depth"]'
+    )
+
+
+def test_an_arm_that_looks_ahead_is_compared_in_its_causal_form(
+    make_findings: Callable[..., Findings],
+) -> None:
+    found = make_findings(edit=with_top_k, causal_cost=0.25)
+    image = found.contrast("mot", "image")
+    assert image.final.mean == pytest.approx(0.25) and image.leader == "dense"
+    assert found.by_rule["mot", "image"].mean == pytest.approx(image.base_loss)
+    assert not any(arm == "dense" for arm, _ in found.by_rule)
+    gain = found.conditional["mot", "heldout/gain/text_to_image"]
+    assert gain.mean == pytest.approx(found.conditional["dense", "heldout/gain/text_to_image"].mean + 0.25)
+
+
+def test_unless_the_file_says_otherwise(make_findings: Callable[..., Findings]) -> None:
+    found = make_findings(
+        edit=lambda text: 'deciding_metric = "eval/loss"\n' + with_top_k(text), causal_cost=0.25
+    )
+    assert found.contrast("mot", "image").final.mean == pytest.approx(0.0, abs=1e-9)

@@ -6,6 +6,7 @@ import pytest
 from pretrain import report_tables as tables
 from pretrain.findings import Findings
 from pretrain.report_tables import Table
+from tests.pretrain.test_findings import with_top_k
 
 
 @pytest.fixture
@@ -83,3 +84,15 @@ def test_provenance_names_versions_and_no_host(findings: Callable[..., Findings]
     assert rows["commit"] == "0123456789abcdef" and rows["attempts"] == "4 for 4 runs"
     assert "torch 2.13.0" in rows["versions"] and rows["layout"] == "dp 1, tp 1, pp 1"
     assert "machine" not in "".join(rows.values())
+
+
+def test_arms_that_look_ahead_show_both_losses(findings: Callable[..., Findings]) -> None:
+    ahead = findings(edit=with_top_k, causal_cost=0.25)
+    table = tables.rule_table(ahead)
+    assert table is not None and [label for label, _ in table.rows] == ["mot, as compared", "mot, own rule"]
+    compared, own = (float(cells[1].split()[0]) for _, cells in table.rows)
+    assert compared == pytest.approx(own + 0.25, abs=2e-3)
+
+
+def test_arms_that_do_not_have_no_such_table(findings: Callable[..., Findings]) -> None:
+    assert tables.rule_table(findings()) is None
