@@ -4,7 +4,7 @@ import io
 import re
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -18,7 +18,7 @@ from pretrain.analysis import smooth
 from pretrain.findings import Contrast, Findings, gain_of, metric_of
 from pretrain.quantities import MINUS, percent, signed, tokens_of, with_prefix
 from pretrain.run_results import Curve
-from pretrain.verdict import headline
+from pretrain.verdict import overall
 
 ARM_COLOURS = ("#0868AC", "#C8500A", "#007A5E", "#A0417F", "#7A6200", "#3F8FBF", "#555555", "#B02A4A")
 """Blue and orange first: apart for every kind of colour-blindness. After Okabe and Ito, darker."""
@@ -296,14 +296,16 @@ def draw_matching(ax: Axes, findings: Findings, contrast: Contrast, axis: str = 
     ax.yaxis.set_major_formatter(ax.xaxis.get_major_formatter())
 
 
-def draw_forest(ax: Axes, findings: Findings, arm: str) -> None:
-    """Final difference per modality: every seed, their mean and its interval."""
-    base, shade = findings.plan.config.baseline, colour(findings, arm)
-    contrasts = [findings.contrast(arm, m) for m in findings.modalities]
+def draw_forest(
+    ax: Axes, findings: Findings, contrasts: Sequence[Contrast], by: Literal["modality", "arm"]
+) -> None:
+    """Final differences, a row for each of one arm's modalities or one modality's arms: every seed, their
+    mean and its interval."""
+    base = findings.plan.config.baseline
     ax.axvline(0, color=MUTED, linewidth=0.9)
     seen = [0.0]
     for row, contrast in enumerate(contrasts):
-        y, final = len(contrasts) - 1 - row, contrast.final
+        y, final, shade = len(contrasts) - 1 - row, contrast.final, colour(findings, contrast.arm)
         seen += final.differences
         if len(final.differences) > 1:
             height = np.full(len(final.differences), y + 0.2)
@@ -316,13 +318,14 @@ def draw_forest(ax: Axes, findings: Findings, arm: str) -> None:
     reach = 1.15 * float(np.abs(seen).max()) or 1e-3
     ax.set_xlim(-reach, reach)
     ax.set_ylim(-0.6, len(contrasts) - 0.4)
-    ax.set_yticks(range(len(contrasts)), [c.modality for c in reversed(contrasts)])
+    ax.set_yticks(range(len(contrasts)), [getattr(c, by) for c in reversed(contrasts)])
     ax.tick_params(axis="y", labelcolor=INK)
     ax.grid(False)
     ax.spines["left"].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, 2 if reach > 0.04 else 3)))
     level = f", {percent(findings.plan.config.confidence)} interval" if len(findings.seeds) > 1 else ""
+    arm = contrasts[0].arm if by == "modality" else "arm"
     ax.set_xlabel(f"{arm} {MINUS} {base}, nats per token{level}")
     for x, ha, text in ((0.0, "left", f"\u2190 {arm} lower"), (1.0, "right", f"{base} lower \u2192")):
         ax.text(x, 1.02, text, transform=ax.transAxes, ha=ha, va="bottom", color=MUTED, fontsize=7.5)
@@ -332,25 +335,32 @@ def draw_forest(ax: Axes, findings: Findings, arm: str) -> None:
 
 
 def summary_png(findings: Findings) -> bytes:
-    """Held-out curves per modality over the verdict's forest, for a README."""
-    arm = findings.plan.others[0]
-    columns = len(findings.modalities)
+    """Held-out curves per modality over the forest of their final differences, for a README."""
+    others, columns = findings.plan.others, len(findings.modalities)
+    one = others[0]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.75 * columns, 5.2), layout="constrained", facecolor=PAPER)
-        title = textwrap.wrap(headline(findings, arm), 34 * columns)
+        height = 5.2 + 0.3 * (len(others) - 1)
+        figure = Figure(figsize=(3.75 * columns, height), layout="constrained", facecolor=PAPER)
+        title = textwrap.wrap(overall(findings), 34 * columns)
         below = 0.895 - 0.04 * (len(title) - 1)
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, rect=(0.005, 0.01, 0.99, below))  # type: ignore[union-attr]
-        grid = figure.add_gridspec(2, columns, height_ratios=(3, 1.15))
+        grid = figure.add_gridspec(2, columns, height_ratios=(3, 1.15 + 0.3 * (len(others) - 1)))
         for column, modality in enumerate(findings.modalities):
             ax = figure.add_subplot(grid[0, column])
             draw_curves(ax, findings, metric_of(modality), "tokens", title=modality)
-            relative = findings.contrast(arm, modality).final.relative
-            ax.set_title(
-                f"{arm} {signed(100 * relative, 1)} %", loc="right", color=MUTED, fontweight="normal"
-            )
             if column == 0:
                 ax.set_ylabel("held-out loss, nats per token")
-        draw_forest(figure.add_subplot(grid[1, :]), findings, arm)
+            if len(others) > 1:
+                contrasts = [findings.contrast(arm, modality) for arm in others]
+                draw_forest(figure.add_subplot(grid[1, column]), findings, contrasts, "arm")
+                continue
+            relative = findings.contrast(one, modality).final.relative
+            ax.set_title(
+                f"{one} {signed(100 * relative, 1)} %", loc="right", color=MUTED, fontweight="normal"
+            )
+        if len(others) == 1:
+            contrasts = [findings.contrast(one, m) for m in findings.modalities]
+            draw_forest(figure.add_subplot(grid[1, :]), findings, contrasts, "modality")
         figure.text(0.012, 0.975, "\n".join(title), fontsize=11.5, fontweight="bold", va="top", color=INK)
         n = len(findings.seeds)
         order = (

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from pretrain import figures, quantities, report_files, report_tables
 from pretrain.caveats import caveats
 from pretrain.findings import Findings
-from pretrain.verdict import headline, verdicts
+from pretrain.verdict import headline, overall, verdicts
 
 TRAIN_SMOOTHING_ROWS = 9
 """Rows in the centred mean of the training curves; held-out curves are never smoothed."""
@@ -61,6 +61,8 @@ def page(findings: Findings) -> str:
         config=plan.config,
         first=plan.runs[0].config,
         q=quantities,
+        overall=overall(findings),
+        overview=report_tables.overview_table(findings),
         headlines={arm: headline(findings, arm) for arm in plan.others},
         verdicts={arm: verdicts(findings, arm) for arm in plan.others},
         caveats=caveats(findings),
@@ -122,11 +124,30 @@ def _panels(findings: Findings) -> dict[str, Any]:
             arm: svg(
                 f"forest-{i}",
                 f"final differences of {arm}",
-                partial(figures.draw_forest, findings=findings, arm=arm),
+                partial(
+                    figures.draw_forest,
+                    findings=findings,
+                    contrasts=[findings.contrast(arm, m) for m in modalities],
+                    by="modality",
+                ),
                 inches=(9.0, 0.85 + 0.42 * len(modalities)),
             )
             for i, arm in enumerate(plan.others)
         },
+        "overview": [
+            svg(
+                f"overview-{m}",
+                f"final differences of all arms on {m}",
+                partial(
+                    figures.draw_forest,
+                    findings=findings,
+                    contrasts=[findings.contrast(arm, m) for arm in plan.others],
+                    by="arm",
+                ),
+                inches=(figures.PANEL_INCHES[0], 0.85 + 0.3 * len(plan.others)),
+            )
+            for m in modalities
+        ],
         "gap": {arm: _per_modality(findings, arm, "gap", figures.draw_gap, svg) for arm in plan.others},
         "matching": {
             arm: _per_modality(findings, arm, "matching", figures.draw_matching, svg) for arm in plan.others

@@ -11,7 +11,7 @@ from pretrain.analysis import Interval, RatioEstimate
 from pretrain.caveats import caveats
 from pretrain.findings import ALL, Contrast, Findings, step_time_ratio, systems
 from pretrain.run_results import AXES, HELD_OUT
-from pretrain.verdict import headline, verdict
+from pretrain.verdict import headline, overall, verdict
 
 CURVE_COLUMNS = ("arm", "seed", "step", "tokens", "train_flops", "train_s", "metric", "value")
 FINAL_COLUMNS = ("arm", "seed", "metric", "step", "loss_nats_per_token")
@@ -36,6 +36,7 @@ def summary(findings: Findings) -> dict[str, Any]:
             "left_out": list(findings.scope.left_out),
             "step": findings.scope.until_step,
             "tokens": findings.tokens,
+            "overall": overall(findings),
             "headlines": {arm: headline(findings, arm) for arm in plan.others},
             "contrasts": [_contrast(findings, c) for c in findings.contrasts],
             "final_losses": [

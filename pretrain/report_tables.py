@@ -124,6 +124,23 @@ def loss_table(findings: Findings) -> dict[str, Table]:
     return out
 
 
+def overview_table(findings: Findings) -> Table:
+    """Final held-out loss of every arm in every modality, with its relative difference to the baseline; *
+    where seeds cannot explain it."""
+    columns = (*findings.modalities, ALL)
+
+    def cell(arm: str, modality: str) -> str:
+        text = loss_text(findings.losses[arm, modality])
+        if arm == findings.plan.config.baseline:
+            return text
+        contrast = findings.contrast(arm, modality)
+        mark = " *" if contrast.winner else ""
+        return f"{text}, {signed(100 * contrast.final.relative, 1)} %{mark}"
+
+    rows = ((arm, tuple(cell(arm, m) for m in columns)) for arm in findings.plan.arms)
+    return Table((*findings.modalities, "all targets"), tuple(rows), "final held-out loss")
+
+
 def rule_table(findings: Findings) -> Table | None:
     """Arms that look ahead: their loss as it was compared, and under the rule that they were trained with;
     None if there are none."""

@@ -100,14 +100,36 @@ def verdicts(findings: Findings, arm: str) -> tuple[Verdict, ...]:
     return tuple(verdict(findings, findings.contrast(arm, m)) for m in findings.modalities)
 
 
-def headline(findings: Findings, arm: str) -> str:
-    """One or two sentences: who won, in which modalities."""
-    base = findings.plan.config.baseline
-    contrasts = [findings.contrast(arm, m) for m in findings.modalities]
+def overall(findings: Findings) -> str:
+    """One sentence on all arms: which are better or worse than the baseline, modality by modality."""
+    plan = findings.plan
+    if len(plan.others) == 1:
+        return headline(findings, plan.others[0])
+    if len(findings.seeds) == 1:
+        return f"{_after(findings)} and in one seed: an observation of {len(plan.arms)} arms, not a verdict."
+    parts = []
+    for modality in findings.modalities:
+        contrasts = [findings.contrast(arm, modality) for arm in plan.others]
+        better = [c.arm for c in contrasts if c.winner == c.arm]
+        worse = [c.arm for c in contrasts if c.winner == c.baseline]
+        told = [f"better {join(better)}" if better else "", f"worse {join(worse)}" if worse else ""]
+        parts.append(f"on {modality} {', '.join(t for t in told if t) or 'no arm differs detectably'}")
+    return f"{_after(findings)} against {plan.config.baseline}: {'; '.join(parts)}."
+
+
+def _after(findings: Findings) -> str:
     after = f"After {tokens_of(findings.tokens)}"
     if findings.plan.config.match == "train_flops":
-        after = f"For the training FLOPs of {base} over {tokens_of(findings.tokens)},"
-    after += " of an unfinished comparison" if findings.scope.interim else ""
+        after = (
+            f"For the training FLOPs of {findings.plan.config.baseline} over {tokens_of(findings.tokens)},"
+        )
+    return after + (" of an unfinished comparison" if findings.scope.interim else "")
+
+
+def headline(findings: Findings, arm: str) -> str:
+    """One or two sentences: who won, in which modalities."""
+    base, after = findings.plan.config.baseline, _after(findings)
+    contrasts = [findings.contrast(arm, m) for m in findings.modalities]
     if len(findings.seeds) == 1:
         lower = [c.modality for c in contrasts if c.leader == arm]
         higher = [c.modality for c in contrasts if c.leader != arm]

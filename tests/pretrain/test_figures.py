@@ -56,7 +56,9 @@ def test_ids_are_the_panels_own_and_references_follow(findings: Callable[..., Fi
 
 def test_the_same_findings_give_the_same_bytes(findings: Callable[..., Findings]) -> None:
     f = findings()
-    draw = partial(figures.draw_forest, findings=f, arm="mot")
+    draw = partial(
+        figures.draw_forest, findings=f, contrasts=[f.contrast("mot", m) for m in f.modalities], by="modality"
+    )
     assert figures.svg_panel(draw, key="k", label="l") == figures.svg_panel(draw, key="k", label="l")
 
 
@@ -113,11 +115,22 @@ def test_step_matching_shows_s_and_what_was_not_reached(findings: Callable[..., 
 def test_forest_has_a_row_for_every_modality_and_all_seeds(findings: Callable[..., Findings]) -> None:
     f = findings(seeds=(1, 2, 3), seed_noise=0.01)
     ax = Figure().add_subplot()
-    figures.draw_forest(ax, f, "mot")
+    figures.draw_forest(ax, f, [f.contrast("mot", m) for m in f.modalities], "modality")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["speech", "image", "text"]
     dots = [line for line in ax.lines if line.get_marker() == "o"]
     assert [len(line.get_xdata()) for line in dots] == [3, 3, 3]  # type: ignore[arg-type]
     assert ax.get_xlim()[0] == -ax.get_xlim()[1]
+
+
+def test_forest_of_a_modality_has_a_row_for_every_arm(findings: Callable[..., Findings]) -> None:
+    third = '[arms.pair.model]\ntowers = {text = "text", image = "other", speech = "other"}\n'
+    f = findings(seeds=(1, 2), seed_noise=0.01, edit=lambda text: text + third)
+    ax = Figure().add_subplot()
+    figures.draw_forest(ax, f, [f.contrast(arm, "text") for arm in f.plan.others], "arm")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["pair", "mot"]
+    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
+    assert [line.get_color() for line in diamonds] == [figures.colour(f, arm) for arm in ("mot", "pair")]
+    assert Image.open(io.BytesIO(figures.summary_png(f))).width > 1800
 
 
 def test_the_picture_for_a_readme_is_large_and_wide(findings: Callable[..., Findings]) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import partial
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from pretrain.compare_config import Plan
 from pretrain.findings import Findings, find
 from pretrain.report import page, reproduce_command, write_report
 from pretrain.run_results import load_results
-from pretrain.verdict import headline, verdicts
+from pretrain.verdict import headline, overall, verdicts
 
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 
@@ -89,8 +90,10 @@ def test_data_that_differs_is_a_warning_at_the_top(findings: Callable[..., Findi
 def test_three_arms_are_each_compared_with_the_baseline(findings: Callable[..., Findings]) -> None:
     third = '[arms.pair.model]\ntowers = {text = "text", image = "other", speech = "other"}\n'
     f = findings(edit=lambda text: text + third, until=lambda *_: 200)
-    html = page(f)
-    assert html.count("<h1>") == 2 and headline(f, "pair").replace("After 205 k", "") != headline(f, "mot")
+    html = unescape(page(f)).replace("\u00a0", " ")
+    assert html.count("<h1>") == 1 and overall(f) in html
+    assert html.count('<h3 class="arm"') == 2 and headline(f, "pair") in html and headline(f, "mot") in html
+    assert 'aria-label="final differences of all arms on speech"' in html
     assert "var(--arm2)" in html
 
 

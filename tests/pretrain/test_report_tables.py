@@ -96,3 +96,13 @@ def test_arms_that_look_ahead_show_both_losses(findings: Callable[..., Findings]
 
 def test_arms_that_do_not_have_no_such_table(findings: Callable[..., Findings]) -> None:
     assert tables.rule_table(findings()) is None
+
+
+def test_overview_has_all_arms_and_marks_what_seeds_do_not_explain(
+    findings: Callable[..., Findings],
+) -> None:
+    f = findings(seeds=(1, 2, 3), multiplier=lambda arm, m: 2.0 if (arm, m) == ("mot", "image") else 1.0)
+    table = tables.overview_table(f)
+    assert table.columns == ("text", "image", "speech", "all targets")
+    assert cells(table, "mot")[1].endswith(" % *") and cells(table, "mot")[0].endswith("0.0 %")
+    assert "%" not in "".join(cells(table, "dense"))

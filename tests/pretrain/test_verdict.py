@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from pretrain.compare_config import Plan
 from pretrain.findings import Findings
-from pretrain.verdict import headline, slope_text, verdicts
+from pretrain.verdict import headline, overall, slope_text, verdicts
 
 MakePlan = Callable[..., Plan]
 Write = Callable[..., None]
@@ -77,3 +77,20 @@ def test_arms_that_never_have_the_same_loss_are_not_matched(make_findings: Calla
 def test_slope_text(make_findings: Callable[..., Findings]) -> None:
     exact = make_findings(seeds=(1, 2), multiplier=mixed).contrast("mot", "image").matching["steps"]
     assert slope_text(exact) == "0.50 [0.50, 0.50]"
+
+
+def test_all_arms_in_one_sentence(make_findings: Callable[..., Findings]) -> None:
+    third = '[arms.pair.model]\ntowers = {text = "text", image = "other", speech = "other"}\n'
+    speed = {("mot", "image"): 2.0, ("pair", "image"): 0.5, ("pair", "text"): 2.0}
+    f = make_findings(
+        edit=lambda text: text + third, multiplier=lambda arm, m: speed.get((arm, m), 1.0), noise=1e-4
+    )
+    assert overall(f) == (
+        "After 614 k tokens against dense: on text better pair; on image better mot, worse pair; "
+        "on speech no arm differs detectably."
+    )
+
+
+def test_of_two_arms_one_sentence_is_the_headline(make_findings: Callable[..., Findings]) -> None:
+    f = make_findings(seeds=(1,))
+    assert overall(f) == headline(f, "mot")
