@@ -127,3 +127,8 @@ class _Permute(torch.autograd.Function):
 def sequence_to_sorted(x: Shaped[Tensor, "tokens ..."], routing: Routing) -> Shaped[Tensor, "tokens ..."]:
     """Rows from sequence into sorted order; `x` itself where the orders are the same."""
     return x if routing.identity else _Permute.apply(x, routing.to_sorted, routing.to_sequence)
+
+
+def sorted_to_sequence(x: Shaped[Tensor, "tokens ..."], routing: Routing) -> Shaped[Tensor, "tokens ..."]:
+    """The inverse of `sequence_to_sorted`."""
+    return x if routing.identity else _Permute.apply(x, routing.to_sequence, routing.to_sorted)

@@ -126,15 +126,24 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
         self.weight = tower_shards(shards, initialise, whole, axis)
 
     def forward(  # type: ignore[override]
-        self, x: Float[Tensor, "rows in"], counts: tuple[int, ...], *, outputs: slice | None = None
+        self, x: Float[Tensor, "rows in"], counts: tuple[int, ...]
     ) -> Float[Tensor, "tokens out_local"]:
-        """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel.
-        `outputs`: those that are wanted of this rank's; None: all."""
+        """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel."""
         rows = rows_of_shards(counts, self.shards)
-        weights = [self.weight[name] for name in self.shards]
-        if outputs is not None:
-            weights = [weight[outputs] for weight in weights]
-        return _SlicedLinear.apply(x, rows, self.axis, *weights)
+        return _SlicedLinear.apply(x, rows, self.axis, *(self.weight[name] for name in self.shards))
+
+    def in_parts(
+        self, xs: Sequence[Tensor], counts: Sequence[tuple[int, ...]], outputs: Sequence[int]
+    ) -> list[Tensor]:
+        """This rank's outputs in parts of `outputs` features, each of an x [rows, in] of its own with
+        `counts` rows per tower. The caller sums an x's gradient over ranks, once for all parts
+        (`sum_gradient`)."""
+        # Split, and not sliced part by part: gradients of slices are as large as the whole.
+        parts = zip(*(self.weight[name].split(list(outputs)) for name in self.shards), strict=True)
+        return [
+            _SlicedLinear.apply(x, rows_of_shards(each, self.shards), ONE_RANK, *part)
+            for x, each, part in zip(xs, counts, parts, strict=True)
+        ]
 
     # No state beside the weights: megatron-core's empty entry breaks DeepSpeed's universal checkpoint.
     get_extra_state = nn.Module.get_extra_state

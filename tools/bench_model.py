@@ -8,7 +8,7 @@ it is events on the stream. A ratio is formed within each round and its median r
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +17,19 @@ from torch import Tensor
 
 from data_pipeline.batch import Batch
 from data_pipeline.progress import Progress
+from data_pipeline.vocabulary import SPECIAL_TOKENS
 from parallel.host_memory import keep_freed_memory
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
-from pretrain.models.inputs import build_inputs
+from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.query_key import rotary_table
 from tools.published_mot import PublishedDecoder
 
 BASELINE = "dense"
+
+ModelPass = Callable[[torch.nn.Module, ModelInputs], None]
+"""A forward and backward pass, which leaves no gradient behind."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +80,23 @@ class Row:
 
 def variants(case: Case, device: torch.device) -> dict[str, Callable[[], None]]:
     """Name -> one forward and backward pass. All start from the same weights and see the same tokens."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    passes: dict[str, Callable[[], None]] = {BASELINE: _ours(case, 1, device, dtype)}
+    passes: dict[str, Callable[[], None]] = {BASELINE: _ours(case, 1, device)}
     for towers in (2, 3):
-        passes[f"mot, {towers} towers"] = _ours(case, towers, device, dtype)
-        passes[f"published, {towers} towers"] = _published(case, towers, device, dtype)
+        passes[f"mot, {towers} towers"] = _ours(case, towers, device)
+        passes[f"published, {towers} towers"] = _published(case, towers, device)
     return passes
 
 
-def measure(case: Case, device: torch.device, rounds: int) -> list[Row]:
-    """Time all variants `rounds` times in turn, after a pass each to warm up."""
-    passes = variants(case, device)
+def measure(
+    what: str, passes: Mapping[str, Callable[[], None]], device: torch.device, rounds: int
+) -> list[Row]:
+    """Time all variants of `what` `rounds` times in turn, after a pass each to warm up. Ratios are to the one
+    named BASELINE."""
     clock = _gpu_ms if device.type == "cuda" else _cpu_ms
     for run in passes.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in passes}
-    with Progress(case.label, total=rounds, unit="round") as progress:
+    with Progress(what, total=rounds, unit="round") as progress:
         for index in range(rounds):
             names = list(passes)
             for name in names[index % len(names) :] + names[: index % len(names)]:
@@ -121,10 +126,29 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The verb. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="motley bench model",
-        description="Time a forward and backward pass of dense, of MoT, and of MoT routed as published.",
+    device, cases, rounds = options(
+        "model",
+        "Time a forward and backward pass of dense, of MoT, and of MoT routed as published.",
+        CPU_CASES,
+        GPU_CASES,
+        argv,
     )
+    for case in cases:
+        rows = measure(case.label, variants(case, device), device, rounds)
+        print(f"{case.label}\n{table(rows)}\n", flush=True)
+    return 0
+
+
+def options(
+    verb: str,
+    description: str,
+    cpu_cases: tuple[Case, ...],
+    gpu_cases: tuple[Case, ...],
+    argv: Sequence[str] | None,
+) -> tuple[torch.device, tuple[Case, ...], int]:
+    """(device, cases, rounds) that `motley bench <verb>` is asked for. Readies the process for its clock, and
+    says which it is."""
+    parser = argparse.ArgumentParser(prog=f"motley bench {verb}", description=description)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=20, help="passes of each variant (default %(default)s)")
     parser.add_argument(
@@ -141,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.rounds < 1:
         parser.error(f"--rounds {args.rounds}: at least 1 is needed")
     device = torch.device(args.device)
-    cases = GPU_CASES if device.type == "cuda" else CPU_CASES
+    cases = gpu_cases if device.type == "cuda" else cpu_cases
     if args.layers is not None:
         cases = (
             Case(
@@ -154,13 +178,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("CPU time of one thread, fp32, forward + backward")
     else:
         print(f"{torch.cuda.get_device_name(device)}, bf16, forward + backward")
-    for case in cases:
-        rows = measure(case, device, args.rounds)
-        print(f"{case.label}\n{table(rows)}\n", flush=True)
-    return 0
+    return device, cases, args.rounds
 
 
-def _config(case: Case, towers: int) -> ModelConfig:
+def model_config(case: Case, towers: int, **tables: object) -> ModelConfig:
+    """Of `towers` towers. `tables`: further keys of the config."""
     names = ("text", "image", "speech")
     values = {
         "num_layers": case.num_layers or 1,
@@ -171,12 +193,12 @@ def _config(case: Case, towers: int) -> ModelConfig:
         # Modalities are two in the case of two towers, else three; dense serves three with one.
         "towers": dict.fromkeys(names, "all") if towers == 1 else {name: name for name in names[:towers]},
     }
-    return ModelConfig.model_validate(values)
+    return ModelConfig.model_validate(values | tables)
 
 
-def _batch(case: Case, modalities: int) -> Batch:
+def random_batch(case: Case, modalities: int) -> Batch:
     """Sequences of one document each (so that dense moves no row), of spans of 64 to 256 tokens of one
-    modality."""
+    modality. No special tokens, which depth routing lets through whatever their score."""
     rng = np.random.default_rng(0)
     shape = (case.sequences, case.context_tokens)
     tokens = shape[0] * shape[1]
@@ -185,7 +207,7 @@ def _batch(case: Case, modalities: int) -> Batch:
     modality = (
         np.repeat(np.arange(lengths.size) % modalities, lengths)[:tokens].reshape(shape).astype(np.uint8)
     )
-    ids, targets = rng.integers(0, case.vocab_tokens, (2, *shape), dtype=np.int32)
+    ids, targets = rng.integers(len(SPECIAL_TOKENS), case.vocab_tokens, (2, *shape), dtype=np.int32)
     return Batch(
         input_ids=ids,
         target_ids=targets,
@@ -198,25 +220,36 @@ def _batch(case: Case, modalities: int) -> Batch:
     )
 
 
-def _ours(case: Case, towers: int, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
-    config = _config(case, towers)
+def model_pass(
+    case: Case, config: ModelConfig, batch: Batch, device: torch.device
+) -> tuple[torch.nn.Module, ModelInputs, ModelPass]:
+    """What is timed of a case, what it works on, and how."""
+    dtype = _dtype(device)
     decoder = Decoder(config).to(device, dtype)
-    inputs = build_inputs(_batch(case, len(config.modalities)), config).to(device)
+    inputs = build_inputs(batch, config).to(device)
     if case.num_layers is not None:
-        module = Pretraining(decoder)
-        return lambda: _backward(module(inputs)[0], module)
-    block = decoder.blocks[0]
+        return Pretraining(decoder), inputs, lambda module, of: _backward(module(of)[0], module)
     rotary = rotary_table(inputs.positions, config.head_dim, config.rope_theta)
     x, grad = _stream(case, device, dtype)
-    return lambda: _backward(block(x, inputs.routing, inputs.mask, rotary), block, x, grad)
+
+    def run(block: torch.nn.Module, of: ModelInputs) -> None:
+        _backward(block(x, of.routing, of.mask, rotary, of), block, x, grad)
+
+    return decoder.blocks[0], inputs, run
 
 
-def _published(case: Case, towers: int, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
-    config = _config(case, towers)
+def _ours(case: Case, towers: int, device: torch.device) -> Callable[[], None]:
+    config = model_config(case, towers)
+    module, inputs, run = model_pass(case, config, random_batch(case, len(config.modalities)), device)
+    return lambda: run(module, inputs)
+
+
+def _published(case: Case, towers: int, device: torch.device) -> Callable[[], None]:
+    config, dtype = model_config(case, towers), _dtype(device)
     decoder = PublishedDecoder(config)
     decoder.copy_weights(Decoder(config))
     decoder = decoder.to(device, dtype)
-    batch = _batch(case, towers)
+    batch = random_batch(case, towers)
     ids, targets, tower, positions = (
         torch.from_numpy(values.reshape(-1).astype(np.int64)).to(device)
         for values in (batch.input_ids, batch.target_ids, batch.input_modality, batch.positions)
@@ -228,6 +261,10 @@ def _published(case: Case, towers: int, device: torch.device, dtype: torch.dtype
     rotary = rotary_table(positions, config.head_dim, config.rope_theta)
     x, grad = _stream(case, device, dtype)
     return lambda: _backward(block(x, masks, rotary, case.sequences), block, x, grad)
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def _stream(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

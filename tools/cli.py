@@ -156,6 +156,8 @@ def _plan(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     if args.what == "model":
         from tools.bench_model import main as bench
+    elif args.what == "sparse":
+        from tools.bench_sparse import main as bench
     else:
         from tools.bench_data import main as bench
     return bench(args.arguments)
@@ -327,9 +329,10 @@ def parser() -> argparse.ArgumentParser:
     verb.set_defaults(work=_plan)
 
     verb = verbs.add_parser(
-        "bench", help="measure the model or the data path against what one would pick instead"
+        "bench",
+        help="measure the model, its sparse variants or the data path against what one would pick instead",
     )
-    verb.add_argument("what", choices=("model", "data"))
+    verb.add_argument("what", choices=("model", "sparse", "data"))
     verb.add_argument("arguments", nargs=argparse.REMAINDER, help="see `motley bench model --help`")
     verb.set_defaults(work=_bench)
     return top

@@ -1,19 +1,21 @@
 """Causal attention within documents: projections per tower, softmax over the tokens of all modalities."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
-from parallel.collectives import ONE_RANK, TensorAxis
-from parallel.routing import Routing, sequence_to_sorted
+from parallel.collectives import ONE_RANK, TensorAxis, sum_gradient
+from parallel.routing import Routing, sequence_to_sorted, sorted_to_sequence
 from parallel.towers import TowerColumnParallelLinear, TowerRowParallelLinear
 from pretrain.models.attention_mask import AttentionMask, QueryMask
 from pretrain.models.config import ModelConfig
+from pretrain.models.depth_selection import ChosenTokens
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.query_key import NormRotate, Rotary
 
@@ -60,23 +62,25 @@ class Attention(nn.Module):
     def of_queries(
         self,
         queries: Float[Tensor, "chosen d_model"],
-        chosen: Routing,
-        chosen_rotary: Complex[Tensor, "chosen 1 pairs"],
+        chosen: ChosenTokens,
         x: Float[Tensor, "tokens d_model"],
         routing: Routing,
         rotary: Rotary,
-        mask: QueryMask,
     ) -> Float[Tensor, "chosen d_model"]:
         """The same for chosen rows of `x` alone, over keys and values of all of them. Without sequence
         parallel."""
-        heads, kv_heads, _ = self.heads
-        of_queries = heads * self.head_dim  # rows of the fused weight
-        q = self.qkv(queries, chosen.counts, outputs=slice(of_queries))
-        q = self.qk(q, chosen, chosen_rotary, heads=(heads, 0))
-        kv = self.qkv(x, routing.counts, outputs=slice(of_queries, None))
-        kv = self.qk(kv, routing, rotary, heads=(0, kv_heads))
-        seen = attend_queries(q, kv, mask, self.heads)
-        return self.out(sequence_to_sorted(seen, chosen), chosen.counts)
+        (heads, kv_heads, _), counts = self.heads, routing.counts
+        queries, x = (sum_gradient(each, self.qkv.axis) for each in (queries, x))
+        q, k, v = self.qkv.in_parts(
+            (queries, x, x),
+            (chosen.routing.counts, counts, counts),
+            [count * self.head_dim for count in self.heads],
+        )
+        q = self.qk(q, chosen.routing, rotary.index_select(0, chosen.rows), heads=(heads, 0))
+        k = self.qk(k, routing, rotary, heads=(0, kv_heads))
+        assert isinstance(chosen.mask, QueryMask)
+        seen = attend_queries(q, k, sorted_to_sequence(v, routing), chosen.mask, self.heads)
+        return self.out(sequence_to_sorted(seen, chosen.routing), chosen.routing.counts)
 
 
 def attend(
@@ -89,8 +93,7 @@ def attend(
     if mask.block_mask is not None:
         kernel = _compiled_flex() if qkv.is_cuda else flex_attention
         q, k, v = _heads_first(qkv, mask.documents.shape[0], heads)
-        out = kernel(q, k, v, block_mask=mask.block_mask, enable_gqa=heads[0] != heads[1])
-        return out.transpose(1, 2).flatten(2).flatten(0, 1)
+        return _rows(kernel(q, k, v, block_mask=mask.block_mask, enable_gqa=heads[0] != heads[1]))
     # One causal SDPA per document, or one for all if they are equally long. Measured on CPU in training, with
     # documents of 30-200 tokens in contexts of 512: 2.2 times as fast as one call with a materialised mask.
     segments = mask.segments
@@ -103,45 +106,81 @@ def attend(
 
 def attend_queries(
     q: Float[Tensor, "chosen query_features"],
-    kv: Float[Tensor, "tokens features"],
+    k: Float[Tensor, "tokens kv_features"],
+    v: Float[Tensor, "tokens kv_features"],
     mask: QueryMask,
     heads: tuple[int, int, int],
 ) -> Float[Tensor, "chosen query_features"]:
     """As `attend`, for queries that are not at every token; all in sequence order."""
     grouped = heads[0] != heads[1]
-    kv_heads = (0, *heads[1:])
     if mask.block_mask is not None and q.shape[0]:
         kernel = _compiled_flex() if q.is_cuda else flex_attention
-        (queries, _, _), (_, keys, values) = (
-            _heads_first(q, 1, (heads[0], 0, 0)),
-            _heads_first(kv, 1, kv_heads),
+        q, k, v = map(_one_document, (q, k, v), heads)
+        return _rows(kernel(q, k, v, block_mask=mask.block_mask, enable_gqa=grouped))
+    sizes, spans = _pieces(mask)
+    outs = [q[:0]]
+    pieces = zip(
+        *(q.split(sizes), _Spans.apply(k, spans), _Spans.apply(v, spans), mask.places.split(sizes), spans),
+        strict=True,
+    )
+    for *qkv, places, (first, end) in pieces:
+        queries, keys, values = map(_one_document, qkv, heads)
+        causal = end - first == places.shape[0]  # a query at every key
+        seen = None if causal else torch.arange(first, end, device=q.device) <= places[:, None]
+        out = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=seen, is_causal=causal, enable_gqa=grouped
         )
-        out = kernel(queries, keys, values, block_mask=mask.block_mask, enable_gqa=grouped)
-        return out.transpose(1, 2).flatten(2).flatten(0, 1)
-    of_queries, of_tokens = zip(*mask.lengths, strict=True)
-    outs, first = [q[:0]], 0
-    pieces = (q.split(of_queries), mask.places.split(of_queries), kv.split(of_tokens))
-    for queries, places, keys_values in zip(*pieces, strict=True):
-        tokens = keys_values.shape[0]
-        first += tokens
-        if not queries.shape[0]:
-            continue
-        at, _, _ = _heads_first(queries, 1, (heads[0], 0, 0))
-        _, keys, values = _heads_first(keys_values, 1, kv_heads)
-        if queries.shape[0] == tokens:
-            out = F.scaled_dot_product_attention(at, keys, values, is_causal=True, enable_gqa=grouped)
-        else:
-            seen = torch.arange(first - tokens, first, device=q.device) <= places[:, None]
-            out = F.scaled_dot_product_attention(at, keys, values, attn_mask=seen, enable_gqa=grouped)
-        outs.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
+        outs.append(_rows(out))
     return torch.cat(outs)
+
+
+_PIECE = 192
+"""Queries of one call. With more calls fewer pairs are computed in vain, but torch 2.13's kernel for CPUs
+works on 64 queries at a time from 192 on, and on 32 where there are fewer."""
+
+
+def _pieces(mask: QueryMask) -> tuple[list[int], list[tuple[int, int]]]:
+    """Numbers of queries to be taken together, and (first, end) of the keys that they look at: from the start
+    of their document to the last of them."""
+    sizes: list[int] = []
+    spans, first, start = [], 0, 0
+    for queries, tokens in mask.lengths:
+        # All tokens of a document are causal attention, for which the kernel needs no mask.
+        full, rest = (0, queries) if queries == tokens else divmod(queries, _PIECE)
+        for size in [_PIECE] * full + [rest] * (rest > 0):
+            start += size
+            sizes.append(size)
+            spans.append((first, int(mask.places[start - 1]) + 1))
+        first += tokens
+    return sizes, spans
+
+
+class _Spans(torch.autograd.Function):
+    """x[first:end] of each span; of each document the longest comes last. By hand, because autograd's
+    gradient of a slice is as large as the whole."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, spans: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+        ctx.spans, ctx.shape = spans, x.shape
+        return tuple(x[first:end] for first, end in spans)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        total, done = grads[0].new_empty(ctx.shape), ctx.shape[0]
+        for (first, end), grad in zip(reversed(ctx.spans), reversed(grads), strict=True):
+            if end <= done:  # the longest of its document
+                total[first:end] = grad
+                total[end:done], done = 0.0, first
+            else:
+                total[first:end] += grad
+        total[:done] = 0.0
+        return total, None
 
 
 def _attend_causal(qkv: Tensor, documents: int, heads: tuple[int, int, int]) -> Tensor:
     """Causal attention inside each of `documents` documents of equal length."""
     q, k, v = _heads_first(qkv, documents, heads)
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads[0] != heads[1])
-    return out.transpose(1, 2).flatten(2).flatten(0, 1)
+    return _rows(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads[0] != heads[1]))
 
 
 def _heads_first(qkv: Tensor, documents: int, heads: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,6 +189,16 @@ def _heads_first(qkv: Tensor, documents: int, heads: tuple[int, int, int]) -> tu
         qkv.unflatten(1, (sum(heads), -1)).unflatten(0, (documents, -1)).transpose(1, 2).split(heads, dim=1)
     )
     return q, k, v
+
+
+def _one_document(x: Tensor, count: int) -> Tensor:
+    """View of `count` heads as [1, heads, tokens, head_dim]."""
+    return x.unflatten(1, (count, -1)).transpose(0, 1).unsqueeze(0)
+
+
+def _rows(out: Tensor) -> Tensor:
+    """[documents, heads, tokens, head_dim] as [all tokens, features]."""
+    return out.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 @cache

@@ -145,12 +145,10 @@ class Block(nn.Module):
     ) -> Tensor:
         """What attention adds to the chosen tokens, `before` of `x`."""
         tokens = chosen.tokens
-        turns = rotary.index_select(0, tokens.rows)
         if not isinstance(tokens.mask, QueryMask):
-            return self._attended(before, tokens.routing, tokens.mask, turns)
+            return self._attended(before, tokens.routing, tokens.mask, rotary.index_select(0, tokens.rows))
         if self.post:
-            seen = self.attention.of_queries(before, tokens.routing, turns, x, routing, rotary, tokens.mask)
+            seen = self.attention.of_queries(before, tokens, x, routing, rotary)
             return self.attention_norm(seen, tokens.routing.counts)
         x = self.attention_norm(x, routing.counts)
-        before = x.index_select(0, tokens.rows)
-        return self.attention.of_queries(before, tokens.routing, turns, x, routing, rotary, tokens.mask)
+        return self.attention.of_queries(x.index_select(0, tokens.rows), tokens, x, routing, rotary)

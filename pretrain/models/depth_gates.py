@@ -29,7 +29,8 @@ class _Scores(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
         # 1 / (rms d_model)
-        inverse_rms = wide.square().mean(-1).add_(eps).rsqrt_().div_(x.shape[1])
+        mean_square = torch.linalg.vector_norm(wide, dim=-1).square_().div_(x.shape[1])
+        inverse_rms = mean_square.add_(eps).rsqrt_().div_(x.shape[1])
         dots = wide @ weight.float()
         ctx.save_for_backward(x, weight, inverse_rms, dots)
         return dots * inverse_rms

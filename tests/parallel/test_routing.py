@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.routing import route, sequence_to_sorted
+from parallel.routing import route, sequence_to_sorted, sorted_to_sequence
 
 
 @given(
@@ -30,6 +30,7 @@ def test_one_tower_moves_nothing() -> None:
     routing = route(np.array([2, 0, 1], np.uint8), (0, 0, 0), 1)
     x = torch.randn(3, 4)
     assert sequence_to_sorted(x, routing) is x
+    assert sorted_to_sequence(x, routing) is x
 
 
 def test_permutation_has_autograds_gradient() -> None:
@@ -39,6 +40,10 @@ def test_permutation_has_autograds_gradient() -> None:
     grad = torch.randn(5, 3)
     (expected,) = torch.autograd.grad(x[routing.to_sorted], x, grad)
     (got,) = torch.autograd.grad(sequence_to_sorted(x, routing), x, grad)
+    assert torch.equal(got, expected)
+    assert torch.equal(sorted_to_sequence(x, routing), x[routing.to_sequence])
+    (expected,) = torch.autograd.grad(x[routing.to_sequence], x, grad)
+    (got,) = torch.autograd.grad(sorted_to_sequence(x, routing), x, grad)
     assert torch.equal(got, expected)
 
 

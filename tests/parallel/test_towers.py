@@ -56,6 +56,24 @@ def test_each_tower_multiplies_its_own_slice(kind: type) -> None:
     assert absent is not None and absent.shape == (6, 4) and not absent.any()
 
 
+@pytest.mark.parametrize("shards", [TOWERS, ("shared",)], ids=["towers", "shared"])
+def test_parts_of_the_outputs_of_other_rows(shards: tuple[str, ...]) -> None:
+    layer = TowerColumnParallelLinear(4, 7, shards, fill(0))
+    make_shards_differ(layer)
+    x = torch.randn(8, 4, requires_grad=True)
+    rows = torch.tensor([0, 2, 3, 6])
+    found = layer.in_parts((x[rows], x, x), ((2, 0, 2), COUNTS, COUNTS), (2, 4, 1))
+    whole = layer(x, COUNTS)
+    wanted = (whole[rows, :2], whole[:, 2:6], whole[:, 6:])
+    grads = [torch.randn_like(part) for part in wanted]
+    inputs = (x, *layer.parameters())
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)  # fp32; the products sum in another order
+    got = torch.autograd.grad(found, inputs, grads)
+    for ours, theirs in zip(got, torch.autograd.grad(wanted, inputs, grads), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_a_frozen_tower_gets_no_gradient_and_the_input_still_does() -> None:
     layer = TowerColumnParallelLinear(4, 6, TOWERS, fill(0))
     layer.weight["text"].requires_grad_(False)

@@ -7,7 +7,8 @@ TINY = Case(num_layers=1, d_model=16, num_heads=2, sequences=2, context_tokens=3
 
 
 def test_every_variant_is_timed_and_set_against_dense() -> None:
-    rows = measure(TINY, torch.device("cpu"), rounds=3)
+    device = torch.device("cpu")
+    rows = measure(TINY.label, variants(TINY, device), device, rounds=3)
     assert [row.variant for row in rows] == [
         BASELINE, "mot, 2 towers", "published, 2 towers", "mot, 3 towers", "published, 3 towers",
     ]  # fmt: skip

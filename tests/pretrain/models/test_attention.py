@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_mask
 
 from parallel.routing import route
-from pretrain.models.attention import Attention, attend, attend_queries
+from pretrain.models.attention import _PIECE, Attention, attend, attend_queries
 from pretrain.models.attention_mask import AttentionMask, mask_documents, mask_queries, visible
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.query_key import rotary_table
@@ -113,5 +113,31 @@ def test_chosen_queries_get_what_all_get(heads: tuple[int, int, int], share: flo
         queries = queries.with_blocks(torch.device("cpu"))
     of_queries = qkv.shape[1] * heads[0] // sum(heads)
     q = qkv[torch.from_numpy(places), :of_queries]
-    found = attend_queries(q, qkv[:, of_queries:], queries, heads)
+    k, v = qkv[:, of_queries:].chunk(2, dim=1)
+    found = attend_queries(q, k, v, queries, heads)
     torch.testing.assert_close(found, attend(qkv, mask, heads)[torch.from_numpy(places)])
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 2), (2, 2, 2)])
+def test_gradients_of_queries_that_are_taken_in_pieces(heads: tuple[int, int, int]) -> None:
+    """Documents of many queries are cut; two have none, one all, two end in tokens that are no query."""
+    lengths = (30, 700, 50, 210, 400)
+    segments = np.repeat(np.arange(5), lengths)
+    runs = np.random.default_rng(0).random(segments.size) < 0.7
+    runs[segments % 2 == 0], runs[segments == 3], runs[690:730] = False, True, False
+    runs[segments == 4] = np.arange(400) % 3 < 2
+    runs[-20:] = False
+    places = np.flatnonzero(runs)
+    queries = mask_queries(places, segments)
+    assert max(n for n, _ in queries.lengths) > 2 * _PIECE and queries.lengths[2:4] == ((0, 50), (210, 210))
+    qkv = random_qkv(heads, tokens=segments.size)
+    q, k, v = qkv.split([count * 8 for count in heads], dim=1)
+    found = attend_queries(q[torch.from_numpy(places)], k, v, queries, heads)
+    mask = AttentionMask(torch.from_numpy(segments.astype(np.int32))[None], lengths)
+    wanted = materialised(qkv, mask, heads)[torch.from_numpy(places)]
+    grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
+    # fp32, over up to 700 keys: 3e-7 measured forward, 1.5e-6 backward, of gradients up to 4.
+    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-6)
+    (ours,), (theirs,) = torch.autograd.grad(found, qkv, grad), torch.autograd.grad(wanted, qkv, grad)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert not ours[:30].any() and not ours[730:780].any()
