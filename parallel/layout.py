@@ -48,8 +48,6 @@ class ModelShape(Protocol):
     @property
     def expert_widths(self) -> Mapping[str, int]: ...
     @property
-    def auxiliary_losses(self) -> Sequence[str]: ...
-    @property
     def whole_blocks(self) -> Sequence[int]: ...
     @property
     def vocab_tokens(self) -> int: ...
@@ -172,11 +170,6 @@ def _problems(
         yield (
             f"parallel.pp = {pp} leaves stages without attention or feed-forward: the model has "
             f"{shape.num_layers} of each{whole}; set parallel.pp = {pieces} or less"
-        )
-    if pp > 1 and shape.auxiliary_losses:
-        yield (
-            f"parallel.pp = {pp} with model.{' and model.'.join(shape.auxiliary_losses)}: a stage hands "
-            "hidden states on and no loss; set these weights to 0, or parallel.pp = 1"
         )
     if pp > 1 and config.zero_stage > 1:
         # Refused by DeepSpeed 0.19.8 too (runtime/pipe/engine.py:76): its stages reduce whole gradients.

@@ -16,7 +16,8 @@ class PipelineEngine(ZeroEngine):
     """As ZeroEngine, where `module` is this rank's stage alone: module(micro_batch, hidden).
 
     `hidden` [rows, features] is what the stage before returned, None on the first stage; the last stage
-    returns (objective_sum, stats). Nothing else travels between stages: every rank of a data-parallel
+    returns (objective_sum, stats), the others (hidden, what they add to objective_sum, or None). The sum of
+    all their parts is minimised. Nothing but hidden travels between stages: every rank of a data-parallel
     coordinate brings the same micro-batches to a step, of one shape in the whole run, and the k-th forward
     pass of a stage is that of micro-batch k, in 1F1B as in evaluation.
     """
@@ -93,17 +94,20 @@ class _Stage(nn.Module):
         self.shape: torch.Size | None = None
 
     def bring(self, micro_batches: Sequence[MicroBatch], scale: float) -> None:
-        """For the passes to come. The objective is multiplied by `scale`."""
+        """For the passes to come. The objective is multiplied by `scale`, before DeepSpeed averages over
+        them: what the last stage returns, and so the gradients that it sends."""
         self.micro_batches, self.scale, self.stats = iter(micro_batches), scale, []
+        self.scale_of_own = scale / len(micro_batches)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden for the next stage; on the last the scaled objective, its stats left in `stats`."""
         micro_batch = next(self.micro_batches).to(self.device)
-        result = self.module(micro_batch, None if self.is_first else hidden)
+        result, other = self.module(micro_batch, None if self.is_first else hidden)
         if self.is_last:
-            objective_sum, stats = result
-            self.stats.append(stats.double())
-            return objective_sum * self.scale
+            self.stats.append(other.double())
+            return result * self.scale
+        if other is not None:
+            result = _AlsoMinimise.apply(result, other * self.scale_of_own)
         # The next stage allocates once: another shape would be read wrongly there, or hang.
         assert self.shape in (None, result.shape), (self.shape, result.shape)
         self.shape = result.shape
@@ -111,3 +115,17 @@ class _Stage(nn.Module):
             # All before it is frozen, but DeepSpeed runs a backward pass on every stage: it ends here.
             result.requires_grad_()
         return result
+
+
+class _AlsoMinimise(torch.autograd.Function):
+    """`hidden`, whose backward pass is also that of `objective`, on which no later stage depends (the way of
+    megatron-core 0.16.1's MoEAuxLossAutoScaler, transformer/moe/moe_utils.py)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, objective: Tensor) -> Tensor:
+        ctx.one = torch.ones_like(objective)
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return grad, ctx.one

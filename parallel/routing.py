@@ -22,7 +22,7 @@ class TowerTokens:
     """The tokens of one tower without padding: what layers choose among."""
 
     rows: Integer[Tensor, " tokens"] | None
-    """int64, rows of the tower's slice, sequence by sequence; None: all of them."""
+    """int64, rows of the tower's slice, in sequence order; None: all of them, as they are."""
     per_sequence: tuple[int, ...]
 
     def to(self, device: torch.device) -> "TowerTokens":
@@ -45,7 +45,7 @@ class Routing:
     """First row and the one after the last of each modality in sorted order; only where `route` sorted by
     them."""
     tokens: tuple[TowerTokens, ...] = ()
-    """Per tower; only for models that choose among tokens (`with_tokens`)."""
+    """Per tower; only for models that choose among tokens (`tokens_of_towers`)."""
 
     def to(self, device: torch.device) -> "Routing":
         """The same routing with its permutations on `device`."""
@@ -95,19 +95,28 @@ def _sorted_by(key: Integer[np.ndarray, " tokens"], counts: tuple[int, ...], ide
     )
 
 
-def with_tokens(routing: Routing, filled: Bool[np.ndarray, "sequences context"]) -> Routing:
-    """The routing of a micro-batch with its `tokens`. `filled`: the slots that are no padding."""
+def tokens_of_towers(
+    counts: Sequence[int],
+    places: Integer[np.ndarray, " rows"],
+    filled: Bool[np.ndarray, " rows"],
+    num_sequences: int,
+    sequence_tokens: int,
+) -> tuple[TowerTokens, ...]:
+    """Of rows in sorted order, `counts` of each tower: their places in sequence order, flat over all slots of
+    the sequences, and which are no padding."""
     found, start = [], 0
-    for count in routing.counts:
-        places = routing.to_sorted[start : start + count].numpy()
-        (rows,) = np.nonzero(filled.reshape(-1)[places])
-        per_sequence = np.bincount(places[rows] // filled.shape[1], minlength=filled.shape[0])
-        everything = rows.size == count
+    for count in counts:
+        mine = places[start : start + count]
+        # A slice of several modalities may be sorted by them.
+        rows = mine.argsort(kind="stable")
+        rows = rows[filled[start : start + count][rows]]
+        per_sequence = np.bincount(mine[rows] // sequence_tokens, minlength=num_sequences)
+        as_they_are = np.array_equal(rows, np.arange(count))
         found.append(
-            TowerTokens(None if everything else torch.from_numpy(rows), tuple(map(int, per_sequence)))
+            TowerTokens(None if as_they_are else torch.from_numpy(rows), tuple(per_sequence.tolist()))
         )
         start += count
-    return replace(routing, tokens=tuple(found))
+    return tuple(found)
 
 
 class _Permute(torch.autograd.Function):

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 MOMENTUM = 0.95
 """Share of the old threshold in the new one."""
-_SUMS = ("taken", "tokens", "dropped")
-"""Of an expert: tokens that it took; of the first one of a layer also tokens, and those that none took."""
+_AUXILIARY = ("load_balance", "router_z")
+_SUMS = ("taken", "tokens", "dropped", *_AUXILIARY)
+"""Of an expert: tokens that it took; of the first one of a layer also tokens, those that none took, and
+auxiliary losses without their weights."""
 
 
 class Place(NamedTuple):
@@ -45,6 +47,14 @@ def wanted(model: ModelConfig) -> "dict[str, Wanted]":
     return found
 
 
+def rows_taken(model: ModelConfig, counted: "Mapping[str, Counted]") -> dict[str, int]:
+    """Tower -> tokens that its experts took, in all layers together; for the FLOPs ledger."""
+    found = dict.fromkeys(model.experts, 0)
+    for name, place in places(model).items():
+        found[place.tower] += round(counted[name].sums[0])
+    return found
+
+
 def step_sums(model: ModelConfig, counted: "Mapping[str, Counted]") -> Sums:
     """What a step adds to the sums that rows are made of."""
     found: Sums = {}
@@ -54,26 +64,25 @@ def step_sums(model: ModelConfig, counted: "Mapping[str, Counted]") -> Sums:
         values = dict(zip(_SUMS, counted[name].sums, strict=False))
         found[f"experts/taken/{tower}/{layer}/{expert}"] = values["taken"]
         if expert == 0:
-            found |= {f"experts/{what}/{tower}/{layer}": values[what] for what in ("tokens", "dropped")}
+            found |= {f"experts/{what}/{tower}/{layer}": values[what] for what in _SUMS[1:]}
     return found
 
 
 def row(model: ModelConfig, window: Mapping[str, float]) -> dict[str, float]:
-    """experts/load_max_over_mean/<tower> and experts/drop_frac/<tower>, means over layers, from the sums of a
-    window. A tower without a token in it has none."""
+    """experts/load_max_over_mean/<tower>, experts/drop_frac/<tower> and the auxiliary losses that have a
+    weight, means over layers, from the sums of a window. A tower without a token in it has none."""
     found: dict[str, float] = {}
     for tower, experts in model.experts.items():
-        loads, dropped = [], []
+        per_token = {"dropped": "drop_frac"} | {name: name for name in _AUXILIARY if getattr(experts, name)}
+        of_layers: dict[str, list[float]] = {}
         for layer in range(model.num_layers):
             names = [f"experts/taken/{tower}/{layer}/{e}" for e in range(experts.num_experts)]
             taken = [window.get(name, 0.0) for name in names]
             if not sum(taken):
                 continue
-            loads.append(max(taken) * len(taken) / sum(taken))
-            dropped.append(
-                window[f"experts/dropped/{tower}/{layer}"] / window[f"experts/tokens/{tower}/{layer}"]
-            )
-        if loads:
-            found[f"experts/load_max_over_mean/{tower}"] = sum(loads) / len(loads)
-            found[f"experts/drop_frac/{tower}"] = sum(dropped) / len(dropped)
+            of_layers.setdefault("load_max_over_mean", []).append(max(taken) * len(taken) / sum(taken))
+            tokens = window[f"experts/tokens/{tower}/{layer}"]
+            for what, name in per_token.items():
+                of_layers.setdefault(name, []).append(window[f"experts/{what}/{tower}/{layer}"] / tokens)
+        found |= {f"experts/{name}/{tower}": sum(each) / len(each) for name, each in of_layers.items()}
     return found

@@ -56,20 +56,20 @@ class Meter:
         counted: Mapping[str, Counted] | None = None,
     ) -> Sums:
         """What the step that was timed last adds, over all ranks. All call it; times are each rank's own.
-        `counted`: by depth routers of all ranks."""
+        `counted`: by the routers of all ranks."""
         config, modalities = self._config, self._config.model.modalities
-        towers = config.model.experts
-        mine = [0.0] * (1 + len(modalities) + len(towers))
+        counted = counted or {}
+        mine = [0.0] * (1 + len(modalities))
         for each in inputs:
-            counts = (each.visible_pairs, *each.input_tokens, *each.expert_rows.values())
+            counts = (each.visible_pairs, *each.input_tokens)
             mine = [total + count for total, count in zip(mine, counts, strict=True)]
         pairs, *summed = map(int, self._world.sum_over_dp(mine))
-        tokens = dict(zip(modalities, summed, strict=False))
-        expert_rows = dict(zip(towers, summed[len(modalities) :], strict=True))
-        skipped = depth_steps.skipped(config.model, counted or {}, pairs)
+        tokens = dict(zip(modalities, summed, strict=True))
+        skipped = depth_steps.skipped(config.model, counted, pairs)
+        expert_rows = expert_steps.rows_taken(config.model, counted)
         flops = train_flops(config.model, tokens, pairs, expert_rows, skipped)
-        of_routers = depth_steps.step_sums(config.model, counted or {})
-        of_routers |= expert_steps.step_sums(config.model, counted or {})
+        of_routers = depth_steps.step_sums(config.model, counted)
+        of_routers |= expert_steps.step_sums(config.model, counted)
         return of_routers | step_sums(
             modalities=modalities,
             loss_sums=result.stats[: len(modalities)],

@@ -58,6 +58,8 @@ METRICS = (
         "experts/load_max_over_mean/<tower>", "1", "mean", f"busiest over mean expert of a layer {_SINCE}"
     ),
     Metric("experts/drop_frac/<tower>", "1", "mean", f"share of tokens that no expert took {_SINCE}"),
+    Metric("experts/load_balance/<tower>", "1", "mean", "auxiliary loss before its weight, 1 where even"),
+    Metric("experts/router_z/<tower>", "1", "mean", "the same of the router's log^2 of summed exponentials"),
     Metric("optim/learning_rate", "1", "last", "base learning rate of the step, before factors of towers"),
     Metric("optim/grad_norm", "1", "mean", f"L2 norm of the gradient before clipping, {_SINCE}"),
     Metric("optim/grad_norm/<tower>", "1", "mean", "the same over the weights of a tower"),

@@ -12,7 +12,8 @@ wanted one less what was let through too much: adaptive conformal inference (Gib
 however the scores drift.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,12 +48,15 @@ class ScoreCounts:
     def __init__(self, name: str) -> None:
         """`name`: the place's, such as "blocks.3.depth.image"."""
         self.name = name
+        self.paused = False
         self._histogram: Tensor | None = None
         self._sums: list[Tensor | float] = [0.0] * SUMS
 
     @torch.no_grad()
     def add(self, scores: Float[Tensor, " n"], *sums: Tensor | float) -> None:
         """Count raw scores, and add `sums`, at most SUMS numbers that mean what the place says."""
+        if self.paused:
+            return
         if self._histogram is None:
             self._histogram = torch.zeros(BINS, dtype=torch.int64, device=scores.device)
         scores = scores.float()
@@ -86,6 +90,19 @@ def counts_in(module: nn.Module) -> Iterable[ScoreCounts]:
     """Those of all layers: every place is in the `score_counts` of the module that it belongs to."""
     for each in module.modules():
         yield from getattr(each, "score_counts", ())
+
+
+@contextmanager
+def uncounted(module: nn.Module) -> Iterator[None]:
+    """For a forward pass that is made a second time: its places have counted already."""
+    places = list(counts_in(module))
+    for each in places:
+        each.paused = True
+    try:
+        yield
+    finally:
+        for each in places:
+            each.paused = False
 
 
 def take_counts(module: nn.Module, places: Iterable[str], world: World) -> dict[str, Counted]:

@@ -7,6 +7,7 @@ layers, the head, and attention by the (query, key) pairs that its mask shows; n
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from pretrain.models import depth_accounting
 from pretrain.models.config import SHARED_TOWER, ModelConfig, UntiedPart
@@ -45,9 +46,9 @@ def module_costs(config: ModelConfig) -> dict[str, Cost]:
 
     table = {SHARED_TOWER: config.vocab_tokens * d}
     attention = untied("attention", layers * (attention_matrices + qk_norm))
-    feed_forward = {s: layers * _feed_forward_parameters(config, s) for s in config.shards_of("feed_forward")}
+    feed_forward = {s: layers * config.feed_forward_parameters(s) for s in config.shards_of("feed_forward")}
     of_feed_forward = {
-        m: 2 * layers * _feed_forward_parameters(config, tower, active=True)
+        m: 2 * layers * config.feed_forward_parameters(tower, active=True)
         for m, tower in config.towers.items()
     }
     routers: dict[str, int] = {}
@@ -66,15 +67,6 @@ def module_costs(config: ModelConfig) -> dict[str, Cost]:
     }
 
 
-def _feed_forward_parameters(config: ModelConfig, shard: str, *, active: bool = False) -> int:
-    """Of one layer; `active`: those that a token meets on average."""
-    experts, one = config.experts_of(shard), 3 * config.d_model * config.width_of(shard)
-    if experts is None:
-        return one
-    held = experts.experts_per_token if active else experts.num_experts
-    return round(held * one) + experts.num_experts * config.d_model
-
-
 def total_parameters(config: ModelConfig) -> int:
     """All weights that are stored."""
     return sum(sum(cost.parameters.values()) for cost in module_costs(config).values())
@@ -90,7 +82,7 @@ def active_parameters(config: ModelConfig, modality: str) -> int:
     met = config.d_model * routers + sum(
         c.parameters[tower if tower in c.parameters else SHARED_TOWER] for c in costs.values()
     )
-    return met + config.num_layers * _feed_forward_parameters(config, tower, active=True)
+    return met + config.num_layers * config.feed_forward_parameters(tower, active=True)
 
 
 def flops_per_pair(config: ModelConfig) -> int:
@@ -120,19 +112,21 @@ def forward_flops(
     """FLOPs of a forward pass over `tokens` (modality -> count) whose masks show `visible_pairs` pairs in
     all.
 
-    `expert_rows`: tower -> tokens that the experts of one of its layers took, all together: a token that two
-    took is two. None: as many as expected; expert choice takes up to num_experts - 1 a sequence more, for its
-    capacities are whole numbers. `skipped`: by tokens with a depth router. None: as much as expected.
+    `expert_rows`: tower -> tokens that its experts took, in all layers together: a token that two took is
+    two. None: as many as expected; expert choice takes up to num_experts - 1 a sequence and layer more, for
+    its capacities are whole numbers. `skipped`: by tokens with a depth router. None: as much as expected.
     """
     costs = module_costs(config).values()
     linear = sum(count * sum(cost.flops[modality] for cost in costs) for modality, count in tokens.items())
+    ran = {modality: config.num_layers * Fraction(count) for modality, count in tokens.items()}
     if config.depth:
         skipped = skipped or depth_accounting.expected(config, tokens, visible_pairs)
         linear -= depth_accounting.saved_flops(config, skipped)
+        ran = {m: count - Fraction(skipped.tokens.get(m, 0)) for m, count in ran.items()}
     for tower, rows in (expert_rows or {}).items():
-        of_tower = sum(count for m, count in tokens.items() if config.towers[m] == tower)
-        more = rows - config.experts[tower].experts_per_token * of_tower
-        linear += round(more * 2 * config.num_layers * 3 * config.d_model * config.width_of(tower))
+        experts, one = config.experts[tower], 3 * config.d_model * config.width_of(tower)
+        of_tower = sum(count for m, count in ran.items() if config.towers[m] == tower)
+        linear += round(2 * (rows * one - round(experts.experts_per_token * one) * of_tower))
     return linear + visible_pairs * flops_per_pair(config)
 
 

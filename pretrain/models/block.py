@@ -1,6 +1,7 @@
 """One block of the decoder: attention and feed-forward, each added to the residual stream through a norm."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal
 
@@ -19,7 +20,7 @@ from pretrain.models.feed_forward import ExpertFeedForward, FeedForward
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.query_key import Rotary
-from pretrain.thresholds import Selection
+from pretrain.thresholds import Selection, uncounted
 
 Sublayer = Literal["attention", "feed_forward"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "feed_forward")
@@ -79,7 +80,13 @@ class Block(nn.Module):
     def _run(self, part: Callable[..., Tensor], *args: object) -> Tensor:
         if self.activation_checkpointing and self.training:
             # Nothing here draws random numbers, so their state need not be kept for the second forward.
-            return checkpoint(part, *args, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]
+            return checkpoint(  # type: ignore[return-value]
+                part,
+                *args,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: (nullcontext(), uncounted(self)),
+            )
         return part(*args)
 
     def _forward(

@@ -97,11 +97,6 @@ class ModelConfig(BaseModel):
                 depth.ratios(self.num_layers)
             except ValueError as error:
                 raise ValueError(f"depth.{modality}: {error}") from None
-            if (tower := self.towers[modality]) in self.experts:
-                raise ValueError(
-                    f"depth.{modality} with experts.{tower}: experts of tokens that may skip a layer are not "
-                    f"supported; leave one of the two out, or give {modality} a tower without experts"
-                )
         for key in ("scale", "parts", "keys"):
             values = {modality: getattr(depth, key) for modality, depth in self.depth.items()}
             if len(set(values.values())) > 1:
@@ -171,15 +166,13 @@ class ModelConfig(BaseModel):
         """Tower -> width of one of its experts."""
         return {tower: self.width_of(tower) for tower in self.experts}
 
-    @property
-    def auxiliary_losses(self) -> tuple[str, ...]:
-        """Keys of the weights of losses that arise inside the decoder's layers, where they are not 0."""
-        return tuple(
-            f"experts.{tower}.{name}"
-            for tower, experts in self.experts.items()
-            for name in ("load_balance", "router_z")
-            if getattr(experts, name)
-        )
+    def feed_forward_parameters(self, shard: str, *, active: bool = False) -> int:
+        """Of one layer, without its norm; `active`: those that a token meets on average."""
+        experts, one = self.experts_of(shard), 3 * self.d_model * self.width_of(shard)
+        if experts is None:
+            return one
+        held = experts.experts_per_token if active else experts.num_experts
+        return round(held * one) + experts.num_experts * self.d_model
 
     def shards_of(self, part: UntiedPart) -> tuple[str, ...]:
         """Names of the weight shards of a part: the towers if it is untied, else the one shared shard."""

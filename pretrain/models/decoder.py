@@ -127,9 +127,8 @@ class Decoder(nn.Module):
         return {i: layer for i, layer in found.items() if isinstance(layer, ExpertFeedForward)}
 
     def auxiliary(self) -> Float[Tensor, ""] | None:
-        """Auxiliary losses of the last forward pass, weighted and summed over its tokens; None if the model
-        has none."""
-        if not self.config.auxiliary_losses:
-            return None
+        """Auxiliary losses of the last forward pass, weighted and summed over its tokens; None where no layer
+        has experts."""
         found = [layer.auxiliary for layer in self.expert_layers().values()]
-        return torch.stack([loss for loss in found if loss is not None]).sum()
+        losses = [loss for loss in found if loss is not None]
+        return torch.stack(losses).sum() if losses else None

@@ -25,7 +25,8 @@ def skippable_flops(config: ModelConfig, modality: str) -> dict[str, int]:
     """Module -> forward FLOPs that a token saves by skipping one layer, attention's pairs left out."""
     d, heads, kv_heads = config.d_model, config.num_heads, config.kv_heads
     depth = config.depth[modality]
-    found = {"attention": 0, "feed_forward": 2 * 3 * d * config.width_of(config.towers[modality])}
+    active = config.feed_forward_parameters(config.towers[modality], active=True)
+    found = {"attention": 0, "feed_forward": 2 * active}
     if depth.parts != "feed_forward":
         matrices = 2 * heads + (2 * kv_heads if depth.keys == "selected" else 0)
         found["attention"] = 2 * d * matrices * config.head_dim

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_pipeline.batch import Batch
 from data_pipeline.vocabulary import SPECIAL_TOKENS
-from parallel.routing import Routing, TowerTokens
+from parallel.routing import Routing, tokens_of_towers
 from pretrain.models.attention_mask import AttentionMask, QueryMask, mask_queries
 from pretrain.models.depth_config import DepthConfig
 
@@ -125,18 +125,20 @@ def choose_tokens(
     to_sequence = np.argsort(places, kind="stable")
     to_sorted = np.empty_like(to_sequence)
     to_sorted[to_sequence] = np.arange(rows.size)
-    ends = np.cumsum(counts)
+    filled = table.documents[rows] >= 0
+    ends, sequences = np.cumsum(counts), len(table.places) // table.sequence_tokens
     per_tower = np.diff(np.searchsorted(rows, np.concatenate(([0], ends)))).tolist()
     routing = Routing(
         counts=tuple(per_tower),
         to_sorted=torch.from_numpy(to_sorted),
         to_sequence=torch.from_numpy(to_sequence),
         identity=bool((to_sorted == np.arange(rows.size)).all()),
-        tokens=_tower_tokens(rows, table, per_tower) if with_tokens else (),
+        tokens=tokens_of_towers(per_tower, places, filled, sequences, table.sequence_tokens)
+        if with_tokens
+        else (),
     )
     places = places[to_sequence]
     segments = table.segments[places]
-    filled = table.documents[rows][to_sequence] >= 0
     if keys == "selected":
         lengths = tuple(np.unique(segments, return_counts=True)[1].tolist())
         mask = AttentionMask(torch.from_numpy(segments.astype(np.int32))[None], lengths)
@@ -144,19 +146,7 @@ def choose_tokens(
     else:
         mask = mask_queries(places, table.segments)
         seen = places - np.searchsorted(table.segments, segments) + 1
-    return ChosenTokens(torch.from_numpy(rows), routing, mask, int(seen[filled].sum()))
-
-
-def _tower_tokens(rows: np.ndarray, table: TokenTable, per_tower: Sequence[int]) -> tuple[TowerTokens, ...]:
-    found, start, sequences = [], 0, len(table.places) // table.sequence_tokens
-    for count in per_tower:
-        mine = rows[start : start + count]
-        (filled,) = np.nonzero(table.documents[mine] >= 0)
-        sequence = table.places[mine[filled]] // table.sequence_tokens
-        per_sequence = tuple(np.bincount(sequence, minlength=sequences).tolist())
-        found.append(TowerTokens(None if filled.size == count else torch.from_numpy(filled), per_sequence))
-        start += count
-    return tuple(found)
+    return ChosenTokens(torch.from_numpy(rows), routing, mask, int(seen[filled[to_sequence]].sum()))
 
 
 def _move(x: Tensor, device: torch.device) -> Tensor:

@@ -52,8 +52,8 @@ class Choice:
     """What it was decided by: log probabilities, fp32, no gradient."""
     load: Float[Tensor, " experts_and_one"]
     """fp32, no gradient: tokens of each expert, then tokens that none took."""
-    auxiliary: Float[Tensor, ""]
-    """fp32: the auxiliary losses, each times its weight, summed over tokens."""
+    auxiliary: tuple[Float[Tensor, ""], Float[Tensor, ""]]
+    """fp32: load balance and router z without their weights, summed over tokens; 0 where the weight is."""
 
 
 def choose(
@@ -137,15 +137,15 @@ def _count(experts: Tensor, num_experts: int) -> Tensor:
 
 def _auxiliary(
     config: ExpertsConfig, logits: Tensor, probabilities: Tensor, scores: Tensor, per_sequence: Sequence[int]
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Sums over tokens. A sequence of n tokens is balanced by itself, so that no layout changes the loss: n
     times num_experts sum_e f_e P_e, f the share of its choices, P its mean probability (Switch, eq. 4-6)."""
-    total = logits.new_zeros(())
+    balance = z = logits.new_zeros(())
     if config.router_z:
-        total = total + config.router_z * logits.logsumexp(dim=1).square().sum()
+        z = logits.logsumexp(dim=1).square().sum()
     if config.load_balance:
         experts = best_experts(config, scores).split(list(per_sequence))
         for chosen, p in zip(experts, probabilities.split(list(per_sequence)), strict=True):
             share = _count(chosen, config.num_experts) / max(chosen.numel(), 1)
-            total = total + config.load_balance * config.num_experts * (share * p.sum(dim=0)).sum()
-    return total
+            balance = balance + config.num_experts * (share * p.sum(dim=0)).sum()
+    return balance, z

@@ -75,9 +75,3 @@ class ExpertsConfig(BaseModel):
         """Of expert_choice: what one expert takes of `tokens` tokens of a sequence."""
         # Rounded first: 30 x 1.1 / 3 is 11.000000000000002.
         return min(tokens, math.ceil(round(tokens * self.capacity_factor / self.num_experts, 6)))
-
-    def rows(self, per_sequence: tuple[int, ...]) -> int:
-        """Tokens that the experts of a layer compute, all together, of so many in each sequence."""
-        if self.routing == "token_choice":
-            return self.top_k * sum(per_sequence)
-        return self.num_experts * sum(map(self.capacity, per_sequence))

@@ -132,7 +132,8 @@ class ExpertFeedForward(nn.Module):
                 axis=self.axis,
             )
             choices.append(choice)
-            auxiliary.append(choice.auxiliary)
+            balance, z = choice.auxiliary
+            auxiliary.append(experts.load_balance * balance + experts.router_z * z)
             if self.training:
                 _count(places, choice, causal=experts.causal)
         self.auxiliary = torch.stack(auxiliary).sum()
@@ -141,10 +142,11 @@ class ExpertFeedForward(nn.Module):
 
 def _count(places: Sequence[ScoreCounts], choice: Choice, *, causal: bool) -> None:
     """In the order of pretrain.expert_steps; scores only where a threshold is made of them."""
-    tokens, dropped = choice.scores.shape[0], choice.load[-1]
+    tokens = choice.scores.shape[0]
+    of_all = (tokens, choice.load[-1], *choice.auxiliary)
     for expert, place in enumerate(places):
         scores = choice.scores[: 0 if causal else tokens, expert]
-        place.add(scores, choice.load[expert], *((tokens, dropped) if expert == 0 else ()))
+        place.add(scores, choice.load[expert], *(of_all if expert == 0 else ()))
 
 
 def swiglu(gate_up: Float[Tensor, "tokens twice_width"]) -> Float[Tensor, "tokens width"]:

@@ -1,6 +1,5 @@
 """What the decoder computes on: a Batch, sorted by tower on the host, as tensors."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data_pipeline.batch import Batch
-from parallel.routing import Routing, route, with_tokens
+from parallel.routing import Routing, route, tokens_of_towers
 from pretrain.models.accounting import visible_pairs
 from pretrain.models.attention_mask import AttentionMask, mask_documents
 from pretrain.models.config import ModelConfig
@@ -42,8 +41,6 @@ class ModelInputs:
     """(query, key) pairs that attention may look at, padding left out; for the FLOPs ledger."""
     samples: tuple[tuple[str, ...], ...]
     """Per sequence, "shard/key" of its documents: for error messages."""
-    expert_rows: Mapping[str, int]
-    """Tower -> tokens that the experts of one of its layers take, all together; for the FLOPs ledger."""
     table: TokenTable | None = None
     """On the host; only for models with depth routing."""
     selection: Selection = field(default_factory=Selection)
@@ -108,7 +105,8 @@ def build_inputs(
     mask = mask_documents(batch.document_ids, within=document_mask)
     padding = batch.document_ids < 0
     if config.experts:
-        routing = with_tokens(routing, ~padding)
+        tokens = tokens_of_towers(routing.counts, order, ~padding.reshape(-1)[order], *padding.shape)
+        routing = replace(routing, tokens=tokens)
     pairs = visible_pairs(_document_lengths(batch.document_ids, within=document_mask))
     return ModelInputs(
         input_ids=torch.from_numpy(sorted_flat(batch.input_ids, np.int64)),
@@ -123,10 +121,6 @@ def build_inputs(
         ),
         visible_pairs=pairs,
         samples=batch.samples,
-        expert_rows={
-            tower: experts.rows(routing.tokens[config.tower_names.index(tower)].per_sequence)
-            for tower, experts in config.experts.items()
-        },
         table=token_table(batch, routing, mask) if config.depth else None,
         selection=selection or Selection(),
     )

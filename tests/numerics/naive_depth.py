@@ -1,5 +1,6 @@
 """Depth routing token by token, from the papers (pretrain/models/depth_config.py names them): loops in fp64
-that share no code with the model but the schedules, which have tests of their own."""
+that share no code with the model but the schedules, which have tests of their own. Experts as in MoMa (arXiv
+2407.21770), staged: they are chosen among the tokens that run."""
 
 from collections.abc import Mapping
 from math import sqrt
@@ -8,13 +9,14 @@ import torch
 from torch import Tensor
 
 from pretrain.models.config import ModelConfig
-from tests.numerics.naive_mot import NaiveMoT
+from tests.numerics.naive_experts import NaiveExperts
 
 SPECIAL_IDS = 7
 
 
-class NaiveDepth(NaiveMoT):
-    """Of one sequence at a time. `thresholds`: place -> value, where the rule asks for them."""
+class NaiveDepth(NaiveExperts):
+    """Of one sequence at a time. `thresholds`: place -> value, where the rule asks for them. `causal`: they
+    choose whatever the rules, of depth and of experts."""
 
     def __init__(
         self,
@@ -55,7 +57,8 @@ class NaiveDepth(NaiveMoT):
         if not any(ratio is not None for ratio in ratios.values()):
             attended = self._attended(index, xs, everyone, everyone, modality, position, document)
             xs = [xs[i] + attended[i] for i in everyone]
-            return [xs[i] + self._fed(index, xs[i], modality[i]) for i in everyone]
+            fed = self._fed(index, dict(enumerate(xs)), modality, document)
+            return [xs[i] + fed[i] for i in everyone]
         style = next(iter(self.config.depth.values()))
         if style.parts == "feed_forward":
             attended = self._attended(index, xs, everyone, everyone, modality, position, document)
@@ -78,12 +81,13 @@ class NaiveDepth(NaiveMoT):
             keys = everyone if style.keys == "all" else chosen
             added = self._attended(index, xs, chosen, keys, modality, position, document)
             middle |= {i: xs[i] + added[i] for i in chosen}
+        every_fed = self._fed(index, {i: middle[i] for i in chosen}, modality, document)
         out = []
         for i in everyone:
             if not run[i]:
                 out.append(xs[i] if style.scale == "selected" else gate[i] * xs[i])
                 continue
-            fed = self._fed(index, middle[i], modality[i])
+            fed = every_fed[i]
             if style.scale == "selected":
                 out.append(xs[i] + gate[i] * (added.get(i, 0.0) + fed))
             elif style.scale == "string":
@@ -152,9 +156,19 @@ class NaiveDepth(NaiveMoT):
             found[i] = out if pre else norm(out, i)
         return found
 
-    def _fed(self, index: int, x: Tensor, modality: int) -> Tensor:
+    def _fed(
+        self, index: int, xs: Mapping[int, Tensor], modality: list[int], document: list[int]
+    ) -> dict[int, Tensor]:
         layer = f"blocks.{index}.feed_forward"
-        weight = self._weight(f"{layer}_norm", "norm", modality)
-        if self.config.norm_placement == "pre":
-            return self._feed_forward(self._norm(x, weight), layer, modality)
-        return self._norm(self._feed_forward(x, layer, modality), weight)
+        pre = self.config.norm_placement == "pre"
+
+        def norm(x: Tensor, i: int) -> Tensor:
+            return self._norm(x, self._weight(f"{layer}_norm", "norm", modality[i]))
+
+        made = self._feed_forwards(
+            [norm(x, i) if pre else x for i, x in xs.items()],
+            layer,
+            [modality[i] for i in xs],
+            [document[i] for i in xs],
+        )
+        return {i: y if pre else norm(y, i) for i, y in zip(xs, made, strict=True)}

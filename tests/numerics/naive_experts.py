@@ -1,8 +1,9 @@
 """Experts token by token, on the reference of naive_mot.py: expert choice as in arXiv 2202.09368, section
 3.2, within one tower's tokens of a sequence; token choice as in arXiv 2101.03961, section 2.1, of k
-experts."""
+experts; thresholds for expert choice as in arXiv 2603.11535."""
 
-from math import ceil
+from collections.abc import Mapping
+from math import ceil, inf
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from tests.numerics.naive_mot import NaiveMoT
 
 
 class NaiveExperts(NaiveMoT):
+    thresholds: Mapping[str, float] = {}
+    """Place -> value, where they choose instead of experts: `causal`."""
+    causal = False
     auxiliary = 0.0
     """Of the sequences since it was last set to 0."""
 
@@ -42,7 +46,12 @@ class NaiveExperts(NaiveMoT):
             if experts.routing == "expert_choice":
                 for e in range(number):
                     best = sorted(tokens, key=lambda i: (-float(p[i][e]), i))
-                    for i in best[: ceil(n * experts.capacity_factor / number)]:
+                    taken = best[: ceil(n * experts.capacity_factor / number)]
+                    if self.causal:
+                        place = f"{layer.rpartition('.')[0]}.experts.{tower}.{e}"
+                        lowest = self.thresholds.get(place, -inf)
+                        taken = [i for i in tokens if float(p[i][e].log()) >= lowest]
+                    for i in taken:
                         outputs[i] = outputs[i] + p[i][e] * self._expert(xs[i], layer, shard, e)
                 continue
             chosen = {

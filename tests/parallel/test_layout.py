@@ -23,7 +23,6 @@ class Shape:
     vocab_tokens: int = 100
     context_tokens: int = 6
     expert_widths: dict[str, int] = field(default_factory=dict)
-    auxiliary_losses: tuple[str, ...] = ()
     whole_blocks: tuple[int, ...] = ()
 
 
@@ -83,10 +82,6 @@ def test_legal_layouts_pass(values: dict) -> None:
         (
             {"tp": 2, "shape": Shape(expert_widths={"text": 96, "image": 33})},
             "tp = 2 does not divide model.experts.image.hidden = 33, .* parallel.tp = 1$",
-        ),
-        (
-            {"pp": 2, "shape": Shape(auxiliary_losses=("experts.text.router_z", "experts.a.load_balance"))},
-            "pp = 2 with model.experts.text.router_z and model.experts.a.load_balance: .*parallel.pp = 1",
         ),
         ({"tp": 2, "shape": Shape(vocab_tokens=99)}, "model.vocab_tokens = 99, .* model.vocab_tokens = 100 "),
         (

@@ -40,7 +40,8 @@ class Rows:
 
 
 class Stage(nn.Module):
-    """tanh(linear) of tower "all" on every stage; the first scales its inputs by weights of tower "first"."""
+    """tanh(linear) of tower "all" on every stage; the first scales its inputs by weights of tower "first",
+    the second adds to the objective."""
 
     def __init__(self, stage: int) -> None:
         super().__init__()
@@ -52,13 +53,13 @@ class Stage(nn.Module):
         if stage == 0:
             self.first = nn.Parameter(torch.linspace(0.5, 1.5, 4))
 
-    def forward(self, rows: Rows, hidden: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, rows: Rows, hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Every stage looks at the micro-batch, so that one with another would be noticed."""
         if hidden is None:
             hidden = rows.inputs.to(self.first.dtype) * self.first
         hidden = torch.tanh(self.linear(hidden)) + rows.inputs.mean().to(hidden.dtype)
         if self.stage < STAGES - 1:
-            return hidden
+            return hidden, hidden.float().square().sum() * rows.weight if self.stage == 1 else None
         objective = (hidden.float() - 0.3).square().sum() * rows.weight
         return objective, torch.stack([objective.detach(), objective.new_tensor(rows.weight)])
 
@@ -69,11 +70,10 @@ class Whole(nn.Module):
         self.stages = nn.ModuleList(Stage(stage) for stage in range(STAGES))
 
     def forward(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        hidden = None
-        for stage in self.stages:
-            hidden = stage(rows, hidden)
-        assert isinstance(hidden, tuple)
-        return hidden
+        first, middle, last = self.stages
+        hidden, own = middle(rows, first(rows, None)[0])
+        objective, stats = last(rows, hidden)
+        return objective + own, stats
 
 
 def _is_before_the_last(module: nn.Module, name: str) -> bool:

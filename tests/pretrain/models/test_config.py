@@ -75,10 +75,6 @@ def depth_table(**changes: object) -> dict[str, object]:
             {"depth": {"image": depth_table(), "text": depth_table(keys="selected")}},
             r'depth\.image\.keys = "all", depth\.text\.keys = "selected": .* set the same for all',
         ),
-        (
-            {"depth": {"image": depth_table()}, "experts": {"image": {"num_experts": 2}}},
-            r"depth\.image with experts\.image: .* leave one of the two out",
-        ),
     ],
 )
 def test_depth_that_does_not_fit_the_model_is_refused(changes: dict, message: str) -> None:

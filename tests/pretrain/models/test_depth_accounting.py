@@ -6,6 +6,8 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain import depth_steps
+from pretrain.expert_steps import rows_taken
 from pretrain.models.accounting import (
     active_parameters,
     describe,
@@ -24,8 +26,8 @@ from pretrain.models.depth_accounting import Skipped, expected, kept_keys, over_
 from pretrain.models.inputs import build_inputs
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.models.pretraining import Pretraining
-from pretrain.thresholds import BINS, counts_in
 from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
+from tests.pretrain.models.test_accounting import counted_in
 
 PLACES = [{"keys": "all"}, {"keys": "selected"}, {"parts": "feed_forward"}]
 
@@ -35,12 +37,22 @@ def depth(**changes: Any) -> dict[str, Any]:
     return table | changes
 
 
+EXPERTS = {
+    "none": {},
+    "expert_choice": {"num_experts": 3, "capacity_factor": 1.25, "hidden": 12},
+    "token_choice": {"num_experts": 3, "routing": "token_choice", "top_k": 2, "router_z": 0.1},
+}
+
+
 @pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize("experts", EXPERTS)
 @pytest.mark.parametrize("towers", [DENSE, MOT, IMAGE_SPEECH_SHARED], ids=["dense", "mot", "shared"])
-def test_flops_equal_torchs_counter(towers: dict[str, str], place: dict[str, str]) -> None:
+def test_flops_equal_torchs_counter(towers: dict[str, str], experts: str, place: dict[str, str]) -> None:
+    """Experts of all towers, of tokens with a depth router and of others."""
     config = tiny_config(
         towers, depth={"image": depth(**place), "text": depth(mean_ratio=0.3, **place)},
         num_layers=3, context_tokens=30,
+        experts=dict.fromkeys(towers.values(), EXPERTS[experts]) if EXPERTS[experts] else {},
     )  # fmt: skip
     batch = random_batch(config, padding_tokens=0, document_tokens=(3, 12), seed=1)
     inputs = build_inputs(batch, config)
@@ -51,20 +63,18 @@ def test_flops_equal_torchs_counter(towers: dict[str, str], place: dict[str, str
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
             decoder(inputs)
-        sums = {counts.name: counts.take()[BINS:] for counts in counts_in(decoder)}
+        counted = counted_in(decoder)
         with FlopCounterMode(display=False) as training:
             Pretraining(decoder)(inputs)[0].backward()
-    skipped = {
-        m: sum(int(each[0] - each[1]) for name, each in sums.items() if name.endswith(m))
-        for m in config.depth
-    }
-    assert all(skipped.values())
+    seen = depth_steps.skipped(config, counted, inputs.visible_pairs)
+    assert seen is not None and all(seen.tokens.values())
+    rows = rows_taken(config, counted)
     square = sum(n * n for n in inputs.mask.segments)
     pairs = sum(_pairs_computed(config, inputs, decoder, layer) for layer in range(3))
-    hidden = Skipped(skipped, 3 * square - pairs)
-    # Neither counts the routers' products of a matrix and a vector.
-    assert forward.get_total_flops() == forward_flops(config, tokens, square, skipped=hidden)
-    assert training.get_total_flops() == train_flops(config, tokens, square, skipped=hidden)
+    hidden = Skipped(seen.tokens, 3 * square - pairs)
+    # Neither counts the depth routers' products of a matrix and a vector.
+    assert forward.get_total_flops() == forward_flops(config, tokens, square, rows, hidden)
+    assert training.get_total_flops() == train_flops(config, tokens, square, rows, hidden)
 
 
 def _pairs_computed(config: ModelConfig, inputs: Any, decoder: Decoder, layer: int) -> int:

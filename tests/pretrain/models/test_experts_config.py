@@ -10,10 +10,8 @@ TOKEN = {"num_experts": 4, "routing": "token_choice"}
 def test_capacities_are_whole_and_a_token_is_taken_once() -> None:
     experts = ExpertsConfig(num_experts=4)
     assert [experts.capacity(n) for n in (0, 1, 4, 5, 8)] == [0, 1, 1, 2, 2]
-    assert experts.rows((0, 5, 8)) == 4 * (0 + 2 + 2)
     assert ExpertsConfig(num_experts=3, capacity_factor=1.1).capacity(30) == 11
     assert ExpertsConfig(num_experts=1).capacity(7) == 7
-    assert ExpertsConfig.model_validate({**TOKEN, "top_k": 2}).rows((3, 4)) == 14
 
 
 @pytest.mark.parametrize(
@@ -56,4 +54,3 @@ def test_experts_belong_to_a_tower_or_to_the_shard_of_the_only_one() -> None:
     assert (hybrid.width_of("text"), hybrid.width_of("image")) == (8, 24)
     tied = tiny_config(DENSE, untied=[], experts={"all": {"num_experts": 2, "router_z": 0.1}})
     assert tied.experts_of("shared") == tied.experts["all"]
-    assert tied.auxiliary_losses == ("experts.all.router_z",)
