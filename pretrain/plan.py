@@ -7,6 +7,7 @@ come from the assumptions of `Machine`: they put layouts in order and predict no
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,9 +16,10 @@ from parallel.engine_memory import Held, bytes_of
 from parallel.layout import ParallelConfig, data_parallel_size, legal_layouts
 from parallel.partition import partition, stage_costs
 from pretrain.config import RunConfig
+from pretrain.models import depth_accounting
 from pretrain.models.accounting import TRAIN_FACTOR, sublayer_costs
 from pretrain.models.config import ModelConfig
-from pretrain.models.logical_weights import layers
+from pretrain.models.logical_weights import Layer, layers
 
 CHUNK_TOKENS = 512
 """Of pretrain.losses, which imports torch."""
@@ -47,7 +49,10 @@ class StagePlan:
     towers: dict[str, Held]
     """Weight shard -> what its parameters cost, "shared" among them."""
     activations: int
-    """Kept for backward passes, of all micro-batches that are in flight."""
+    """Kept for backward passes, of all micro-batches that are in flight, if no token skips a layer: so it is
+    while depth routing warms up, and in micro-batches of other modalities later on."""
+    activations_after_warm_up: int
+    """As many tokens skipping as expected, of every modality alike."""
     workspace: int
     """Of the layer that is computed."""
     buffers: int
@@ -150,8 +155,7 @@ def ranked(config: RunConfig, gpus: int, memory_bytes: float | None = None) -> l
 
 
 def weights(model: ModelConfig, sublayers: range, tp: int) -> dict[str, list[int]]:
-    """Elements of each parameter on one of `tp` ranks, in the groups and order of pretrain.optimizer. Depth
-    routers are left out: a vector a layer."""
+    """Elements of each parameter on one of `tp` ranks, in the groups and order of pretrain.optimizer."""
     embedding, *block, final_norm, head = layers(model.model_copy(update={"num_layers": 1, "depth": {}}))
     halves = tuple(
         [layer for layer in block if layer.stem.startswith(f"blocks.0.{kind}")]
@@ -159,6 +163,9 @@ def weights(model: ModelConfig, sublayers: range, tp: int) -> dict[str, list[int
     )
     held = [embedding] if 0 in sublayers else []
     for number in _of_blocks(model, sublayers):
+        if number % 2:  # blocks with depth routers are whole
+            routed = model.depth_ratios(number // 2)
+            held += [Layer("depth", "depth", (model.d_model,), (model.towers[m],)) for m in routed]
         held += halves[number % 2]
     held += [final_norm, head] if _last(model) in sublayers else []
     groups: dict[str, list[int]] = {}
@@ -175,9 +182,11 @@ def _bounds(costs: tuple[int, ...], stages: int, whole_blocks: tuple[int, ...]) 
     return partition(costs, stages, whole_blocks)
 
 
-def sublayer_activations(config: RunConfig, layout: ParallelConfig) -> tuple[int, int]:
+def sublayer_activations(
+    config: RunConfig, layout: ParallelConfig, run: float | None = None
+) -> tuple[int, int]:
     """Bytes that a block's feed-forward and attention keep for the backward pass of one micro-batch,
-    checkpointing left aside.
+    checkpointing left aside. `run`: with depth routers, the share of tokens that run; None: no routers.
 
     T tokens, R of them in this rank's chunk (T / tp with sequence parallel, else T), b bytes each. Both: 2 R
     d b: inputs of its first matrix and of its norm (parallel/towers.py); 4 R: the norm's scale in fp32.
@@ -185,33 +194,57 @@ def sublayer_activations(config: RunConfig, layout: ParallelConfig) -> tuple[int
     4 of scales (models/query_key.py); T q b twice: its output in sequence and in sorted order, once where one
     tower serves all, and T heads 4 of log-sums (models/attention.py). Feed-forward: 3 T f b: gate, up and
     their product (models/feed_forward.py). q, k, f and heads are this rank's.
+
+    With depth routers R and T are the C = run T tokens that run, on every rank, but T in attention's keys and
+    values with keys = "all", and in all of attention where only the feed-forward is skipped. Beside it: T d b
+    and 12 T: the stream and what scores keep of it; T d b with scale = "string", else C d b: what gates are
+    multiplied with, and 4 T of gates; C d b: what torch's index_add and index_copy keep of their source; 4 C
+    head_dim: turns; 24 C: where the tokens that run are.
     """
+    model, b = config.model, bytes_of(config.precision)
+    tokens, rows = layout.micro_batch_sequences * model.context_tokens, _rows(config, layout)
+    if run is None:
+        return _feed_forward(config, layout, rows, tokens), _attention(config, layout, rows, tokens, tokens)
+    ran, style = round(run * tokens), next(iter(model.depth.values()))
+    whole = style.parts == "feed_forward"  # attention
+    queries, keys = (tokens if whole else ran), (ran if style.keys == "selected" else tokens)
+    # In pre-norm what keys and values are made of is normalised.
+    rows = queries if model.norm_placement == "post" else (queries + keys) // 2
+    routing = (tokens + ran + (tokens if style.scale == "string" else ran)) * model.d_model * b
+    routing += 16 * tokens + ran * (24 if whole else 24 + 4 * model.head_dim)
+    return _feed_forward(config, layout, ran, ran), _attention(config, layout, rows, queries, keys) + routing
+
+
+def _attention(config: RunConfig, layout: ParallelConfig, rows: int, queries: int, keys: int) -> int:
+    """Of `queries` tokens over `keys` tokens, `rows` of both in its norm and before its first matrix."""
     model, b, tp = config.model, bytes_of(config.precision), layout.tp
-    tokens = layout.micro_batch_sequences * model.context_tokens
-    rows = _rows(config, layout)
-    queries, keys = model.num_heads * model.head_dim // tp, model.kv_heads * model.head_dim // tp
-    orders = 2 if len(model.tower_names) > 1 else 1
-    stream = 2 * rows * model.d_model * b + rows * 4
-    qkv = tokens * (queries + 2 * keys) * b * (2 if model.qk_norm else 1)
-    scales = tokens * (model.num_heads + model.kv_heads) // tp * 4 if model.qk_norm else 0
-    seen = tokens * queries * b * orders + tokens * model.num_heads // tp * 4
-    feed_forward = stream + 3 * tokens * model.ffn_width // tp * b
+    of_query, of_key = model.num_heads * model.head_dim // tp, model.kv_heads * model.head_dim // tp
+    # With depth routing one tower is sorted by modality, too.
+    orders = 2 if len(model.tower_names) > 1 or model.depth else 1
+    qkv = (queries * of_query + 2 * keys * of_key) * b * (2 if model.qk_norm else 1)
+    scales = (queries * model.num_heads + keys * model.kv_heads) // tp * 4 if model.qk_norm else 0
+    seen = queries * of_query * b * orders + queries * model.num_heads // tp * 4
+    return rows * (2 * model.d_model * b + 4) + qkv + scales + seen
+
+
+def _feed_forward(config: RunConfig, layout: ParallelConfig, rows: int, tokens: int) -> int:
+    """Of `tokens`, `rows` of them in its norm and before its first matrix."""
+    model, b = config.model, bytes_of(config.precision)
+    norm = rows * (model.d_model * b + 4)
     if model.experts:
-        fixed = rows * model.d_model * b + rows * 4
-        feed_forward = fixed + max(_experts_activations(config, layout, s) for s in model.tower_names)
-    return feed_forward, stream + qkv + scales + seen
+        return norm + max(_experts_activations(config, layout, s, tokens) for s in model.tower_names)
+    return norm + rows * model.d_model * b + 3 * tokens * model.ffn_width // layout.tp * b
 
 
-def _experts_activations(config: RunConfig, layout: ParallelConfig, tower: str) -> int:
-    """Bytes that the feed-forward of a model with experts keeps, its norm left aside, if all T tokens are of
-    `tower`, of which experts take D.
+def _experts_activations(config: RunConfig, layout: ParallelConfig, tower: str, tokens: int) -> int:
+    """Bytes that the feed-forward of a model with experts keeps, its norm left aside, if all T `tokens` are
+    of `tower`, of which experts take D.
 
     Router: T d 4, its input in fp32; T (2 E + 2) 4: products, their scale and probabilities; 20 D: rows and
     gates (models/experts.py). D d b and 3 D f b as without experts, of what they take. A plain tower: T d b
     and 3 T f b.
     """
-    model, b = config.model, bytes_of(config.precision)
-    tokens, d = layout.micro_batch_sequences * model.context_tokens, model.d_model
+    model, b, d = config.model, bytes_of(config.precision), config.model.d_model
     experts, width = model.experts.get(tower), model.width_of(tower) // layout.tp
     if experts is None:
         return tokens * d * b + 3 * tokens * width * b
@@ -227,27 +260,42 @@ def head_activations(config: RunConfig, layout: ParallelConfig) -> int:
     return 2 * rows * model.d_model * b + 4 * rows + model.vocab_tokens * model.d_model // layout.tp * b
 
 
-def stage_activations(config: RunConfig, layout: ParallelConfig, sublayers: range, in_flight: int) -> int:
+def stage_activations(
+    config: RunConfig, layout: ParallelConfig, sublayers: range, in_flight: int, run: Mapping[int, float]
+) -> int:
     """Bytes kept on a stage with `in_flight` micro-batches between their forward and backward pass: 1F1B's
-    pp - stage, or all of a step if they are fewer. Checkpointed blocks keep their input, and one block at a
-    time is computed anew. RoPE's turns are made once a micro-batch; a stage also keeps what it has sent
-    on."""
-    model = config.model
-    hidden, kept_by = _hidden_bytes(config, layout), sublayer_activations(config, layout)
-    held, last = _of_blocks(model, sublayers), _last(model) in sublayers
-    if layout.activation_checkpointing:
-        kept = _num_blocks(held) * hidden
-    else:
-        kept = sum(kept_by[number % 2] for number in held)
-    kept += layout.micro_batch_sequences * model.context_tokens * model.head_dim // 2 * 8
+    pp - stage, or all of a step if they are fewer. Checkpointed blocks keep their input, those with depth
+    routers also what these have seen, and one block at a time is computed anew. RoPE's turns are made once a
+    micro-batch; a stage also keeps what it has sent on. `run`: layer with depth routers -> share of tokens
+    that run in it."""
+    model, last = config.model, _last(config.model) in sublayers
+    tokens = layout.micro_batch_sequences * model.context_tokens
+    hidden, held, again, kept = _hidden_bytes(config, layout), _of_blocks(model, sublayers), 0, 0
+    costs = {share: sublayer_activations(config, layout, share) for share in {None, *run.values()}}
+    for layer in {(number - 1) // 2 for number in held}:
+        kept_by = costs[run.get(layer)]
+        if layout.activation_checkpointing:
+            kept += _routed_input(config, layout, run[layer]) if layer in run else hidden
+            again = max(again, sum(kept_by))
+        else:
+            kept += sum(kept_by[half] for half in (0, 1) if 2 * layer + 2 - half in held)
+    kept += tokens * model.head_dim // 2 * 8
     kept += head_activations(config, layout) if last else hidden
-    return in_flight * kept + (sum(kept_by) if layout.activation_checkpointing else 0)
+    return in_flight * kept + again
+
+
+def _routed_input(config: RunConfig, layout: ParallelConfig, run: float) -> int:
+    """Of a checkpointed block: the whole stream, also behind an attention that none skips, and its choice."""
+    model, tokens = config.model, layout.micro_batch_sequences * config.model.context_tokens
+    streams = 2 if next(iter(model.depth.values())).parts == "feed_forward" else 1
+    return tokens * (streams * model.d_model * bytes_of(config.precision) + 16) + 24 * round(run * tokens)
 
 
 def _stage(
     config: RunConfig, layout: ParallelConfig, dp: int, sublayers: range, in_flight: int, flops: int
 ) -> StagePlan:
     trained, still = _groups(config, sublayers, layout.tp)
+    run = depth_accounting.run_shares(config.model)
     zero = {"dp": dp, "zero_stage": layout.zero_stage, "precision": config.precision}
     towers: dict[str, Held] = {}
     for groups, cost in ((trained, engine_memory.held), (still, engine_memory.frozen)):
@@ -258,7 +306,8 @@ def _stage(
         sublayers=sublayers,
         flops=flops,
         towers=towers,
-        activations=stage_activations(config, layout, sublayers, in_flight),
+        activations=stage_activations(config, layout, sublayers, in_flight, dict.fromkeys(run, 1.0)),
+        activations_after_warm_up=stage_activations(config, layout, sublayers, in_flight, run),
         workspace=_workspace(config, layout, last=_last(config.model) in sublayers),
         buffers=engine_memory.buffers(trained, **zero) + engine_memory.update_copy(trained, **zero),
     )

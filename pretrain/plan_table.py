@@ -130,6 +130,11 @@ def _detail(found: LayoutPlan, config: RunConfig, gpus: int, usable: float | Non
         "head behind the last. A rank's GiB are 2**30 bytes.",
         "parameters, gradients and optimizer are what DeepSpeed holds; workspace and buffers are bounds.",
     ]
+    if config.model.depth:
+        lines.append(
+            "activations are those of micro-batches in which no token skips, as in depth routing's warm-up; "
+            f"{_gib(fullest.activations_after_warm_up)} GiB on the fullest stage once as many do as wanted"
+        )
     if usable is not None:
         fits = found.peak_bytes <= usable
         lines.append(

@@ -75,14 +75,11 @@ def total_parameters(config: ModelConfig) -> int:
 def active_parameters(config: ModelConfig, modality: str) -> int:
     """Weights that one token of the modality meets, the whole embedding and head included; of experts as
     many as it has on average, of layers with a depth router all."""
-    tower = config.towers[modality]
-    costs = module_costs(config.model_copy(update={"depth": {}}))
-    del costs["feed_forward"]
-    routers = sum(modality in config.depth_ratios(layer) for layer in range(config.num_layers))
-    met = config.d_model * routers + sum(
-        c.parameters[tower if tower in c.parameters else SHARED_TOWER] for c in costs.values()
-    )
-    return met + config.num_layers * config.feed_forward_parameters(tower, active=True)
+    tower, costs = config.towers[modality], module_costs(config)
+    met = {m: c.parameters.get(tower, c.parameters.get(SHARED_TOWER, 0)) for m, c in costs.items()}
+    met["feed_forward"] = config.num_layers * config.feed_forward_parameters(tower, active=True)
+    met["depth"] = config.d_model * sum(modality in config.depth_ratios(i) for i in config.whole_blocks)
+    return sum(met.values())
 
 
 def flops_per_pair(config: ModelConfig) -> int:

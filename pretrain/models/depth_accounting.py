@@ -45,6 +45,13 @@ def skipped_per_token(config: ModelConfig, modality: str, progress: float = 1.0)
     return sum(1 - _ratios(config, layer, progress).get(modality, 1.0) for layer in layers)
 
 
+def run_shares(config: ModelConfig) -> dict[int, float]:
+    """Layer with routers -> expected share of tokens that run in it after warm-up, if they are of every
+    modality alike."""
+    skipped = {i: sum(1 - r for r in config.depth_ratios(i).values()) for i in config.whole_blocks}
+    return {i: 1 - share / len(config.towers) for i, share in skipped.items()}
+
+
 def pairs_share(config: ModelConfig, layer: int, tokens: Mapping[str, float], progress: float = 1.0) -> float:
     """Expected share of a layer's pairs that attention computes, where `tokens` are of each modality and
     those that skip are spread evenly."""

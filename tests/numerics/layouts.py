@@ -24,7 +24,9 @@ from pretrain.thresholds import Selection
 from tests.numerics.plain_loop import SETTINGS, assert_same, plain_steps
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
-Towers = Literal["dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward"]
+Towers = Literal[
+    "dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward", "top_k"
+]
 TOWERS: tuple[Towers, ...] = ("dense", "mot")
 _TOKEN_CHOICE = {"num_experts": 3, "routing": "token_choice", "top_k": 2}
 _EXPERTS: dict[str, dict[str, Any]] = {
@@ -43,8 +45,10 @@ _DEPTH: dict[str, dict[str, Any]] = {
         "schedule": "alternating", "mean_ratio": 0.8, "rule": "top_k", "gate": "softmax",
         "parts": "feed_forward",
     },
+    "top_k": {"schedule": "constant", "mean_ratio": 0.5, "rule": "top_k"},
 }  # fmt: skip
-"""Of text and image. The first is causal, of three towers and in all blocks; the others are dense ones."""
+"""Of text and image. The first is causal; it and the last are of three towers and in all blocks, the others
+dense ones."""
 _THRESHOLDS = {f"blocks.{layer}.depth.{m}": -0.02 for layer in range(3) for m in ("text", "image")}
 STEPS = 10
 RTOL = 1e-5

@@ -16,7 +16,8 @@ SPECIAL_IDS = 7
 
 class NaiveDepth(NaiveExperts):
     """Of one sequence at a time. `thresholds`: place -> value, where the rule asks for them. `causal`: they
-    choose whatever the rules, of depth and of experts."""
+    choose whatever the rules, of depth and of experts. `document_mask` = False: attention looks beyond
+    documents; choices and softmax gates do not."""
 
     def __init__(
         self,
@@ -25,11 +26,14 @@ class NaiveDepth(NaiveExperts):
         *,
         thresholds: Mapping[str, float],
         causal: bool = False,
+        document_mask: bool = True,
     ) -> None:
         super().__init__(config, weights)
-        self.thresholds, self.causal = thresholds, causal
+        self.thresholds, self.causal, self.document_mask = thresholds, causal, document_mask
         self.ran: list[dict[int, bool]] = []
         """Of the last sequence, block by block: does the token run."""
+        self.routed_pairs = 0
+        """(query, key) pairs that routed blocks have looked at, queries of padding left out."""
 
     def sequence_logits(
         self, ids: list[int], modality: list[int], position: list[int], document: list[int]
@@ -80,6 +84,7 @@ class NaiveDepth(NaiveExperts):
         if style.parts != "feed_forward":
             keys = everyone if style.keys == "all" else chosen
             added = self._attended(index, xs, chosen, keys, modality, position, document)
+            self.routed_pairs += self.pairs
             middle |= {i: xs[i] + added[i] for i in chosen}
         every_fed = self._fed(index, {i: middle[i] for i in chosen}, modality, document)
         out = []
@@ -142,9 +147,10 @@ class NaiveDepth(NaiveExperts):
             i: self._project(norm(xs[i], i) if pre else xs[i], layer, modality[i], position[i])
             for i in {*queries, *keys}
         }
-        found = {}
+        found, self.pairs = {}, 0
         for i in queries:
-            seen = [j for j in keys if j <= i and document[j] == document[i]]
+            seen = [j for j in keys if j <= i and (document[j] == document[i] or not self.document_mask)]
+            self.pairs += len(seen) * (document[i] >= 0)
             heads = []
             for head in range(c.num_heads):
                 group = head // (c.num_heads // c.kv_heads)

@@ -43,14 +43,14 @@ def changed_after(batch: Batch, place: int) -> Batch:
     return replace(batch, **fields)
 
 
-def reached(model: ModelConfig, packed: bool, selection: Selection) -> bool:
+def reached(model: ModelConfig, packed: bool, selection: Selection, document_mask: bool = True) -> bool:
     """Whether a change of later tokens changes a logit before it, at any of some places."""
     lengths = (5, 9) if packed else (CONTEXT, CONTEXT)
     batch = random_batch(model, seed=3, document_tokens=lengths, padding_tokens=0)
     decoder = perturbed(model)
 
     def logits(of: Batch) -> torch.Tensor:
-        inputs = build_inputs(of, model, selection=selection)
+        inputs = build_inputs(of, model, selection=selection, document_mask=document_mask)
         return decoder(inputs)[inputs.routing.to_sequence].unflatten(0, (2, CONTEXT))
 
     found = []
@@ -67,15 +67,36 @@ def reached(model: ModelConfig, packed: bool, selection: Selection) -> bool:
 THRESHOLDS = {f"blocks.{layer}.depth.{m}": 0.01 for layer in range(3) for m in ("text", "image")}
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "one_document"])
+@pytest.mark.parametrize(
+    ("packed", "document_mask"),
+    [(True, True), (True, False), (False, True)],
+    ids=["packed", "across_documents", "one_document"],
+)
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_under_thresholds_no_token_sees_a_later_one(
-    place: dict[str, str], towers: dict[str, str], packed: bool
+    place: dict[str, str], towers: dict[str, str], packed: bool, document_mask: bool
 ) -> None:
     model = config(towers, **place)
     assert model.is_causal
-    assert not reached(model, packed, Selection(thresholds=THRESHOLDS))
+    assert not reached(model, packed, Selection(thresholds=THRESHOLDS), document_mask)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_without_document_mask_attention_crosses_documents_but_not_sequences(place: dict[str, str]) -> None:
+    model = config(MOT, **place)
+    batch, decoder = random_batch(model, seed=3, document_tokens=(5, 9), padding_tokens=0), perturbed(model)
+    first = (np.arange(2)[:, None] == 0) & (batch.document_ids == 0)
+    other = replace(batch, input_ids=np.where(first, (batch.input_ids + 7) % 39 + 1, batch.input_ids))
+
+    def logits(of: Batch) -> torch.Tensor:
+        inputs = build_inputs(of, model, selection=Selection(thresholds=THRESHOLDS), document_mask=False)
+        return decoder(inputs)[inputs.routing.to_sequence].unflatten(0, (2, CONTEXT))
+
+    with torch.no_grad():
+        changed = ((logits(other) - logits(batch)).abs() > 1e-5).any(dim=-1)  # 1e-6 is rounding, as above
+    # A later token that skips every block sees nothing.
+    assert changed[0, batch.document_ids[0] > 0].float().mean() > 0.5 and not changed[1].any()
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
+from pretrain.models.depth import SUMS
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.thresholds import Selection
+from pretrain.thresholds import BINS, Selection, counts_in
 from tests.numerics.naive_depth import NaiveDepth
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
@@ -55,19 +56,34 @@ def assert_close(ours: Tensor, reference: Tensor, what: str) -> None:
     assert difference <= RELATIVE * scale, f"{what}: {difference:.3g} on a scale of {scale:.3g}"
 
 
-def compare(config: ModelConfig, selection: Selection, present: tuple[int, ...] | None = None) -> list[dict]:
+def taken(decoder: Decoder) -> list[dict[str, float]]:
+    """What the routers have summed since the last time."""
+    return [dict(zip(SUMS, counts.take()[BINS:].tolist(), strict=False)) for counts in counts_in(decoder)]
+
+
+def compare(
+    config: ModelConfig, selection: Selection, present: tuple[int, ...] | None = None,
+    document_mask: bool = True,
+) -> list[dict]:  # fmt: skip
     """Returns what ran in each routed block of the last sequence."""
     batch = random_batch(config, sequences=2, seed=1, present=present)
     decoder = perturbed(config)
-    inputs = replace(build_inputs(batch, config), selection=selection)
+    inputs = build_inputs(batch, config, document_mask=document_mask, selection=selection)
     reference = NaiveDepth(
-        config, dict(decoder.named_parameters()), thresholds=selection.thresholds, causal=selection.causal
+        config,
+        dict(decoder.named_parameters()),
+        thresholds=selection.thresholds,
+        causal=selection.causal,
+        document_mask=document_mask,
     )
     expected, expected_logits = reference.objective(batch)
     filled = torch.from_numpy(batch.document_ids >= 0)
     logits = decoder(inputs)[inputs.routing.to_sequence].unflatten(0, tuple(filled.shape))
     assert_close(logits[filled], expected_logits[filled], "logits")
+    taken(decoder)
     objective, _ = Pretraining(decoder)(inputs)
+    if next(iter(config.depth.values())).parts != "feed_forward":
+        assert sum(sums["visible_pairs"] for sums in taken(decoder)) == reference.routed_pairs
     assert_close(objective, expected, "objective")
     expected.backward()
     objective.backward()
@@ -116,6 +132,18 @@ def test_towers_and_norms(towers: dict[str, str], norm: str, place: tuple[str, s
         keys=place[1],
     )
     assert len(compare(config, Selection())) == 3
+
+
+@pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
+@pytest.mark.parametrize("place", PLACES, ids=str)
+@pytest.mark.parametrize(("rule", "gate"), [("top_k", "softmax"), ("threshold", "tanh")])
+def test_attention_across_documents(
+    towers: dict[str, str], place: tuple[str, str], rule: str, gate: str
+) -> None:
+    """Documents are still what choices are made in."""
+    config = depth_config(towers, ("image", "text"), rule=rule, gate=gate, parts=place[0], keys=place[1])
+    (ran,) = compare(config, Selection(thresholds=THRESHOLDS), document_mask=False)
+    assert len(set(ran.values())) == 2
 
 
 @pytest.mark.parametrize("present", [(0, 2), (1,)], ids=["no_image", "only_image"])

@@ -71,3 +71,11 @@ def test_more_gpus_than_there_are_is_an_answer() -> None:
     """In no time: 10^12 trial divisions would never end."""
     with pytest.raises(ConfigError, match="no layout of 1000000000000 GPUs is legal"):
         lines_of("mot_7b.toml", gpus=10**12, layouts=True)
+
+
+def test_depth_routing_is_told_with_and_without_tokens_that_skip() -> None:
+    lines = lines_of("demo_pmod.toml", gpus=1)
+    (told,) = (line for line in lines if line.startswith("activations are those of micro-batches in which"))
+    after = float(told.split("; ")[1].split()[0])
+    kept = next(float(line.split()[6]) for line in lines if line.split()[:1] == ["0"])
+    assert 0 < after < kept

@@ -1,5 +1,6 @@
 """Routers of a block: their weights, what they count, and that ratio 1 with neutral gates is no routing."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,15 +30,33 @@ def routing_of(decoder: Decoder, block: int) -> DepthRouting:
     return found
 
 
-def gradients(config: ModelConfig, checkpointing: bool = False, **batch: Any) -> dict[str, torch.Tensor]:
-    """Objective and gradients."""
+def decoder_of(config: ModelConfig, checkpointing: bool = False) -> Decoder:
+    """With weights that no symmetry hides, but neutral routers."""
     decoder = Decoder(config, seed=3, activation_checkpointing=checkpointing)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             if ".depth." not in name:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return decoder
+
+
+def gradients(config: ModelConfig, checkpointing: bool = False, **batch: Any) -> dict[str, torch.Tensor]:
+    """Objective and gradients."""
+    decoder = decoder_of(config, checkpointing)
     objective, _ = Pretraining(decoder)(build_inputs(random_batch(config, **batch), config))
+    return backward(decoder, objective)
+
+
+def gradients_float64(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """The same in double precision, where the test has `Tensor.float` widen to that. The loss, which makes
+    fp32 buffers by itself, is torch's."""
+    decoder, inputs = decoder_of(config).double(), build_inputs(random_batch(config), config)
+    losses = torch.nn.functional.cross_entropy(decoder(inputs), inputs.target_ids, reduction="none")
+    return backward(decoder, inputs.loss_weights.sum(0).double() @ losses)
+
+
+def backward(decoder: Decoder, objective: torch.Tensor) -> dict[str, torch.Tensor]:
     objective.backward()
     found = {"objective": objective.detach()}
     for name, parameter in decoder.named_parameters():
@@ -46,21 +65,49 @@ def gradients(config: ModelConfig, checkpointing: bool = False, **batch: Any) ->
     return found
 
 
-@pytest.mark.parametrize("towers", [DENSE, MOT, IMAGE_SPEECH_SHARED], ids=["dense", "mot", "shared"])
-@pytest.mark.parametrize("place", PLACES, ids=str)
-@pytest.mark.parametrize("norm", ["pre", "post"])
-@pytest.mark.parametrize("scale", ["selected", "string", "string_code"])
+def every_form(test: Callable[..., None]) -> Callable[..., None]:
+    for mark in (
+        pytest.mark.parametrize("towers", [DENSE, MOT, IMAGE_SPEECH_SHARED], ids=["dense", "mot", "shared"]),
+        pytest.mark.parametrize("place", PLACES, ids=str),
+        pytest.mark.parametrize("norm", ["pre", "post"]),
+        pytest.mark.parametrize("scale", ["selected", "string", "string_code"]),
+    ):
+        test = mark(test)
+    return test
+
+
+def assert_no_routing(
+    gradients: Callable[[ModelConfig], dict[str, torch.Tensor]], towers: dict[str, str],
+    depth: dict[str, str], norm: str, tolerance: float,
+) -> None:  # fmt: skip
+    """Ratio 1 with neutral gates against no routing, relative to the largest value of each tensor."""
+    table = dict.fromkeys(("text", "image", "speech"), EVERYTHING | depth)
+    plain = gradients(tiny_config(towers, norm_placement=norm))
+    routed = gradients(tiny_config(towers, norm_placement=norm, depth=table))
+    for name, expected in plain.items():
+        scale_of = max(float(expected.abs().max()), 1.0)
+        assert float((routed[name] - expected).abs().max()) <= tolerance * scale_of, name
+    assert all(not grad.any() for name, grad in routed.items() if ".depth." in name)
+
+
+@every_form
+def test_ratio_1_with_a_neutral_gate_is_no_routing_in_float64(
+    towers: dict[str, str], place: dict[str, str], norm: str, scale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The identity itself: 2.4e-15 measured."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    assert_no_routing(gradients_float64, towers, {**place, "scale": scale}, norm, 1e-14)
+
+
+@every_form
 def test_ratio_1_with_a_neutral_gate_is_no_routing(
     towers: dict[str, str], place: dict[str, str], norm: str, scale: str
 ) -> None:
-    depth = dict.fromkeys(("text", "image", "speech"), EVERYTHING | place | {"scale": scale})
-    plain = gradients(tiny_config(towers, norm_placement=norm))
-    routed = gradients(tiny_config(towers, norm_placement=norm, depth=depth))
-    for name, expected in plain.items():
-        # Sums over tokens in another order: 1.3e-6 of the largest value measured.
-        scale_of = float(expected.abs().max())
-        assert float((routed[name] - expected).abs().max()) <= 2e-6 * max(scale_of, 1.0), name
-    assert all(not grad.any() for name, grad in routed.items() if ".depth." in name)
+    """1.3e-6 measured, 1.5e-6 over four batches: rows sorted by modality inside towers add up in another
+    order, queries and keys are products of their own, and x + g (a + f) is not (x + a) + f to the last bit.
+    Two ways of torch's to compute the dense model (the math and the flash kernel of attention) are 2.0e-6
+    apart on these four, and each of them, as the routed one, 4e-6 from float64."""
+    assert_no_routing(gradients, towers, {**place, "scale": scale}, norm, 2e-6)
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)

@@ -1,0 +1,53 @@
+"""Training with depth routing as pretrain/train.py does it: thresholds of a step are made of the counts of
+the steps before it."""
+
+from collections.abc import Callable, Sequence
+
+from data_pipeline.batch import Batch
+from parallel import world
+from parallel.engine import StepResult
+from parallel.zero_engine import ZeroEngine
+from pretrain.depth_steps import count_step, thresholds_after
+from pretrain.models.config import ModelConfig
+from pretrain.models.inputs import build_inputs
+from pretrain.thresholds import Selection
+from tests.numerics.layouts import MICRO_BATCHES, share
+from tests.pretrain.models.random_batch import random_batch
+
+Steps = list[tuple[StepResult, dict[str, float]]]
+"""Results of steps, and the thresholds after each."""
+
+
+def random_step(
+    model: ModelConfig, step: int, present: Sequence[tuple[int, ...]] = ((0, 1, 2),) * MICRO_BATCHES
+) -> list[Batch]:
+    """`present`: modalities in each micro-batch. Padding, which counts as text, is in all but the first."""
+    return [
+        random_batch(model, seed=10 * step + number, present=modalities, padding_tokens=2 * number)
+        for number, modalities in enumerate(present)
+    ]
+
+
+def train_depth(
+    engine: ZeroEngine,
+    model: ModelConfig,
+    w: world.World,
+    steps: range,
+    batches: Callable[[ModelConfig, int], Sequence[Batch]] = random_step,
+    *,
+    num_steps: int,
+    thresholds: dict[str, float] | None = None,
+    before: Callable[[int, dict[str, float]], None] = lambda *_: None,
+) -> Steps:
+    """`steps` of `num_steps`, after others that left `thresholds`. `batches`: of all data-parallel ranks.
+    `before` is called with each step and its thresholds."""
+    found, thresholds = [], thresholds or {}
+    for step in steps:
+        before(step, thresholds)
+        selection = Selection(thresholds=thresholds, progress=step / num_steps)
+        inputs = [build_inputs(batch, model, selection=selection) for batch in batches(model, step)]
+        result = engine.train_step(share(w, inputs), step)
+        counted = count_step(engine.module, model, w)
+        thresholds = thresholds_after(thresholds, counted, model, step=step + 1, num_steps=num_steps)
+        found.append((result, thresholds))
+    return found

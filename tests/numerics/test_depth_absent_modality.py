@@ -1,0 +1,57 @@
+"""Steps in which a modality with routers is missing on one data-parallel rank, or everywhere."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from data_pipeline.batch import Batch
+from parallel import world
+from parallel.layout import ParallelConfig
+from parallel.testing import run_on_ranks
+from pretrain.depth_steps import places
+from pretrain.models.config import ModelConfig
+from tests.numerics.depth_loop import Steps, random_step, train_depth
+from tests.numerics.layouts import RTOL, Towers, engine_of, model_config
+from tests.numerics.plain_loop import assert_same
+
+ALL = ((0, 1, 2),) * 4
+PRESENT: Sequence[Sequence[tuple[int, ...]]] = (
+    ALL,
+    ALL,
+    ((0, 2), (0, 2), (0, 1, 2), (0, 1, 2)),  # no image on the first rank
+    ((1, 2),) * 4,  # text only as padding
+    ((2,),) * 4,  # neither, but for padding
+    ((0, 1, 2), (0, 1, 2), (2,), (2,)),  # neither on the second rank
+    ALL,
+)
+"""Of each step. Text and image have routers; two data-parallel ranks take two micro-batches each."""
+
+
+def _batches(model: ModelConfig, step: int) -> list[Batch]:
+    return random_step(model, step, PRESENT[step])
+
+
+def _train(layout: ParallelConfig, towers: Towers) -> Steps:
+    w = world.start(layout)
+    model, steps = model_config(towers), range(len(PRESENT))
+    return train_depth(engine_of(w, towers, layout), model, w, steps, _batches, num_steps=20)
+
+
+def train(ranks: int, towers: Towers, **layout: Any) -> Steps:
+    found = run_on_ranks(_train, ranks, ParallelConfig(**layout), towers, timeout_s=180)
+    assert all(rank == found[0] for rank in found)
+    return found[0]
+
+
+@pytest.mark.parametrize("towers", ["depth", "pmod", "depth_feed_forward"])
+def test_ranks_that_miss_a_modality_equal_one_process(towers: Towers) -> None:
+    alone, found = train(1, towers), train(2, towers, zero_stage=3)
+    assert_same([result for result, _ in found], [result for result, _ in alone], RTOL)
+    for (_, thresholds), (_, expected) in zip(found, alone, strict=True):
+        # Equal here. A score at the edge of a bin may fall into its neighbour, 1e-4 away.
+        assert thresholds == pytest.approx(expected, abs=1e-4)
+    for name in places(model_config(towers)):
+        after = [thresholds[name] for _, thresholds in found[1:]]  # step 1, 2, ...
+        assert (after[2] == after[1]) == name.endswith("text")
+        assert after[3] == after[2] and after[4] != after[3]
