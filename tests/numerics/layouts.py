@@ -25,8 +25,9 @@ from tests.numerics.plain_loop import SETTINGS, assert_same, plain_steps
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
 Towers = Literal[
-    "dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward", "top_k"
-]
+    "dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward", "top_k",
+    "depth_experts",
+]  # fmt: skip
 TOWERS: tuple[Towers, ...] = ("dense", "mot")
 _TOKEN_CHOICE = {"num_experts": 3, "routing": "token_choice", "top_k": 2}
 _EXPERTS: dict[str, dict[str, Any]] = {
@@ -35,6 +36,12 @@ _EXPERTS: dict[str, dict[str, Any]] = {
     "moe": {"all": {"num_experts": 2}},
     "experts": {"text": {"num_experts": 4}, "image": {**_TOKEN_CHOICE, "hidden": 16}},
     "auxiliary": {"image": {**_TOKEN_CHOICE, "load_balance": 0.1, "router_z": 0.01}},
+    # Weights changed in their last place: 6e-6 in 4 trials. Where depth routing chooses too, more choices are
+    # close: with experts of speech too, and in most dense towers tried, one flipped in these steps.
+    "depth_experts": {
+        "image": {**_TOKEN_CHOICE, "load_balance": 0.1, "router_z": 0.01},
+        "text": {"num_experts": 2},
+    },
 }
 _DEPTH: dict[str, dict[str, Any]] = {
     "depth": {"schedule": "constant", "mean_ratio": 0.5, "rule": "threshold"},
@@ -73,7 +80,8 @@ def learning_rate_at(step: int) -> float:
 def model_config(towers: Towers) -> ModelConfig:
     """Cut into 2 stages inside a block, into 4 inside each; with depth routing between blocks."""
     modalities = DENSE if towers in ("dense", "moe", "pmod", "depth_feed_forward") else MOT
-    depth = {modality: _DEPTH[towers] for modality in ("text", "image")} if towers in _DEPTH else {}
+    table = _DEPTH.get(towers.removesuffix("_experts"))
+    depth = {modality: table for modality in ("text", "image")} if table else {}
     return tiny_config(modalities, num_layers=3, z_loss=1e-3, experts=_EXPERTS.get(towers, {}), depth=depth)
 
 

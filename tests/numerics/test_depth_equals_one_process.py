@@ -8,6 +8,7 @@ from tests.numerics.layouts import Towers, assert_equals_one_process, train_on
 
 ALL: tuple[Towers, ...] = ("depth", "pmod", "depth_feed_forward")
 BOTH: tuple[Towers, ...] = ("depth", "pmod")
+WITH_EXPERTS: tuple[Towers, ...] = ("depth_experts",)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,13 @@ BOTH: tuple[Towers, ...] = ("depth", "pmod")
         (2, {"pp": 2, "activation_checkpointing": True}, ALL),
         (4, {"tp": 2, "zero_stage": 3, "activation_checkpointing": True}, BOTH),
         (4, {"tp": 2, "pp": 2}, BOTH),
+        (2, {"tp": 2}, WITH_EXPERTS),
+        (2, {"tp": 2, "sequence_parallel": False, "zero_stage": 0}, WITH_EXPERTS),
+        (2, {"zero_stage": 1}, WITH_EXPERTS),
+        (2, {"zero_stage": 2}, WITH_EXPERTS),
+        (2, {"zero_stage": 3, "activation_checkpointing": True}, WITH_EXPERTS),
+        (2, {"pp": 2}, WITH_EXPERTS),
+        (4, {"tp": 2, "pp": 2, "activation_checkpointing": True}, WITH_EXPERTS),
     ],
     ids=lambda value: str(value).replace("'", ""),
 )

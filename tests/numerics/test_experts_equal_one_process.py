@@ -30,6 +30,12 @@ BOTH: tuple[Towers, ...] = ("moe", "experts")
         (2, {"pp": 2, "activation_checkpointing": True}, BOTH),
         (4, {"tp": 2, "zero_stage": 3}, ("experts",)),
         (4, {"tp": 2, "pp": 2}, ("experts",)),
+        (2, {"pp": 2, "zero_stage": 0}, ("auxiliary",)),
+        (2, {"pp": 2, "activation_checkpointing": True}, ("auxiliary",)),
+        (4, {"pp": 4}, ("auxiliary",)),
+        (4, {"pp": 2}, ("auxiliary",)),
+        (4, {"tp": 2, "pp": 2}, ("auxiliary",)),
+        (4, {"tp": 2, "pp": 2, "sequence_parallel": False, "zero_stage": 0}, ("auxiliary",)),
     ],
     ids=lambda value: str(value).replace("'", ""),
 )

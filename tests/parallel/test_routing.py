@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parallel.routing import route, sequence_to_sorted, sorted_to_sequence
+from parallel.routing import route, sequence_to_sorted, sorted_to_sequence, tokens_of_towers
 
 
 @given(
@@ -62,3 +62,17 @@ def test_a_modality_is_a_slice_of_its_tower() -> None:
 def test_an_absent_modality_is_an_empty_slice() -> None:
     routing = route(np.array([2, 0, 2]), [0, 0, 0], 1, by_modality=True)
     assert routing.modality_rows == ((0, 1), (1, 1), (1, 3))
+
+
+def test_tokens_of_a_tower_are_in_sequence_order_without_padding() -> None:
+    """Two sequences of five; the second tower is sorted by modality, so its rows are not in that order."""
+    modality = np.array([1, 0, 2, 1, 0, 2, 1, 0, 2, 0])
+    routing = route(modality, [0, 1, 1], 2, by_modality=True)
+    places = routing.to_sorted.numpy()
+    assert places.tolist() == [1, 4, 7, 9, 0, 3, 6, 2, 5, 8]
+    text, other = tokens_of_towers(routing.counts, places, places != 9, 2, 5)
+    assert text.rows is not None and text.rows.tolist() == [0, 1, 2] and text.per_sequence == (2, 1)
+    assert other.rows is not None and other.rows.tolist() == [0, 3, 1, 4, 2, 5]
+    assert other.per_sequence == (3, 3)
+    whole, none = tokens_of_towers((2, 0), np.array([5, 8]), np.ones(2, bool), 3, 5)
+    assert whole.rows is None and whole.per_sequence == (0, 2, 0) and none.per_sequence == (0, 0, 0)

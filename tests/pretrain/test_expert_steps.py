@@ -13,7 +13,7 @@ CONFIG = tiny_config(
     context_tokens=64,
     experts={
         "text": {"num_experts": 4},
-        "image": {"num_experts": 3, "routing": "token_choice", "top_k": 2},
+        "image": {"num_experts": 3, "routing": "token_choice", "top_k": 2, "router_z": 0.1},
     },
 )
 
@@ -44,6 +44,9 @@ def test_every_place_counts_under_its_name(counted: dict[str, Counted]) -> None:
         assert sums[f"experts/tokens/image/{layer}"] == tokens_of(1)
         assert sums[f"experts/dropped/image/{layer}"] == 0 < sums[f"experts/dropped/text/{layer}"]
         assert sum(sums[f"experts/taken/image/{layer}/{e}"] for e in range(3)) == 2 * tokens_of(1)
+        assert sums[f"experts/router_z/image/{layer}"] > 0 == sums[f"experts/load_balance/image/{layer}"]
+    taken = [value for name, value in sums.items() if name.startswith("experts/taken/text/")]
+    assert expert_steps.rows_taken(CONFIG, counted) == {"text": sum(taken), "image": 2 * 2 * tokens_of(1)}
     assert counted["blocks.1.experts.text.3"].histogram.sum() == tokens_of(0)
     assert not counted["blocks.1.experts.image.2"].histogram.any()  # causal already: no threshold
 
@@ -62,6 +65,7 @@ def test_a_row_has_load_and_drops() -> None:
     for tower in ("text", "image"):
         window |= {f"experts/tokens/{tower}/{layer}": 20.0 for layer in range(2)}
         window |= {f"experts/dropped/{tower}/{layer}": 4.0 + layer for layer in range(2)}
+        window |= {f"experts/router_z/{tower}/{layer}": 10.0 + 2 * layer for layer in range(2)}
     row = expert_steps.row(CONFIG, window)
     assert row == pytest.approx(
         {
@@ -69,6 +73,7 @@ def test_a_row_has_load_and_drops() -> None:
             "experts/drop_frac/text": 4.5 / 20,
             "experts/load_max_over_mean/image": 1.0,
             "experts/drop_frac/image": 4.5 / 20,
+            "experts/router_z/image": 11 / 20,  # that of text has no weight
         }
     )
     nothing = dict.fromkeys(window, 0.0)

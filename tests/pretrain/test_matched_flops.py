@@ -48,10 +48,16 @@ def test_the_mix_is_that_of_the_documents_by_their_weights(tmp_path: Path) -> No
 
 def test_budgets_agree_and_schedules_are_stretched(data: Path) -> None:
     dense, wide = run(data, 400), run(data, 400, experts={"text": {"num_experts": 4, "capacity_factor": 2}})
-    first, second = matched([("dense", dense), ("wide", wide)], "dense", "test")
+    table = {"schedule": "constant", "mean_ratio": 0.5, "rule": "threshold"}
+    some = run(data, 400, experts=wide.model_dump()["model"]["experts"], depth={"text": table})
+    first, second, third = matched([("dense", dense), ("wide", wide), ("some", some)], "dense", "test")
     assert first == dense
     mix = expected_mix(dense)
     ratio = second.num_steps * step_flops(second, mix) / (400 * step_flops(dense, mix))
+    assert second.num_steps < third.num_steps
+    assert third.num_steps * step_flops(third, mix) / (400 * step_flops(dense, mix)) == pytest.approx(
+        1, abs=0.005
+    )
     assert second.num_steps < 400 and ratio == pytest.approx(1, abs=0.005)
     assert second.optimizer.schedule.warmup_steps == round(second.num_steps / 10)
     assert second.model == wide.model and second.tokens_per_step == dense.tokens_per_step

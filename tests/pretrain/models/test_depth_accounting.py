@@ -133,22 +133,27 @@ def test_p_mod_7b(text: int) -> None:
     assert forward_flops(dense, tokens, pairs) == pytest.approx(8.38e12, rel=0.05)
 
 
+@pytest.mark.parametrize("experts", EXPERTS)
 @pytest.mark.parametrize("place", PLACES, ids=str)
-def test_expected_costs_add_up(place: dict[str, str]) -> None:
+def test_expected_costs_add_up(place: dict[str, str], experts: str) -> None:
     """Sublayers, tokens and the whole agree where every modality has as many tokens."""
     table = depth(schedule="cosine", mean_ratio=0.6, **place)
-    config = tiny_config(MOT, depth={"image": table, "speech": table}, num_layers=6, context_tokens=24)
+    shape = {"num_layers": 6, "context_tokens": 24}
+    shape |= {"experts": {"image": EXPERTS[experts]}} if EXPERTS[experts] else {}
+    config = tiny_config(MOT, depth={"image": table, "speech": table}, **shape)
     tokens = dict.fromkeys(MOT, 8)
     total = forward_flops(config, tokens, visible_pairs([24]))
     assert sum(sublayer_costs(config)) == pytest.approx(total, rel=1e-4)
-    dense = sublayer_costs(tiny_config(MOT, num_layers=6, context_tokens=24))
+    dense = sublayer_costs(tiny_config(MOT, **shape))
     costs = sublayer_costs(config)
     assert costs[:3] == dense[:3] and costs[-1] == dense[-1]
     assert costs[11] <= dense[11] and costs[12] < dense[12]  # the last block skips most
     assert (costs[11] == dense[11]) == (place.get("parts") == "feed_forward")
-    plain = flops_per_token(tiny_config(MOT, num_layers=6), "text")
-    assert flops_per_token(config, "text") == plain | {"depth": 0}
-    assert sum(flops_per_token(config, "image").values()) < sum(flops_per_token(config, "text").values())
+    plain = {m: flops_per_token(tiny_config(MOT, **shape), m) for m in MOT}
+    assert flops_per_token(config, "text") == plain["text"] | {"depth": 0}
+    for modality in ("image", "speech"):
+        saved = {key: n - flops_per_token(config, modality)[key] for key, n in plain[modality].items()}
+        assert saved["feed_forward"] == pytest.approx(0.4 * plain[modality]["feed_forward"], abs=0.5)
 
 
 def test_describe_tells_ratios_and_what_is_saved() -> None:
