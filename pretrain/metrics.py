@@ -51,9 +51,9 @@ METRICS = (
     Metric(
         "eval/causal/gain/<a>_to_<b>", "nats/token", "difference", "as eval/gain/<a>_to_<b>, by thresholds"
     ),
-    Metric("depth/ratio/<m>", "1", "mean", f"mean over layers with a router of the tokens that ran {_SINCE}"),
-    Metric("depth/ratio/<m>/<layer>", "1", "sum/count", f"share of the modality's tokens that ran {_SINCE}"),
-    Metric("depth/gate_std/<m>", "1", "sum/count", f"standard deviation of the gates of all tokens {_SINCE}"),
+    Metric("depth/ratio/<m>", "1", "mean", "mean of depth/ratio/<m>/<layer> over the layers with a router"),
+    Metric("depth/ratio/<m>/<layer>", "1", "sum/count", f"share of tokens that may skip which ran {_SINCE}"),
+    Metric("depth/gate_std/<m>", "1", "sum/count", f"standard deviation of their gates {_SINCE}"),
     Metric(
         "experts/load_max_over_mean/<tower>", "1", "mean", f"busiest over mean expert of a layer {_SINCE}"
     ),

@@ -37,8 +37,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class DepthRow:
-    """A router of depth: means over its modality's tokens in the held-out sequences, padding left out. NaN
-    where there are none."""
+    """A router of depth: means over its modality's tokens in the held-out sequences, padding and special
+    tokens left out. NaN where there are none."""
 
     layer: int
     modality: str

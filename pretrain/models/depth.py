@@ -18,8 +18,9 @@ from pretrain.models.inputs import ModelInputs
 from pretrain.thresholds import ScoreCounts
 
 SUMS = ("tokens", "run", "gate", "gate_squared", "visible_pairs")
-"""What a router's ScoreCounts sums, of tokens that are no padding: all of them, those that run, the gates of
-all and their squares, and (the block's first router alone) the pairs that attention looks at."""
+"""What a router's ScoreCounts sums, of tokens that may skip (neither padding nor special): all of them,
+those that run, the gates of all and their squares; and (the block's first router alone) the pairs that
+attention looks at."""
 
 
 @dataclass(frozen=True)
@@ -147,20 +148,13 @@ def _count(
     rows: slice,
     pairs: int,
 ) -> None:
-    """Of tokens that are no padding; the threshold decides about those alone that are not special either."""
-    filled = table.documents[rows] >= 0
-    free = filled & ~table.special[rows]
-    if not filled.all():
-        gates = gates[torch.from_numpy(filled).to(gates.device)]
+    """Of tokens that may skip. Special ones always run, so the others are all that skip, too."""
+    free = (table.documents[rows] >= 0) & ~table.special[rows]
+    if not free.all():
+        mine = torch.from_numpy(free)
+        scores, gates = scores[mine], gates[mine.to(gates.device)]
     (counts,) = router.score_counts
-    counts.add(
-        scores if free.all() else scores[torch.from_numpy(free)],
-        int(filled.sum()),
-        int(runs.sum()),
-        gates.sum(),
-        gates.square().sum(),
-        pairs,
-    )
+    counts.add(scores, int(free.sum()), int((runs & free).sum()), gates.sum(), gates.square().sum(), pairs)
 
 
 def _documents(config: DepthConfig, table: TokenTable, rows: slice, device: torch.device) -> Tensor | None:
