@@ -11,6 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from jaxtyping import UInt8
+
 from data_pipeline.toml_config import ConfigError
 
 Sums = dict[str, float]
@@ -215,7 +218,7 @@ class MetricsLog:
             os.truncate(self.path, ends[kept - 1] if kept else 0)
         self.num_rows = num_rows
         self._file: TextIO = self.path.open("a")
-        self._tensorboard = TensorBoardView(run_dir / "tensorboard", purge_from_step=step + 1)
+        self.tensorboard = TensorBoardView(run_dir / "tensorboard", purge_from_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one row. Every name must be in METRICS."""
@@ -225,7 +228,7 @@ class MetricsLog:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         self.num_rows += 1
-        self._tensorboard.write(step, values)
+        self.tensorboard.write(step, values)
 
     def sync(self) -> None:
         """To disk, before a checkpoint that counts on these rows: then a machine's crash loses neither."""
@@ -233,11 +236,11 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-        self._tensorboard.close()
+        self.tensorboard.close()
 
 
 class TensorBoardView:
-    """Scalars as an event file, by tensorboard's own writer: that starts without torch or tensorflow."""
+    """An event file, by tensorboard's own writer: that starts without torch or tensorflow."""
 
     def __init__(self, folder: Path, *, purge_from_step: int) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -265,6 +268,11 @@ class TensorBoardView:
             if isinstance(value, int | float)
         ]
         self._put(step=step, summary=self._summary_pb2.Summary(value=scalars))
+
+    def picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+        from torch.utils.tensorboard.summary import image
+
+        self._put(step=step, summary=image(name, pixels, dataformats="HWC"))
 
     def close(self) -> None:
         self._writer.close()

@@ -58,15 +58,10 @@ class DepthRouting(nn.Module):
     """The routers of one block, by modality."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        index: int,
-        weights: InitialWeights,
-        *,
-        axis: TensorAxis = ONE_RANK,
+        self, config: ModelConfig, index: int, weights: InitialWeights, *, axis: TensorAxis = ONE_RANK
     ) -> None:
         super().__init__()
-        self.axis, self.modalities = axis, config.modalities
+        self.axis, self.index, self.modalities = axis, index, config.modalities
         self.with_experts = bool(config.experts)
         for modality, ratio in config.depth_ratios(index).items():
             router = DepthRouter(
@@ -86,7 +81,7 @@ class DepthRouting(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens d_model"], inputs: ModelInputs) -> Chosen:
         """Choose among the whole sorted stream. The host waits once, for the scores (depth_selection.py)."""
-        table = inputs.table
+        table, selection = inputs.table, inputs.selection
         assert table is not None, "inputs of a model without depth routing"
         of_modality = dict(zip(self.modalities, inputs.routing.modality_rows, strict=True))
         # In the order of their rows.
@@ -101,7 +96,15 @@ class DepthRouting(nn.Module):
         pieces, last = [], 0
         for (first, end, router), score, on_host in zip(places, raw, ranked, strict=True):
             rows = slice(first, end)
-            keep[rows] = _runs(router, on_host.numpy(), rows, inputs)
+            keep[rows] = runs(
+                router.config,
+                on_host.numpy(),
+                table.documents[rows],
+                table.special[rows],
+                router.config.ratio_at(router.ratio, selection.progress),
+                threshold=selection.thresholds.get(router.name),
+                causal=selection.causal,
+            )
             documents = _documents(router.config, table, rows, x.device)
             pieces += [ones[last:first], depth_gates.gates(router.config, score, documents)]
             last = end
@@ -113,43 +116,24 @@ class DepthRouting(nn.Module):
             keys=self.style.keys if self.style.parts != "feed_forward" else "all",
             with_tokens=self.with_experts,
         )
+        if inputs.ran is not None:
+            ran = keep[np.argsort(table.places)].reshape(-1, table.sequence_tokens)
+            inputs.ran.update({(self.index, modality): ran for modality in self.routers()})
         if self.training:
             pairs = tokens.visible_pairs
             for (first, end, router), on_host in zip(places, ranked, strict=True):
                 rows = slice(first, end)
-                _count(router, on_host, gates[rows], keep[rows], table, rows, pairs)
+                free = (table.documents[rows] >= 0) & ~table.special[rows]
+                _count(router, on_host, gates[rows], keep[rows], free, pairs)
                 pairs = 0
         return Chosen(tokens.to(x.device), gates.unsqueeze(1))
 
 
-def _runs(
-    router: DepthRouter, scores: np.ndarray, rows: slice, inputs: ModelInputs
-) -> Bool[np.ndarray, " rows"]:
-    table, selection = inputs.table, inputs.selection
-    assert table is not None
-    return runs(
-        router.config,
-        scores,
-        table.documents[rows],
-        table.special[rows],
-        router.config.ratio_at(router.ratio, selection.progress),
-        threshold=selection.thresholds.get(router.name),
-        causal=selection.causal,
-    )
-
-
 @torch.no_grad()
 def _count(
-    router: DepthRouter,
-    scores: Tensor,
-    gates: Tensor,
-    runs: np.ndarray,
-    table: TokenTable,
-    rows: slice,
-    pairs: int,
+    router: DepthRouter, scores: Tensor, gates: Tensor, runs: np.ndarray, free: np.ndarray, pairs: int
 ) -> None:
-    """Of tokens that may skip. Special ones always run, so the others are all that skip, too."""
-    free = (table.documents[rows] >= 0) & ~table.special[rows]
+    """`free`: tokens that may skip."""
     if not free.all():
         mine = torch.from_numpy(free)
         scores, gates = scores[mine], gates[mine.to(gates.device)]
