@@ -3,23 +3,27 @@
 The sequences are fixed: no seed, no layout and no arm of a comparison changes them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Bool
 
 from data_pipeline.batch import Batch, make_batch
 from data_pipeline.index import TokenSource
-from data_pipeline.vocabulary import Vocabulary
+from data_pipeline.vocabulary import BOI, Vocabulary
 from parallel.engine import Engine
+from parallel.world import World
 from pretrain.config import RunConfig
-from pretrain.heldout import Text, heldout_texts, pack_texts, pair_text, pairs
+from pretrain.heldout import IMAGE, Text, heldout_texts, pack_texts, pair_text, pairs
 from pretrain.metrics import losses
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.thresholds import Selection
 
 Direction = tuple[str, str]
+
+IMAGES_DRAWN = 4  # of the held-out set, in TensorBoard
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,17 @@ class Heldout:
     """(a, b) -> parts b after their own part a; only the ids of b have weight."""
     foreign: Mapping[Direction, tuple[ModelInputs, ...]]
     """The same parts b after a part a of another document."""
+    images: "HeldoutImages | None" = None
+
+
+@dataclass(frozen=True)
+class HeldoutImages:
+    """Texts with images that are drawn, the same on every rank."""
+
+    source: TokenSource
+    texts: tuple[Text, ...]
+    inputs: tuple[ModelInputs, ...]
+    """Each text alone in its sequence."""
 
 
 def build_heldout(config: RunConfig, source: TokenSource, *, dp_rank: int, dp_size: int) -> Heldout:
@@ -39,17 +54,10 @@ def build_heldout(config: RunConfig, source: TokenSource, *, dp_rank: int, dp_si
     context = config.model.context_tokens
 
     def share(texts: Sequence[Text], *, document_mask: bool = True) -> tuple[ModelInputs, ...]:
-        return tuple(
-            build_inputs(batch, config.model, document_mask=document_mask)
-            for batch in micro_batches(
-                pack_texts(texts, context),
-                source.vocabulary,
-                context_tokens=context,
-                micro_batch_sequences=config.parallel.micro_batch_sequences,
-                dp_rank=dp_rank,
-                dp_size=dp_size,
-            )
+        batches = micro_batches(
+            pack_texts(texts, context), source.vocabulary, config, dp_rank=dp_rank, dp_size=dp_size
         )
+        return tuple(build_inputs(batch, config.model, document_mask=document_mask) for batch in batches)
 
     found = pairs(source, num_documents=config.evaluate.conditional_documents, context_tokens=context)
     texts = heldout_texts(source, num_sequences=config.evaluate.heldout_sequences, context_tokens=context)
@@ -64,28 +72,40 @@ def build_heldout(config: RunConfig, source: TokenSource, *, dp_rank: int, dp_si
             direction: share([pair_text(p.foreign, p.target, p.name, source.vocabulary) for p in listed])
             for direction, listed in found.items()
         },
+        images=images_of(texts, source, config, IMAGES_DRAWN),
     )
+
+
+def images_of(
+    texts: Sequence[Text], source: TokenSource, config: RunConfig, count: int
+) -> HeldoutImages | None:
+    """The first `count` of `texts` that hold one; None without, and where image tokens are not chosen."""
+    found = [text for text in texts if BOI in text.ids][:count]
+    if IMAGE not in config.model.depth or not found:
+        return None
+    batches = micro_batches([[text] for text in found], source.vocabulary, config)
+    return HeldoutImages(source, tuple(found), tuple(build_inputs(batch, config.model) for batch in batches))
 
 
 def micro_batches(
     sequences: Sequence[Sequence[Text]],
     vocabulary: Vocabulary,
+    config: RunConfig,
     *,
-    context_tokens: int,
-    micro_batch_sequences: int,
-    dp_rank: int,
-    dp_size: int,
+    dp_rank: int = 0,
+    dp_size: int = 1,
 ) -> list[Batch]:
     """Sequences dp_rank, dp_rank + dp_size, ... as Batches of one shape; empty sequences fill the last."""
-    per_rank = -(-len(sequences) // (dp_size * micro_batch_sequences)) * micro_batch_sequences
+    size = config.parallel.micro_batch_sequences
+    per_rank = -(-len(sequences) // (dp_size * size)) * size
     mine = list(sequences[dp_rank::dp_size])
     mine += [[]] * (per_rank - len(mine))
     batches = []
-    for first in range(0, per_rank, micro_batch_sequences):
-        chosen = mine[first : first + micro_batch_sequences]
+    for first in range(0, per_rank, size):
+        chosen = mine[first : first + size]
         batch = make_batch(
             [[text.ids for text in texts] for texts in chosen],
-            sequence_tokens=context_tokens,
+            sequence_tokens=config.model.context_tokens,
             vocabulary=vocabulary,
             samples=[[text.name for text in texts] for texts in chosen],
         )
@@ -133,6 +153,19 @@ def conditional_losses(
             row[f"{prefix}/loss/{a}_to_{b}"] = own / weight
             row[f"{prefix}/gain/{a}_to_{b}"] = (foreign - own) / weight
     return row
+
+
+def tokens_that_ran(
+    forward: Callable[..., object], images: HeldoutImages, selection: Selection, world: World | None = None
+) -> dict[int, Bool[np.ndarray, "texts tokens"]]:
+    """Layer with a router for images -> which tokens of `images` ran, after `forward` of a list of inputs.
+    Every rank of `world` calls it: layers may be on several stages."""
+    inputs = [replace(each, selection=selection, ran={}) for each in images.inputs]
+    forward(inputs)
+    mine = [each.ran or {} for each in inputs]
+    stages = [mine] if world is None else world.gather(mine, world.model_group)
+    places = [(stage, place) for stage in stages for place in stage[0] if place[1] == IMAGE]
+    return {place[0]: np.concatenate([ran[place] for ran in stage]) for stage, place in places}
 
 
 def _sums(

@@ -1,6 +1,6 @@
 """Which held-out documents an evaluation reads, and as what: pure functions. Imports no torch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from data_pipeline.packing import cut, pack
 from data_pipeline.parts import read_parts
 from data_pipeline.vocabulary import BOS, EOS, TEXT, Vocabulary
 
+IMAGE = "image"
 ORDER_KEY = key_of(0)
 """Held-out documents are read in one pseudo-random order, the same for every run whatever its seed."""
 
@@ -131,7 +132,3 @@ def pack_texts(texts: Sequence[Text], context_tokens: int) -> list[list[Text]]:
     for text, sequence in zip(texts, where.tolist(), strict=True):
         sequences[sequence].append(text)
     return sequences
-
-
-def count_slots(sequences: Iterable[Sequence[Text]]) -> int:
-    return sum(len(text.weights) for texts in sequences for text in texts)

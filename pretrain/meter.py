@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from data_pipeline.loader import StepBatch
@@ -15,10 +16,12 @@ from parallel.world import World
 from pretrain import depth_steps, expert_steps
 from pretrain.config import RunConfig
 from pretrain.device_peak import device_name, measure_peak_flops, peak_key, table_peak_flops
+from pretrain.evaluate import HeldoutImages
 from pretrain.metrics import MetricsLog, Sums, step_sums, train_row
 from pretrain.models.accounting import train_flops
 from pretrain.models.inputs import ModelInputs
 from pretrain.run_dir import RunDir
+from pretrain.selection_picture import sheet
 from pretrain.state import TrainState
 from pretrain.thresholds import Counted
 
@@ -95,6 +98,14 @@ class Meter:
             row["data/fingerprint"] = f"{state.stream.fingerprint:016x}"
             self._log.write(state.step, row)
         return state.logged()
+
+    def picture(self, step: int, name: str, images: HeldoutImages, ran: Mapping[int, np.ndarray]) -> None:
+        """What runs of `images`, into TensorBoard. A run does not end because that fails."""
+        if self._log is not None:
+            try:
+                self._log.tensorboard.picture(step, name, sheet(images.texts, ran, images.source))
+            except Exception as error:
+                print(f"step {step}: {name} is not drawn: {type(error).__name__}: {error}", flush=True)
 
     def show(self, state: TrainState) -> None:
         """Count the step on the terminal, with losses and speed since the last row."""

@@ -11,6 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+from jaxtyping import UInt8
+
 from data_pipeline.toml_config import ConfigError
 
 Sums = dict[str, float]
@@ -51,9 +54,9 @@ METRICS = (
     Metric(
         "eval/causal/gain/<a>_to_<b>", "nats/token", "difference", "as eval/gain/<a>_to_<b>, by thresholds"
     ),
-    Metric("depth/ratio/<m>", "1", "mean", f"mean over layers with a router of the tokens that ran {_SINCE}"),
-    Metric("depth/ratio/<m>/<layer>", "1", "sum/count", f"share of the modality's tokens that ran {_SINCE}"),
-    Metric("depth/gate_std/<m>", "1", "sum/count", f"standard deviation of the gates of all tokens {_SINCE}"),
+    Metric("depth/ratio/<m>", "1", "mean", "mean of depth/ratio/<m>/<layer> over the layers with a router"),
+    Metric("depth/ratio/<m>/<layer>", "1", "sum/count", f"share of tokens that may skip which ran {_SINCE}"),
+    Metric("depth/gate_std/<m>", "1", "sum/count", f"standard deviation of their gates {_SINCE}"),
     Metric(
         "experts/load_max_over_mean/<tower>", "1", "mean", f"busiest over mean expert of a layer {_SINCE}"
     ),
@@ -217,7 +220,7 @@ class MetricsLog:
             os.truncate(self.path, ends[kept - 1] if kept else 0)
         self.num_rows = num_rows
         self._file: TextIO = self.path.open("a")
-        self._tensorboard = TensorBoardView(run_dir / "tensorboard", purge_from_step=step + 1)
+        self.tensorboard = TensorBoardView(run_dir / "tensorboard", purge_from_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one row. Every name must be in METRICS."""
@@ -227,7 +230,7 @@ class MetricsLog:
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         self.num_rows += 1
-        self._tensorboard.write(step, values)
+        self.tensorboard.write(step, values)
 
     def sync(self) -> None:
         """To disk, before a checkpoint that counts on these rows: then a machine's crash loses neither."""
@@ -235,11 +238,11 @@ class MetricsLog:
 
     def close(self) -> None:
         self._file.close()
-        self._tensorboard.close()
+        self.tensorboard.close()
 
 
 class TensorBoardView:
-    """Scalars as an event file, by tensorboard's own writer: that starts without torch or tensorflow."""
+    """An event file, by tensorboard's own writer: that starts without torch or tensorflow."""
 
     def __init__(self, folder: Path, *, purge_from_step: int) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -267,6 +270,11 @@ class TensorBoardView:
             if isinstance(value, int | float)
         ]
         self._put(step=step, summary=self._summary_pb2.Summary(value=scalars))
+
+    def picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+        from torch.utils.tensorboard.summary import image
+
+        self._put(step=step, summary=image(name, pixels, dataformats="HWC"))
 
     def close(self) -> None:
         self._writer.close()

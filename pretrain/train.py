@@ -141,7 +141,7 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
     from pretrain import build, depth_steps
     from pretrain.checkpoint_writer import CheckpointWriter
     from pretrain.device_peak import device_name
-    from pretrain.evaluate import conditional_losses, heldout_losses, selections
+    from pretrain.evaluate import conditional_losses, heldout_losses, selections, tokens_that_ran
     from pretrain.finite import require_finite
     from pretrain.meter import Meter
     from pretrain.models.inputs import build_inputs
@@ -210,6 +210,9 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
                     evaluation |= heldout_losses(engine, heldout, prefix, selection)
                 if due(every.conditional or every.eval):
                     evaluation |= conditional_losses(engine, heldout, prefix, selection)
+                    if heldout.images is not None:
+                        ran = tokens_that_ran(engine.eval_step, heldout.images, selection, world)
+                        meter.picture(state.step, f"{prefix}/image_tokens", heldout.images, ran)
             if evaluation:
                 evaluation["time/eval_s"] = time.perf_counter() - began
             if due(every.log) or evaluation:

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from data_pipeline.index import TokenSource
 from data_pipeline.shards import atomic_file
 from data_pipeline.toml_config import ConfigError
-from tools.selected_tokens import IMAGE, Inspection, inspect
-from tools.selection_figure import Picture, image_tokenizer, pictures_of, selection_png
+from pretrain.heldout import IMAGE
+from pretrain.selection_picture import image_tokenizer
+from tools.selected_tokens import Inspection, inspect
+from tools.selection_figure import selection_png
 
 
 def show(run: Path, out: Path | None, *, documents: int, causal: bool) -> None:
@@ -14,21 +15,29 @@ def show(run: Path, out: Path | None, *, documents: int, causal: bool) -> None:
     the run directory. Raises ConfigError."""
     if documents < 0:
         raise ConfigError(f"--documents {documents}: 0 or more")
-    found = inspect(run, causal=causal)
+    found = inspect(run, documents=documents, causal=causal)
     print(tables(found), flush=True)
     if not found.depth:
         print("no picture: the model has no depth routing")
         return
     if out is None:
         out = found.checkpoint.parents[1] / f"selected_tokens_step_{found.step:08d}.png"
-    pictures, why_none = _pictures(found, documents)
     try:
         with atomic_file(out) as file:
-            file.write(selection_png(found, pictures))
+            file.write(selection_png(found))
     except OSError as error:
         raise ConfigError(f"--out {out} cannot be written: {error}") from None
-    told = f"{len(pictures)} images of held-out documents" if pictures else f"ratios alone: {why_none}"
-    print(f"{out}: {told}")
+    print(f"{out}: {_told(found, documents)}")
+
+
+def _told(found: Inspection, documents: int) -> str:
+    if found.images is not None:
+        told = f"{len(found.images.texts)} images of held-out documents"
+        tokenizer = image_tokenizer(found.images.source)
+        return f"{told}, not decoded: {tokenizer}" if isinstance(tokenizer, str) else told
+    if IMAGE not in found.config.model.depth:
+        return "ratios alone: the model routes no images"
+    return f"ratios alone: {'no image among those documents' if documents else '--documents 0'}"
 
 
 def tables(found: Inspection) -> str:
@@ -48,18 +57,3 @@ def tables(found: Inspection) -> str:
             for r in found.experts
         ]
     return "\n".join(lines)
-
-
-def _pictures(found: Inspection, count: int) -> tuple[list[Picture], str]:
-    """And why there are none."""
-    if IMAGE not in found.config.model.depth:
-        return [], "the model routes no images"
-    if not count:
-        return [], "--documents 0"
-    assert found.config.data.heldout is not None
-    source = TokenSource.open(found.config.data.heldout)
-    try:
-        tokenizer = image_tokenizer(source.folder, source.fingerprints[IMAGE])
-    except ConfigError as error:
-        return [], str(error)
-    return pictures_of(found.images, tokenizer, count), "no whole image among those documents"

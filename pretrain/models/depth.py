@@ -18,8 +18,9 @@ from pretrain.models.inputs import ModelInputs
 from pretrain.thresholds import ScoreCounts
 
 SUMS = ("tokens", "run", "gate", "gate_squared", "visible_pairs")
-"""What a router's ScoreCounts sums, of tokens that are no padding: all of them, those that run, the gates of
-all and their squares, and (the block's first router alone) the pairs that attention looks at."""
+"""What a router's ScoreCounts sums, of tokens that may skip (neither padding nor special): all of them,
+those that run, the gates of all and their squares; and (the block's first router alone) the pairs that
+attention looks at."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,10 @@ class DepthRouting(nn.Module):
     """The routers of one block, by modality."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        index: int,
-        weights: InitialWeights,
-        *,
-        axis: TensorAxis = ONE_RANK,
+        self, config: ModelConfig, index: int, weights: InitialWeights, *, axis: TensorAxis = ONE_RANK
     ) -> None:
         super().__init__()
-        self.axis, self.modalities = axis, config.modalities
+        self.axis, self.index, self.modalities = axis, index, config.modalities
         self.with_experts = bool(config.experts)
         for modality, ratio in config.depth_ratios(index).items():
             router = DepthRouter(
@@ -85,7 +81,7 @@ class DepthRouting(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens d_model"], inputs: ModelInputs) -> Chosen:
         """Choose among the whole sorted stream. The host waits once, for the scores (depth_selection.py)."""
-        table = inputs.table
+        table, selection = inputs.table, inputs.selection
         assert table is not None, "inputs of a model without depth routing"
         of_modality = dict(zip(self.modalities, inputs.routing.modality_rows, strict=True))
         # In the order of their rows.
@@ -100,7 +96,15 @@ class DepthRouting(nn.Module):
         pieces, last = [], 0
         for (first, end, router), score, on_host in zip(places, raw, ranked, strict=True):
             rows = slice(first, end)
-            keep[rows] = _runs(router, on_host.numpy(), rows, inputs)
+            keep[rows] = runs(
+                router.config,
+                on_host.numpy(),
+                table.documents[rows],
+                table.special[rows],
+                router.config.ratio_at(router.ratio, selection.progress),
+                threshold=selection.thresholds.get(router.name),
+                causal=selection.causal,
+            )
             documents = _documents(router.config, table, rows, x.device)
             pieces += [ones[last:first], depth_gates.gates(router.config, score, documents)]
             last = end
@@ -112,55 +116,29 @@ class DepthRouting(nn.Module):
             keys=self.style.keys if self.style.parts != "feed_forward" else "all",
             with_tokens=self.with_experts,
         )
+        if inputs.ran is not None:
+            ran = keep[np.argsort(table.places)].reshape(-1, table.sequence_tokens)
+            inputs.ran.update({(self.index, modality): ran for modality in self.routers()})
         if self.training:
             pairs = tokens.visible_pairs
             for (first, end, router), on_host in zip(places, ranked, strict=True):
                 rows = slice(first, end)
-                _count(router, on_host, gates[rows], keep[rows], table, rows, pairs)
+                free = (table.documents[rows] >= 0) & ~table.special[rows]
+                _count(router, on_host, gates[rows], keep[rows], free, pairs)
                 pairs = 0
         return Chosen(tokens.to(x.device), gates.unsqueeze(1))
 
 
-def _runs(
-    router: DepthRouter, scores: np.ndarray, rows: slice, inputs: ModelInputs
-) -> Bool[np.ndarray, " rows"]:
-    table, selection = inputs.table, inputs.selection
-    assert table is not None
-    return runs(
-        router.config,
-        scores,
-        table.documents[rows],
-        table.special[rows],
-        router.config.ratio_at(router.ratio, selection.progress),
-        threshold=selection.thresholds.get(router.name),
-        causal=selection.causal,
-    )
-
-
 @torch.no_grad()
 def _count(
-    router: DepthRouter,
-    scores: Tensor,
-    gates: Tensor,
-    runs: np.ndarray,
-    table: TokenTable,
-    rows: slice,
-    pairs: int,
+    router: DepthRouter, scores: Tensor, gates: Tensor, runs: np.ndarray, free: np.ndarray, pairs: int
 ) -> None:
-    """Of tokens that are no padding; the threshold decides about those alone that are not special either."""
-    filled = table.documents[rows] >= 0
-    free = filled & ~table.special[rows]
-    if not filled.all():
-        gates = gates[torch.from_numpy(filled).to(gates.device)]
+    """`free`: tokens that may skip."""
+    if not free.all():
+        mine = torch.from_numpy(free)
+        scores, gates = scores[mine], gates[mine.to(gates.device)]
     (counts,) = router.score_counts
-    counts.add(
-        scores if free.all() else scores[torch.from_numpy(free)],
-        int(filled.sum()),
-        int(runs.sum()),
-        gates.sum(),
-        gates.square().sum(),
-        pairs,
-    )
+    counts.add(scores, int(free.sum()), int((runs & free).sum()), gates.sum(), gates.square().sum(), pairs)
 
 
 def _documents(config: DepthConfig, table: TokenTable, rows: slice, device: torch.device) -> Tensor | None:

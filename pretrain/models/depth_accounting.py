@@ -129,14 +129,3 @@ def saved_flops(config: ModelConfig, skipped: Skipped) -> int:
         if modality in config.depth
     )
     return round(linear + Fraction(skipped.pairs) * 4 * config.num_heads * config.head_dim)
-
-
-def kept_keys(config: ModelConfig, tokens: Mapping[str, int]) -> float:
-    """Share of keys and values that a cache of `tokens` of each modality holds of a dense model's."""
-    dense = sum(tokens.values()) * config.num_layers
-    skipped = sum(
-        count * skipped_per_token(config, modality)
-        for modality, count in tokens.items()
-        if modality in config.depth and config.depth[modality].keys == "selected"
-    )
-    return 1 - skipped / dense

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from data_pipeline.batch import Batch
@@ -45,6 +45,9 @@ class ModelInputs:
     """On the host; only for models with depth routing."""
     selection: Selection = field(default_factory=Selection)
     """What tokens are chosen by."""
+    ran: dict[tuple[int, str], Bool[np.ndarray, "sequences tokens"]] | None = None
+    """Where routers of depth note, by (layer, modality), which tokens ran, in sequence order; None: they
+    do not."""
 
     @property
     def weight(self) -> float:
