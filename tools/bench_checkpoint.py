@@ -126,10 +126,10 @@ def _trained(w: Any, args: argparse.Namespace, steps: int = 1) -> Any:
     from pretrain.models.inputs import build_inputs
     from pretrain.models.pretraining import Pretraining
     from pretrain.optimizer import parameter_groups
-    from tools.bench_model import Case, _batch, _config
+    from tools.bench_model import Case, model_config, random_batch
 
     case = Case(3, args.d_model, 8, 1, 64, 4096)
-    config = _config(case, 3)
+    config = model_config(case, 3)
     module: Any = Pretraining(Decoder(config, seed=1))
     module.universal_checkpoint_info = {"universal_checkpoint_version": 0.2}  # asked for by the conversion
     engine = ZeroEngine(
@@ -142,7 +142,7 @@ def _trained(w: Any, args: argparse.Namespace, steps: int = 1) -> Any:
         prefix="decoder.",
     )
     for step in range(steps):
-        engine.train_step([build_inputs(_batch(case, 3), config)], step)
+        engine.train_step([build_inputs(random_batch(case, 3), config)], step)
     return engine
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pretrain import depth_steps
+from pretrain import depth_steps, expert_steps
 from pretrain.models.accounting import forward_flops, module_costs
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs
@@ -105,9 +105,7 @@ def settled(
     """
     counted = _counted(module, inputs, run)
     for _ in range(config.num_layers if config.depth else 0):
-        thresholds = depth_steps.thresholds_after(
-            inputs.selection.thresholds, counted, config, step=1, num_steps=1
-        )
+        thresholds, _ = depth_steps.thresholds_after({}, {}, counted, config, step=1, num_steps=1)
         inputs = replace(inputs, selection=Selection(thresholds=thresholds))
         counted = _counted(module, inputs, run)
     return inputs, counted
@@ -128,14 +126,15 @@ def _ledger(
     """(forward FLOPs, rows that ran over tokens)."""
     tokens = dict(zip(config.modalities, inputs.input_tokens, strict=True))
     skipped = depth_steps.skipped(config, counted, inputs.visible_pairs)
-    flops = forward_flops(config, tokens, inputs.visible_pairs, inputs.expert_rows, skipped)
+    taken = expert_steps.rows_taken(config, counted)
+    flops = forward_flops(config, tokens, inputs.visible_pairs, taken, skipped)
     if case.num_layers is None:  # a block has no head
         head = module_costs(config)["head"].flops
         flops -= sum(count * head[modality] for modality, count in tokens.items())
     total = sum(tokens.values())
     if skipped is not None:
         return flops, 1 - sum(skipped.tokens.values()) / (total * config.num_layers)
-    return flops, sum(inputs.expert_rows.values()) / total if config.experts else 1.0
+    return flops, sum(taken.values()) / (total * config.num_layers) if config.experts else 1.0
 
 
 def _bound(module: torch.nn.Module, inputs: ModelInputs, run: ModelPass) -> Callable[[], None]:

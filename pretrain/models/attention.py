@@ -117,7 +117,7 @@ def attend_queries(
         kernel = _compiled_flex() if q.is_cuda else flex_attention
         q, k, v = map(_one_document, (q, k, v), heads)
         return _rows(kernel(q, k, v, block_mask=mask.block_mask, enable_gqa=grouped))
-    sizes, spans = _pieces(mask)
+    sizes, spans = query_pieces(mask)
     outs = [q[:0]]
     pieces = zip(
         *(q.split(sizes), _Spans.apply(k, spans), _Spans.apply(v, spans), mask.places.split(sizes), spans),
@@ -139,7 +139,7 @@ _PIECE = 192
 works on 64 queries at a time from 192 on, and on 32 where there are fewer."""
 
 
-def _pieces(mask: QueryMask) -> tuple[list[int], list[tuple[int, int]]]:
+def query_pieces(mask: QueryMask) -> tuple[list[int], list[tuple[int, int]]]:
     """Numbers of queries to be taken together, and (first, end) of the keys that they look at: from the start
     of their document to the last of them."""
     sizes: list[int] = []

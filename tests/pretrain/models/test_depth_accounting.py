@@ -19,6 +19,7 @@ from pretrain.models.accounting import (
     train_flops,
     visible_pairs,
 )
+from pretrain.models.attention import query_pieces
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.depth import DepthRouting
@@ -94,7 +95,9 @@ def _pairs_computed(config: ModelConfig, inputs: Any, decoder: Decoder, layer: i
         return sum(n * n for n in inputs.mask.segments)
     if next(iter(config.depth.values())).keys == "selected":
         return sum(n * n for n in tokens.mask.segments)
-    return sum(queries * keys for queries, keys in tokens.mask.lengths)
+    # In pieces, each over the keys of its document up to its last query.
+    sizes, spans = query_pieces(tokens.mask)
+    return sum(size * (end - first) for size, (first, end) in zip(sizes, spans, strict=True))
 
 
 def test_parameters_are_those_of_the_decoder() -> None:
