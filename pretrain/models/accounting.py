@@ -138,6 +138,15 @@ def train_flops(
     return TRAIN_FACTOR * forward_flops(config, tokens, visible_pairs, expert_rows, skipped)
 
 
+def kv_numbers_per_token(config: ModelConfig, modality: str) -> float:
+    """Keys and values that a decoding cache holds of one token of the modality, over all layers and after
+    warm-up: numbers, not bytes."""
+    layers: float = config.num_layers
+    if modality in config.depth and config.depth[modality].keys == "selected":
+        layers -= depth_accounting.skipped_per_token(config, modality)
+    return 2 * config.kv_heads * config.head_dim * layers
+
+
 def sublayer_costs(config: ModelConfig, document_tokens: int | None = None) -> list[int]:
     """Forward FLOPs of one sequence in each sublayer: embedding (0), attention and feed-forward of each block
     in turn, and final norm with head.
@@ -219,7 +228,13 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
     ]
     rows.append(["forward FLOPs", *(_count(n) for n in forward)])
     rows.append(["training FLOPs", *(_count(TRAIN_FACTOR * n) for n in forward)])
-    lines += [*aligned(rows), "", f"attention pairs: causal, in documents of {length} tokens"]
+    cached = (2 * kv_numbers_per_token(config, m) for m in config.towers)
+    rows.append(["cached keys and values, bytes", *(_count(round(n)) for n in cached)])
+    lines += [
+        *aligned(rows),
+        "",
+        f"cache: 2 bytes a number; attention pairs: causal, in documents of {length} tokens",
+    ]
     if config.depth:
         lines.append(
             "depth: after warm-up; where tokens that skip are no keys, as many keys of each modality"

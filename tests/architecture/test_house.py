@@ -81,8 +81,8 @@ COMPARISONS = tuple(
         *("report", "figures", "findings", "verdict", "caveats", "quantities"),
     )
 )
-TOLD_APART = ("tools/", "slurm/", "data_pipeline/demo", *COMPARISONS)
-"""The command line, jobs, the demo corpus, and comparisons of runs."""
+TOLD_APART = ("tools/", "slurm/", "data_pipeline/demo", "parallel/testing.py", *COMPARISONS)
+"""The command line, jobs, the demo corpus, what only tests use, and comparisons of runs."""
 
 
 def lines_below(*places: str) -> int:

@@ -13,6 +13,7 @@ from pretrain.models.accounting import (
     describe,
     flops_per_token,
     forward_flops,
+    kv_numbers_per_token,
     module_costs,
     sublayer_costs,
     total_parameters,
@@ -23,7 +24,7 @@ from pretrain.models.attention import query_pieces
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.depth import DepthRouting
-from pretrain.models.depth_accounting import Skipped, expected, over_run, skipped_per_token
+from pretrain.models.depth_accounting import Skipped, expected, over_run
 from pretrain.models.inputs import build_inputs
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.models.pretraining import Pretraining
@@ -131,7 +132,11 @@ def test_p_mod_7b(text: int) -> None:
     assert ratio == pytest.approx(
         0.587, abs=0.02
     )  # 0.576 and 0.589; keys are those of whole ratios, not of trunc(576 R)
-    assert 1 - skipped_per_token(config, "image") / 32 == pytest.approx(0.538, abs=1e-3)
+    kept = kv_numbers_per_token(config, "image") / kv_numbers_per_token(dense, "image")
+    assert kept == pytest.approx(0.538, abs=1e-3)
+    assert kv_numbers_per_token(config, "text") == kv_numbers_per_token(dense, "text") == 2 * 4096 * 32
+    all_keys = ModelConfig.model_validate(LLAVA | {"depth": {"image": table | {"keys": "all"}}})
+    assert kv_numbers_per_token(all_keys, "image") == kv_numbers_per_token(dense, "image")
     assert forward_flops(dense, tokens, pairs) == pytest.approx(8.38e12, rel=0.05)
 
 
