@@ -175,7 +175,7 @@ def _of_curves(findings: Findings) -> Iterator[Caveat]:
         for contrast in contrasts:
             if contrast.crossings and contrast.crossings[-1].x > LATE_FRAC * findings.tokens:
                 yield Caveat(
-                    f"On {contrast.modality} the curves crossed late (at "
+                    f"On {contrast.modality} the curve of {arm} crossed late (at "
                     f"{tokens_of(contrast.crossings[-1].x)} of {tokens_of(findings.tokens)}): a longer "
                     "comparison may say something else.",
                     grave=True,
@@ -183,9 +183,9 @@ def _of_curves(findings: Findings) -> Iterator[Caveat]:
         closing = [c.modality for c in contrasts if _closing(c)]
         if closing:
             yield Caveat(
-                f"On {join(closing)} the gap was closing at the end, fast enough to be gone before four "
-                "times as many tokens, were it to go on like that: a longer comparison may say something "
-                "else."
+                f"On {join(closing)} the gap of {arm} was closing at the end, fast enough to be gone before "
+                "four times as many tokens, were it to go on like that: a longer comparison may say "
+                "something else."
             )
     for (arm, modality), loss in findings.losses.items():
         if modality != ALL and loss.mean - loss.best > RISEN_FRAC * loss.best:

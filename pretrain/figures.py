@@ -59,6 +59,7 @@ STYLE: dict[Any, Any] = {
 }
 
 Draw = Callable[[Axes], None]
+MATCHED = {"tokens": "tokens", "train_flops": "training FLOPs"}
 
 
 def colour(findings: Findings, arm: str) -> str:
@@ -300,7 +301,7 @@ def draw_forest(
     ax: Axes, findings: Findings, contrasts: Sequence[Contrast], by: Literal["modality", "arm"]
 ) -> None:
     """Final differences, a row for each of one arm's modalities or one modality's arms: every seed, their
-    mean and its interval."""
+    mean, filled where seeds cannot explain it, and its interval."""
     base = findings.plan.config.baseline
     ax.axvline(0, color=MUTED, linewidth=0.9)
     seen = [0.0]
@@ -310,7 +311,8 @@ def draw_forest(
         if len(final.differences) > 1:
             height = np.full(len(final.differences), y + 0.2)
             ax.plot(final.differences, height, "o", color=shade, markersize=3, alpha=0.5)
-        ax.plot([final.mean], [y], "D", color=shade, markersize=5.5, zorder=3)
+        fill = shade if contrast.winner else PAPER
+        ax.plot([final.mean], [y], "D", color=shade, markerfacecolor=fill, markersize=5.5, zorder=3)
         if final.interval is not None:
             ax.plot([final.interval.low, final.interval.high], [y, y], color=shade, linewidth=1.6)
             seen += [final.interval.low, final.interval.high] if len(final.differences) > 2 else []
@@ -325,9 +327,14 @@ def draw_forest(
     ax.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, 2 if reach > 0.04 else 3)))
     level = f", {percent(findings.plan.config.confidence)} interval" if len(findings.seeds) > 1 else ""
-    arm = contrasts[0].arm if by == "modality" else "arm"
-    ax.set_xlabel(f"{arm} {MINUS} {base}, nats per token{level}")
-    for x, ha, text in ((0.0, "left", f"\u2190 {arm} lower"), (1.0, "right", f"{base} lower \u2192")):
+    arm, left, right = contrasts[0].arm, "lower", "higher"
+    if by == "modality":
+        ax.set_xlabel(f"{arm} {MINUS} {base}, nats per token{level}")
+        left, right = f"{arm} lower", f"{base} lower"
+    else:
+        ax.set_xlabel(f"{MINUS} {base}, nats per token{level}")
+        ax.set_title(contrasts[0].modality, loc="center")
+    for x, ha, text in ((0.0, "left", f"\u2190 {left}"), (1.0, "right", f"{right} \u2192")):
         ax.text(x, 1.02, text, transform=ax.transAxes, ha=ha, va="bottom", color=MUTED, fontsize=7.5)
 
 
@@ -335,39 +342,54 @@ def draw_forest(
 
 
 def summary_png(findings: Findings) -> bytes:
-    """Held-out curves per modality over the forest of their final differences, for a README."""
-    others, columns = findings.plan.others, len(findings.modalities)
-    one = others[0]
+    """For a README: held-out curves per modality over the forest of their final differences; of more arms
+    than two, which would hide each other's curves, a forest per modality."""
+    others, columns, n = findings.plan.others, len(findings.modalities), len(findings.seeds)
+    many = len(others) > 1
     with matplotlib.rc_context(STYLE):
-        height = 5.2 + 0.3 * (len(others) - 1)
+        height = 1.7 + 0.36 * len(others) if many else 5.2
         figure = Figure(figsize=(3.75 * columns, height), layout="constrained", facecolor=PAPER)
-        title = textwrap.wrap(overall(findings), 34 * columns)
-        below = 0.895 - 0.04 * (len(title) - 1)
+        title = textwrap.wrap(findings.plan.config.question if many else overall(findings), 34 * columns)
+        # In inches, so that pictures of any height have one head.
+        below = 1 - (0.55 + 0.21 * (len(title) - 1)) / height
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, rect=(0.005, 0.01, 0.99, below))  # type: ignore[union-attr]
-        grid = figure.add_gridspec(2, columns, height_ratios=(3, 1.15 + 0.3 * (len(others) - 1)))
-        for column, modality in enumerate(findings.modalities):
-            ax = figure.add_subplot(grid[0, column])
-            draw_curves(ax, findings, metric_of(modality), "tokens", title=modality)
-            if column == 0:
-                ax.set_ylabel("held-out loss, nats per token")
-            if len(others) > 1:
-                contrasts = [findings.contrast(arm, modality) for arm in others]
-                draw_forest(figure.add_subplot(grid[1, column]), findings, contrasts, "arm")
-                continue
-            relative = findings.contrast(one, modality).final.relative
-            ax.set_title(
-                f"{one} {signed(100 * relative, 1)} %", loc="right", color=MUTED, fontweight="normal"
-            )
-        if len(others) == 1:
-            contrasts = [findings.contrast(one, m) for m in findings.modalities]
-            draw_forest(figure.add_subplot(grid[1, :]), findings, contrasts, "modality")
-        figure.text(0.012, 0.975, "\n".join(title), fontsize=11.5, fontweight="bold", va="top", color=INK)
-        n = len(findings.seeds)
+        if many:
+            _forests(figure, findings)
+        else:
+            _curves_and_forest(figure, findings)
+        top = 1 - 0.13 / height
+        figure.text(0.012, top, "\n".join(title), fontsize=11.5, fontweight="bold", va="top", color=INK)
         order = (
             "same data in the same order" if findings.fingerprints.proven else "DATA NOT PROVEN TO BE EQUAL"
         )
         facts = f"{n} seed{'s' * (n > 1)}, {order}, {tokens_of(findings.tokens)} a run"
-        figure.text(0.012, below + 0.035, facts, fontsize=8.5, va="top", color=MUTED)
+        if many:
+            base = findings.plan.config.baseline
+            matched = MATCHED[findings.plan.config.match]
+            facts = f"Final held-out loss against {base}, equal {matched}. {facts} of {base}"
+        figure.text(0.012, below + 0.18 / height, facts, fontsize=8.5, va="top", color=MUTED)
         buffer = io.BytesIO()
         FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=180, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _forests(figure: Figure, findings: Findings) -> None:
+    for column, ax in enumerate(np.atleast_1d(figure.subplots(1, len(findings.modalities)))):
+        modality = findings.modalities[column]
+        draw_forest(ax, findings, [findings.contrast(arm, modality) for arm in findings.plan.others], "arm")
+        if column:
+            ax.set_yticklabels([])
+
+
+def _curves_and_forest(figure: Figure, findings: Findings) -> None:
+    arm = findings.plan.others[0]
+    grid = figure.add_gridspec(2, len(findings.modalities), height_ratios=(3, 1.15))
+    for column, modality in enumerate(findings.modalities):
+        ax = figure.add_subplot(grid[0, column])
+        draw_curves(ax, findings, metric_of(modality), "tokens", title=modality)
+        relative = findings.contrast(arm, modality).final.relative
+        ax.set_title(f"{arm} {signed(100 * relative, 1)} %", loc="right", color=MUTED, fontweight="normal")
+        if column == 0:
+            ax.set_ylabel("held-out loss, nats per token")
+    contrasts = [findings.contrast(arm, m) for m in findings.modalities]
+    draw_forest(figure.add_subplot(grid[1, :]), findings, contrasts, "modality")

@@ -62,6 +62,7 @@ def page(findings: Findings) -> str:
         first=plan.runs[0].config,
         q=quantities,
         overall=overall(findings),
+        matched=figures.MATCHED[plan.config.match],
         overview=report_tables.overview_table(findings),
         headlines={arm: headline(findings, arm) for arm in plan.others},
         verdicts={arm: verdicts(findings, arm) for arm in plan.others},

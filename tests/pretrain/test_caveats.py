@@ -61,7 +61,7 @@ def test_a_clean_comparison_has_only_what_its_size_brings(texts: Callable[..., t
         ),
         (
             {"shift": lambda arm, m, frac: 0.9 - frac if arm == "mot" else 0.0},
-            "On image the curves crossed late",
+            "On image the curve of mot crossed late",
         ),
     ],
 )
@@ -86,7 +86,7 @@ def test_grave_ones(texts: Callable[..., tuple[str, str]], how: dict, expected: 
         ({"shift": lambda arm, _, f: 2 * max(0.0, f - 0.5)}, "has risen since: it overfits"),
         (
             {"shift": lambda arm, _, f: 0.4 * f - 0.5 if arm == "mot" else 0.0},
-            "the gap was closing at the end",
+            "the gap of mot was closing at the end",
         ),
     ],
 )
