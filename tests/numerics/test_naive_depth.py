@@ -58,7 +58,11 @@ def assert_close(ours: Tensor, reference: Tensor, what: str) -> None:
 
 def taken(decoder: Decoder) -> list[dict[str, float]]:
     """What the routers have summed since the last time."""
-    return [dict(zip(SUMS, counts.take()[BINS:].tolist(), strict=False)) for counts in counts_in(decoder)]
+    return [
+        dict(zip(SUMS, counts.take()[BINS:].tolist(), strict=False))
+        for counts in counts_in(decoder)
+        if ".depth." in counts.name
+    ]
 
 
 def compare(
