@@ -41,13 +41,15 @@ def train_depth(
 ) -> Steps:
     """`steps` of `num_steps`, after others that left `thresholds`. `batches`: of all data-parallel ranks.
     `before` is called with each step and its thresholds."""
-    found, thresholds = [], thresholds or {}
+    found, thresholds, shares = [], thresholds or {}, {}
     for step in steps:
         before(step, thresholds)
         selection = Selection(thresholds=thresholds, progress=step / num_steps)
         inputs = [build_inputs(batch, model, selection=selection) for batch in batches(model, step)]
         result = engine.train_step(share(w, inputs), step)
         counted = count_step(engine.module, model, w)
-        thresholds = thresholds_after(thresholds, counted, model, step=step + 1, num_steps=num_steps)
+        thresholds, shares = thresholds_after(
+            thresholds, shares, counted, model, step=step + 1, num_steps=num_steps
+        )
         found.append((result, thresholds))
     return found
