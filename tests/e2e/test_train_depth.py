@@ -119,5 +119,6 @@ def test_a_killed_run_with_experts_among_the_tokens_that_run(tmp_path: Path, dat
     for one, two in zip(expected, curve(stages), strict=True):
         assert two["data/fingerprint"] == one["data/fingerprint"]
         for name in one.keys() - {"data/fingerprint"}:
-            # 2e-6 measured, of a tower's gradient norm; a deviation of gates near 0 is off by 1e-7.
-            assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-6), name
+            # 2e-6 measured, of a tower's gradient norm; deviations of gates, differences of two numbers near
+            # 1, are off by 2e-6.
+            assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), name

@@ -36,14 +36,14 @@ def train_depth(
     batches: Callable[[ModelConfig, int], Sequence[Batch]] = random_step,
     *,
     num_steps: int,
-    thresholds: dict[str, float] | None = None,
-    before: Callable[[int, dict[str, float]], None] = lambda *_: None,
+    chosen_by: tuple[dict[str, float], dict[str, float]] = ({}, {}),
+    before: Callable[[int, tuple[dict[str, float], dict[str, float]]], None] = lambda *_: None,
 ) -> Steps:
-    """`steps` of `num_steps`, after others that left `thresholds`. `batches`: of all data-parallel ranks.
-    `before` is called with each step and its thresholds."""
-    found, thresholds, shares = [], thresholds or {}, {}
+    """`steps` of `num_steps`, after others that left `chosen_by`: thresholds, and shares that they were asked
+    for. `batches`: of all data-parallel ranks. `before` is called with each step and what it chooses by."""
+    found, (thresholds, shares) = [], chosen_by
     for step in steps:
-        before(step, thresholds)
+        before(step, (thresholds, shares))
         selection = Selection(thresholds=thresholds, progress=step / num_steps)
         inputs = [build_inputs(batch, model, selection=selection) for batch in batches(model, step)]
         result = engine.train_step(share(w, inputs), step)

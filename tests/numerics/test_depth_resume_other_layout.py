@@ -35,10 +35,10 @@ def _save(layout: ParallelConfig, towers: Towers, folder: Path) -> tuple[dict[st
     engine, saved = engine_of(w, towers, layout, prefix="decoder."), {}
     with CheckpointWriter(folder, engine, w, keep=1) as writer:
 
-        def save(step: int, thresholds: dict[str, float]) -> None:
+        def save(step: int, chosen_by: tuple[dict[str, float], dict[str, float]]) -> None:
             if step == SAVED_AT:
-                saved.update(thresholds)
-                writer.save(step, {"thresholds": thresholds})
+                saved.update(chosen_by[0])
+                writer.save(step, {"thresholds": chosen_by[0], "shares": chosen_by[1]})
 
         found = train_depth(engine, model_config(towers), w, range(STEPS), num_steps=10, before=save)
     return saved, found[SAVED_AT:]
@@ -55,8 +55,9 @@ def _go_on(
     assert restored is not None and restored.step == SAVED_AT
     thresholds = {name: value + moved_by for name, value in restored.state["thresholds"].items()}
     steps, model = range(SAVED_AT, STEPS), model_config(towers)
+    chosen_by = (thresholds, restored.state["shares"])
     return restored.state["thresholds"], train_depth(
-        engine, model, w, steps, num_steps=10, thresholds=thresholds
+        engine, model, w, steps, num_steps=10, chosen_by=chosen_by
     )
 
 

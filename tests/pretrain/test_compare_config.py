@@ -10,6 +10,7 @@ import pytest
 from data_pipeline.toml_config import ConfigError
 from pretrain.compare_config import check_same_plan, is_comparison, make_plan, write_plan
 from pretrain.models.accounting import train_flops
+from tests.pretrain.tiny_data import write_tiny_data
 
 Files = Any
 
@@ -192,16 +193,24 @@ def test_a_plan_that_was_never_made_or_was_edited_is_named(synthetic_plan: Calla
 SHIPPED = sorted(Path("pretrain/configs/compare").glob("*.toml"))
 
 
+@pytest.fixture(scope="module")
+def some_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An override: a comparison at equal FLOPs is planned with what its data are."""
+    folder = tmp_path_factory.mktemp("data")
+    write_tiny_data(folder)
+    return f'data.train=[{{path = "{folder / "train"}"}}]'
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
-def test_shipped_comparisons_are_planned(path: Path) -> None:
-    plan = make_plan(path)
+def test_shipped_comparisons_are_planned(path: Path, some_data: str) -> None:
+    plan = make_plan(path, [some_data])
     assert len(plan.runs) == len(plan.arms) * len(plan.config.seeds)
     assert plan.config.name == path.stem or plan.config.name == "demo"
 
 
-def test_the_moe_arms_cost_what_dense_costs() -> None:
+def test_the_moe_arms_cost_what_dense_costs(some_data: str) -> None:
     """But for their routers: 0.1 %, far below what matching by FLOPs allows."""
-    plan = make_plan("pretrain/configs/compare/sparse_family.toml")
+    plan = make_plan("pretrain/configs/compare/sparse_family.toml", [some_data])
     cost = {
         arm: train_flops(plan.run(arm, 1).config.model, {"text": 400, "image": 500, "speech": 100}, 10_000)
         for arm in plan.arms
