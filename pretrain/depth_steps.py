@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pretrain import expert_steps
 from pretrain.metrics import Sums
 from pretrain.models.config import ModelConfig
-from pretrain.models.depth_accounting import Skipped
+from pretrain.models.depth_accounting import SUMS, Skipped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from parallel.world import World
     from pretrain.thresholds import Counted
 
-_SUMS = ("tokens", "run", "gate", "gate_squared")
-"""The first of pretrain.models.depth.SUMS, which imports torch. The next one is pairs."""
+*_SUMS, _PAIRS = SUMS
 
 
 def places(model: ModelConfig) -> dict[str, tuple[int, str, float]]:
@@ -69,7 +68,7 @@ def skipped(model: ModelConfig, counted: "Mapping[str, Counted]", visible_pairs:
     for name, (_, modality, _) in places(model).items():
         of_all, ran = counted[name].sums[:2]
         tokens[modality] += round(of_all - ran)
-        pairs += round(counted[name].sums[len(_SUMS)])
+        pairs += round(counted[name].sums[SUMS.index(_PAIRS)])
     if next(iter(model.depth.values())).parts == "feed_forward":
         return Skipped(tokens, 0)
     return Skipped(tokens, visible_pairs * len(model.whole_blocks) - pairs)

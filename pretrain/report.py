@@ -15,6 +15,7 @@ from markupsafe import Markup
 from pretrain import figures, quantities, report_files, report_tables
 from pretrain.caveats import caveats
 from pretrain.findings import Findings
+from pretrain.run_results import HELD_OUT
 from pretrain.verdict import headline, overall, verdicts
 
 TRAIN_SMOOTHING_ROWS = 9
@@ -119,7 +120,7 @@ def _panels(findings: Findings) -> dict[str, Any]:
         for a, b in findings.directions
     ]
     return {
-        "heldout": {axis: curves("heldout/loss", axis) for axis in ("tokens", "flops", "seconds")},
+        "heldout": {axis: curves(f"{HELD_OUT}loss", axis) for axis in ("tokens", "flops", "seconds")},
         "train": curves("train/loss", "tokens", TRAIN_SMOOTHING_ROWS),
         "forest": {
             arm: svg(

@@ -17,11 +17,6 @@ from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
 from pretrain.thresholds import ScoreCounts
 
-SUMS = ("tokens", "run", "gate", "gate_squared", "visible_pairs")
-"""What a router's ScoreCounts sums, of tokens that may skip (neither padding nor special): all of them,
-those that run, the gates of all and their squares; and (the block's first router alone) the pairs that
-attention looks at."""
-
 
 @dataclass(frozen=True)
 class Chosen:

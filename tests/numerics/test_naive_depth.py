@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
-from pretrain.models.depth import SUMS
+from pretrain.models.depth_accounting import SUMS
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.thresholds import BINS, Selection, counts_in

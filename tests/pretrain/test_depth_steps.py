@@ -10,7 +10,7 @@ import torch
 from pretrain.depth_steps import places, row, skipped, step_sums, thresholds_after
 from pretrain.metrics import add, metric_of
 from pretrain.models.config import ModelConfig
-from pretrain.models.depth import SUMS
+from pretrain.models.depth_accounting import SUMS
 from pretrain.thresholds import BINS, Counted, ScoreCounts
 from tests.pretrain.models.random_batch import MOT, tiny_config
 

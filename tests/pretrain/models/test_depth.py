@@ -8,7 +8,8 @@ import torch
 
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
-from pretrain.models.depth import SUMS, DepthRouter, DepthRouting
+from pretrain.models.depth import DepthRouter, DepthRouting
+from pretrain.models.depth_accounting import SUMS
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.thresholds import BINS, Selection
