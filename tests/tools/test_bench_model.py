@@ -1,6 +1,9 @@
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 
+from tools import bench_sparse
 from tools.bench_model import BASELINE, Case, Row, main, measure, table, variants
 
 TINY = Case(num_layers=1, d_model=16, num_heads=2, sequences=2, context_tokens=32, vocab_tokens=24)
@@ -33,14 +36,20 @@ def test_table_aligns() -> None:
     assert "531.25" in line and "1.021" in line
 
 
-def test_a_case_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("verb", "variant"), [(main, "mot, 3 towers"), (bench_sparse.main, "experts, 2 of 4")]
+)
+def test_a_case_of_ones_own(
+    verb: Callable[[Sequence[str]], int], variant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     threads = torch.get_num_threads()
     try:
         arguments = "--rounds 1 --layers 0 --d-model 16 --heads 2 --sequences 1 --context 32 --vocabulary 24"
-        assert main(arguments.split()) == 0
+        assert verb(arguments.split()) == 0
     finally:
         torch.set_num_threads(threads)
-    assert "block, d_model 16, 1 x 32 tokens" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "block, d_model 16, 1 x 32 tokens" in out and variant in out
 
 
 @pytest.mark.parametrize(

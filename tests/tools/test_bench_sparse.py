@@ -6,7 +6,7 @@ import torch
 from pretrain.models.accounting import TRAIN_FACTOR, flops_per_pair
 from pretrain.models.config import ModelConfig
 from tools.bench_model import BASELINE, Case, Row, model_pass, random_batch
-from tools.bench_sparse import Promise, _ledger, configs, main, settled, table, variants
+from tools.bench_sparse import Promise, _ledger, configs, settled, table, variants
 
 CPU = torch.device("cpu")
 DECODER = Case(num_layers=2, d_model=16, num_heads=2, sequences=2, context_tokens=64, vocab_tokens=24)
@@ -71,14 +71,3 @@ def test_table_aligns() -> None:
     head, line = table([row], {row.variant: Promise(0.25, 0.21)}).splitlines()
     assert len(head) == len(line)
     assert "131.25" in line and "1.100" in line
-
-
-def test_a_case_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
-    threads = torch.get_num_threads()
-    try:
-        arguments = "--rounds 1 --layers 0 --d-model 16 --heads 2 --sequences 1 --context 32 --vocabulary 24"
-        assert main(arguments.split()) == 0
-    finally:
-        torch.set_num_threads(threads)
-    out = capsys.readouterr().out
-    assert "block, d_model 16, 1 x 32 tokens" in out and "experts, 2 of 4" in out
