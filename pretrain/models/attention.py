@@ -145,9 +145,10 @@ def query_pieces(mask: QueryMask) -> tuple[list[int], list[tuple[int, int]]]:
     sizes: list[int] = []
     spans, first, start = [], 0, 0
     for queries, tokens in mask.lengths:
-        # All tokens of a document are causal attention, for which the kernel needs no mask.
+        # All tokens of a document are causal attention, for which the kernel needs no mask. A rest comes
+        # first: there it looks at the fewest keys, whose gradients each piece adds up.
         full, rest = (0, queries) if queries == tokens else divmod(queries, _PIECE)
-        for size in [_PIECE] * full + [rest] * (rest > 0):
+        for size in [rest] * (rest > 0) + [_PIECE] * full:
             start += size
             sizes.append(size)
             spans.append((first, int(mask.places[start - 1]) + 1))
