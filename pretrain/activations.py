@@ -28,8 +28,8 @@ def sublayer_activations(
     With depth routers R and T are the C = run T tokens that run, on every rank, but T in attention's keys and
     values with keys = "all", and in all of attention where only the feed-forward is skipped. Beside it: T d b
     and 12 T: the stream and what scores keep of it; T d b with scale = "string", else C d b: what gates are
-    multiplied with, and 4 T of gates; C d b: what torch's index_add and index_copy keep of their source; 4 C
-    head_dim: turns; 24 C: where the tokens that run are.
+    multiplied with, and 4 T of gates; C d b unless scale = "selected": what torch's index_copy keeps of its
+    source; 4 C head_dim: turns; 24 C: where the tokens that run are.
     """
     model, b = config.model, bytes_of(config.precision)
     tokens, rows = layout.micro_batch_sequences * model.context_tokens, rows_on_rank(config, layout)
@@ -40,7 +40,8 @@ def sublayer_activations(
     queries, keys = (tokens if whole else ran), (ran if style.keys == "selected" else tokens)
     # In pre-norm what keys and values are made of is normalised.
     rows = queries if model.norm_placement == "post" else (queries + keys) // 2
-    routing = (tokens + ran + (tokens if style.scale == "string" else ran)) * model.d_model * b
+    gated = {"selected": ran, "string_code": 2 * ran, "string": tokens + ran}[style.scale]
+    routing = (tokens + gated) * model.d_model * b
     routing += 16 * tokens + ran * (24 if whole else 24 + 4 * model.head_dim)
     attention = _attention(config, layout, rows, queries, keys)
     if queries < keys and model.qk_norm:  # values are then no part of what norms and turns write anew

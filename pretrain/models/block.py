@@ -16,6 +16,7 @@ from pretrain.models.attention import Attention
 from pretrain.models.attention_mask import AttentionMask, QueryMask
 from pretrain.models.config import ModelConfig
 from pretrain.models.depth import Chosen, DepthRouting
+from pretrain.models.depth_gates import add_gated
 from pretrain.models.feed_forward import ExpertFeedForward, FeedForward
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
@@ -133,10 +134,10 @@ class Block(nn.Module):
         """The stream after the chosen tokens have run. See DepthConfig.scale."""
         rows, scale = chosen.tokens.rows, depth.style.scale
         before = x.index_select(0, rows)
-        added, attended = None, before
+        added, attended = [], before
         if depth.style.parts != "feed_forward":
-            added = self._chosen_attended(x, before, chosen, inputs.routing, rotary)
-            attended = before + added
+            added.append(self._chosen_attended(x, before, chosen, inputs.routing, rotary))
+            attended = before + added[0]
         fed = self._fed_forward(attended, chosen.tokens.routing, inputs.selection)
         if scale == "string":
             return (gates * x.index_copy(0, rows, attended + fed)).to(x.dtype)
@@ -144,8 +145,7 @@ class Block(nn.Module):
         if scale == "string_code":
             ran = attended + (chosen_gates * fed).to(x.dtype)
             return (gates * x).to(x.dtype).index_copy(0, rows, ran)
-        added = fed if added is None else added + fed
-        return x.index_add(0, rows, (chosen_gates * added).to(x.dtype))
+        return add_gated(x, rows, chosen_gates, *added, fed)
 
     def _chosen_attended(
         self, x: Tensor, before: Tensor, chosen: Chosen, routing: Routing, rotary: Rotary

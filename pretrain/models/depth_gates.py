@@ -63,6 +63,37 @@ def gates(
             return shares if config.gate == "softmax" else 1 + shares
 
 
+def add_gated(
+    x: Float[Tensor, "tokens d_model"],
+    rows: Int[Tensor, " chosen"],
+    gates: Float[Tensor, "chosen 1"],
+    *added: Float[Tensor, "chosen d_model"],
+) -> Float[Tensor, "tokens d_model"]:
+    """x with gate times each of `added` added to `rows`. One after the other, as a block without routing adds
+    them: gates of 1 change no bit of what it computes."""
+    return _AddGated.apply(x, rows, gates, *added)
+
+
+class _AddGated(torch.autograd.Function):
+    """By hand, because autograd would keep each of `added`, where gates need their sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, gates: Tensor, *added: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, gates, sum(added[1:], added[0]))
+        ctx.count = len(added)
+        out = x.clone()
+        for each in added:
+            out.index_add_(0, rows, (gates * each).to(x.dtype))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        rows, gates, total = ctx.saved_tensors
+        of_rows = grad.index_select(0, rows)
+        grad_gates = (of_rows.float() * total).sum(1, keepdim=True)
+        return grad, None, grad_gates, *[(gates * of_rows).to(total.dtype)] * ctx.count
+
+
 def _softmax_in_documents(scores: Tensor, documents: Tensor) -> Tensor:
     if not scores.shape[0]:
         return scores

@@ -138,8 +138,8 @@ def test_ratio_1_with_neutral_gates_is_experts_alone(
     assert_close(routed_objective, objective, "objective")
     for name, expected in plain.items():
         difference, size = (float(x.abs().max()) for x in (routed[name] - expected, expected))
-        # Sums over tokens in another order: 1.3e-6 measured.
-        assert difference <= 2e-6 * max(1.0, size), name
+        # Sums over tokens in another order: 9.1e-7 measured.
+        assert difference <= 1e-6 * max(1.0, size), name
     assert all(not grad.any() for name, grad in routed.items() if ".depth." in name)
 
 
