@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from parallel.world import World
     from pretrain.thresholds import Counted
 
-*_SUMS, _PAIRS = SUMS
+*_SUMS, _ = SUMS  # the last are pairs, of a block and not of a modality
 
 
 def places(model: ModelConfig) -> dict[str, tuple[int, str, float]]:
@@ -66,9 +66,9 @@ def skipped(model: ModelConfig, counted: "Mapping[str, Counted]", visible_pairs:
         return None
     tokens, pairs = dict.fromkeys(model.depth, 0), 0
     for name, (_, modality, _) in places(model).items():
-        of_all, ran = counted[name].sums[:2]
+        of_all, ran, *_, seen = counted[name].sums
         tokens[modality] += round(of_all - ran)
-        pairs += round(counted[name].sums[SUMS.index(_PAIRS)])
+        pairs += round(seen)
     if next(iter(model.depth.values())).parts == "feed_forward":
         return Skipped(tokens, 0)
     return Skipped(tokens, visible_pairs * len(model.whole_blocks) - pairs)
