@@ -66,7 +66,7 @@ def skipped(model: ModelConfig, counted: "Mapping[str, Counted]", visible_pairs:
         return None
     tokens, pairs = dict.fromkeys(model.depth, 0), 0
     for name, (_, modality, _) in places(model).items():
-        of_all, ran, *_, seen = counted[name].sums
+        of_all, ran, *_, seen = counted[name].sums[: len(SUMS)]
         tokens[modality] += round(of_all - ran)
         pairs += round(seen)
     if next(iter(model.depth.values())).parts == "feed_forward":
