@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from parallel.exit_codes import ExitCode
+
 if TYPE_CHECKING:
     import torch
 
-REQUEUE_EXIT_CODE = 85
+
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _STORE_FD = "MOTLEY_STORE_FD"
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -304,11 +306,11 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], received: list[int], grace
             if (code := process.poll()) is None:
                 continue
             del running[rank]
-            requeue |= code == REQUEUE_EXIT_CODE
-            if code in (0, REQUEUE_EXIT_CODE) or result is not None:
+            requeue |= code == ExitCode.REQUEUE
+            if code in (ExitCode.DONE, ExitCode.REQUEUE) or result is not None:
                 continue
             # A rank that a forwarded signal killed had not got to where it handles it: stopped, not failed.
-            result = REQUEUE_EXIT_CODE if -code in forwarded else 128 - code if code < 0 else code
+            result = ExitCode.REQUEUE if -code in forwarded else 128 - code if code < 0 else code
             deadline = time.monotonic() + grace_s
             cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
             others = f"; ending the other {len(running)}" if running else ""
@@ -321,4 +323,4 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], received: list[int], grace
                 process.kill()
         if running:
             time.sleep(0.05)
-    return result if result is not None else REQUEUE_EXIT_CODE if requeue else 0
+    return result if result is not None else ExitCode.REQUEUE if requeue else ExitCode.DONE

@@ -1,7 +1,7 @@
 """How a rank ended: the record that it leaves beside its log, and errors that are the machine's or a peer's.
 
-A job's supervisor finds in these records which rank failed first, and why (slurm/cause.py). Imports no torch:
-a rank may fail before it gets that far, and the supervisor reads with the same words.
+A job's supervisor finds in these records which rank failed first, and why (slurm/supervise/cause.py). Imports
+no torch: a rank may fail before it gets that far, and the supervisor reads with the same words.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from data_pipeline.toml_config import ConfigError, load_config
+from data_pipeline.files.toml_config import ConfigError, load_config
 from parallel.layout import ParallelConfig, Precision, check_layout
 from pretrain.models.config import SHARED_TOWER, ModelConfig
 
@@ -164,3 +164,12 @@ def differences(ours: BaseModel, theirs: BaseModel) -> list[tuple[str, Any, Any]
 
     a, b = (flatten(config.model_dump(mode="json"), "") for config in (ours, theirs))
     return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def is_legal(config: RunConfig, world_size: int) -> bool:
+    """Whether the run's layout can be spread over so many ranks."""
+    try:
+        check_run_layout(config, world_size)
+    except ConfigError:
+        return False
+    return True

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 from jaxtyping import UInt8
 
-from data_pipeline.toml_config import ConfigError
+from data_pipeline.files.toml_config import ConfigError
 
 Sums = dict[str, float]
 """Name -> sum over optimizer steps. Plain numbers, so that they travel in a checkpoint unchanged."""

@@ -15,8 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.shards import write_json
-from data_pipeline.toml_config import ConfigError, validate
+from data_pipeline.files.atomic import write_json
+from data_pipeline.files.toml_config import ConfigError, validate
 from parallel.layout import data_parallel_size
 from pretrain.config import RunConfig, differences
 

@@ -9,15 +9,16 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
 )
 
-from data_pipeline.toml_config import load_config
+from data_pipeline.files.toml_config import load_config
 from slurm.options import LEGAL, OWN_KEY
-from slurm.preflight import PreflightConfig
 
 _LIMIT = re.compile(r"(?:(?P<d>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
 
@@ -43,6 +44,36 @@ class ContainerConfig(_Frozen):
         if (self.kind == "none") != (self.image is None):
             raise ValueError(f'kind = "{self.kind}" {"takes no" if self.image else "needs an"} image')
         return self
+
+
+class PreflightConfig(BaseModel):
+    """The table [preflight] of a profile: what a node must have before ranks start on it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    enabled: bool = True
+    min_free_gpu_gib: NonNegativeFloat = 0.0
+    """Of each GPU; 0: not looked at. That there are gpus_per_node is looked at in any case."""
+    min_free_run_dir_gib: NonNegativeFloat = 1.0
+    """Where the run directory is."""
+    min_free_disk_gib: dict[str, NonNegativeFloat] = {}
+    """By absolute path, as nodes see it: {"/scratch" = 20}."""
+    max_clock_skew_s: PositiveFloat = 5.0
+    """From the median of all nodes."""
+    all_reduce: bool = True
+    """A short sum over the nodes. False: nodes do not meet, and clocks are not compared either."""
+    timeout_s: int = Field(default=180, ge=10, le=3600)
+    """For all of it, with the import of torch."""
+    max_excluded: NonNegativeInt = 2
+    """Nodes that a submission may exclude before it stops."""
+
+    @field_validator("min_free_disk_gib")
+    @classmethod
+    def _are_absolute(cls, paths: dict[str, float]) -> dict[str, float]:
+        for path in paths:
+            if not Path(path).is_absolute():
+                raise ValueError(f'"{path}" is no absolute path (variables are not filled in)')
+        return paths
 
 
 class Profile(_Frozen):

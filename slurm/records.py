@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint_folder import checkpoints
+from pretrain.checkpoint.folder import checkpoints
 from pretrain.run_dir import CHECKPOINTS
 
 FOLDER, ATTEMPTS, JOB = "slurm", "attempts.jsonl", "job.json"
@@ -105,3 +105,12 @@ def saved_step(run_dir: Path) -> int:
 def now() -> str:
     """UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """{} for what is not there, or is not (yet) a JSON object."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -11,7 +11,7 @@ install_import_hook(
     [
         "parallel.routing",
         "parallel.towers",
-        "pretrain.losses",
+        "pretrain.models.cross_entropy",
         *(
             f"pretrain.models.{name}"
             for name in (
@@ -24,7 +24,7 @@ install_import_hook(
                 "query_key",
             )
         ),
-        "tools.published_mot",
+        "tools.bench.published_mot",
     ],
     "beartype.beartype",
 )

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.toml_config import ConfigError
+from data_pipeline.files.toml_config import ConfigError
 
 
 def _demo_corpus(args: argparse.Namespace) -> int:
-    from data_pipeline.demo_corpus import write_demo_corpus
+    from data_pipeline.demo.corpus import write_demo_corpus
 
     write_demo_corpus(args.out, num_documents=args.documents, seed=args.seed, processes=args.processes)
     return 0
@@ -20,13 +20,13 @@ def _tokenize(args: argparse.Namespace) -> int:
     if (args.profile is None) != (args.parts is None):
         raise ConfigError("--profile PROFILE.toml and --parts N go together: an array of N jobs of that site")
     if args.profile is not None:
-        from slurm.tokenize_jobs import submit_tokenize
+        from slurm.submit.tokenize import submit_tokenize
 
         return submit_tokenize(
             args.src, args.out, config_path=args.config, processes=args.processes,
             profile_path=args.profile, parts=args.parts, at_once=args.at_once, dry_run=args.dry_run,
         )  # fmt: skip
-    from data_pipeline.prepare import tokenize, tokenize_part
+    from data_pipeline.tokenize.prepare import tokenize, tokenize_part
 
     if args.part is not None:
         tokenize_part(args.src, args.out, args.part, config_path=args.config, processes=args.processes)
@@ -52,22 +52,22 @@ def _count(text: str) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from pretrain.train import launch
+    from pretrain.train.launch import launch
 
     return launch(args.run, args.overrides, processes=args.processes)
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from pretrain.compare_config import is_comparison
+    from pretrain.comparison.config import is_comparison
 
     if is_comparison(args.run):
-        from slurm.array import submit_comparison
+        from slurm.submit.comparison import submit_comparison
 
         return submit_comparison(
             args.run, args.overrides, profile_path=args.profile,
             nodes=args.nodes, at_once=args.at_once, dry_run=args.dry_run, wait=args.wait,
         )  # fmt: skip
-    from slurm.submit import submit
+    from slurm.submit.run import submit
 
     if args.at_once is not None:
         raise ConfigError(f"--at-once is how many runs of a comparison; {args.run} is one run")
@@ -78,20 +78,20 @@ def _submit(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from slurm.status import status
+    from slurm.monitor.status import status
 
     overrides = [each for each in args.paths if "=" in each and not Path(each).exists()]
     return status([each for each in args.paths if each not in overrides], overrides)
 
 
 def _cancel(args: argparse.Namespace) -> int:
-    from slurm.cancel import cancel_jobs
+    from slurm.monitor.cancel import cancel_jobs
 
     return cancel_jobs(args.path, args.overrides)
 
 
 def _logs(args: argparse.Namespace) -> int:
-    from slurm.logs import logs
+    from slurm.monitor.logs import logs
 
     return logs(
         args.run, args.overrides,
@@ -100,7 +100,7 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from pretrain.compare import run_comparison
+    from pretrain.comparison.run import run_comparison
 
     return run_comparison(args.comparison, args.overrides, jobs=args.jobs, report_only=args.report_only)
 
@@ -147,7 +147,7 @@ def _describe(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from pretrain.config import load
-    from pretrain.plan_table import report
+    from pretrain.planning.text import report
 
     print(report(load(args.run, args.overrides), args.gpus, args.gpu_memory_gib, layouts=args.layouts))
     return 0
@@ -155,11 +155,11 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     if args.what == "model":
-        from tools.bench_model import main as bench
+        from tools.bench.model import main as bench
     elif args.what == "sparse":
-        from tools.bench_sparse import main as bench
+        from tools.bench.sparse import main as bench
     else:
-        from tools.bench_data import main as bench
+        from tools.bench.data import main as bench
     return bench(args.arguments)
 
 

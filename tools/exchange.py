@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.toml_config import ConfigError
+from data_pipeline.files.toml_config import ConfigError
 from pretrain.config import load
-from pretrain.hugging_face import CONFIG, to_hugging_face
-from pretrain.warm_start import fit
-from pretrain.weight_sources import open_source, vocabulary_of
-from pretrain.weights import MODEL, Dtype, Source, about_model, check_out, write_folder
+from pretrain.weights.folder import MODEL, Dtype, Source, about_model, check_out, write_folder
+from pretrain.weights.hugging_face import CONFIG, to_hugging_face
+from pretrain.weights.sources import open_source, vocabulary_of
+from pretrain.weights.warm_start import fit
 
 GB = 10**9
 _TORCH_NAMES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16"}
@@ -46,7 +46,7 @@ def import_weights(
 ) -> None:
     """Write weights for exactly the model of RUN.toml, from whatever `open_source` reads.
 
-    `new_towers`: see `pretrain.warm_start.fit`. Raises ConfigError; OUT is then as it was.
+    `new_towers`: see `pretrain.weights.warm_start.fit`. Raises ConfigError; OUT is then as it was.
     """
     check_out(out, source)
     config = load(run, overrides)

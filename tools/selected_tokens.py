@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
-from data_pipeline.index import TokenSource
-from data_pipeline.shards import ShardError
-from data_pipeline.toml_config import ConfigError
+from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.tar import ShardError
 from parallel.world import import_libraries
-from pretrain import depth_steps, expert_steps
-from pretrain.checkpoint_folder import STATE, checkpoints
+from pretrain.checkpoint.folder import STATE, checkpoints
 from pretrain.config import RunConfig, load
-from pretrain.evaluate import HeldoutImages, images_of, micro_batches, selections, tokens_that_ran
-from pretrain.heldout import heldout_texts, pack_texts
+from pretrain.evaluation.documents import heldout_texts, pack_texts
+from pretrain.evaluation.losses import HeldoutImages, images_of, micro_batches, selections, tokens_that_ran
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
+from pretrain.models.routing_state import BINS, Selection, counts_in
 from pretrain.run_dir import CHECKPOINTS, CONFIG
-from pretrain.thresholds import BINS, Selection, counts_in
-from pretrain.weight_sources import open_source
-from pretrain.weights import Source
+from pretrain.train import depth_steps, expert_steps
+from pretrain.weights.folder import Source
+from pretrain.weights.sources import open_source
 
 if TYPE_CHECKING:
     from pretrain.models.decoder import Decoder

@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pretrain.figures import ARM_COLOURS, MUTED, PAPER, STYLE
-from pretrain.selection_picture import sheet
+from pretrain.comparison.report.figures import ARM_COLOURS, MUTED, PAPER, STYLE
+from pretrain.evaluation.selection_picture import sheet
 from tools.selected_tokens import DepthRow, Inspection
 
 _DPI = 136

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from data_pipeline.toml_config import ConfigError
+from data_pipeline.files.toml_config import ConfigError
 
 HELDOUT_EVERY = 12
 """A module or topic is held out whole when the checksum of its name falls on this."""

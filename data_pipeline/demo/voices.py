@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.signal import firwin, resample_poly
 
-from data_pipeline.toml_config import ConfigError
+from data_pipeline.files.toml_config import ConfigError
 
 RATE_HZ = 16_000
 ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc")

@@ -21,7 +21,7 @@ from pretrain.models.feed_forward import ExpertFeedForward, FeedForward
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.query_key import Rotary
-from pretrain.thresholds import Selection, uncounted
+from pretrain.models.routing_state import Selection, uncounted
 
 Sublayer = Literal["attention", "feed_forward"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "feed_forward")

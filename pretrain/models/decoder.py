@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from parallel.collectives import ONE_RANK, TensorAxis
 from parallel.towers import SharedEmbedding, TowerColumnParallelLinear, TowerNorm
-from pretrain.losses import linear_cross_entropy
 from pretrain.models.block import SUBLAYERS, Block, Sublayer
 from pretrain.models.config import SHARED_TOWER, ModelConfig
+from pretrain.models.cross_entropy import linear_cross_entropy
 from pretrain.models.depth import DepthRouting
 from pretrain.models.feed_forward import ExpertFeedForward
 from pretrain.models.initial_weights import InitialWeights

@@ -15,7 +15,7 @@ from pretrain.models.depth_config import DepthConfig
 from pretrain.models.depth_selection import ChosenTokens, TokenTable, choose_tokens, runs
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
-from pretrain.thresholds import ScoreCounts
+from pretrain.models.routing_state import ScoreCounts
 
 
 @dataclass(frozen=True)

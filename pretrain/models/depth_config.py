@@ -49,9 +49,9 @@ class DepthConfig(BaseModel):
     tokens. threshold: scores of at least a running quantile that is constant within a step. Causal."""
     threshold_momentum: float = Field(0.4, ge=0, lt=1)
     """Share of the old threshold in the new one. More of it evens out small batches and takes longer to pay
-    back what was let through too much (pretrain/thresholds.py). demo_pmod.toml at twice its learning rate,
-    300 image tokens a step: means over steps 200 to 300 are within 0.005 of the six wanted shares at 0.4;
-    without paying back they were off by up to 0.083."""
+    back what was let through too much (pretrain/train/thresholds.py). demo_pmod.toml at twice its learning
+    rate, 300 image tokens a step: means over steps 200 to 300 are within 0.005 of the six wanted shares at
+    0.4; without paying back they were off by up to 0.083."""
     gate: Gate = "tanh"
     """What a token's score r makes of it. tanh: 1 + alpha tanh r (p-MoD's TanhNorm); sigmoid (MoMa, arXiv
     2407.21770); softmax: over the modality's tokens of the document, not causal; shifted_softmax: 1 + that;

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from data_pipeline.batch import Batch
-from data_pipeline.vocabulary import SPECIAL_TOKENS
+from data_pipeline.shards.vocabulary import SPECIAL_TOKENS
+from data_pipeline.stream.batch import Batch
 from parallel.routing import Routing, tokens_of_towers
 from pretrain.models.attention_mask import AttentionMask, QueryMask, mask_queries
 from pretrain.models.depth_config import DepthConfig

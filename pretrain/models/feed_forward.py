@@ -17,7 +17,7 @@ from parallel.towers import TowerColumnParallelLinear, TowerRowParallelLinear, r
 from pretrain.models.config import ModelConfig
 from pretrain.models.experts import Choice, Router, choose
 from pretrain.models.initial_weights import InitialWeights
-from pretrain.thresholds import ScoreCounts, Selection
+from pretrain.models.routing_state import ScoreCounts, Selection
 
 
 class FeedForward(nn.Module):
@@ -77,7 +77,7 @@ class ExpertFeedForward(nn.Module):
             ]
             for tower, experts in zip(config.tower_names, self.experts, strict=True)
         ]
-        """Of each tower's experts: scores, and the sums of pretrain/expert_steps.py."""
+        """Of each tower's experts: scores, and the sums of pretrain/train/expert_steps.py."""
         self.score_counts = [place for of_tower in self.places for place in of_tower]
 
     def forward(
@@ -141,7 +141,7 @@ class ExpertFeedForward(nn.Module):
 
 
 def _count(places: Sequence[ScoreCounts], choice: Choice, *, causal: bool) -> None:
-    """In the order of pretrain.expert_steps; scores only where a threshold is made of them."""
+    """In the order of pretrain.train.expert_steps; scores only where a threshold is made of them."""
     tokens = choice.scores.shape[0]
     of_all = (tokens, choice.load[-1], *choice.auxiliary)
     for expert, place in enumerate(places):

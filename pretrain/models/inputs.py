@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from data_pipeline.batch import Batch
+from data_pipeline.stream.batch import Batch
 from parallel.routing import Routing, route, tokens_of_towers
 from pretrain.models.accounting import visible_pairs
 from pretrain.models.attention_mask import AttentionMask, mask_documents
 from pretrain.models.config import ModelConfig
 from pretrain.models.depth_selection import TokenTable, token_table
-from pretrain.thresholds import Selection
+from pretrain.models.routing_state import Selection
 
 
 @dataclass(frozen=True)

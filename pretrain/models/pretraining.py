@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pretrain.losses import sums_per_modality
+from pretrain.models.cross_entropy import sums_per_modality
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs
 

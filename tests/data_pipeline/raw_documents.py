@@ -8,8 +8,8 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from data_pipeline.raw import Part, document_sample
-from data_pipeline.shards import write_shard
+from data_pipeline.shards.tar import write_shard
+from data_pipeline.tokenize.raw import Part, document_sample
 
 RATE_HZ = 16_000
 WORDS = [

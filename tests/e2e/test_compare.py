@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from parallel.launch import child_environment
-from pretrain.compare import run_comparison
+from pretrain.comparison.run import run_comparison
 from pretrain.metrics import read_rows
 from tests.pretrain.tiny_data import VOCABULARY, tiny_run, write_tiny_data
 from tests.toml_text import toml_text

@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_pipeline.index import TokenSource
-from data_pipeline.loader import Loader
-from data_pipeline.shards import atomic_file
-from data_pipeline.stream import Stream, StreamState
-from data_pipeline.synthetic import random_documents, write_token_folder
-from data_pipeline.vocabulary import Vocabulary
+from data_pipeline.files.atomic import atomic_file
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.synthetic import random_documents, write_token_folder
+from data_pipeline.shards.vocabulary import Vocabulary
+from data_pipeline.stream.loader import Loader
+from data_pipeline.stream.stream import Stream, StreamState
 
 VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
 STEP_SEQUENCES = 12

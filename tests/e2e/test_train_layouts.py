@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.checkpoint_folder import checkpoints
+from pretrain.checkpoint.folder import checkpoints
 from tests.e2e.test_train_resume import curve, last_step
 from tests.e2e.warm import Run, train
 from tests.pretrain.tiny_data import tiny_run, write_tiny_data

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pretrain.evaluation.selection_picture import sheet
 from pretrain.run_dir import CHECKPOINTS
-from pretrain.selection_picture import sheet
 from tests.e2e.test_train_resume import last_step
 from tests.e2e.warm import Run, train
-from tests.pretrain.test_selection_picture import faded_patches
+from tests.pretrain.evaluation.test_selection_picture import faded_patches
 from tests.pretrain.tiny_data import VOCABULARY
 from tests.tools.conftest import DEPTH, SIDE, write_data, write_run
 from tools.selected_tokens import inspect
@@ -88,7 +88,7 @@ def test_layouts_draw_the_same(undisturbed: Path, tmp_path: Path, layout: str) -
 def test_a_picture_that_fails_is_told_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from pretrain.meter import Meter
+    from pretrain.train.meter import Meter
 
     meter = object.__new__(Meter)
     meter._log = object()  # type: ignore[assignment]

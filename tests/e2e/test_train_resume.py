@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.checkpoint_folder import checkpoints
+from pretrain.checkpoint.folder import checkpoints
 from pretrain.metrics import read_rows
 from tests.e2e.warm import Run, train
 from tests.pretrain.tiny_data import tiny_run, write_tiny_data

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pretrain.checkpoint_folder import checkpoints
+from pretrain.checkpoint.folder import checkpoints
 from pretrain.metrics import read_rows
-from pretrain.weights import digest
+from pretrain.weights.folder import digest
 from tests.e2e.warm import Run, train
 from tests.pretrain.tiny_data import VOCABULARY, tiny_run, write_tiny_data
 from tests.toml_text import toml_text

@@ -90,7 +90,7 @@ def _serve(answers: Any) -> None:
     world.import_libraries()
     import torch
 
-    from pretrain import build, checkpoint, meter  # noqa: F401
+    from pretrain.checkpoint import restore as checkpoint  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:
@@ -120,7 +120,7 @@ def _fork(argv: list[str], output: Path, rank: int, processes: int, store: socke
         return pid
     code = 70
     try:
-        from pretrain import train
+        from pretrain.train import rank as train_rank
         from tools import cli
 
         os.setsid()
@@ -132,7 +132,7 @@ def _fork(argv: list[str], output: Path, rank: int, processes: int, store: socke
             code = cli.main(["train", *argv])
         else:
             os.environ.update(launch.rank_environment(rank, processes, store))
-            code = train.main(argv)
+            code = train_rank.main(argv)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -1,16 +1,16 @@
-"""Training with depth routing as pretrain/train.py does it: thresholds of a step are made of the counts of
-the steps before it."""
+"""Training with depth routing as pretrain/train/loop.py does it: thresholds of a step are made of the
+counts of the steps before it."""
 
 from collections.abc import Callable, Sequence
 
-from data_pipeline.batch import Batch
+from data_pipeline.stream.batch import Batch
 from parallel import world
 from parallel.engine import StepResult
 from parallel.zero_engine import ZeroEngine
-from pretrain.depth_steps import count_step, thresholds_after
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import build_inputs
-from pretrain.thresholds import Selection
+from pretrain.models.routing_state import Selection
+from pretrain.train.depth_steps import count_step, thresholds_after
 from tests.numerics.layouts import MICRO_BATCHES, share
 from tests.pretrain.models.random_batch import random_batch
 

@@ -19,8 +19,8 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.optimizer import parameter_groups
-from pretrain.thresholds import Selection
+from pretrain.models.routing_state import Selection
+from pretrain.train.optimizer import parameter_groups
 from tests.numerics.plain_loop import SETTINGS, assert_same, plain_steps
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 

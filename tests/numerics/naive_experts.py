@@ -8,7 +8,7 @@ from math import ceil, inf
 import torch
 from torch import Tensor
 
-from data_pipeline.batch import Batch
+from data_pipeline.stream.batch import Batch
 from tests.numerics.naive_mot import NaiveMoT
 
 

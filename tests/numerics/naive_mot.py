@@ -7,7 +7,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from data_pipeline.batch import Batch
+from data_pipeline.stream.batch import Batch
 from pretrain.models.config import ModelConfig
 
 

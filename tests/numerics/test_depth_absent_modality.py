@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.batch import Batch
+from data_pipeline.stream.batch import Batch
 from parallel import world
 from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
-from pretrain.depth_steps import places
 from pretrain.models.config import ModelConfig
+from pretrain.train.depth_steps import places
 from tests.numerics.depth_loop import Steps, random_step, train_depth
 from tests.numerics.layouts import RTOL, Towers, engine_of, model_config
 from tests.numerics.plain_loop import assert_same

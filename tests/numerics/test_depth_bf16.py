@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.batch import Batch
+from data_pipeline.stream.batch import Batch
 from parallel import world
 from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
-from pretrain.depth_steps import places
 from pretrain.models.config import ModelConfig
 from pretrain.models.depth import Chosen, DepthRouter, DepthRouting
 from pretrain.models.inputs import ModelInputs
+from pretrain.train.depth_steps import places
 from tests.numerics.depth_loop import Steps, random_step, train_depth
 from tests.numerics.layouts import Towers, engine_of, model_config
 

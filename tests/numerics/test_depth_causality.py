@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.batch import Batch
+from data_pipeline.stream.batch import Batch
 from pretrain.config import OptimizerConfig
-from pretrain.depth_steps import places, row, step_sums, thresholds_after
 from pretrain.metrics import add
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.optimizer import parameter_groups
-from pretrain.thresholds import BINS, Counted, Selection, counts_in
+from pretrain.models.routing_state import BINS, Selection, counts_in
+from pretrain.train.depth_steps import places, row, step_sums, thresholds_after
+from pretrain.train.optimizer import parameter_groups
+from pretrain.train.thresholds import Counted
 from tests.numerics.test_naive_depth import perturbed
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 

@@ -9,8 +9,8 @@ import pytest
 from parallel import world
 from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
-from pretrain.checkpoint import restore
-from pretrain.checkpoint_writer import CheckpointWriter
+from pretrain.checkpoint.restore import restore
+from pretrain.checkpoint.save import CheckpointWriter
 from tests.numerics.depth_loop import Steps, train_depth
 from tests.numerics.layouts import RTOL, Towers, engine_of, model_config
 from tests.numerics.plain_loop import assert_same

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain import expert_steps
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.thresholds import Selection, counts_in
+from pretrain.models.routing_state import Selection, counts_in
+from pretrain.train import expert_steps
 from tests.numerics.test_depth_causality import CONTEXT, reached
 from tests.numerics.test_experts_identities import run
 from tests.numerics.test_naive_depth import (

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_pipeline.batch import Batch
-from pretrain.expert_steps import places
+from data_pipeline.stream.batch import Batch
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.thresholds import Selection
+from pretrain.models.routing_state import Selection
+from pretrain.train.expert_steps import places
 from tests.numerics.test_tied_copies import assert_close
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pretrain.hugging_face import CONFIG, open_hugging_face, to_hugging_face
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.warm_start import fit
-from pretrain.weights import MODEL, Dtype, Lazy, Source, about_model, open_weights, write_folder
+from pretrain.weights.folder import MODEL, Dtype, Lazy, Source, about_model, open_weights, write_folder
+from pretrain.weights.hugging_face import CONFIG, open_hugging_face, to_hugging_face
+from pretrain.weights.warm_start import fit
 from tests.pretrain.models.random_batch import MOT, TWO_TOWERS, random_batch
 from tests.pretrain.tiny_hugging_face import models, tiny_hugging_face
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.toml_config import ConfigError, validate
+from data_pipeline.files.toml_config import ConfigError, validate
 from parallel import world
 from parallel.testing import run_on_ranks
-from pretrain import build
 from pretrain.config import RunConfig, check_run_layout
 from pretrain.models.inputs import build_inputs
+from pretrain.train import build
 from tests.pretrain.models.random_batch import MOT, random_batch
 
 

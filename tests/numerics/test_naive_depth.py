@@ -14,7 +14,7 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.depth_accounting import SUMS
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.thresholds import BINS, Selection, counts_in
+from pretrain.models.routing_state import BINS, Selection, counts_in
 from tests.numerics.naive_depth import NaiveDepth
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 

@@ -11,8 +11,8 @@ from parallel.engine import MicroBatch, StepResult
 from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
 from parallel.zero_engine import ZeroEngine
-from pretrain.checkpoint import restore
-from pretrain.checkpoint_writer import CheckpointWriter
+from pretrain.checkpoint.restore import restore
+from pretrain.checkpoint.save import CheckpointWriter
 from tests.numerics import layouts
 from tests.numerics.plain_loop import assert_same
 from tests.numerics.test_zero_equals_one_process import engine_of

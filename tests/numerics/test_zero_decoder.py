@@ -13,7 +13,7 @@ from pretrain.config import OptimizerConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.optimizer import parameter_groups
+from pretrain.train.optimizer import parameter_groups
 from tests.numerics.plain_loop import SETTINGS, assert_same, learning_rate_at, plain_steps
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 

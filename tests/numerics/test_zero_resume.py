@@ -10,8 +10,8 @@ from parallel import world
 from parallel.engine import StepResult
 from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
-from pretrain.checkpoint import restore
-from pretrain.checkpoint_writer import CheckpointWriter
+from pretrain.checkpoint.restore import restore
+from pretrain.checkpoint.save import CheckpointWriter
 from tests.numerics.test_zero_equals_one_process import STEPS, Stage, engine_of
 from tests.numerics.toy import Toy, toy_step
 

@@ -1,4 +1,4 @@
-"""The formulas by hand, on small groups; tests/pretrain/test_plan_memory.py has real engines."""
+"""The formulas by hand, on small groups; tests/pretrain/planning/test_plan_memory.py has real engines."""
 
 import pytest
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from parallel.testing import run_on_ranks
-from pretrain.compare_config import Plan, make_plan, write_plan
-from pretrain.findings import Findings, find
-from pretrain.run_results import load_results
+from pretrain.comparison.config import Plan, make_plan, write_plan
+from pretrain.comparison.findings import Findings, find
+from pretrain.comparison.results import load_results
 
 BASE = """
 name = "tiny"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.toml_config import ConfigError, validate
+from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.config import RunConfig, differences, load
 
 VALUES = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data_pipeline.toml_config import ConfigError
+from data_pipeline.files.toml_config import ConfigError
 from pretrain.metrics import METRICS, MetricsLog, add, losses, metric_of, read_rows, step_sums, train_row
 
 

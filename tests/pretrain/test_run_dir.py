@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.toml_config import ConfigError, validate
+from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.config import RunConfig
 from pretrain.run_dir import CONFIG, LOCK, RECORD, RunDir, check_config, check_writable, finished_step
 

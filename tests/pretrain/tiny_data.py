@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.synthetic import write_token_folder
-from data_pipeline.vocabulary import BOS, DELIMITERS, EOS, SPECIAL_TOKENS, TEXT, Vocabulary
+from data_pipeline.shards.synthetic import write_token_folder
+from data_pipeline.shards.vocabulary import BOS, DELIMITERS, EOS, SPECIAL_TOKENS, TEXT, Vocabulary
 from tests.toml_text import toml_text
 
 VOCABULARY = Vocabulary(sizes={"text": 24, "image": 16, "speech": 12})

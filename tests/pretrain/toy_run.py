@@ -7,9 +7,9 @@ from pathlib import Path
 from parallel import world
 from parallel.layout import ParallelConfig
 from parallel.zero_engine import ZeroEngine
-from pretrain.checkpoint import Restored, restore
-from pretrain.checkpoint_folder import CheckpointError
-from pretrain.checkpoint_writer import CheckpointWriter
+from pretrain.checkpoint.folder import CheckpointError
+from pretrain.checkpoint.restore import Restored, restore
+from pretrain.checkpoint.save import CheckpointWriter
 from tests.numerics.test_zero_equals_one_process import Stage, engine_of
 from tests.numerics.toy import Toy, toy_step
 

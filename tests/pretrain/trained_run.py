@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from data_pipeline.toml_config import validate
+from data_pipeline.files.toml_config import validate
 from parallel import world
 from parallel.testing import run_on_ranks
-from pretrain import build
-from pretrain.checkpoint_writer import CheckpointWriter
+from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.config import RunConfig
 from pretrain.models.inputs import build_inputs
+from pretrain.train import build
 from tests.pretrain.tiny_data import VOCABULARY, tiny_run, write_tiny_data
 
 DENSE = dict.fromkeys(VOCABULARY.modalities, "all")

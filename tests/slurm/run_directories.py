@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.toml_config import validate
+from data_pipeline.files.toml_config import validate
 from pretrain.config import RunConfig
 from tests.pretrain.tiny_data import tiny_run
 

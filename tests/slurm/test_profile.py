@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.toml_config import ConfigError, validate
+from data_pipeline.files.toml_config import ConfigError, validate
 from slurm.profile import Profile, load_profile
 
 SHIPPED = sorted((Path(__file__).parents[2] / "slurm" / "profiles").glob("*.toml"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.toml_config import validate
+from data_pipeline.files.toml_config import validate
 from slurm.profile import Profile, load_profile
 from slurm.script import command_options, render, render_command, sbatch_options, task_command
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.prepare import tokenize
-from data_pipeline.shards import write_json
+from data_pipeline.files.atomic import write_json
+from data_pipeline.tokenize.prepare import tokenize
 from parallel.launch import child_environment
-from pretrain.compare import run_comparison
-from pretrain.compare_config import make_plan, write_plan
+from pretrain.comparison.config import make_plan, write_plan
+from pretrain.comparison.run import run_comparison
 from slurm.records import read_attempts
 from tests.data_pipeline.raw_documents import CONFIG, write_raw
-from tests.data_pipeline.test_prepare import contents
+from tests.data_pipeline.tokenize.test_prepare import contents
 from tests.e2e.test_train_resume import curve, last_step
 from tests.e2e.warm import train
 from tests.pretrain.tiny_data import write_tiny_comparison

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from parallel.launch import child_environment
-from pretrain.checkpoint_folder import checkpoints, damage
+from pretrain.checkpoint.folder import checkpoints, damage
 from pretrain.metrics import read_rows
 from tests.e2e.test_train_resume import last_step
 from tests.e2e.warm import train

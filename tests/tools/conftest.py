@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.config import ImageConfig
-from data_pipeline.image import PatchTokenizer
-from data_pipeline.vocabulary import BOI, BOS, EOI, EOS
+from data_pipeline.shards.vocabulary import BOI, BOS, EOI, EOS
+from data_pipeline.tokenize.config import ImageConfig
+from data_pipeline.tokenize.image import PatchTokenizer
 from tests.e2e.warm import train
 from tests.pretrain.tiny_data import VOCABULARY, document, part, tiny_run, write_tokens
 from tests.toml_text import toml_text

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pretrain.checkpoint_folder import MANIFEST
+from pretrain.checkpoint.folder import MANIFEST
 from pretrain.config import load
-from pretrain.weights import INDEX, MODEL, SINGLE, damage, digest, open_weights
+from pretrain.weights.folder import INDEX, MODEL, SINGLE, damage, digest, open_weights
 from tests.numerics.test_imported_logits import LOGITS, decoder_of, logits, reference_logits, whole_documents
 from tests.pretrain.tiny_data import VOCABULARY
 from tests.pretrain.tiny_hugging_face import tiny_hugging_face

@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.toml_config import ConfigError
-from pretrain.checkpoint_folder import STATE
+from data_pipeline.files.toml_config import ConfigError
+from pretrain.checkpoint.folder import STATE
 from pretrain.metrics import read_rows
 from pretrain.run_dir import CHECKPOINTS
-from pretrain.weight_sources import open_source
+from pretrain.weights.sources import open_source
 from tests.pretrain.tiny_data import VOCABULARY
 from tests.tools.conftest import write_run
 from tools.selected_tokens import inspect

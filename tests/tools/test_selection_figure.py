@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pretrain.selection_picture import sheet
+from pretrain.evaluation.selection_picture import sheet
 from tools.selected_tokens import DepthRow, inspect
 from tools.selection_figure import draw_ratios, selection_png
 

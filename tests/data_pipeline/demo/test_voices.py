@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.demo.voices import ACCENTS, RATE_HZ, TIMBRES, Speaker, Voice, draw_voice, wav
-from data_pipeline.toml_config import ConfigError
-from data_pipeline.workers import run_tasks
+from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.tokenize.workers import run_tasks
 
 VOICE = Voice("en-us+f2", 180, 50)
 VOICES = [accent + timbre for accent in ACCENTS for timbre in TIMBRES]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.batch import Batch
+from data_pipeline.stream.batch import Batch
 from pretrain.models.config import ModelConfig
 
 DENSE = {"text": "all", "image": "all", "speech": "all"}

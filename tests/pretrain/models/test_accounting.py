@@ -6,7 +6,6 @@ from torch.nn.attention.flex_attention import create_mask
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.config import load
-from pretrain.expert_steps import rows_taken
 from pretrain.models.accounting import (
     MODULES,
     active_parameters,
@@ -25,7 +24,9 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.thresholds import BINS, Counted, counts_in
+from pretrain.models.routing_state import BINS, counts_in
+from pretrain.train.expert_steps import rows_taken
+from pretrain.train.thresholds import Counted
 from tests.pretrain.models.random_batch import (
     DENSE,
     IMAGE_SPEECH_SHARED,

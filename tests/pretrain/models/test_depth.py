@@ -12,7 +12,7 @@ from pretrain.models.depth import DepthRouter, DepthRouting
 from pretrain.models.depth_accounting import SUMS
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.thresholds import BINS, Selection
+from pretrain.models.routing_state import BINS, Selection
 from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
 
 EVERYTHING = {

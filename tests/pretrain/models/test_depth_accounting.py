@@ -6,8 +6,6 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain import depth_steps
-from pretrain.expert_steps import rows_taken
 from pretrain.models.accounting import (
     active_parameters,
     describe,
@@ -28,6 +26,8 @@ from pretrain.models.depth_accounting import Skipped, expected, over_run
 from pretrain.models.inputs import build_inputs
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.models.pretraining import Pretraining
+from pretrain.train import depth_steps
+from pretrain.train.expert_steps import rows_taken
 from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
 from tests.pretrain.models.test_accounting import counted_in
 

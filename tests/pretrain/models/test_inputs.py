@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.batch import Batch
+from data_pipeline.stream.batch import Batch
 from pretrain.models.inputs import build_inputs
 from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
 

@@ -1,0 +1,1 @@
+"""The ground floor: configuration files, atomic writes, locks and progress."""

@@ -1,0 +1,1 @@
+"""Token shards: tars of documents, their index and their manifest."""

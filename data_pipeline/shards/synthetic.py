@@ -1,0 +1,80 @@
+"""Token shards of random documents with realistic shapes: for benchmarks and tests, never for training."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.files.atomic import write_json
+from data_pipeline.shards.tar import FORMAT, MANIFEST, TOKENS_SUFFIX, write_shard
+from data_pipeline.shards.vocabulary import BOS, DELIMITERS, EOS, SPECIAL_TOKENS, TEXT, Vocabulary
+
+
+def random_document(
+    rng: np.random.Generator, vocabulary: Vocabulary, parts: Sequence[tuple[str, int]]
+) -> np.ndarray:
+    """`<bos> parts... <eos>`; parts are (modality, tokens without delimiters)."""
+    pieces: list[np.ndarray] = [np.array([BOS])]
+    for modality, tokens in parts:
+        start = vocabulary.start(modality) + (len(SPECIAL_TOKENS) if modality == TEXT else 0)
+        end = vocabulary.start(modality) + vocabulary.sizes[modality]
+        ids = rng.integers(start, end, tokens)
+        if modality != TEXT:
+            opening, closing = DELIMITERS[modality]
+            ids = np.concatenate([[opening], ids, [closing]])
+        pieces.append(ids)
+    return np.concatenate([*pieces, [EOS]]).astype(vocabulary.dtype)
+
+
+def random_documents(
+    vocabulary: Vocabulary, num_documents: int, seed: int, *, median_text_tokens: int, image_tokens: int
+) -> Iterator[np.ndarray]:
+    """Text of log-normal length; half of the documents hold images (of one size) and speech between texts."""
+    rng = np.random.default_rng(seed)
+    others = [name for name in vocabulary.modalities if name != TEXT]
+
+    def text() -> tuple[str, int]:
+        return TEXT, 1 + int(rng.lognormal(np.log(median_text_tokens), 1.0))
+
+    for _ in range(num_documents):
+        parts = [text()]
+        if others and rng.random() < 0.5:
+            for _ in range(int(rng.integers(1, 3))):
+                modality = str(rng.choice(others))
+                tokens = image_tokens if modality == "image" else int(rng.integers(1, 2 * image_tokens))
+                parts += [(modality, tokens), (TEXT, 1 + int(rng.integers(0, median_text_tokens)))]
+        yield random_document(rng, vocabulary, parts)
+
+
+def write_token_folder(
+    folder: Path,
+    documents: Sequence[np.ndarray],
+    vocabulary: Vocabulary,
+    *,
+    documents_per_shard: int,
+    fingerprint: str = "synthetic",
+) -> Path:
+    """Write documents as token shards with a manifest, as `motley tokenize` would. Returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for number, first in enumerate(range(0, len(documents), documents_per_shard)):
+        samples = (
+            (f"{first + i:09d}", {TOKENS_SUFFIX: ids.astype(vocabulary.dtype).tobytes()})
+            for i, ids in enumerate(documents[first : first + documents_per_shard])
+        )
+        shards.append(write_shard(folder / f"tokens-{number:05d}.tar", samples))
+    counts = np.zeros(len(vocabulary.modalities), np.int64)
+    for ids in documents:
+        counts += np.bincount(vocabulary.modality_of(ids), minlength=len(counts))
+    manifest = {
+        "format": FORMAT,
+        "vocabulary": dict(vocabulary.sizes),
+        "tokenizers": {name: {"fingerprint": f"{fingerprint}-{name}"} for name in vocabulary.modalities},
+        "num_documents": len(documents),
+        "tokens": dict(zip(vocabulary.modalities, counts.tolist(), strict=True)),
+        "shards": shards,
+        "skipped": [],
+        "source": {"synthetic": True},
+    }
+    write_json(folder / MANIFEST, manifest)
+    return folder

@@ -1,0 +1,1 @@
+"""From token shards to packed micro-batches: the order of training data."""

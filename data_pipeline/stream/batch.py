@@ -1,0 +1,103 @@
+"""One micro-batch as the host makes it."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import reduce
+
+import numpy as np
+
+from data_pipeline.shards.vocabulary import PAD, Vocabulary
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of S tokens. A document of n ids fills n - 1 slots: inputs ids[:-1], targets ids[1:].
+
+    So a target never crosses documents and every slot that is not padding is predicted.
+    """
+
+    input_ids: np.ndarray
+    """int32 [B, S]; padding holds <pad>."""
+    target_ids: np.ndarray
+    """int32 [B, S]; padding holds <pad>."""
+    loss_weights: np.ndarray
+    """float32 [B, S]; 0 at padding (and where an evaluation asks for no prediction)."""
+    positions: np.ndarray
+    """int32 [B, S]; 0, 1, 2, ... from the start of each document."""
+    document_ids: np.ndarray
+    """int32 [B, S]; 0, 1, 2, ... in a sequence, -1 at padding. Non-padding is a prefix of the sequence."""
+    input_modality: np.ndarray
+    """uint8 [B, S]; index into the vocabulary's modalities."""
+    target_modality: np.ndarray
+    """uint8 [B, S]."""
+    samples: tuple[tuple[str, ...], ...]
+    """Per sequence, "shard/key" of each document in it: provenance for error messages."""
+
+    @property
+    def num_sequences(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def sequence_tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+    @property
+    def digest(self) -> int:
+        """32 bits of all its arrays: ranks that should train on the same batch compare it."""
+        arrays = (value for value in vars(self).values() if isinstance(value, np.ndarray))
+        return reduce(lambda crc, array: zlib.crc32(array.tobytes(), crc), arrays, 0)
+
+    def rows(self, first: int, last: int) -> "Batch":
+        """Sequences first ... last - 1; views, no copies."""
+        return Batch(*(getattr(self, field.name)[first:last] for field in fields(self)))
+
+
+def make_batch(
+    sequences: Sequence[Sequence[np.ndarray]],
+    *,
+    sequence_tokens: int,
+    vocabulary: Vocabulary,
+    samples: Sequence[Sequence[str]] | None = None,
+) -> Batch:
+    """Lay documents (or pieces of them) out in sequences.
+
+    `sequences[b]` holds the documents of sequence b in order, each int [n] with n >= 2, filling n - 1 slots;
+    the rest of `sequence_tokens` is padding. `samples[b]` names them. Raises ValueError if they do not fit.
+    """
+    num_sequences = len(sequences)
+    input_ids = np.full((num_sequences, sequence_tokens), PAD, np.int32)
+    target_ids = input_ids.copy()
+    slots: list[int] = []  # of each document and then of the padding, sequence by sequence
+    numbers: list[int] = []  # document_ids of the same
+    for row, documents in enumerate(sequences):
+        at = 0
+        for number, ids in enumerate(documents):
+            end = at + len(ids) - 1
+            if end <= at or end > sequence_tokens:
+                raise ValueError(
+                    f"sequence {row}: document {number} has {len(ids)} ids, where {sequence_tokens - at} of "
+                    f"{sequence_tokens} slots are left and a document needs at least 2 ids"
+                )
+            input_ids[row, at:end] = ids[:-1]
+            target_ids[row, at:end] = ids[1:]
+            slots.append(end - at)
+            numbers.append(number)
+            at = end
+        slots.append(sequence_tokens - at)
+        numbers.append(-1)
+    shape = num_sequences, sequence_tokens
+    starts = np.cumsum([0, *slots[:-1]])
+    document_ids = np.repeat(np.array(numbers, np.int32), slots).reshape(shape)
+    positions = np.arange(num_sequences * sequence_tokens, dtype=np.int32)
+    positions -= np.repeat(starts.astype(np.int32), slots)
+    return Batch(
+        input_ids=input_ids,
+        target_ids=target_ids,
+        loss_weights=(document_ids >= 0).astype(np.float32),
+        positions=positions.reshape(shape),
+        document_ids=document_ids,
+        input_modality=vocabulary.modality_of(input_ids),
+        target_modality=vocabulary.modality_of(target_ids),
+        samples=tuple(tuple(names) for names in samples) if samples else ((),) * num_sequences,
+    )

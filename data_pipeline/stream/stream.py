@@ -1,0 +1,344 @@
+"""The training data as one logical stream of packed sequences; which rank and worker read it is no input.
+
+    sources (lengths, weights), seed, context_tokens
+      -> block b: exact shares of each source          mixture.py
+      -> which documents those are                     order.py
+      -> pieces, packed into sequences, shuffled       packing.py
+      -> sequences, numbered over all blocks           here
+    step: the next G sequences; rank r of D reads positions r, r + D, ... of them.
+
+Everything is computed from the index, before a document is read, and is the same in every process. The state
+is a place in the stream: two integers, and a fingerprint of all that lies before it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.faults import ChangedIndex, ForeignTokenizer, SpanTooLong
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.stream.mixture import block_documents, drawn_before, shares
+from data_pipeline.stream.order import documents_at, key_of, mix, permute
+from data_pipeline.stream.packing import cut, pack
+
+_STATE_FORMAT = 1
+_KEPT_BLOCKS = 2
+_CHAIN = 0xD1342543DE82EF95  # odd, so a multiplication by it loses nothing modulo 2^64
+_WORD = 1 << 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which pieces of which documents make up each of some sequences. P pieces in all."""
+
+    source: np.ndarray
+    """uint16 [P]"""
+    document: np.ndarray
+    """int64 [P]; number within its source."""
+    start: np.ndarray
+    """int64 [P]; first slot of the piece within its document."""
+    slots: np.ndarray
+    """int64 [P]; slots that the piece fills."""
+    first: np.ndarray
+    """int64 [sequences + 1]; first piece of each sequence, then P."""
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    @property
+    def filled_slots(self) -> int:
+        return int(self.slots.sum())
+
+    def take(self, positions: np.ndarray) -> "Plan":
+        """The sequences at `positions` (int [n]), in that order."""
+        counts = self.first[positions + 1] - self.first[positions]
+        first = np.concatenate([[0], np.cumsum(counts)])
+        piece = np.repeat(self.first[positions] - first[:-1], counts) + np.arange(first[-1])
+        return Plan(self.source[piece], self.document[piece], self.start[piece], self.slots[piece], first)
+
+    @staticmethod
+    def join(plans: Sequence["Plan"]) -> "Plan":
+        """Sequences of several plans, one after another."""
+        if len(plans) == 1:
+            return plans[0]
+        before = np.cumsum([0, *(len(plan.slots) for plan in plans)])
+        return Plan(
+            np.concatenate([plan.source for plan in plans]),
+            np.concatenate([plan.document for plan in plans]),
+            np.concatenate([plan.start for plan in plans]),
+            np.concatenate([plan.slots for plan in plans]),
+            np.concatenate([[0], *(plan.first[1:] + n for plan, n in zip(plans, before, strict=False))]),
+        )
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """A place in the stream: what comes next, and what came before. The same on all ranks."""
+
+    block: int
+    sequence: int
+    """Next sequence, within the block."""
+    sequences: int
+    """Consumed since the start."""
+    fingerprint: int
+    """64 bits, chained over all sequences consumed: crc32, place and length of every piece."""
+    seed: int
+    context_tokens: int
+    sources: tuple[tuple[str, str], ...]
+    """(index hash, share) of each source: what the numbers above refer to."""
+
+    def to_json(self) -> str:
+        return json.dumps({"format": _STATE_FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "StreamState":
+        """Raises ConfigError for anything but the output of to_json of this version."""
+        try:
+            values = json.loads(text)
+            if values.pop("format") != _STATE_FORMAT:
+                raise ValueError("another format")
+            values["sources"] = tuple((str(index), str(share)) for index, share in values["sources"])
+            return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"not a stream state of format {_STATE_FORMAT}: {error!r}") from None
+
+
+@dataclass(frozen=True)
+class _Block:
+    plan: Plan
+    hashes: np.ndarray
+    """uint64 [sequences]"""
+    begun: np.ndarray
+    """int64 [sequences + 1, sources]; documents whose first piece lies before each sequence."""
+
+
+class Stream:
+    """Plans the sequences of every step. Holds no position: that is the caller's StreamState."""
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[TokenSource, float]],
+        *,
+        seed: int,
+        context_tokens: int,
+        sequences_per_step: int,
+        max_rejected_frac: float = 0.01,
+    ) -> None:
+        """`sources`: (source, weight); a weight is a share of the documents drawn.
+
+        Raises ForeignTokenizer if sources were tokenized differently, SpanTooLong if more than
+        `max_rejected_frac` of the documents of a source have an image or utterance longer than the context.
+        """
+        if not sources or context_tokens < 1 or sequences_per_step < 1:
+            raise ConfigError("a stream needs a source, context_tokens >= 1 and sequences_per_step >= 1")
+        self.sources = tuple(source for source, _ in sources)
+        self.seed, self.context_tokens, self.sequences_per_step = seed, context_tokens, sequences_per_step
+        _check_tokenizers(self.sources)
+        self.vocabulary = self.sources[0].vocabulary
+        self.shares = shares([weight for _, weight in sources])
+        """Of the documents drawn, per source; they sum to 1."""
+        self.rejected = tuple(_rejected(source, context_tokens, max_rejected_frac) for source in self.sources)
+        """Per source, documents that are left out: an image or utterance in them is longer than the
+        context.
+        """
+        self._block_documents = block_documents([s.num_documents for s in self.sources], self.shares)
+        self._keys = [key_of(seed, 1, i) for i in range(len(self.sources))]
+        self._identity = tuple(
+            (source.index_hash, str(share)) for source, share in zip(self.sources, self.shares, strict=True)
+        )
+        self._blocks: dict[int, _Block] = {}
+
+    def start(self) -> StreamState:
+        """The state before the first sequence."""
+        return StreamState(0, 0, 0, 0, self.seed, self.context_tokens, self._identity)
+
+    def check(self, state: StreamState) -> None:
+        """Raises ConfigError (ChangedIndex for changed shards) if `state` is a place in another stream."""
+        for name, ours in (("seed", self.seed), ("context_tokens", self.context_tokens)):
+            if getattr(state, name) != ours:
+                raise ConfigError(
+                    f"{name} = {ours}, but the saved stream has {name} = {getattr(state, name)}; "
+                    f"set it back, or start a new run"
+                )
+        if len(state.sources) != len(self.sources):
+            raise ConfigError(
+                f"{len(self.sources)} sources, but the saved stream has {len(state.sources)}; a run goes on "
+                f"with the sources it began with"
+            )
+        for source, theirs, ours in zip(self.sources, state.sources, self._identity, strict=True):
+            if theirs[0] != ours[0]:
+                raise ChangedIndex(
+                    f"{source.folder}: its index is {ours[0][:12]}, but the saved stream was made with "
+                    f"{theirs[0][:12]}: the shards have changed since; restore them, or start a new run"
+                )
+            if theirs[1] != ours[1]:
+                raise ConfigError(
+                    f"{source.folder}: share of the documents {ours[1]}, but {theirs[1]} in the saved "
+                    f"stream; set the weights back, or start a new run"
+                )
+
+    def plan_step(self, state: StreamState) -> tuple[Plan, StreamState]:
+        """The next `sequences_per_step` sequences in global order, and the state after them."""
+        self.check(state)
+        parts: list[Plan] = []
+        missing = self.sequences_per_step
+        while missing:
+            block = self._block(state.block)
+            first, last = state.sequence, min(state.sequence + missing, len(block.plan))
+            parts.append(block.plan.take(np.arange(first, last)))
+            missing -= last - first
+            at_end = last == len(block.plan)
+            state = replace(
+                state,
+                block=state.block + at_end,
+                sequence=0 if at_end else last,
+                sequences=state.sequences + last - first,
+                fingerprint=_chain(state.fingerprint, block.hashes[first:last]),
+            )
+        return Plan.join(parts), state
+
+    def epochs(self, state: StreamState) -> tuple[float, ...]:
+        """Passes over each source so far: documents begun / documents that it has."""
+        before = drawn_before(state.block, self._block_documents, self.shares)
+        begun = self._block(state.block).begun[state.sequence]
+        return tuple(
+            (drawn + int(now)) / source.num_documents
+            for drawn, now, source in zip(before, begun, self.sources, strict=True)
+        )
+
+    def _block(self, block: int) -> _Block:
+        if block not in self._blocks:
+            while len(self._blocks) >= _KEPT_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[block] = self._plan_block(block)
+        return self._blocks[block]
+
+    def _plan_block(self, block: int) -> _Block:
+        source, document, slots, crc32 = self._draw(block)
+        pieces = np.ones(len(document), np.int64)
+        start = np.zeros(len(document), np.int64)
+        long = np.flatnonzero(slots > self.context_tokens)
+        if len(long):
+            cuts = [
+                cut(int(slots[i]), self.sources[source[i]].spans(int(document[i])), self.context_tokens)
+                for i in long
+            ]
+            pieces[long] = [len(found) for found in cuts]
+            of = np.repeat(np.arange(len(document)), pieces)
+            source, document, slots, crc32, start = (a[of] for a in (source, document, slots, crc32, start))
+            was_cut = np.isin(of, long)
+            flat = np.array([piece for found in cuts for piece in found], np.int64).reshape(-1, 2)
+            start[was_cut], slots[was_cut] = flat[:, 0], flat[:, 1]
+        if not len(slots):
+            return _Block(
+                Plan(source, document, start, slots, np.zeros(1, np.int64)),
+                np.zeros(0, np.uint64),
+                np.zeros((1, len(self.sources)), np.int64),
+            )
+        # shuffled before packing: pieces of one length, and those within a sequence, come in random order
+        at = permute(np.arange(len(slots)), len(slots), key_of(self.seed, 2, block))
+        sequence = pack(slots[at], self.context_tokens)
+        count = int(sequence.max()) + 1
+        sequence = permute(np.arange(count), count, key_of(self.seed, 3, block))[sequence]
+        by_sequence = np.argsort(sequence, kind="stable")
+        at, sequence = at[by_sequence], sequence[by_sequence]
+        first = np.searchsorted(sequence, np.arange(count + 1))
+        plan = Plan(source[at], document[at], start[at], slots[at], first)
+        begun = np.zeros((count + 1, len(self.sources)), np.int64)
+        np.add.at(begun, (sequence + 1, plan.source), plan.start == 0)
+        return _Block(plan, _hashes(plan, crc32[at], sequence), np.cumsum(begun, axis=0))
+
+    def _draw(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(source, document, slots, crc32) of the documents of a block."""
+        before = drawn_before(block, self._block_documents, self.shares)
+        after = drawn_before(block + 1, self._block_documents, self.shares)
+        drawn = [
+            documents_at(a, b - a, source.num_documents, key)
+            for a, b, source, key in zip(before, after, self.sources, self._keys, strict=True)
+        ]
+        counts = [len(documents) for documents in drawn]
+        pairs = list(zip(self.sources, drawn, strict=True))
+        return (
+            np.repeat(np.arange(len(drawn), dtype=np.uint16), counts),
+            np.concatenate(drawn),
+            np.concatenate([source.lengths[documents].astype(np.int64) for source, documents in pairs]) - 1,
+            np.concatenate([source.index.crc32[documents] for source, documents in pairs]).astype(np.uint64),
+        )
+
+
+def _hashes(plan: Plan, crc32: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+    """uint64 [sequences]; from each piece's content, place in its document and place in the sequence."""
+    place = np.arange(len(sequence)) - plan.first[sequence] + 1
+    content = mix(crc32 | plan.slots.astype(np.uint64) << np.uint64(32))
+    pieces = mix(content + mix(plan.start.astype(np.uint64)) + mix(place.astype(np.uint64) << np.uint64(32)))
+    return mix(np.add.reduceat(pieces, plan.first[:-1]))
+
+
+def _chain(fingerprint: int, hashes: np.ndarray) -> int:
+    """fingerprint -> fingerprint * c + hash modulo 2^64, over all hashes; however they are split into
+    calls.
+    """
+    for value in hashes.tolist():
+        fingerprint = (fingerprint * _CHAIN + value) % _WORD
+    return fingerprint
+
+
+def _check_tokenizers(sources: Sequence[TokenSource]) -> None:
+    ours = sources[0]
+    for theirs in sources[1:]:
+        if theirs.vocabulary.sizes != ours.vocabulary.sizes or list(theirs.vocabulary.sizes) != list(
+            ours.vocabulary.sizes
+        ):
+            raise ForeignTokenizer(
+                f"{theirs.folder}: vocabulary {theirs.vocabulary.sizes}, but {ours.folder} has "
+                f"{ours.vocabulary.sizes}; tokenize both with the same tokenizers"
+            )
+        for modality, fingerprint in ours.fingerprints.items():
+            if theirs.fingerprints.get(modality) != fingerprint:
+                raise ForeignTokenizer(
+                    f"{theirs.folder}: {modality} tokenizer {theirs.fingerprints.get(modality)}, but "
+                    f"{ours.folder} has {fingerprint}; the same ids mean different things: tokenize both "
+                    f"with the same tokenizers"
+                )
+
+
+def _rejected(source: TokenSource, context_tokens: int, max_frac: float) -> np.ndarray:
+    """Documents of a source with a span longer than the context; int64, ascending."""
+    if source.num_documents == 0:
+        raise ConfigError(f"{source.folder}: holds no documents")
+    if source.longest_span_tokens <= context_tokens:
+        return np.zeros(0, np.int64)
+    span = source.index.span
+    rows = np.flatnonzero(span[:, 1] - span[:, 0] > context_tokens)
+    documents = np.unique(np.searchsorted(source.index.span_first, rows, side="right") - 1)
+    if len(documents) > max_frac * source.num_documents:
+        first = source.name(int(documents[0]))
+        raise SpanTooLong(
+            f"{source.folder}: {len(documents)} of {source.num_documents} documents hold an image or "
+            f"utterance longer than context_tokens = {context_tokens}; raise it: the longest takes "
+            f'{source.longest_span_tokens} tokens with its delimiters, the first is in "{first}"'
+        )
+    return documents
+
+
+def describe(stream: Stream) -> list[str]:
+    """One line a source, and one for each that leaves documents out: for the log at start-up."""
+    lines: list[str] = []
+    for source, share, rejected in zip(stream.sources, stream.shares, stream.rejected, strict=True):
+        tokens: dict[str, Any] = source.manifest["tokens"]
+        counts = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
+        lines.append(
+            f"{source.folder}: {source.num_documents:,} documents ({counts} tokens), share {float(share):.4g}"
+        )
+        if len(rejected):
+            names = ", ".join(source.name(int(document)) for document in rejected[:3])
+            more = ", ..." if len(rejected) > 3 else ""
+            lines.append(
+                f"{source.folder}: {len(rejected):,} documents left out, an image or utterance in them is "
+                f"longer than the context of {stream.context_tokens}: {names}{more}"
+            )
+    return lines

@@ -1,0 +1,286 @@
+"""`motley tokenize`: raw shards -> token shards, parallel over shards, continued after any interruption.
+
+    SRC/train/*.tar      ->  OUT/train/tokens-00000.tar ..., manifest.json, index.bin
+    SRC/heldout/*.tar    ->  OUT/heldout/ ...
+    SRC/*.tar            ->  OUT/tokens-00000.tar ... (where SRC itself holds the shards)
+                             OUT/tokenizers/{text,image,speech}/
+                             OUT/settings.json, OUT/roundtrip.png, OUT/roundtrip.wav
+
+A finished shard is a file, and a record of it in the folder `.records` beside it; a run that is killed
+loses only the shards it was in the middle of. When all shards of a split are there the manifest is
+written and the records go.
+
+Over several machines: `--tokenizers-only`, then `--part K/N` for every K, at the same time, then the plain
+command, which does what is missing and writes the manifest. The bytes are those of one process.
+"""
+
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.files.atomic import write_json
+from data_pipeline.files.progress import Progress
+from data_pipeline.files.toml_config import ConfigError, load_config
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.tar import (
+    FORMAT,
+    MANIFEST,
+    TOKENS_SUFFIX,
+    fits_a_tar,
+    read_manifest,
+    read_samples,
+    write_shard,
+)
+from data_pipeline.tokenize.claim import Part, claimed
+from data_pipeline.tokenize.config import TokenizeConfig
+from data_pipeline.tokenize.documents import DocumentEncoder
+from data_pipeline.tokenize.raw import SampleError
+from data_pipeline.tokenize.roundtrip import show_roundtrip, summary
+from data_pipeline.tokenize.sources import Split, find_splits
+from data_pipeline.tokenize.tokenizer import Tokenizer
+from data_pipeline.tokenize.tokenizer_set import TOKENIZERS, load_tokenizers, obtain_tokenizers, vocabulary_of
+from data_pipeline.tokenize.workers import default_processes, run_tasks
+
+SETTINGS = "settings.json"
+HOLDS = "token shards"
+_RECORDS = ".records"
+_LISTED_SKIPS = 1000
+"""Skipped samples that the manifest lists, with reasons; all of them are counted."""
+_FREE_KEYS = {"max_bad_frac"}
+"""What may change when a run is continued: it reaches no byte of a shard."""
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Raw shards that become one token shard."""
+
+    raw_shards: tuple[str, ...]
+    path: Path
+    tokenizers: Path
+
+    @property
+    def record_path(self) -> Path:
+        return self.path.parent / _RECORDS / f"{self.path.name}.json"
+
+
+def tokenize(
+    src: str | Path,
+    out: str | Path,
+    *,
+    config_path: str | Path,
+    processes: int | None = None,
+    tokenizers_only: bool = False,
+) -> dict[str, Any]:
+    """Tokenize what OUT does not hold yet of SRC. Returns {split: manifest}; `tokenizers_only`: {}.
+
+    Raises ConfigError (ShardError is one) for whatever a user can mend: no shards in SRC, a damaged
+    shard, too many unusable samples, an OUT that holds something else or was begun with other settings
+    or another SRC.
+    """
+    out = Path(out)
+    config, splits, facts = read_source(src, config_path)
+    processes = default_processes() if processes is None else processes
+    with claimed(out, SETTINGS, facts, HOLDS):
+        tokenizers = obtain_tokenizers(config, splits, out / TOKENIZERS, processes)
+        if tokenizers_only:
+            print(f"{out / TOKENIZERS}: {', '.join(tokenizers)}")
+            return {}
+        manifests = {
+            split.name: _tokenize_split(split, out, config, tokenizers, processes) for split in splits
+        }
+        show_roundtrip(splits, tokenizers, out)
+    print("\n".join(summary(name, manifest) for name, manifest in manifests.items()))
+    return manifests
+
+
+def tokenize_part(
+    src: str | Path, out: str | Path, part: Part, *, config_path: str | Path, processes: int | None = None
+) -> None:
+    """Write what is missing of the k-th of n parts of the token shards, counted through all splits.
+
+    May run beside other parts of the same n. Raises ConfigError as `tokenize` does, and if the tokenizers
+    are not there yet.
+    """
+    out = Path(out)
+    config, splits, facts = read_source(src, config_path)
+    if not (out / TOKENIZERS).is_dir():
+        raise ConfigError(
+            f"{out / TOKENIZERS}: no tokenizers yet, and all parts need the same; make them first, with "
+            "--tokenizers-only instead of --part"
+        )
+    processes = default_processes() if processes is None else processes
+    with claimed(out, SETTINGS, facts, HOLDS, part=part):
+        number = 0
+        for split in splits:
+            tasks = plan_tasks(split, out, config.raw_shards_per_shard)
+            mine = [task for i, task in enumerate(tasks, number) if i % part[1] == part[0] - 1]
+            number += len(tasks)
+            if mine and not (out / split.name / MANIFEST).exists():
+                _run(mine, len(tasks), split.name, config, processes)
+    print(f"part {part[0]} of {part[1]} is written; when all are, `motley tokenize` without --part finishes")
+
+
+def unfinished_parts(splits: Sequence[Split], out: Path, config: TokenizeConfig, num_parts: int) -> list[int]:
+    """The parts, from 1, that have shards to write; [] also where only manifests are missing."""
+    tasks = [
+        (split, task) for split in splits for task in plan_tasks(split, out, config.raw_shards_per_shard)
+    ]
+    return sorted(
+        {
+            1 + number % num_parts
+            for number, (split, task) in enumerate(tasks)
+            if not (task.record_path.exists() or (out / split.name / MANIFEST).exists())
+        }
+    )
+
+
+def read_source(
+    src: str | Path, config_path: str | Path
+) -> tuple[TokenizeConfig, list[Split], dict[str, Any]]:
+    """(config, splits of SRC, what an OUT is begun with). Raises ConfigError."""
+    config = load_config(TokenizeConfig, config_path)
+    splits = find_splits(str(src))
+    facts = {
+        "config": config.model_dump(mode="json", exclude=_FREE_KEYS),
+        "source": {split.name: dict(split.listing) for split in splits},
+    }
+    return config, splits, facts
+
+
+def _tokenize_split(
+    split: Split, out: Path, config: TokenizeConfig, tokenizers: Mapping[str, Tokenizer], processes: int
+) -> dict[str, Any]:
+    folder = out / split.name
+    if not (folder / MANIFEST).exists():
+        tasks = plan_tasks(split, out, config.raw_shards_per_shard)
+        records = _run(tasks, len(tasks), split.name, config, processes)
+        write_json(folder / MANIFEST, _manifest(split, [records[task] for task in tasks], tokenizers))
+    shutil.rmtree(folder / _RECORDS, ignore_errors=True)
+    TokenSource.open(folder)  # makes the index where it is missing, and checks what is there
+    return read_manifest(folder)
+
+
+def plan_tasks(split: Split, out: Path, raw_shards_per_shard: int) -> list[ShardTask]:
+    """One task a token shard, in the order of the raw shards."""
+    urls, folder = split.urls, out / split.name
+    return [
+        ShardTask(
+            tuple(urls[first : first + raw_shards_per_shard]),
+            folder / f"tokens-{number:05d}.tar",
+            out / TOKENIZERS,
+        )
+        for number, first in enumerate(range(0, len(urls), raw_shards_per_shard))
+    ]
+
+
+def _run(
+    tasks: list[ShardTask], num_in_split: int, split_name: str, config: TokenizeConfig, processes: int
+) -> dict[ShardTask, dict[str, Any]]:
+    """Records of the tasks, of which those with a record on disk are finished already."""
+    tasks[0].record_path.parent.mkdir(parents=True, exist_ok=True)
+    found = {task: json.loads(task.record_path.read_text()) for task in tasks if task.record_path.exists()}
+    records: dict[ShardTask, dict[str, Any]] = {}
+    seen: Counter[str] = Counter()
+    missing = [task for task in tasks if task not in found]
+    with (
+        run_tasks(write_task, missing, processes, preload=_IMPORTS) as finished,
+        Progress(f"tokenize {split_name}".strip(), len(tasks), "shards", done=len(found)) as progress,
+    ):
+        for task, record in itertools.chain(found.items(), finished):
+            records[task] = record
+            seen.update(documents=record["shard"]["documents"], bad=record["num_skipped"])
+            _check_bad(seen, records, num_in_split, config)
+            progress.advance(int(task not in found), **seen)
+    return records
+
+
+_IMPORTS = ("data_pipeline.tokenize.tokenizer_set", "scipy.signal", "scipy.io.wavfile", "PIL.PngImagePlugin")
+
+
+def _check_bad(
+    seen: Mapping[str, int], records: Mapping[Any, dict[str, Any]], num_tasks: int, config: TokenizeConfig
+) -> None:
+    """Raise ConfigError once more samples are bad than `max_bad_frac` allows of all that are expected."""
+    samples = seen["bad"] + seen["documents"]
+    if seen["bad"] <= config.max_bad_frac * samples * num_tasks / len(records):
+        return
+    examples = itertools.islice((skip for record in records.values() for skip in record["skipped"]), 5)
+    shown = "".join(f"\n  {skip['shard']} {skip['key']}: {skip['reason']}" for skip in examples)
+    raise ConfigError(
+        f"{seen['bad']} of the {samples} samples read so far cannot be used, more than max_bad_frac = "
+        f"{config.max_bad_frac} allows:{shown}\nMend them and choose another OUT, or raise max_bad_frac and "
+        "run this again: finished shards are kept"
+    )
+
+
+@lru_cache(maxsize=1)
+def _worker_tokenizers(folder: Path) -> dict[str, Tokenizer]:
+    return load_tokenizers(folder)
+
+
+def write_task(task: ShardTask) -> tuple[ShardTask, dict[str, Any]]:
+    """Tokenize the raw shards of a task into its token shard, then record it. Runs in a worker."""
+    encoder = DocumentEncoder(_worker_tokenizers(task.tokenizers))
+    skipped: list[dict[str, str]] = []
+    shard = write_shard(task.path, _encoded(task, encoder, skipped))
+    record = {
+        "shard": shard,
+        "num_skipped": len(skipped),
+        "skipped": skipped[:_LISTED_SKIPS],
+        "tokens": dict(encoder.tokens),
+        "measured": dict(encoder.measured),
+    }
+    write_json(task.record_path, record)
+    return task, record
+
+
+def _encoded(
+    task: ShardTask, encoder: DocumentEncoder, skipped: list[dict[str, str]]
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(key, {"ids": bytes}) of each usable sample; the others are appended to `skipped`."""
+    seen: set[str] = set()
+    for url in task.raw_shards:
+        for key, sample in read_samples(url):
+            try:
+                if key in seen:
+                    raise SampleError("its key was there before; keys are not repeated within a token shard")
+                seen.add(key)
+                if not fits_a_tar(key, TOKENS_SUFFIX):
+                    raise SampleError("its key is too long for a tar header")
+                ids = encoder.encode(sample)
+            except SampleError as error:
+                skipped.append({"shard": url, "key": key, "reason": str(error)})
+                continue
+            yield key, {TOKENS_SUFFIX: ids.tobytes()}
+
+
+def _manifest(
+    split: Split, records: list[dict[str, Any]], tokenizers: Mapping[str, Tokenizer]
+) -> dict[str, Any]:
+    measured: Counter[str] = Counter()
+    tokens: Counter[str] = Counter()
+    for record in records:
+        measured.update(record["measured"])
+        tokens.update(record["tokens"])
+    vocabulary = vocabulary_of(tokenizers)
+    return {
+        "format": FORMAT,
+        "vocabulary": vocabulary.sizes,
+        "tokenizers": {
+            name: {"fingerprint": tokenizer.fingerprint, "settings": dict(tokenizer.settings)}
+            for name, tokenizer in tokenizers.items()
+        },
+        "num_documents": sum(record["shard"]["documents"] for record in records),
+        "tokens": {modality: tokens[modality] for modality in vocabulary.modalities},
+        "shards": [record["shard"] for record in records],
+        "num_skipped": sum(record["num_skipped"] for record in records),
+        "skipped": [skip for record in records for skip in record["skipped"]][:_LISTED_SKIPS],
+        "measured": dict(measured),
+        "source": {"split": split.name, "shards": dict(split.listing)},
+    }

@@ -1,0 +1,56 @@
+"""Where raw shards are: the splits of a folder, or a pattern of URLs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.tar import is_remote
+
+
+@dataclass(frozen=True)
+class Split:
+    """Raw shards that become one folder of token shards; `name` is "" where SRC itself holds them."""
+
+    name: str
+    folder: str
+    listing: tuple[tuple[str, int], ...]
+    """(name, bytes) of each shard, sorted; -1 bytes for a remote one."""
+
+    @property
+    def urls(self) -> list[str]:
+        return [name if not self.folder else str(Path(self.folder) / name) for name, _ in self.listing]
+
+
+def find_splits(src: str) -> list[Split]:
+    """The splits of SRC: one for every sub-folder that holds tars, or SRC itself, or a URL such as
+    "https://host/train-{00000..00099}.tar". Raises ConfigError where there are no shards to be found.
+    """
+    if is_remote(src):
+        from braceexpand import braceexpand  # comes with webdataset
+
+        return [Split("", "", tuple((url, -1) for url in braceexpand(src)))]
+    root = Path(src)
+    if not root.exists():
+        raise ConfigError(f"{src}: no such folder")
+    if not root.is_dir():
+        raise ConfigError(f"{src}: not a folder; give the folder that holds the raw shards (*.tar)")
+    own = _tars(root)
+    nested = {child.name: _tars(child) for child in sorted(root.iterdir()) if child.is_dir()}
+    nested = {name: tars for name, tars in nested.items() if tars}
+    if own and nested:
+        raise ConfigError(
+            f"{src}: holds shards itself and in {', '.join(nested)}; move them so that it is one or the other"
+        )
+    if own:
+        return [Split("", src, own)]
+    if nested:
+        return [Split(name, str(root / name), tars) for name, tars in nested.items()]
+    holds = sorted(child.name + "/" * child.is_dir() for child in root.iterdir())[:8]
+    raise ConfigError(
+        f"{src}: no *.tar in it nor in its sub-folders; it holds {', '.join(holds) or 'nothing'}. Raw data "
+        "is WebDataset shards as described in data_pipeline/tokenize/raw.py; `motley demo-corpus` writes some"
+    )
+
+
+def _tars(folder: Path) -> tuple[tuple[str, int], ...]:
+    return tuple((path.name, path.stat().st_size) for path in sorted(folder.glob("*.tar")))

@@ -1,0 +1,1 @@
+"""Checkpoints: saved while training goes on, verified, and read by any layout of ranks."""

@@ -1,0 +1,118 @@
+"""Continuing a run from its newest good checkpoint, on whatever layout: whole or not at all, and verified.
+
+The files are checked against the manifest before anything is loaded; what then stands in the engine,
+parameters and moments, is checked again by the digest of every logical tensor.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parallel.digest import MODULUS, digests
+from parallel.engine import Engine
+from parallel.fragments import Fragment
+from parallel.world import World
+from pretrain.checkpoint.folder import (
+    CORRUPT,
+    STATE,
+    CheckpointError,
+    checkpoints,
+    damage,
+    read_manifest,
+    remove_leftovers,
+    rng_file,
+    set_aside,
+)
+from pretrain.checkpoint.random_states import set_random_states
+from pretrain.checkpoint.rank_errors import on_all_ranks, on_rank_0
+from pretrain.checkpoint.shards import ShardReader, TensorEntries
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Where a run goes on."""
+
+    step: int
+    state: Any
+    """What `save` was given."""
+    path: Path
+
+
+def restore(folder: Path, engine: Engine, world: World) -> Restored | None:
+    """Load the newest good checkpoint into the engine; None if the folder holds none. All ranks call it.
+
+    First removes what a killed run left half-written. A damaged checkpoint is named on stderr, renamed to
+    `.corrupt` and passed over for the one before. Raises CheckpointError if all are damaged (rather than
+    start the run over unasked), one cannot be read, or the engine then holds something else than was saved.
+    """
+    on_rank_0(
+        world, lambda: remove_leftovers(folder), f"unfinished checkpoints in {folder} cannot be removed"
+    )
+    for step, path in reversed(world.broadcast(checkpoints(folder))):
+        share = slice(world.rank, None, world.world_size)
+        shares = on_all_ranks(world, partial(damage, path, share), f"checkpoint {path} cannot be read")
+        if problems := list(dict.fromkeys(problem for share in shares for problem in share)):
+            on_rank_0(world, partial(_pass_over, path, problems), f"{path} cannot be renamed")
+            continue
+        manifest, _ = read_manifest(path)
+        _load(path, manifest, engine, world)
+        if manifest["layout"] == engine.layout:
+            set_random_states(torch.load(path / rng_file(world.rank), weights_only=True))
+        return Restored(step, json.loads((path / STATE).read_text())["state"], path)
+    damaged = world.broadcast(sorted(path.name for path in folder.glob(f"step_*{CORRUPT}*")))
+    if damaged:
+        raise CheckpointError(
+            f"{folder} holds no good checkpoint, only damaged ones: {', '.join(damaged)}. Mend one and take "
+            f'"{CORRUPT}" off its name, or remove them to start this run over at step 0'
+        )
+    return None
+
+
+def _load(path: Path, manifest: Mapping[str, Any], engine: Engine, world: World) -> None:
+    tensors = manifest["tensors"]
+
+    failure = f"checkpoint {path} cannot be loaded"
+
+    def read(fragments: Sequence[Fragment]) -> None:
+        with ShardReader(path, tensors) as reader:
+            for fragment in fragments:
+                reader.fill(fragment)
+
+    def fill(fragments: Sequence[Fragment]) -> None:
+        on_all_ranks(world, partial(read, fragments), failure)
+
+    engine.load(manifest["adam_step"], fill)
+    if wrong := _differences(tensors, engine.fragments(), world):
+        raise CheckpointError(
+            f"{failure}: what then stands in memory is not what was saved, though the files are good: "
+            + "; ".join(wrong)
+        )
+
+
+def _differences(tensors: TensorEntries, fragments: Sequence[Fragment], world: World) -> list[str]:
+    """Logical tensors, by name and kind, whose digest over all ranks is not the manifest's. Copies count."""
+    mine = {(f.name, kind, f.replica): d for f in fragments for kind, d in digests(f).items()}
+    totals: dict[tuple[str, str, int], int] = {}
+    for share in world.gather(mine):
+        for key, part in share.items():
+            totals[key] = (totals.get(key, 0) + part) % MODULUS
+    saved = {(n, kind): int(d, 16) for n, entry in tensors.items() for kind, d in entry["digest"].items()}
+    held = {(name, kind) for name, kind, _ in totals}
+    wrong = [f"{kind} of {name} is in no rank's memory" for name, kind in saved.keys() - held]
+    wrong += [f"{kind} of {n} (copy {c})" for (n, kind, c), d in totals.items() if d != saved.get((n, kind))]
+    return sorted(wrong)
+
+
+def _pass_over(path: Path, problems: Sequence[str]) -> None:
+    aside = set_aside(path)
+    print(
+        f"motley: checkpoint {path} is damaged and passed over (now {aside.name}): {'; '.join(problems)}",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,1 @@
+"""Comparisons: from a file of arms and seeds to runs, statistics and verdicts."""

@@ -1,0 +1,201 @@
+"""What a reader must know before quoting a number, from the data itself. Imports no torch."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pretrain.comparison.findings import ALL, Contrast, Findings, systems
+from pretrain.quantities import join, percent, tokens_of
+
+ENOUGH_SEEDS = 5
+FEW_POINTS = 8
+FLOPS_TOLERANCE = 0.01
+LATE_FRAC = 0.8
+RISEN_FRAC = 0.01
+"""Share of its lowest value by which a held-out loss must have risen to be called overfitting."""
+
+
+@dataclass(frozen=True)
+class Caveat:
+    text: str
+    grave: bool = False
+    """True: the comparison may not mean what it seems to."""
+
+
+def caveats(findings: Findings) -> tuple[Caveat, ...]:
+    """All that hold, grave ones first."""
+    parts = (_of_scope, _of_data, _of_records, _of_seeds, _of_compute, _of_matching, _of_curves)
+    found = [caveat for part in parts for caveat in part(findings)]
+    return tuple(sorted(found, key=lambda caveat: not caveat.grave))
+
+
+def _of_scope(findings: Findings) -> Iterator[Caveat]:
+    scope = findings.scope
+    if scope.interim:
+        last = findings.plan.runs[0].config.num_steps
+        yield Caveat(
+            f"Interim: no seed has finished in all arms. Everything is cut at step {scope.until_step} of "
+            f"{last}, in the middle of the learning-rate schedule.",
+            grave=True,
+        )
+    elif scope.left_out:
+        yield Caveat(
+            f"Left out, because they have not finished: {join(scope.left_out)}. The report rests on "
+            f"{join([f'seed {s}' for s in scope.seeds])}; if runs failed because they diverged, that "
+            "flatters their arm.",
+            grave=True,
+        )
+
+
+def _of_data(findings: Findings) -> Iterator[Caveat]:
+    prints = findings.fingerprints
+    for text in prints.broken:
+        yield Caveat(f"The arms did not read the same data: {text}. They cannot be compared in pairs.", True)
+    unproven = [str(seed) for seed, steps in prints.compared.items() if steps == 0]
+    if unproven:
+        yield Caveat(
+            f"That the arms read the same data is not proven for seed {join(unproven)}: no step with a "
+            "fingerprint in all arms.",
+            grave=True,
+        )
+    epochs = max((system.epochs for system in systems(findings).values()), default=0.0)
+    if epochs > 1:
+        yield Caveat(
+            f"The training data was passed over {epochs:.1f} times: an arm with more parameters in all can "
+            "remember more of it."
+        )
+
+
+def _of_records(findings: Findings) -> Iterator[Caveat]:
+    """Runs are comparable if one program made them on one kind of machine."""
+    attempts = [attempt for run in findings.results for attempt in run.record.get("attempts", [])]
+
+    def kinds(*keys: str) -> int:
+        return len({json.dumps([attempt.get(key) for key in keys], sort_keys=True) for attempt in attempts})
+
+    if (programs := kinds("commit", "diff", "versions")) > 1:
+        yield Caveat(
+            f"The runs were made by {programs} versions of the code or its libraries (each run's record.json "
+            "names its own): what differs may be the program.",
+            grave=True,
+        )
+    if kinds("device", "layout") > 1:
+        yield Caveat(
+            "The runs differ in device or layout: their seconds and memory cannot be compared.", True
+        )
+
+
+def _of_seeds(findings: Findings) -> Iterator[Caveat]:
+    n, confidence = len(findings.seeds), findings.plan.config.confidence
+    if n == 1:
+        yield Caveat(
+            "One seed: there is no interval, and a difference of this size may be chance.", grave=True
+        )
+        return
+    if n == 2:
+        yield Caveat(
+            "Two seeds: intervals by Student's t have one degree of freedom and are very wide; that nothing "
+            "is detectable then says little.",
+            grave=True,
+        )
+    elif n < ENOUGH_SEEDS:
+        yield Caveat(f"{n} seeds: intervals are wide, and rest on differences being about normal.")
+    tests = len(findings.modalities) * len(findings.plan.others)
+    if tests > 1:
+        yield Caveat(
+            f"{tests} verdicts at {percent(confidence)} each: were there no difference at all, at least one "
+            f"would claim one with a chance of up to {percent(1 - confidence**tests)}."
+        )
+
+
+def _of_compute(findings: Findings) -> Iterator[Caveat]:
+    plan, cost = findings.plan, systems(findings)
+    base, first = cost[plan.config.baseline].train_flops, plan.run(plan.config.baseline, findings.seeds[0])
+    by_flops = plan.config.match == "train_flops"
+    for arm in plan.others:
+        ratio = cost[arm].train_flops / base if base else math.nan
+        if abs(ratio - 1) > FLOPS_TOLERANCE:
+            equal = (
+                "Budgets were to be equal and were not"
+                if by_flops
+                else "Equal tokens are not equal compute here"
+            )
+            yield Caveat(
+                f"{equal}: {arm} spent {ratio:.3f} times the training FLOPs "
+                f"of {plan.config.baseline}. Read the curves against FLOPs.",
+                grave=True,
+            )
+        data = plan.run(arm, findings.seeds[0]).config.num_steps / first.config.num_steps
+        if by_flops and abs(data - 1) > FLOPS_TOLERANCE:
+            yield Caveat(
+                f"Equal compute is not equal data here: {arm} saw {data:.2f} times the tokens of "
+                f"{plan.config.baseline}; the longer runs go on in the same order. Gaps stand beside the "
+                f"tokens of {plan.config.baseline}, at equal FLOPs."
+            )
+    if plan.config.tuning is None:
+        rates = {plan.run(arm, findings.seeds[0]).config.optimizer.learning_rate for arm in plan.arms}
+        what = (
+            "All arms use one learning rate" if len(rates) == 1 else "The arms have their own learning rates"
+        )
+        yield Caveat(
+            f"{what}, and the comparison does not say how that was chosen. An arm whose best one lies "
+            "elsewhere is at a disadvantage (`tuning` in the comparison file is the place to state it)."
+        )
+    if plan.config.jobs > 1:
+        yield Caveat(f"{plan.config.jobs} runs at a time: seconds are those of a machine that was shared.")
+
+
+def _of_matching(findings: Findings) -> Iterator[Caveat]:
+    for arm in findings.plan.others:
+        contrasts = [findings.contrast(arm, m) for m in findings.modalities]
+        never = [c.modality for c in contrasts if c.matching["steps"].never_reached_frac > 0]
+        if never:
+            yield Caveat(
+                f"On {join(never)} {arm} did not reach all losses that {findings.plan.config.baseline} had. "
+                f"Nothing is extrapolated: s is fitted to the others, so there it flatters {arm}, and the "
+                "end-point ratio is the one to quote."
+            )
+    if findings.plan.runs[0].config.optimizer.schedule.kind != "constant":
+        yield Caveat(
+            "Step matching reads the faster arm in the middle of its learning-rate schedule and the slower "
+            "one at its end: it understates what is saved. A run planned for the shorter length would do "
+            "better."
+        )
+
+
+def _of_curves(findings: Findings) -> Iterator[Caveat]:
+    points = min(len(contrast.gap) for contrast in findings.contrasts)
+    if points < FEW_POINTS:
+        yield Caveat(
+            f"{points} evaluations a run (every_steps.eval): crossings and step matching are coarse."
+        )
+    for arm in findings.plan.others:
+        contrasts = [findings.contrast(arm, m) for m in findings.modalities]
+        for contrast in contrasts:
+            if contrast.crossings and contrast.crossings[-1].x > LATE_FRAC * findings.tokens:
+                yield Caveat(
+                    f"On {contrast.modality} the curve of {arm} crossed late (at "
+                    f"{tokens_of(contrast.crossings[-1].x)} of {tokens_of(findings.tokens)}): a longer "
+                    "comparison may say something else.",
+                    grave=True,
+                )
+        closing = [c.modality for c in contrasts if _closing(c)]
+        if closing:
+            yield Caveat(
+                f"On {join(closing)} the gap of {arm} was closing at the end, fast enough to be gone before "
+                "four times as many tokens, were it to go on like that: a longer comparison may say "
+                "something else."
+            )
+    for (arm, modality), loss in findings.losses.items():
+        if modality != ALL and loss.mean - loss.best > RISEN_FRAC * loss.best:
+            yield Caveat(
+                f"{arm}'s held-out loss on {modality} was lowest at {tokens_of(loss.best_tokens)} "
+                f"({loss.best:.3f}) and has risen since: it overfits."
+            )
+
+
+def _closing(contrast: Contrast) -> bool:
+    """Two more doublings of the tokens at the late pace of the gap would close it whole."""
+    gap, trend = float(contrast.gap[-1]), contrast.trend
+    return math.isfinite(trend) and gap * trend < 0 and abs(gap) < 2 * abs(trend)

@@ -1,0 +1,395 @@
+"""The report's figures, drawn on given axes; a panel is an SVG that takes its colours from the page."""
+
+import io
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from pretrain.comparison.findings import Contrast, Findings, gain_of, metric_of
+from pretrain.comparison.results import Curve
+from pretrain.comparison.statistics import smooth
+from pretrain.comparison.verdict import overall
+from pretrain.quantities import MINUS, percent, signed, tokens_of, with_prefix
+
+ARM_COLOURS = ("#0868AC", "#C8500A", "#007A5E", "#A0417F", "#7A6200", "#3F8FBF", "#555555", "#B02A4A")
+"""Blue and orange first: apart for every kind of colour-blindness. After Okabe and Ito, darker."""
+INK, MUTED, RULE, PAPER = "#1B1F24", "#626C77", "#D5DADF", "#FFFFFF"
+PANEL_INCHES = (3.7, 3.0)
+_UNITS = {
+    "tokens": "tokens",
+    "flops": "training FLOP",
+    "seconds": "seconds of training",
+    "steps": "optimizer steps",
+}
+STYLE: dict[Any, Any] = {
+    "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same picture everywhere
+    "font.size": 8.5,
+    "svg.fonttype": "none",  # text stays text: searchable, and in the page's own font
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.unicode_minus": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.solid_capstyle": "round",
+}
+
+Draw = Callable[[Axes], None]
+MATCHED = {"tokens": "tokens", "train_flops": "training FLOPs"}
+
+
+def colour(findings: Findings, arm: str) -> str:
+    """The baseline is blue in every figure, the first other arm orange."""
+    return ARM_COLOURS[findings.plan.arms.index(arm) % len(ARM_COLOURS)]
+
+
+def svg_panel(draw: Draw, *, key: str, label: str, inches: tuple[float, float] = PANEL_INCHES) -> str:
+    """One panel as an inline SVG whose colours are the page's CSS variables; `label` is read to the blind.
+
+    `key` is unique on the page: ids in an SVG are the page's ids.
+    """
+    style: dict[Any, Any] = {**STYLE, "svg.hashsalt": key}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=inches)
+        ax = figure.add_subplot()
+        draw(ax)
+        _set_margins(figure, ax)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', text)
+    text = re.sub(r'(xlink:href="|href="|url\()#', rf"\1#{key}-", text)
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+    text = text.replace("'DejaVu Sans'", "var(--sans)").replace(
+        ' xmlns:xlink="http://www.w3.org/1999/xlink"', ""
+    )
+    text = text.replace("xlink:href", "href").replace(' xmlns="http://www.w3.org/2000/svg"', "")
+    variables = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
+    variables |= {value: f"--arm{i}" for i, value in enumerate(ARM_COLOURS)}
+    for value, name in variables.items():
+        text = re.sub(re.escape(value), f"var({name})", text, flags=re.IGNORECASE)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def _set_margins(figure: Figure, ax: Axes) -> None:
+    """Room for what stands around the axes, from the lengths of texts.
+
+    Panels in a row then have axes of one size, which a layout engine does not give, at a fifth of its time.
+    """
+    width, height = figure.get_size_inches()
+    notes = [text for text in ax.texts if isinstance(text, Annotation)]
+    beside = [len(note.get_text()) for note in notes if note.get_annotation_clip() is False]
+    right = 0.1 + 0.075 * max(beside, default=0)
+    names = [len(label.get_text()) for label in ax.get_yticklabels()] if not ax.get_ylabel() else []
+    left = max(0.52, 0.2 + 0.075 * max(names, default=0))
+    figure.subplots_adjust(left / width, 0.48 / height, 1 - right / width, 1 - 0.28 / height)
+
+
+# ---------------------------------------------------------------------------------------------------- curves
+
+
+def draw_curves(ax: Axes, findings: Findings, metric: str, axis: str, *, title: str, window: int = 1) -> None:
+    """A metric of all arms against an axis: mean over the seeds, band from lowest to highest."""
+    ends, tops = [], []
+    for arm in findings.plan.arms:
+        curves = [c for c in findings.curves(arm, metric) if len(c)]
+        if not curves:
+            continue
+        x, values = _mean_x(curves, axis), np.array([smooth(c.values, window) for c in curves])
+        mean = values.mean(axis=0)
+        shade = colour(findings, arm)
+        if len(curves) > 1:
+            ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=shade, alpha=0.18, linewidth=0)
+        ax.plot(x, mean, color=shade, linewidth=1.8)
+        tops.append(values.max(axis=0)[_settled(x)])
+        name = arm
+        if window == 1:  # the end of a smoothed curve is one noisy row, and no number to show
+            ax.plot(x[-1:], mean[-1:], "o", color=shade, markersize=3.5, clip_on=False)
+            name = f"{arm} {mean[-1]:.3f}"
+        ends.append((float(x[-1]), float(mean[-1]), name, shade))
+    ax.set_title(title)
+    low, high = min(top.min() for top in tops), max(top.max() for top in tops)
+    ax.set_ylim(low - 0.08 * (high - low), high + 0.04 * (high - low))
+    ax.set_xlim(0, max(x for x, *_ in ends))
+    _x_axis(ax, axis)
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    _label_ends(ax, ends)
+
+
+def _mean_x(curves: Sequence[Curve], axis: str) -> np.ndarray:
+    """Evaluations are at the same steps in all seeds; seconds differ a little, so their mean is drawn."""
+    return np.mean([c.x(axis) for c in curves], axis=0)
+
+
+def _settled(x: np.ndarray) -> np.ndarray:
+    """The first tenth falls from the loss of guessing: shown whole, it would flatten all that follows."""
+    late = x >= 0.1 * x[-1]
+    return late if late.sum() > 1 else np.ones_like(late)
+
+
+def _x_axis(ax: Axes, axis: str) -> None:
+    ax.set_xlabel(_UNITS[axis])
+    ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, short=axis == "tokens")))
+
+
+def _tick(value: float, short: bool) -> str:
+    return f"{value:g}" if abs(value) < 1e3 else with_prefix(value, short=short)
+
+
+def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Labels at the heights of the curves' ends, pushed apart where they would touch.
+
+    All stand right of the longest: beside the end of a shorter curve another one may pass.
+    """
+    if not ends:
+        return
+    low, high = ax.get_ylim()
+    ends = sorted(ends, key=lambda end: end[1])
+    heights = _spread([y for _, y, *_ in ends], 0.075 * (high - low))
+    x = max(x for x, *_ in ends)
+    for (_, _, text, shade), at in zip(ends, heights, strict=True):
+        ax.annotate(
+            text, (x, at), xytext=(6, 0), textcoords="offset points", va="center", color=shade,
+            fontweight="bold", annotation_clip=False,
+        )  # fmt: skip
+
+
+def _spread(heights: Sequence[float], apart: float) -> list[float]:
+    """Rising heights moved until neighbours are `apart`: those that touch share their centre."""
+    groups: list[list[float]] = []
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and _low(groups[-1], apart) < _low(groups[-2], apart) + apart * len(groups[-2]):
+            last = groups.pop()
+            groups[-1] += last
+    return [_low(group, apart) + apart * i for group in groups for i in range(len(group))]
+
+
+def _low(group: Sequence[float], apart: float) -> float:
+    return sum(group) / len(group) - apart * (len(group) - 1) / 2
+
+
+def draw_gain(ax: Axes, findings: Findings, a: str, b: str) -> None:
+    """Nats per token of b that its own a saves over a foreign one; one scale for all directions."""
+    ends = []
+    ax.axhline(0, color=MUTED, linewidth=0.9)
+    for arm in findings.plan.arms:
+        curves = findings.curves(arm, gain_of((a, b)))
+        x, values = _mean_x(curves, "tokens"), np.array([c.values for c in curves])
+        mean, shade = values.mean(axis=0), colour(findings, arm)
+        if len(curves) > 1:
+            ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=shade, alpha=0.18, linewidth=0)
+        ax.plot(x, mean, color=shade, linewidth=1.8)
+        ax.plot(x[-1:], mean[-1:], "o", color=shade, markersize=3.5, clip_on=False)
+        ends.append((float(x[-1]), float(mean[-1]), f"{arm} {signed(float(mean[-1]))}", shade))
+    names = map(gain_of, findings.directions)
+    every = [c.values for name in names for arm in findings.plan.arms for c in findings.curves(arm, name)]
+    low, high = min(0.0, *map(np.min, every)), max(0.0, *map(np.max, every))
+    ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    ax.set_title(f"{a} \u2192 {b}")
+    ax.set_xlim(0, max(x for x, *_ in ends))
+    _x_axis(ax, "tokens")
+    ax.yaxis.set_major_locator(MaxNLocator(4))
+    _label_ends(ax, ends)
+
+
+def draw_gap(ax: Axes, findings: Findings, contrast: Contrast) -> None:
+    """Other minus baseline against tokens, with the interval over the seeds at each evaluation."""
+    shade = colour(findings, contrast.arm)
+    x, gap, noise = contrast.gap_tokens, contrast.gap, contrast.gap_noise
+    ax.axhline(0, color=MUTED, linewidth=0.9)
+    settled = _settled(x)
+    low, high = min(float(gap[settled].min()), 0.0), max(float(gap[settled].max()), 0.0)
+    room = (high - low) or 1e-3
+    # The band may add as much again and no more: with two seeds it would leave nothing of the curve.
+    low = min(low, max(float((gap - noise)[settled].min()), low - room)) - 0.15 * room
+    high = max(high, min(float((gap + noise)[settled].max()), high + room)) + 0.15 * room
+    if noise.any():
+        ax.fill_between(x, gap - noise, gap + noise, color=shade, alpha=0.18, linewidth=0)
+    ax.plot(x, gap, color=shade, linewidth=1.8)
+    for crossing in contrast.crossings:
+        ax.plot(
+            [crossing.x],
+            [0],
+            "o",
+            markersize=5.5,
+            markerfacecolor=PAPER,
+            markeredgecolor=INK,
+            markeredgewidth=1.2,
+        )
+        ax.annotate(
+            tokens_of(crossing.x).removesuffix(" tokens"), (crossing.x, 0), xytext=(0, 7),
+            textcoords="offset points", ha="center", color=INK, fontsize=7.5,
+        )  # fmt: skip
+    ax.set_ylim(low, high)
+    ax.set_xlim(0, x[-1])
+    ax.set_title(contrast.modality)
+    for y, va, text in (
+        (0.98, "top", f"{contrast.baseline} lower"),
+        (0.02, "bottom", f"{contrast.arm} lower"),
+    ):
+        ax.text(0.99, y, text, transform=ax.transAxes, ha="right", va=va, color=MUTED, fontsize=7.5)
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, 2 if room > 0.08 else 3)))
+    _x_axis(ax, "tokens")
+
+
+def draw_matching(ax: Axes, findings: Findings, contrast: Contrast, axis: str = "steps") -> None:
+    """Step matching (MoT, Fig. 5b-d): what the other arm needed for the loss that the baseline had at x."""
+    shade, matching = colour(findings, contrast.arm), contrast.matching[axis]
+    end = max(float(m.base_x[-1]) for m in matching.matches)
+    ax.plot([0, end], [0, end], color=MUTED, linewidth=0.9, dashes=(4, 3))
+    above = matching.slope is None or matching.slope.value <= 1  # on the side of the diagonal that is free
+    ax.annotate(
+        f"as {contrast.baseline}", (0.66 * end, 0.66 * end), xytext=(-3, 4) if above else (4, -9),
+        textcoords="offset points", ha="right" if above else "left", color=MUTED, fontsize=7.5,
+    )  # fmt: skip
+    for match in matching.matches:
+        ax.plot(match.base_x, match.other_x, "o", color=shade, markersize=2.6, alpha=0.55, markeredgewidth=0)
+    if matching.slope is not None:
+        ax.plot([0, end], [0, matching.slope.value * end], color=shade, linewidth=1.8)
+        if matching.slope.interval is not None:
+            low, high = matching.slope.interval.low, matching.slope.interval.high
+            ax.fill_between([0, end], [0, low * end], [0, high * end], color=shade, alpha=0.15, linewidth=0)
+        ax.annotate(
+            f"s = {matching.slope.value:.2f}", (end, matching.slope.value * end), xytext=(6, 0), va="center",
+            textcoords="offset points", color=shade, fontweight="bold", annotation_clip=False,
+        )  # fmt: skip
+    missing = [float(m.base_x[-m.never_reached]) for m in matching.matches if m.never_reached]
+    if missing:
+        ax.axvspan(min(missing), end, color=RULE, alpha=0.35, linewidth=0)
+        ax.text(end, 0, "not reached by all ", ha="right", va="bottom", color=MUTED, fontsize=7)
+    highest = [float(np.nanmax(m.other_x)) for m in matching.matches if np.isfinite(m.other_x).any()]
+    ax.set_xlim(0, end)
+    fitted = [matching.slope.value * end] if matching.slope else []
+    ax.set_ylim(0, 1.03 * max([end, *highest, *fitted]))
+    ax.set_title(contrast.modality)
+    _x_axis(ax, axis)
+    ax.set_xlabel(f"{contrast.baseline}: {_UNITS[axis]}")
+    ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    ax.yaxis.set_major_formatter(ax.xaxis.get_major_formatter())
+
+
+def draw_forest(
+    ax: Axes, findings: Findings, contrasts: Sequence[Contrast], by: Literal["modality", "arm"]
+) -> None:
+    """Final differences, a row for each of one arm's modalities or one modality's arms: every seed, their
+    mean, filled where seeds cannot explain it, and its interval."""
+    base = findings.plan.config.baseline
+    ax.axvline(0, color=MUTED, linewidth=0.9)
+    seen = [0.0]
+    for row, contrast in enumerate(contrasts):
+        y, final, shade = len(contrasts) - 1 - row, contrast.final, colour(findings, contrast.arm)
+        seen += final.differences
+        if len(final.differences) > 1:
+            height = np.full(len(final.differences), y + 0.2)
+            ax.plot(final.differences, height, "o", color=shade, markersize=3, alpha=0.5)
+        fill = shade if contrast.winner else PAPER
+        ax.plot([final.mean], [y], "D", color=shade, markerfacecolor=fill, markersize=5.5, zorder=3)
+        if final.interval is not None:
+            ax.plot([final.interval.low, final.interval.high], [y, y], color=shade, linewidth=1.6)
+            seen += [final.interval.low, final.interval.high] if len(final.differences) > 2 else []
+    # An interval from two seeds may be a hundred times the difference: it may run out of the picture.
+    reach = 1.15 * float(np.abs(seen).max()) or 1e-3
+    ax.set_xlim(-reach, reach)
+    ax.set_ylim(-0.6, len(contrasts) - 0.4)
+    ax.set_yticks(range(len(contrasts)), [getattr(c, by) for c in reversed(contrasts)])
+    ax.tick_params(axis="y", labelcolor=INK)
+    ax.grid(False)
+    ax.spines["left"].set_visible(False)
+    ax.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, 2 if reach > 0.04 else 3)))
+    level = f", {percent(findings.plan.config.confidence)} interval" if len(findings.seeds) > 1 else ""
+    arm, left, right = contrasts[0].arm, "lower", "higher"
+    if by == "modality":
+        ax.set_xlabel(f"{arm} {MINUS} {base}, nats per token{level}")
+        left, right = f"{arm} lower", f"{base} lower"
+    else:
+        ax.set_xlabel(f"{MINUS} {base}, nats per token{level}")
+        ax.set_title(contrasts[0].modality, loc="center")
+    for x, ha, text in ((0.0, "left", f"\u2190 {left}"), (1.0, "right", f"{right} \u2192")):
+        ax.text(x, 1.02, text, transform=ax.transAxes, ha=ha, va="bottom", color=MUTED, fontsize=7.5)
+
+
+# ------------------------------------------------------------------------------------------- the one picture
+
+
+def summary_png(findings: Findings) -> bytes:
+    """For a README: held-out curves per modality over the forest of their final differences; of more arms
+    than two, which would hide each other's curves, a forest per modality."""
+    others, columns, n = findings.plan.others, len(findings.modalities), len(findings.seeds)
+    many = len(others) > 1
+    with matplotlib.rc_context(STYLE):
+        height = 1.7 + 0.36 * len(others) if many else 5.2
+        figure = Figure(figsize=(3.75 * columns, height), layout="constrained", facecolor=PAPER)
+        title = textwrap.wrap(findings.plan.config.question if many else overall(findings), 34 * columns)
+        # In inches, so that pictures of any height have one head.
+        below = 1 - (0.55 + 0.21 * (len(title) - 1)) / height
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, rect=(0.005, 0.01, 0.99, below))  # type: ignore[union-attr]
+        if many:
+            _forests(figure, findings)
+        else:
+            _curves_and_forest(figure, findings)
+        top = 1 - 0.13 / height
+        figure.text(0.012, top, "\n".join(title), fontsize=11.5, fontweight="bold", va="top", color=INK)
+        order = (
+            "same data in the same order" if findings.fingerprints.proven else "DATA NOT PROVEN TO BE EQUAL"
+        )
+        facts = f"{n} seed{'s' * (n > 1)}, {order}, {tokens_of(findings.tokens)} a run"
+        if many:
+            base = findings.plan.config.baseline
+            matched = MATCHED[findings.plan.config.match]
+            facts = f"Final held-out loss against {base}, equal {matched}. {facts} of {base}"
+        figure.text(0.012, below + 0.18 / height, facts, fontsize=8.5, va="top", color=MUTED)
+        buffer = io.BytesIO()
+        FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=180, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _forests(figure: Figure, findings: Findings) -> None:
+    for column, ax in enumerate(np.atleast_1d(figure.subplots(1, len(findings.modalities)))):
+        modality = findings.modalities[column]
+        draw_forest(ax, findings, [findings.contrast(arm, modality) for arm in findings.plan.others], "arm")
+        if column:
+            ax.set_yticklabels([])
+
+
+def _curves_and_forest(figure: Figure, findings: Findings) -> None:
+    arm = findings.plan.others[0]
+    grid = figure.add_gridspec(2, len(findings.modalities), height_ratios=(3, 1.15))
+    for column, modality in enumerate(findings.modalities):
+        ax = figure.add_subplot(grid[0, column])
+        draw_curves(ax, findings, metric_of(modality), "tokens", title=modality)
+        relative = findings.contrast(arm, modality).final.relative
+        ax.set_title(f"{arm} {signed(100 * relative, 1)} %", loc="right", color=MUTED, fontweight="normal")
+        if column == 0:
+            ax.set_ylabel("held-out loss, nats per token")
+    contrasts = [findings.contrast(arm, m) for m in findings.modalities]
+    draw_forest(figure.add_subplot(grid[1, :]), findings, contrasts, "modality")

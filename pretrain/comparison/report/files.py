@@ -1,0 +1,179 @@
+"""What a report holds for machines: summary.json and the CSV files. Imports no torch."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pretrain.comparison.caveats import caveats
+from pretrain.comparison.findings import ALL, Contrast, Findings, step_time_ratio, systems
+from pretrain.comparison.results import AXES, HELD_OUT
+from pretrain.comparison.statistics import Interval, RatioEstimate
+from pretrain.comparison.verdict import headline, overall, verdict
+
+CURVE_COLUMNS = ("arm", "seed", "step", "tokens", "train_flops", "train_s", "metric", "value")
+FINAL_COLUMNS = ("arm", "seed", "metric", "step", "loss_nats_per_token")
+MATCHING_COLUMNS = ("arm", "baseline", "modality", "seed", "axis", "baseline_x", "arm_x")
+
+
+def summary(findings: Findings) -> dict[str, Any]:
+    """All that the report states, as plain JSON values; what is not known is null."""
+    plan = findings.plan
+    return _plain(
+        {
+            "format": 1,
+            "name": plan.config.name,
+            "question": plan.config.question,
+            "match": plan.config.match,
+            "deciding_metric": plan.config.deciding_metric,
+            "confidence": plan.config.confidence,
+            "baseline": plan.config.baseline,
+            "arms": list(plan.arms),
+            "seeds": list(findings.seeds),
+            "interim": findings.scope.interim,
+            "left_out": list(findings.scope.left_out),
+            "step": findings.scope.until_step,
+            "tokens": findings.tokens,
+            "overall": overall(findings),
+            "headlines": {arm: headline(findings, arm) for arm in plan.others},
+            "contrasts": [_contrast(findings, c) for c in findings.contrasts],
+            "final_losses": [
+                {"arm": arm, "modality": modality} | asdict(loss)
+                for (arm, modality), loss in findings.losses.items()
+            ],
+            "by_rule": [
+                {"arm": arm, "modality": modality} | asdict(loss)
+                for (arm, modality), loss in findings.by_rule.items()
+            ],
+            "conditional": [
+                {"arm": arm, "metric": metric} | asdict(loss)
+                for (arm, metric), loss in findings.conditional.items()
+            ],
+            "systems": {arm: asdict(system) for arm, system in systems(findings).items()},
+            "step_time_ratio": {arm: _ratio(step_time_ratio(findings, arm)) for arm in plan.others},
+            "same_data": {
+                "proven": findings.fingerprints.proven,
+                "steps_compared": findings.fingerprints.compared,
+                "last_fingerprint": findings.fingerprints.last,
+                "broken": list(findings.fingerprints.broken),
+            },
+            "caveats": [asdict(caveat) for caveat in caveats(findings)],
+        }
+    )
+
+
+def _contrast(findings: Findings, contrast: Contrast) -> dict[str, Any]:
+    final, words = contrast.final, verdict(findings, contrast)
+    return {
+        "arm": contrast.arm,
+        "modality": contrast.modality,
+        "winner": contrast.winner,
+        "lower": contrast.leader,
+        "outcome": words.outcome,
+        "sentence": words.sentence,
+        "difference_nats": final.mean,
+        "difference_frac": final.relative,
+        "interval_nats": _interval(final.interval),
+        "differences_per_seed": final.differences,
+        "step_matching": {
+            axis: {
+                "s": _ratio(m.slope),
+                "s_interval_within_run": _interval(m.within_run),
+                "end_point_ratio": _ratio(m.end),
+                "end_point_reached": m.end_reached,
+                "never_reached_frac": m.never_reached_frac,
+            }
+            for axis, m in contrast.matching.items()
+        },
+        "crossings": [
+            {
+                "tokens": c.x,
+                "loss": c.loss,
+                "leads_after": contrast.arm if c.other_leads else contrast.baseline,
+            }
+            for c in contrast.crossings
+        ],
+        "gap_per_doubling_nats": contrast.trend,
+    }
+
+
+def _interval(interval: Interval | None) -> list[float] | None:
+    return [interval.low, interval.high] if interval else None
+
+
+def _ratio(estimate: RatioEstimate | None) -> dict[str, Any] | None:
+    if estimate is None:
+        return None
+    return {
+        "value": estimate.value,
+        "per_seed": estimate.per_seed,
+        "interval": _interval(estimate.interval),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no nan: a number that is not there is null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------- CSV
+
+
+def curves_csv(findings: Findings) -> str:
+    """Every loss and gain of every run in scope, one value a line."""
+    lines = []
+    for run in findings.results:
+        names = sorted({n for row in run.rows for n in row if n.startswith(("train/loss", "eval/"))})
+        for name in names:
+            curve = run.curve(name, until=findings.scope.until(run))
+            columns = (curve.steps, curve.tokens, curve.flops, curve.seconds, curve.values)
+            for step, tokens, flops, seconds, value in zip(*columns, strict=True):
+                lines.append((run.arm, run.seed, int(step), int(tokens), flops, seconds, name, value))
+    return _csv(CURVE_COLUMNS, lines)
+
+
+def final_csv(findings: Findings) -> str:
+    """Held-out losses at the last step, per run."""
+    lines = []
+    for run in findings.results:
+        for modality in (*findings.modalities, ALL):
+            loss = findings.losses[run.arm, modality].per_seed[findings.seeds.index(run.seed)]
+            lines.append((run.arm, run.seed, modality, findings.scope.until(run), loss))
+        for (arm, metric), loss in findings.conditional.items():
+            if arm == run.arm:
+                value = loss.per_seed[findings.seeds.index(run.seed)]
+                step = findings.scope.until(run)
+                lines.append((run.arm, run.seed, metric.removeprefix(HELD_OUT), step, value))
+    return _csv(FINAL_COLUMNS, lines)
+
+
+def step_matching_csv(findings: Findings) -> str:
+    """The points of every step-matching plot; an empty arm_x is a loss that the arm never reached, or had
+    from its first evaluation on."""
+    lines = []
+    for contrast in findings.contrasts:
+        for axis in AXES:
+            for seed, match in zip(findings.seeds, contrast.matching[axis].matches, strict=True):
+                for x, reached in zip(match.base_x, match.other_x, strict=True):
+                    at = float(reached) if math.isfinite(reached) else ""
+                    lines.append(
+                        (contrast.arm, contrast.baseline, contrast.modality, seed, axis, float(x), at)
+                    )
+    return _csv(MATCHING_COLUMNS, lines)
+
+
+def _csv(columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for line in lines:
+        writer.writerow([f"{value:.10g}" if isinstance(value, float) else value for value in line])
+    return text.getvalue()

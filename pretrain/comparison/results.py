@@ -1,0 +1,203 @@
+"""What the runs of a comparison have written, read back as curves. Imports no torch."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from data_pipeline.files.toml_config import ConfigError
+from pretrain.comparison.config import Plan, PlannedRun
+from pretrain.metrics import read_rows
+
+HELD_OUT = "heldout/"
+"""Begins the names of held-out metrics as a comparison looks at them: eval/causal/... of a run whose rules
+look ahead, unless eval/loss decides, and eval/... of any other."""
+AXES = ("steps", "flops", "seconds")
+"""What two curves are matched against. Tokens are steps times a constant, equal in all arms."""
+_COLUMN = {"steps": "step", "tokens": "tokens", "flops": "compute/train_flops", "seconds": "time/train_s"}
+_DIRECTION = re.compile(r"eval/loss/([A-Za-z0-9-]+)_to_([A-Za-z0-9-]+)\Z")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one run at the rows that hold it."""
+
+    steps: Float[np.ndarray, " points"]
+    tokens: Float[np.ndarray, " points"]
+    flops: Float[np.ndarray, " points"]
+    seconds: Float[np.ndarray, " points"]
+    values: Float[np.ndarray, " points"]
+
+    def x(self, axis: str) -> Float[np.ndarray, " points"]:
+        return getattr(self, axis)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def at(self, steps: np.ndarray) -> "Curve":
+        """Only the points at these steps."""
+        here = np.isin(self.steps, steps)
+        return Curve(
+            *(column[here] for column in (self.steps, self.tokens, self.flops, self.seconds, self.values))
+        )
+
+
+def aligned(curves: Sequence[Curve]) -> tuple[Curve, ...]:
+    """The curves at the steps that all have: a row has no loss of a modality that its window lacked."""
+    steps = curves[0].steps
+    for curve in curves[1:]:
+        steps = np.intersect1d(steps, curve.steps)
+    return tuple(curve.at(steps) for curve in curves)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    planned: PlannedRun
+    rows: tuple[dict[str, Any], ...]
+    record: dict[str, Any]
+    prefix: str = "eval/"
+    """What HELD_OUT stands for in this run's rows."""
+
+    @property
+    def arm(self) -> str:
+        return self.planned.arm
+
+    @property
+    def seed(self) -> int:
+        return self.planned.seed
+
+    @property
+    def last_eval_step(self) -> int:
+        """Step of the last row with a held-out loss; 0 before the first."""
+        return max((row["step"] for row in self.rows if "eval/loss" in row), default=0)
+
+    @property
+    def finished(self) -> bool:
+        return self.last_eval_step >= self.planned.config.num_steps
+
+    def curve(self, metric: str, *, until: int | None = None) -> Curve:
+        """The metric over the run, up to step `until`; empty where no row holds it."""
+        if metric.startswith(HELD_OUT):
+            metric = self.prefix + metric.removeprefix(HELD_OUT)
+        rows = [r for r in self.rows if metric in r and (until is None or r["step"] <= until)]
+        columns = {
+            axis: np.array([r.get(name, np.nan) for r in rows], float) for axis, name in _COLUMN.items()
+        }
+        return Curve(**columns, values=np.array([r[metric] for r in rows], float))
+
+    def directions(self) -> list[tuple[str, str]]:
+        """(a, b) of every eval/loss/<a>_to_<b> that the run measured."""
+        names = {name for row in self.rows for name in row}
+        return sorted(m.groups() for m in map(_DIRECTION.match, names) if m)  # type: ignore[misc]
+
+
+def load_results(plan: Plan) -> tuple[RunResult, ...]:
+    """Rows and record of every planned run; a run that has not started has none. Raises ConfigError for files
+    that cannot be what a run wrote."""
+    causally = plan.config.deciding_metric == "eval/causal/loss"
+    return tuple(_load(planned, causally) for planned in plan.runs)
+
+
+def _load(planned: PlannedRun, causally: bool) -> RunResult:
+    folder = planned.config.run_dir
+    rows = read_rows(folder / "metrics.jsonl")
+    steps = [row["step"] for row in rows]
+    for before, after in pairwise(steps):
+        if after <= before:
+            raise ConfigError(
+                f"{folder / 'metrics.jsonl'}: a row of step {after} follows one of step {before}; "
+                "a run writes each step once, so two runs have written here"
+            )
+    try:
+        record = json.loads((folder / "record.json").read_text())
+    except FileNotFoundError:
+        record = {}
+    except ValueError as error:
+        raise ConfigError(f"{folder / 'record.json'}: not valid JSON ({error})") from None
+    prefix = "eval/" if planned.config.model.is_causal or not causally else "eval/causal/"
+    return RunResult(planned=planned, rows=tuple(rows), record=record, prefix=prefix)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which seeds a report rests on, and up to which step."""
+
+    seeds: tuple[int, ...]
+    until_step: int
+    """Of the baseline; see `until`."""
+    interim: bool
+    """True: no seed has finished in all arms; the curves are cut at the last step that all evaluated."""
+    left_out: tuple[str, ...]
+    """Runs that were planned and are not in the report, or not whole."""
+    share: Fraction
+    """Of a run's steps, up to which the report goes."""
+
+    def until(self, run: RunResult) -> int:
+        """Last step of the run that the report looks at."""
+        return int(self.share * run.planned.config.num_steps)
+
+
+def scope_of(plan: Plan, results: Sequence[RunResult]) -> Scope:
+    """Seeds that finished in all arms; before there is one, all seeds that have been evaluated in all arms.
+
+    Raises ConfigError if there is nothing to report on yet.
+    """
+    finished = [s for s in plan.config.seeds if all(r.finished for r in results if r.seed == s)]
+    left_out = tuple(r.planned.name for r in results if not r.finished)
+    num_steps = plan.run(plan.config.baseline, plan.config.seeds[0]).config.num_steps
+    if finished:
+        return Scope(tuple(finished), num_steps, False, left_out, Fraction(1))
+    begun = [s for s in plan.config.seeds if all(r.last_eval_step > 0 for r in results if r.seed == s)]
+    if not begun:
+        raise ConfigError(
+            f"{plan.directory}: nothing to report on: no seed has been evaluated in all arms "
+            f"({', '.join(plan.arms)}); missing or unfinished: {', '.join(left_out)}"
+        )
+    share = min(Fraction(r.last_eval_step, r.planned.config.num_steps) for r in results if r.seed in begun)
+    return Scope(tuple(begun), int(share * num_steps), True, left_out, share)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Whether the arms read the same data in the same order, by the hash that each run chains over it."""
+
+    compared: dict[int, int]
+    """Seed -> logged steps at which all arms could be compared."""
+    last: dict[int, str]
+    """Seed -> hash at the last such step."""
+    broken: tuple[str, ...]
+    """Per seed that differs: where, in words."""
+
+    @property
+    def proven(self) -> bool:
+        return not self.broken and bool(self.compared) and all(self.compared.values())
+
+
+def compare_fingerprints(results: Iterable[RunResult]) -> Fingerprints:
+    """Compare data/fingerprint between runs of one seed at every step that all of them logged."""
+    by_seed: dict[int, list[tuple[str, dict[int, str]]]] = {}
+    for run in results:
+        hashes = {r["step"]: str(r["data/fingerprint"]) for r in run.rows if "data/fingerprint" in r}
+        by_seed.setdefault(run.seed, []).append((run.arm, hashes))
+    compared: dict[int, int] = {}
+    last: dict[int, str] = {}
+    broken = []
+    for seed, runs in by_seed.items():
+        common = sorted(set.intersection(*(set(hashes) for _, hashes in runs)))
+        compared[seed] = len(common)
+        (first_arm, ours), *others = runs
+        for arm, theirs in others:
+            differ = [step for step in common if ours[step] != theirs[step]]
+            if differ:
+                broken.append(
+                    f"seed {seed}: {arm} and {first_arm} had read different data by step {differ[0]}"
+                )
+        if common:
+            last[seed] = ours[common[-1]]
+    return Fingerprints(compared=compared, last=last, broken=tuple(broken))

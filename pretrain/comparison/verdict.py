@@ -1,0 +1,156 @@
+"""Findings in words: the headline and a verdict per modality. Imports no torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretrain.comparison.findings import Contrast, Findings, Matching
+from pretrain.quantities import join, percent, ratio, signed, tokens_of
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One modality of one contrast."""
+
+    modality: str
+    winner: str | None
+    outcome: str
+    """A few words: "MoT better", "no detectable difference", "MoT lower (one seed)"."""
+    difference: str
+    """In nats per token, with its interval."""
+    relative: str
+    compute: str
+    crossing: str
+
+    @property
+    def sentence(self) -> str:
+        result = f"{self.modality}: {self.outcome}, {self.relative} ({self.difference})."
+        return f"{result} {self.compute} {self.crossing}"
+
+
+def verdict(findings: Findings, contrast: Contrast) -> Verdict:
+    """What can be said about one modality; never more than the seeds bear."""
+    n, final = len(findings.seeds), contrast.final
+    if n == 1:
+        outcome = f"{contrast.leader} lower in the one seed that ran"
+    elif contrast.winner is None:
+        outcome = "no detectable difference"
+    elif contrast.winner == contrast.arm:
+        outcome = f"{contrast.arm} better"
+    else:
+        outcome = f"{contrast.arm} worse"
+    difference = f"{signed(final.mean)} nats per token"
+    if final.interval is not None:
+        level = percent(findings.plan.config.confidence)
+        difference += f", {level} interval {signed(final.interval.low)} to {signed(final.interval.high)}"
+    return Verdict(
+        modality=contrast.modality,
+        winner=contrast.winner,
+        outcome=outcome,
+        difference=difference,
+        relative=f"{signed(100 * final.relative, 1)} %",
+        compute=_compute(contrast),
+        crossing=_crossing(findings, contrast),
+    )
+
+
+def _compute(contrast: Contrast) -> str:
+    arm, base = contrast.arm, contrast.baseline
+    steps, seconds = contrast.matching["steps"], contrast.matching["seconds"]
+    if steps.end is None:
+        return "Step matching: no point at which both had the same loss."
+    reached = sum(m.end_reached for m in steps.matches)
+    if steps.end_reached:
+        text = f"{arm} reached {base}'s final loss after {percent(steps.end.value)} of the steps"
+        if seconds.end is not None:
+            text += f" and {percent(seconds.end.value)} of the seconds"
+        return f"{text} that {base} took."
+    if reached:
+        return f"{arm} reached {base}'s final loss in {reached} of {len(steps.matches)} seeds."
+    back = percent(1 / steps.end.value)
+    return f"{arm} never reached {base}'s final loss; {base} had {arm}'s after {back} of the steps."
+
+
+def _crossing(findings: Findings, contrast: Contrast) -> str:
+    def at(tokens: float) -> str:
+        return f"{tokens_of(tokens)} ({percent(tokens / findings.tokens)})"
+
+    since = contrast.together_from
+    meet = [f"from {at(since)} on the gap is within its wobble"] if since else []
+    if contrast.crossings:
+        leads = [
+            f"{contrast.arm if c.other_leads else contrast.baseline} leads from {at(c.x)}"
+            for c in contrast.crossings
+        ]
+        times = {1: "once", 2: "twice"}.get(len(leads), f"{len(leads)} times")
+        return f"The curves cross {times}: {', '.join(leads + meet)}."
+    clear = contrast.gap[np.abs(contrast.gap) > contrast.wobble]
+    if not len(clear):
+        return "The gap is within its wobble all the way."
+    first = contrast.arm if clear[0] < 0 else contrast.baseline
+    if meet:
+        return f"The curves do not cross: {first} was lower at first; {meet[0]}."
+    whole = (contrast.gap * clear[0] > 0).all()
+    where = "all the way" if whole else "wherever the gap exceeded its wobble"
+    return f"The curves do not cross: {first} was lower {where}."
+
+
+def verdicts(findings: Findings, arm: str) -> tuple[Verdict, ...]:
+    """Per modality, in order."""
+    return tuple(verdict(findings, findings.contrast(arm, m)) for m in findings.modalities)
+
+
+def overall(findings: Findings) -> str:
+    """One sentence on all arms: which are better or worse than the baseline, modality by modality."""
+    plan = findings.plan
+    if len(plan.others) == 1:
+        return headline(findings, plan.others[0])
+    if len(findings.seeds) == 1:
+        return f"{_after(findings)} and in one seed: an observation of {len(plan.arms)} arms, not a verdict."
+    parts = []
+    for modality in findings.modalities:
+        contrasts = [findings.contrast(arm, modality) for arm in plan.others]
+        better = [c.arm for c in contrasts if c.winner == c.arm]
+        worse = [c.arm for c in contrasts if c.winner == c.baseline]
+        told = [f"better {join(better)}" if better else "", f"worse {join(worse)}" if worse else ""]
+        parts.append(f"on {modality} {', '.join(t for t in told if t) or 'no arm differs detectably'}")
+    return f"{_after(findings)} against {plan.config.baseline}: {'; '.join(parts)}."
+
+
+def _after(findings: Findings) -> str:
+    after = f"After {tokens_of(findings.tokens)}"
+    if findings.plan.config.match == "train_flops":
+        after = (
+            f"For the training FLOPs of {findings.plan.config.baseline} over {tokens_of(findings.tokens)},"
+        )
+    return after + (" of an unfinished comparison" if findings.scope.interim else "")
+
+
+def headline(findings: Findings, arm: str) -> str:
+    """One or two sentences: who won, in which modalities."""
+    base, after = findings.plan.config.baseline, _after(findings)
+    contrasts = [findings.contrast(arm, m) for m in findings.modalities]
+    if len(findings.seeds) == 1:
+        lower = [c.modality for c in contrasts if c.leader == arm]
+        higher = [c.modality for c in contrasts if c.leader != arm]
+        parts = [f"lower on {join(lower)}" if lower else "", f"higher on {join(higher)}" if higher else ""]
+        return (
+            f"{after} and in one seed {arm}'s held-out loss is {' and '.join(p for p in parts if p)} than "
+            f"{base}'s: an observation, not a verdict."
+        )
+    better = [c.modality for c in contrasts if c.winner == arm]
+    worse = [c.modality for c in contrasts if c.winner == base]
+    open_ = [c.modality for c in contrasts if c.winner is None]
+    if not better and not worse:
+        return f"{after} there is no detectable difference between {arm} and {base} on {join(open_)}."
+    parts = [f"better on {join(better)}" if better else "", f"worse on {join(worse)}" if worse else ""]
+    text = f"{after} {arm} is {' and '.join(p for p in parts if p)} than {base}"
+    return text + (f"; no detectable difference on {join(open_)}." if open_ else ".")
+
+
+def slope_text(matching: Matching) -> str:
+    """s with its interval, as 0.62 [0.55, 0.70]; what is missing is said."""
+    if matching.slope is None:
+        return "none"
+    value, interval = matching.slope.value, matching.slope.interval or matching.within_run
+    return ratio(value) + (f" [{ratio(interval.low)}, {ratio(interval.high)}]" if interval else "")

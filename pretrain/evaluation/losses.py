@@ -1,0 +1,177 @@
+"""Held-out loss per modality, and how much better a part is predicted after its own condition.
+
+The sequences are fixed: no seed, no layout and no arm of a comparison changes them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool
+
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.vocabulary import BOI, Vocabulary
+from data_pipeline.stream.batch import Batch, make_batch
+from parallel.engine import Engine
+from parallel.world import World
+from pretrain.config import RunConfig
+from pretrain.evaluation.documents import IMAGE, Text, heldout_texts, pack_texts, pair_text, pairs
+from pretrain.metrics import losses
+from pretrain.models.config import ModelConfig
+from pretrain.models.inputs import ModelInputs, build_inputs
+from pretrain.models.routing_state import Selection
+
+Direction = tuple[str, str]
+
+IMAGES_DRAWN = 4  # of the held-out set, in TensorBoard
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """What one data-parallel rank evaluates. Every rank has equally many micro-batches."""
+
+    modalities: tuple[str, ...]
+    documents: tuple[ModelInputs, ...]
+    own: Mapping[Direction, tuple[ModelInputs, ...]]
+    """(a, b) -> parts b after their own part a; only the ids of b have weight."""
+    foreign: Mapping[Direction, tuple[ModelInputs, ...]]
+    """The same parts b after a part a of another document."""
+    images: "HeldoutImages | None" = None
+
+
+@dataclass(frozen=True)
+class HeldoutImages:
+    """Texts with images that are drawn, the same on every rank."""
+
+    source: TokenSource
+    texts: tuple[Text, ...]
+    inputs: tuple[ModelInputs, ...]
+    """Each text alone in its sequence."""
+
+
+def build_heldout(config: RunConfig, source: TokenSource, *, dp_rank: int, dp_size: int) -> Heldout:
+    """Read and pack this rank's share of the held-out set. Raises ConfigError for a shard that is damaged."""
+    context = config.model.context_tokens
+
+    def share(texts: Sequence[Text], *, document_mask: bool = True) -> tuple[ModelInputs, ...]:
+        batches = micro_batches(
+            pack_texts(texts, context), source.vocabulary, config, dp_rank=dp_rank, dp_size=dp_size
+        )
+        return tuple(build_inputs(batch, config.model, document_mask=document_mask) for batch in batches)
+
+    found = pairs(source, num_documents=config.evaluate.conditional_documents, context_tokens=context)
+    texts = heldout_texts(source, num_sequences=config.evaluate.heldout_sequences, context_tokens=context)
+    return Heldout(
+        modalities=source.vocabulary.modalities,
+        documents=share(texts, document_mask=config.data.document_mask),
+        own={
+            direction: share([pair_text(p.condition, p.target, p.name, source.vocabulary) for p in listed])
+            for direction, listed in found.items()
+        },
+        foreign={
+            direction: share([pair_text(p.foreign, p.target, p.name, source.vocabulary) for p in listed])
+            for direction, listed in found.items()
+        },
+        images=images_of(texts, source, config, IMAGES_DRAWN),
+    )
+
+
+def images_of(
+    texts: Sequence[Text], source: TokenSource, config: RunConfig, count: int
+) -> HeldoutImages | None:
+    """The first `count` of `texts` that hold one; None without, and where image tokens are not chosen."""
+    found = [text for text in texts if BOI in text.ids][:count]
+    if IMAGE not in config.model.depth or not found:
+        return None
+    batches = micro_batches([[text] for text in found], source.vocabulary, config)
+    return HeldoutImages(source, tuple(found), tuple(build_inputs(batch, config.model) for batch in batches))
+
+
+def micro_batches(
+    sequences: Sequence[Sequence[Text]],
+    vocabulary: Vocabulary,
+    config: RunConfig,
+    *,
+    dp_rank: int = 0,
+    dp_size: int = 1,
+) -> list[Batch]:
+    """Sequences dp_rank, dp_rank + dp_size, ... as Batches of one shape; empty sequences fill the last."""
+    size = config.parallel.micro_batch_sequences
+    per_rank = -(-len(sequences) // (dp_size * size)) * size
+    mine = list(sequences[dp_rank::dp_size])
+    mine += [[]] * (per_rank - len(mine))
+    batches = []
+    for first in range(0, per_rank, size):
+        chosen = mine[first : first + size]
+        batch = make_batch(
+            [[text.ids for text in texts] for texts in chosen],
+            sequence_tokens=config.model.context_tokens,
+            vocabulary=vocabulary,
+            samples=[[text.name for text in texts] for texts in chosen],
+        )
+        weights = np.zeros_like(batch.loss_weights)
+        for row, texts in enumerate(chosen):
+            counted = np.concatenate([text.weights for text in texts]) if texts else np.zeros(0, np.float32)
+            weights[row, : len(counted)] = counted
+        batches.append(replace(batch, loss_weights=weights))
+    return batches
+
+
+def selections(
+    model: ModelConfig, thresholds: Mapping[str, float], progress: float
+) -> list[tuple[str, Selection]]:
+    """(prefix of metrics, what tokens are chosen by): the rule that the model is trained with, and where that
+    looks at later tokens, its causal form: what a model that writes could do."""
+    found = [("eval", Selection(thresholds=thresholds, progress=progress))]
+    if not model.is_causal and model.has_causal_form:
+        found.append(("eval/causal", replace(found[0][1], causal=True)))
+    return found
+
+
+TRAINED_WITH = Selection()
+"""What models that choose no tokens are evaluated with."""
+
+
+def heldout_losses(
+    engine: Engine, heldout: Heldout, prefix: str = "eval", selection: Selection = TRAINED_WITH
+) -> dict[str, float]:
+    """`prefix`/loss and `prefix`/loss/<m>. Every rank calls it and gets the same."""
+    if not heldout.documents:
+        return {}
+    return losses(_sums(engine, heldout, heldout.documents, selection), f"{prefix}/loss")
+
+
+def conditional_losses(
+    engine: Engine, heldout: Heldout, prefix: str = "eval", selection: Selection = TRAINED_WITH
+) -> dict[str, float]:
+    """`prefix`/loss/<a>_to_<b> and `prefix`/gain/<a>_to_<b>. Every rank calls it and gets the same."""
+    row = {}
+    for (a, b), inputs in heldout.own.items():
+        own, weight = _sums(engine, heldout, inputs, selection)[b]
+        foreign, _ = _sums(engine, heldout, heldout.foreign[a, b], selection)[b]
+        if weight:  # spans can be empty
+            row[f"{prefix}/loss/{a}_to_{b}"] = own / weight
+            row[f"{prefix}/gain/{a}_to_{b}"] = (foreign - own) / weight
+    return row
+
+
+def tokens_that_ran(
+    forward: Callable[..., object], images: HeldoutImages, selection: Selection, world: World | None = None
+) -> dict[int, Bool[np.ndarray, "texts tokens"]]:
+    """Layer with a router for images -> which tokens of `images` ran, after `forward` of a list of inputs.
+    Every rank of `world` calls it: layers may be on several stages."""
+    inputs = [replace(each, selection=selection, ran={}) for each in images.inputs]
+    forward(inputs)
+    mine = [each.ran or {} for each in inputs]
+    stages = [mine] if world is None else world.gather(mine, world.model_group)
+    places = [(stage, place) for stage in stages for place in stage[0] if place[1] == IMAGE]
+    return {place[0]: np.concatenate([ran[place] for ran in stage]) for stage, place in places}
+
+
+def _sums(
+    engine: Engine, heldout: Heldout, inputs: Sequence[ModelInputs], selection: Selection
+) -> dict[str, tuple[float, float]]:
+    """modality -> (sum of nats, targets that count), over all ranks."""
+    stats = engine.eval_step([replace(each, selection=selection) for each in inputs])
+    count = len(heldout.modalities)
+    return dict(zip(heldout.modalities, zip(stats[:count], stats[count:], strict=True), strict=True))

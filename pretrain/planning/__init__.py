@@ -1,0 +1,1 @@
+"""Memory, FLOPs and traffic of a layout of ranks, by arithmetic."""

@@ -1,0 +1,35 @@
+"""How a run is started on one machine: all checks first, then its ranks. Imports no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.files.toml_config import ConfigError
+from parallel.exit_codes import ExitCode
+from parallel.launch import LaunchError, rank_facts, spawn
+from pretrain.config import load
+from pretrain.run_dir import check_config, check_writable, finished_step
+from pretrain.train.checks import check_run
+from pretrain.train.rank import main
+
+
+def launch(run_path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1) -> int:
+    """Train the run of a file on this machine, or continue it from its last good checkpoint: the exit code.
+
+    0 done, 85 stopped by a signal after a checkpoint, 2 the user's mistake, others failed. What can be wrong
+    with config, layout, data and run directory is raised as ConfigError before any rank is started.
+    """
+    config = load(run_path, overrides)
+    check_config(config)
+    if (step := finished_step(config)) is not None:
+        print(f"{config.run_dir} is done: {step} of {config.num_steps} steps. name=... starts another run")
+        return ExitCode.DONE
+    if processes < 1:
+        raise ConfigError(f"--processes {processes}: at least 1")
+    try:
+        world_size = processes if processes > 1 else rank_facts().world_size
+    except LaunchError as error:
+        raise ConfigError(str(error)) from None
+    check_run(config, world_size)
+    check_writable(config)
+    argv = [str(run_path), *overrides]
+    return main(argv) if processes == 1 else spawn(["-m", "pretrain.train", *argv], processes)

@@ -1,0 +1,150 @@
+"""What a step costs and shows: sums over all ranks, rows of the run's metrics, the line on the terminal."""
+
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.files.progress import Progress
+from data_pipeline.stream.loader import StepBatch
+from parallel.engine import StepResult
+from parallel.world import World
+from pretrain.config import RunConfig
+from pretrain.evaluation.losses import HeldoutImages
+from pretrain.evaluation.selection_picture import sheet
+from pretrain.metrics import MetricsLog, Sums, step_sums, train_row
+from pretrain.models.accounting import train_flops
+from pretrain.models.inputs import ModelInputs
+from pretrain.run_dir import RunDir
+from pretrain.train import depth_steps, expert_steps
+from pretrain.train.device_peak import device_name, measure_peak_flops, peak_key, table_peak_flops
+from pretrain.train.state import TrainState
+from pretrain.train.thresholds import Counted
+
+LOG_EVERY_S = 10.0
+
+
+class Meter:
+    """Measures on every rank, writes and shows on rank 0. Use as a context manager."""
+
+    def __init__(self, config: RunConfig, world: World, run: RunDir | None, state: TrainState) -> None:
+        """`run`: the open run directory on rank 0, None on the others."""
+        self._config, self._world, self._run = config, world, run
+        self._step_s = 0.0
+        self._log: MetricsLog | None = None
+        self._progress: Progress | None = None
+        if run is not None:
+            self._log = MetricsLog(run.path, step=state.step, num_rows=state.num_rows)
+            self._progress = Progress(
+                config.name, config.num_steps, "step", done=state.step, log_every_s=LOG_EVERY_S
+            )
+            self._peak_flops = world.world_size * _peak_flops(config, world.device, run)
+
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Time one step. It ends in a result that the host has read, so the device has ended too."""
+        began = time.perf_counter()
+        yield
+        self._step_s = time.perf_counter() - began
+
+    def sums(
+        self,
+        batch: StepBatch,
+        inputs: Sequence[ModelInputs],
+        result: StepResult,
+        counted: Mapping[str, Counted] | None = None,
+    ) -> Sums:
+        """What the step that was timed last adds, over all ranks. All call it; times are each rank's own.
+        `counted`: by the routers of all ranks."""
+        config, modalities = self._config, self._config.model.modalities
+        counted = counted or {}
+        mine = [0.0] * (1 + len(modalities))
+        for each in inputs:
+            counts = (each.visible_pairs, *each.input_tokens)
+            mine = [total + count for total, count in zip(mine, counts, strict=True)]
+        pairs, *summed = map(int, self._world.sum_over_dp(mine))
+        tokens = dict(zip(modalities, summed, strict=True))
+        skipped = depth_steps.skipped(config.model, counted, pairs)
+        expert_rows = expert_steps.rows_taken(config.model, counted)
+        flops = train_flops(config.model, tokens, pairs, expert_rows, skipped)
+        of_routers = depth_steps.step_sums(config.model, counted)
+        of_routers |= expert_steps.step_sums(config.model, counted)
+        return of_routers | step_sums(
+            modalities=modalities,
+            loss_sums=result.stats[: len(modalities)],
+            weights=result.stats[len(modalities) :],
+            tokens=config.tokens_per_step,
+            flops=flops,
+            step_s=self._step_s,
+            wait_s=batch.wait_s,
+            fill_frac=batch.fill_frac,
+            grad_norm=result.grad_norm,
+            grad_norm_by_tower=result.grad_norm_by_group,
+        )
+
+    def log(self, state: TrainState, result: StepResult, evaluation: Mapping[str, float]) -> TrainState:
+        """Write the row of `state.step`; returns the state with its window closed."""
+        if self._log is not None:
+            row: dict[str, Any] = train_row(state.window, state.total, peak_flops=self._peak_flops)
+            row |= depth_steps.row(state.window) | expert_steps.row(self._config.model, state.window)
+            row |= evaluation
+            row["optim/learning_rate"] = result.learning_rate
+            row["memory/peak_bytes"] = _peak_bytes(self._world.device)
+            row["data/epoch"] = max(state.epochs)
+            row["data/fingerprint"] = f"{state.stream.fingerprint:016x}"
+            self._log.write(state.step, row)
+        return state.logged()
+
+    def picture(self, step: int, name: str, images: HeldoutImages, ran: Mapping[int, np.ndarray]) -> None:
+        """What runs of `images`, into TensorBoard. A run does not end because that fails."""
+        if self._log is not None:
+            try:
+                self._log.tensorboard.picture(step, name, sheet(images.texts, ran, images.source))
+            except Exception as error:
+                print(f"step {step}: {name} is not drawn: {type(error).__name__}: {error}", flush=True)
+
+    def show(self, state: TrainState) -> None:
+        """Count the step on the terminal, with losses and speed since the last row."""
+        if self._progress is not None:
+            window = state.window
+            modalities = [m for m in self._config.model.modalities if window[f"weight/{m}"]]
+            means = {m: window[f"loss/{m}"] / window[f"weight/{m}"] for m in modalities}
+            speed = round(window["tokens"] / (window["step_s"] + window["wait_s"]))
+            self._progress.advance(1, **means, **{"tokens/s": speed})
+
+    def sync(self) -> None:
+        """All rows to disk."""
+        if self._log is not None:
+            self._log.sync()
+
+    def __enter__(self) -> "Meter":
+        if self._progress is not None:
+            self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(*error)
+        if self._log is not None:
+            self._log.close()
+
+
+def _peak_flops(config: RunConfig, device: torch.device, run: RunDir) -> float:
+    """FLOP/s of one device: from the table, else as measured by the run's first attempt."""
+    known = table_peak_flops(device_name(device), config.precision)
+    if known is not None:
+        return known
+    key = peak_key(device, config.precision)
+    if key not in run.record["peak_flops"]:
+        run.keep_peak(key, measure_peak_flops(device, config.precision))
+    return run.record["peak_flops"][key]
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,1 @@
+"""Folders of weights: export, import, and warm starts."""

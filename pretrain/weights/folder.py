@@ -1,0 +1,242 @@
+"""A folder of weights: whole tensors under names that no layout changes, in safetensors files.
+
+    model.json                       model, run, step, vocabulary; bytes and SHA-256 of each file
+    model.safetensors                the tensors; or several, and which holds which:
+    model-00001-of-00002.safetensors ...
+    model.safetensors.index.json
+
+Names are those of the one-process Decoder: `blocks.0.attention.qkv.weight.image`. A folder in the layout of
+Hugging Face is the same with a config.json for the model.json and other names. Importing this file imports no
+torch: what it says of names, shapes and damage is asked before any rank starts.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from data_pipeline.files.atomic import write_json
+from data_pipeline.files.toml_config import ConfigError, load_toml, validate
+from pretrain.checkpoint.folder import content, file_entry
+from pretrain.models.config import ModelConfig
+from pretrain.models.logical_weights import logical_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+MODEL, INDEX, SINGLE = "model.json", "model.safetensors.index.json", "model.safetensors"
+Dtype = Literal["fp32", "bf16"]
+_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
+_FLOATS = ("F32", "BF16", "F16")
+"""Types of safetensors that are read; others hold quantised weights or no weights."""
+_SHOWN = 4
+"""Names that a message lists."""
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A tensor that is read when it is needed; what is read may be a view of a mapped file."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], "Tensor"]
+
+
+Tensors = Mapping[str, Lazy]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights with what they mean, wherever they come from."""
+
+    path: Path
+    model: ModelConfig
+    tensors: Tensors
+    name: str
+    """Of the run or the model."""
+    step: int | None = None
+    vocabulary: Mapping[str, int] | None = None
+    """Ids per modality, in their order, where they are known."""
+
+
+def check_tensors(path: Path, found: Tensors, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raise ConfigError unless exactly the `expected` tensors are there, in their shapes."""
+    reshaped = [name for name, shape in expected.items() if name in found and found[name].shape != shape]
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "not part of it": [name for name in found if name not in expected],
+        "of another shape": [f"{n} {list(found[n].shape)} instead of {list(expected[n])}" for n in reshaped],
+    }
+    if told := [_listed(problem, names) for problem, names in problems.items() if names]:
+        raise ConfigError(f"{path} does not hold the tensors of {what}: {'; '.join(told)}")
+
+
+def open_weights(folder: Path) -> Source:
+    """A folder of ours, every header checked. Raises ConfigError; see `damage` for the content."""
+    about = read_about(folder)
+    model = validate(ModelConfig, about["model"], source=f"{folder / MODEL}: model")
+    tensors = read_tensors(folder)
+    check_tensors(folder, tensors, logical_shapes(model), f"its own {MODEL}")
+    return Source(folder, model, tensors, about["name"], about["step"], about["vocabulary"])
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What model.json says. Raises ConfigError."""
+    about = load_toml(folder / MODEL)
+    if about.get("format") != FORMAT or not {"name", "step", "vocabulary", "model", "files"} <= about.keys():
+        raise ConfigError(
+            f"{folder / MODEL}: no description of weights of format {FORMAT}; export them again"
+        )
+    tables = isinstance(about["files"], dict) and isinstance(about["vocabulary"], dict | None)
+    unlisted = {path.name for path in folder.glob("*.safetensors")} - set(about["files"] if tables else ())
+    if not tables or unlisted:
+        raise ConfigError(
+            f"{folder / MODEL}: its files or vocabulary are not what an export writes"
+            + (f" (it says nothing of {_listed('files', sorted(unlisted))})" if unlisted else "")
+            + "; was it edited? Export the weights again"
+        )
+    return about
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over what model.json says of model and files: equal for equal weights."""
+    about = read_about(folder)
+    told = json.dumps({"model": about["model"], "files": about["files"]}, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def damage(folder: Path, share: slice = slice(None)) -> list[str]:
+    """What is wrong with the content of a share of the files; reads them."""
+    return [
+        f"{folder / name}: its content has changed (SHA-256 differs); copy or export it again"
+        for name, entry in list(read_about(folder)["files"].items())[share]
+        if content(folder / name) != entry
+    ]
+
+
+def read_tensors(folder: Path) -> dict[str, Lazy]:
+    """All tensors of a folder of one or several safetensors files. Raises ConfigError for what is missing,
+    cut short, or quantised."""
+    index = folder / INDEX
+    file_of = load_toml(index).get("weight_map", {}) if index.exists() else {}
+    if not file_of and not (folder / SINGLE).exists():
+        raise ConfigError(
+            f"{folder}: neither {SINGLE} nor a weight_map in {INDEX} is there; older files such as "
+            "pytorch_model.bin are not read: save the model again with safe_serialization=True"
+        )
+    headers = {name: _header(folder / name) for name in sorted(set(file_of.values())) or [SINGLE]}
+    held = {tensor: name for name, header in headers.items() for tensor in header}
+    if file_of and (wrong := sorted(t for t in {**file_of, **held} if file_of.get(t) != held.get(t))):
+        raise ConfigError(f"{index} and its files disagree: {_listed('tensors', wrong)}")
+    return {
+        tensor: Lazy(shape, partial(_read, folder / name, tensor))
+        for name, header in headers.items()
+        for tensor, shape in header.items()
+    }
+
+
+def write_folder(
+    out: Path, source: Source, description: Mapping[str, Any], *, dtype: Dtype, file_bytes: int
+) -> list[Path]:
+    """Write `source`'s tensors into a new folder that is there whole or not at all; returns its files.
+
+    `description`: file name -> what to write there as JSON; in model.json, "files" and "dtype" are added.
+    Holds the tensors of one file in memory, at most `file_bytes` of them or one tensor.
+    """
+    check_out(out, source.path)
+    writing = out.with_name(f"writing.{out.name}")
+    sizes = {name: _BYTES[dtype] * math.prod(each.shape) for name, each in source.tensors.items()}
+    files, entries = _cut_into_files(sizes, file_bytes), {}
+    try:
+        shutil.rmtree(writing, ignore_errors=True)  # of a writer that was killed
+        writing.mkdir(parents=True)
+        for name, tensors in files.items():
+            _write_file(writing / name, {tensor: source.tensors[tensor] for tensor in tensors}, dtype)
+            entries[name] = file_entry(writing / name)
+        if len(files) > 1:
+            file_of = {tensor: name for name, tensors in files.items() for tensor in tensors}
+            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": file_of}
+            write_json(writing / INDEX, index)
+        for name, value in description.items():
+            more = {"dtype": dtype, "files": entries} if name == MODEL else {}
+            write_json(writing / name, {**value, **more})
+        os.rename(writing, out)
+    except (OSError, SafetensorError) as error:  # the latter wraps the former's message
+        raise ConfigError(f"{out}: cannot be written: {error}") from None
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+    return sorted(out.iterdir())
+
+
+def about_model(source: Source) -> dict[str, Any]:
+    """model.json of weights, but for their files."""
+    story = {"name": source.name, "step": source.step, "vocabulary": source.vocabulary}
+    return {"format": FORMAT, **story, "model": source.model.model_dump(mode="json")}
+
+
+def check_out(out: Path, source: Path) -> None:
+    """Raise ConfigError where a new folder cannot be, or would be inside what it is made of."""
+    if out.exists():
+        raise ConfigError(f"{out} exists; choose another folder, or remove it")
+    if source.resolve() in out.resolve().parents:
+        raise ConfigError(f"{out} is inside {source}, which it is made of; choose a folder beside it")
+
+
+def _write_file(path: Path, tensors: Tensors, dtype: Dtype) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    # Copies: a tensor that is read may be a view, and one that two names share would not be written twice.
+    own = {name: torch.empty(each.shape, dtype=kind).copy_(each.read()) for name, each in tensors.items()}
+    save_file(own, path, metadata={"format": "pt"})  # transformers refuses files without this
+
+
+def _cut_into_files(sizes: Mapping[str, int], file_bytes: int) -> dict[str, list[str]]:
+    """File name -> tensors, in order, none split."""
+    groups, filled = [[]], 0
+    for name, size in sizes.items():
+        if groups[-1] and filled + size > file_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += size
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, 1)}
+
+
+def _header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor -> shape, of a file that has the length that its header says."""
+    try:
+        with safe_open(path, framework="np") as file:
+            held = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            types = {name: each.get_dtype() for name, each in held.items()}
+            shapes = {name: tuple(each.get_shape()) for name, each in held.items()}
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"{path}: missing, cut short or no safetensors file ({error}); fetch or export it again "
+            "(`git lfs pull`, if it is a pointer of git-lfs)"
+        ) from None
+    if odd := [f"{name} {kind}" for name, kind in types.items() if kind not in _FLOATS]:
+        raise ConfigError(f"{path} is quantised or no model: {_listed('legal: F32, BF16, F16; found', odd)}")
+    return shapes
+
+
+def _read(path: Path, name: str) -> "Tensor":
+    """Mapped, not loaded: what is not looked at is not read (safetensors 0.8)."""
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
+
+
+def _listed(what: str, items: list[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return f"{what}: {', '.join(items[:_SHOWN])}{more}"

@@ -1,0 +1,86 @@
+"""Weights out of whatever holds some: a run, a checkpoint, a folder of weights, Llama and Qwen3 folders."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards import tar
+from pretrain.checkpoint.folder import CheckpointError, checkpoints, damage, read_manifest
+from pretrain.config import RunConfig, load
+from pretrain.models.logical_weights import logical_shapes
+from pretrain.run_dir import CHECKPOINTS
+from pretrain.run_dir import CONFIG as RUN
+from pretrain.weights.folder import MODEL, Lazy, Source, check_tensors, open_weights
+from pretrain.weights.hugging_face import CONFIG as HUGGING_FACE
+from pretrain.weights.hugging_face import open_hugging_face
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def open_source(path: Path) -> Source:
+    """Its weights, to be read one by one in this process. Raises ConfigError for what holds none."""
+    if (path / MODEL).is_file():
+        return open_weights(path)
+    if (path / RUN).is_file():
+        return _open_run(path, None)
+    if path.is_dir() and path.parent.name == CHECKPOINTS and (path.parents[1] / RUN).is_file():
+        return _open_run(path.parents[1], path)
+    if (path / HUGGING_FACE).is_file():
+        return open_hugging_face(path)
+    raise ConfigError(
+        f"{path} {'holds' if path.is_dir() else 'is no folder, so it holds'} no weights (paths are relative "
+        f"to {Path.cwd()}); legal: a run directory ({RUN}), its {CHECKPOINTS}/step_..., a folder of weights "
+        f"({MODEL}), one of Hugging Face ({HUGGING_FACE})"
+    )
+
+
+def vocabulary_of(config: RunConfig) -> Mapping[str, int] | None:
+    """Ids per modality of the run's data; None where the data is not there."""
+    try:
+        return tar.read_manifest(Path(config.data.train[0].path))["vocabulary"]
+    except tar.ShardError:
+        return None
+
+
+def _open_run(run: Path, checkpoint: Path | None) -> Source:
+    """Weights of a checkpoint, None: of the newest; all of its files are checked first."""
+    from pretrain.checkpoint.shards import ShardReader
+
+    config = load(run / RUN)
+    saved = [path for _, path in checkpoints(run / CHECKPOINTS)]
+    if not saved:
+        raise ConfigError(
+            f"{run} has no checkpoint yet; a run makes one every every_steps.checkpoint = "
+            f"{config.every_steps.checkpoint} steps, after its last step, and when SIGTERM stops it"
+        )
+    path = checkpoint or saved[-1]
+    try:
+        problems, (manifest, _) = damage(path), read_manifest(path)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    if not path.exists():
+        raise _gone(path, config)
+    if problems:
+        others = ", ".join(other.name for other in saved if other != path) or "none"
+        raise ConfigError(f"{path} is damaged: {'; '.join(problems)}. Other checkpoints there: {others}")
+    reader, entries = ShardReader(path, manifest["tensors"]), manifest["tensors"].items()
+
+    def read(name: str) -> "Tensor":
+        try:
+            return reader.whole(name)
+        except CheckpointError as error:  # its files were good when they were checked
+            raise (ConfigError(str(error)) if path.exists() else _gone(path, config)) from None
+
+    tensors = {name: Lazy(tuple(entry["shape"]), partial(read, name)) for name, entry in entries}
+    check_tensors(path, tensors, logical_shapes(config.model), f"the model of {run / RUN}")
+    return Source(path, config.model, tensors, config.name, manifest["step"], vocabulary_of(config))
+
+
+def _gone(path: Path, config: RunConfig) -> ConfigError:
+    return ConfigError(
+        f"{path} was removed while it was read: a run that goes on keeps its newest keep_checkpoints = "
+        f"{config.keep_checkpoints} only; export a newer one, or let the run keep more"
+    )

@@ -1,0 +1,1 @@
+"""What runs are doing: `motley status`, `logs` and `cancel`."""

@@ -1,0 +1,152 @@
+"""`motley logs`: what a run's job and its ranks printed, to its end if wanted. Imports no torch."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from data_pipeline.files.toml_config import ConfigError
+from pretrain.run_dir import LOGS
+from slurm.monitor.state import LIVE, ask_queue, history, job_names, look
+from slurm.monitor.targets import RunTarget, run_target
+from slurm.records import FOLDER, Attempt
+
+LINES = 200
+"""Of each file, unless all are wanted."""
+_TAIL_BYTES = 1 << 20
+_ASK_EVERY = 10
+"""Looks at the files between two questions to Slurm."""
+
+
+def logs(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    follow: bool = False,
+    rank: int | None = None,
+    attempt: int | None = None,
+    whole: bool = False,
+    poll_s: float = 1.0,
+    to: TextIO | None = None,
+) -> int:
+    """Print the end of the newest attempt's logs: of its job and rank 0, or of `rank`. Returns 0.
+
+    `attempt`: as `motley status` numbers them; `whole`: from the first line on; `follow`: stay, over all
+    attempts to come, until the run ends or Ctrl-C. Raises ConfigError where there is no such run, attempt or
+    rank.
+    """
+    out = to or sys.stdout
+    run = run_target(path, overrides)
+    _check(run, attempt, rank)
+    printer = _Printer(out, whole=whole)
+    try:
+        looks, number, files = 0, None, []
+        while True:
+            attempts = history(run.directory)
+            before, number = number, _number(attempts, attempt)
+            if before not in (None, number):
+                printer.show(files, to_the_end=True)
+                print(f"==> attempt {number} begins", file=out)
+            # Whether it has ended first, then what it printed: nothing may come between.
+            ended = not follow or _ended(run, attempts, attempt, ask=looks % _ASK_EVERY == 0)
+            files = _files(run.directory, attempts, number, attempt is not None, rank)
+            printer.show(files, to_the_end=ended)
+            if ended:
+                if not any(printer.places.values()):
+                    print(_nothing(run, files), file=out)
+                return 0
+            looks += 1
+            time.sleep(poll_s)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _check(run: RunTarget, attempt: int | None, rank: int | None) -> None:
+    attempts = history(run.directory)
+    if attempt is not None and not 0 <= attempt < len(attempts):
+        legal = f"0 to {len(attempts) - 1}" if attempts else "none yet"
+        raise ConfigError(f"--attempt {attempt}: {run.directory} has no such attempt; there are: {legal}")
+    number = _number(attempts, attempt)
+    ranks = attempts[number].get("world_size") if number is not None else None
+    if rank is not None and (rank < 0 or (ranks is not None and rank >= ranks)):
+        there = "" if ranks is None else f"; the attempt has ranks 0 to {ranks - 1}"
+        raise ConfigError(f"--rank {rank}: no such rank{there}")
+
+
+def _number(attempts: Sequence[Attempt], attempt: int | None) -> int | None:
+    return attempt if attempt is not None else len(attempts) - 1 if attempts else None
+
+
+def _files(
+    directory: Path, attempts: Sequence[Attempt], number: int | None, chosen: bool, rank: int | None
+) -> list[Path]:
+    """Logs to show, whether they are there or not. `chosen`: the attempt was asked for; the job's own output,
+    which is that of all its attempts, is left out then."""
+    log = f"rank{rank or 0}.log"
+    jobs = job_names(directory)
+    if number is None:
+        return [_output(directory, jobs[0])] if jobs and rank is None else []
+    row = attempts[number]
+    if row["job"] is None:
+        return [*([directory / LOGS / "compare.log"] if rank is None else []), directory / LOGS / log]
+    job = f"{row['job']}" if row["task"] is None else f"{row['job']}_{row['task']}"
+    folder = directory / LOGS / f"job_{job}_attempt_{row['attempt']}"
+    first = folder / "srun.log" if chosen else _output(directory, job)
+    return [*([first] if rank is None else []), folder / log]
+
+
+def _output(directory: Path, job: str) -> Path:
+    """An array's jobs write into the comparison's folder."""
+    return (directory.parent if "_" in job else directory) / FOLDER / f"job_{job}.out"
+
+
+def _ended(run: RunTarget, attempts: Sequence[Attempt], attempt: int | None, *, ask: bool) -> bool:
+    if attempt is not None and attempts[attempt]["next"] != "running":
+        return True
+    if attempts and attempts[-1]["next"] in ("done", "stopped"):
+        jobs = {name.partition("_")[0] for name in job_names(run.directory)}
+        if attempts[-1]["job"] is None or str(attempts[-1]["job"]) in jobs:
+            return True
+    return ask and look(run, ask_queue([run])[0], now=time.time()).state not in LIVE
+
+
+def _nothing(run: RunTarget, files: Sequence[Path]) -> str:
+    state = look(run, ask_queue([run])[0], now=time.time())
+    looked = f"; looked into {', '.join(map(str, files))}" if files else ""
+    return f"{run.directory}: {state.state}, nothing was printed{looked}"
+
+
+class _Printer:
+    """Prints what files gain, under the name of the file wherever that changes, as tail does."""
+
+    def __init__(self, out: TextIO, *, whole: bool) -> None:
+        self._out, self._whole = out, whole
+        self.places: dict[Path, int] = {}
+        """Bytes of a file that were printed."""
+        self._last: Path | None = None
+
+    def show(self, files: Sequence[Path], *, to_the_end: bool) -> None:
+        """Print whole lines that are new, and `to_the_end` what is left of one."""
+        for file in files:
+            try:
+                size = file.stat().st_size
+                first = file not in self.places
+                start = self.places.get(file, 0 if self._whole else max(0, size - _TAIL_BYTES))
+                start = start if start <= size else 0  # somebody wrote it anew
+                with file.open("rb") as opened:
+                    opened.seek(start)
+                    text = opened.read(size)
+            except OSError:
+                continue
+            if not to_the_end:
+                text = text[: text.rfind(b"\n") + 1]
+            self.places[file] = start + len(text)
+            lines = text.decode(errors="replace").splitlines()
+            if first and not self._whole and (start or len(lines) > LINES):
+                lines = [f"... earlier lines: --all, or {file}", *lines[-LINES:]]
+            if lines:
+                if self._last != file:
+                    print(f"==> {file} <==", file=self._out)
+                self._last = file
+                print("\n".join(lines), file=self._out, flush=True)

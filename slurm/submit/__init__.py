@@ -1,0 +1,1 @@
+"""How runs, comparisons and tokenization become jobs."""

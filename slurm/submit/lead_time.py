@@ -1,0 +1,58 @@
+"""Whether a run can save in the time that Slurm gives it to stop, by what earlier attempts measured. Imports
+no torch."""
+
+import math
+from collections.abc import Iterator
+
+from pretrain.checkpoint.folder import MANIFEST, checkpoints
+from pretrain.config import RunConfig
+from pretrain.metrics import read_rows
+from pretrain.run_dir import CHECKPOINTS
+from slurm.commands import kill_wait_s
+from slurm.profile import Profile
+from slurm.records import read_json
+
+UNPUNCTUAL_S = 60
+"""Slurm sends a signal up to a minute early, and ends a job at the next look at its limit."""
+
+
+def warning(config: RunConfig, profile: Profile) -> str | None:
+    """What to change, in words, if ranks may be killed before they have saved; None if they may not, or if
+    nothing has been measured yet.
+
+    A signal is answered when the step and the evaluation that are under way are done, and the checkpoint
+    begins when the one before is written. Twice what that took is wanted, for the steps are means over the
+    rows of metrics.jsonl and file systems have bad days.
+    """
+    rows = read_rows(config.run_dir / "metrics.jsonl")
+    step_s = max(
+        (row.get("time/step_s", 0.0) + row.get("time/data_wait_s", 0.0) for row in rows), default=0.0
+    )
+    if not step_s:
+        return None
+    evaluation_s = max((row.get("time/eval_s", 0.0) for row in rows), default=0.0)
+    checkpoint_s = max(_checkpoint_seconds(config), default=0.0)
+    needed_s = UNPUNCTUAL_S + 2 * (step_s + evaluation_s + checkpoint_s)
+    took = (
+        f"earlier attempts took up to {step_s:.1f} s a step, {evaluation_s:.1f} s an evaluation and "
+        f"{checkpoint_s:.1f} s a checkpoint"
+    )
+    found = []
+    if profile.signal_lead_s < needed_s:
+        found.append(
+            f"signal_lead_s = {profile.signal_lead_s} may be too short to save before the time limit: "
+            f"{took}; {UNPUNCTUAL_S} s + 2 x their sum is {needed_s:.0f} s: set signal_lead_s = "
+            f"{10 * math.ceil(needed_s / 10)} in the profile"
+        )
+    wait_s = kill_wait_s()
+    if wait_s is not None and wait_s < step_s + checkpoint_s:
+        found.append(
+            f"at scancel and preemption Slurm kills ranks after KillWait = {wait_s} s, but {took}: the steps "
+            "since the last checkpoint would be lost; save more often (every_steps.checkpoint)"
+        )
+    return "\n".join(found) or None
+
+
+def _checkpoint_seconds(config: RunConfig) -> Iterator[float]:
+    for _, path in checkpoints(config.run_dir / CHECKPOINTS):
+        yield float(read_json(path / MANIFEST).get("seconds", 0.0))

@@ -1,0 +1,234 @@
+"""`motley submit`: check on the login node what can be, keep what is submitted, submit. Imports no torch.
+
+<run directory>/slurm/1/        of the first submission, and so on
+    config.json, profile.json   as resolved: what the ranks are given, and what the site was taken to be
+    job.sbatch                  as given to sbatch
+    code.json, code.diff        the commit of the checkout, and its difference to it
+    job.json                    the job's id, and those of its chain
+<run directory>/slurm/job_<id>.out, attempts.jsonl   written by the job: its output, and rows about attempts
+"""
+
+import fcntl
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_pipeline.files.atomic import write_json
+from data_pipeline.files.toml_config import ConfigError
+from pretrain.config import RunConfig, check_run_layout, is_legal, load
+from pretrain.run_dir import check_config, check_writable, code_state, finished_step
+from pretrain.train.checks import check_run
+from slurm import commands
+from slurm.profile import Profile, load_profile
+from slurm.records import ATTEMPTS, FOLDER, JOB, job_names, last_submission, now, read_attempts, read_job
+from slurm.script import render, sbatch_options
+from slurm.submit import lead_time
+
+POLL_S = 10.0
+
+
+def submit(
+    run_path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    profile_path: str | Path,
+    nodes: int | None = None,
+    dry_run: bool = False,
+    wait: bool = False,
+    poll_s: float = POLL_S,
+) -> int:
+    """Submit a run, or print its script (`dry_run`, which needs no Slurm and writes nothing): the exit code.
+
+    `wait`: stay until the job has ended for good, and return its exit code. Raises ConfigError, one message,
+    for whatever would keep the run from starting, and if a job of the run is queued or running.
+    """
+    config, profile = load(run_path, overrides), load_profile(profile_path, nodes=nodes)
+    check_config(config)
+    if (step := finished_step(config)) is not None:
+        print(f"{config.run_dir} is done: {step} of {config.num_steps} steps. name=... starts another run")
+        return 0
+    if not dry_run:
+        require_slurm()
+    check_sizes(config, profile)
+    if (too_short := lead_time.warning(config, profile)) is not None:
+        print(f"motley submit: warning: {too_short}", file=sys.stderr)
+    folder = config.run_dir.absolute() / FOLDER
+    if dry_run:
+        print(_script(config, profile, folder / str(_next_number(folder))), end="")
+        return 0
+    with only_one(folder):
+        check_not_queued(config.run_dir, folder)
+        check_writable(config)
+        with new_submission(folder) as submission:
+            jobs = _submit(config, profile, submission)
+    print(_where_to_look(config, profile, jobs), flush=True)
+    return _wait(submission, poll_s) if wait else 0
+
+
+def require_slurm() -> None:
+    """Raise ConfigError on a machine that one cannot submit from."""
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            "sbatch is not on the PATH: this machine has no Slurm. Submit from a login node, look at the "
+            "script with --dry-run, or train on this machine with `motley train`"
+        )
+
+
+def check_sizes(config: RunConfig, profile: Profile) -> None:
+    """Raise ConfigError if the run could not start on the most or the least of the nodes that it may get."""
+    check_run(config, profile.world_size)
+    if (least := profile.node_counts[0]) < profile.nodes:
+        try:
+            check_run_layout(config, least * profile.ranks_per_node)
+        except ConfigError as error:
+            raise ConfigError(f"min_nodes = {least}: {error}") from None
+
+
+def legal_counts(config: RunConfig, profile: Profile) -> list[int]:
+    """How many nodes the run can use, of those that it may get."""
+    return [count for count in profile.node_counts if is_legal(config, count * profile.ranks_per_node)]
+
+
+def check_not_queued(run_dir: Path, folder: Path) -> None:
+    """Raise ConfigError if a job of the run's last submission is queued or running."""
+    submission = last_submission(folder)
+    if submission is None:
+        return
+    for job in job_names(submission):
+        if state := commands.state_in_queue(job, read_job(submission)["name"]):
+            raise ConfigError(
+                f"{run_dir} has job {job}, which is {state}: a run has one job at a time. "
+                f"Wait for it, `motley cancel {run_dir}`, or give this run another name=..."
+            )
+
+
+def write_submission(submission: Path, config: RunConfig, profile: Profile) -> None:
+    """What a job of the run reads."""
+    write_json(submission / "config.json", config.model_dump(mode="json"))
+    write_json(submission / "profile.json", profile.model_dump(mode="json"))
+
+
+def keep_code(submission: Path) -> None:
+    """What code it was."""
+    commit, diff = code_state()
+    write_json(submission / "code.json", {"commit": commit, "changed": bool(diff)})
+    (submission / "code.diff").write_text(diff)
+
+
+def _script(config: RunConfig, profile: Profile, submission: Path) -> str:
+    return render(profile, name=config.name, submission=submission, folder=Path.cwd(), python=sys.executable)
+
+
+def _submit(config: RunConfig, profile: Profile, submission: Path) -> list[int]:
+    """Write what is kept, and give the script to sbatch, for each job of a chain: their ids."""
+    write_submission(submission, config, profile)
+    keep_code(submission)
+    script = submission / "job.sbatch"
+    script.write_text(_script(config, profile, submission))
+    # The header says the same, but the user's SBATCH_... variables would go before it.
+    options = sbatch_options(profile, name=config.name, logs=submission.parent, folder=Path.cwd())
+    jobs: list[int] = []
+    try:
+        for _ in range(profile.chain):
+            after = [f"--dependency=afterany:{jobs[-1]}", "--kill-on-invalid-dep=yes"] if jobs else []
+            jobs.append(commands.sbatch([*options, *after], script))
+        values = {"job": jobs[0], "task": None, "chain": jobs[1:], "name": config.name, "submitted": now()}
+        write_json(submission / JOB, values)
+    except BaseException:
+        if jobs:
+            commands.cancel([str(job) for job in jobs])
+        raise
+    return jobs
+
+
+@contextmanager
+def new_submission(folder: Path) -> Iterator[Path]:
+    """The next numbered folder; it is gone again if what is done with it fails."""
+    submission = folder / str(_next_number(folder))
+    try:
+        submission.mkdir()
+        yield submission
+    except BaseException as error:
+        shutil.rmtree(submission, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ConfigError(f"{submission}: cannot be written: {error}") from None
+        raise
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Make <directory>/slurm, and keep a second `motley submit` out while this one looks and submits."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a")
+    except OSError as error:
+        raise ConfigError(
+            f"{folder.parent}: cannot be written: {error}; set runs_dir=... to a folder that can"
+        ) from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder.parent}: another `motley submit` is at it") from None
+        yield
+
+
+def _next_number(folder: Path) -> int:
+    return 1 + max((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), default=0)
+
+
+def _where_to_look(config: RunConfig, profile: Profile, jobs: Sequence[int]) -> str:
+    run_dir, job = config.run_dir, jobs[0]
+    counts, legal = profile.node_counts, legal_counts(config, profile)
+    nodes = f"{counts[0]}-{profile.nodes}" if len(counts) > 1 else str(profile.nodes)
+    again = f"{profile.max_requeues} requeues at most"
+    if followers := jobs[1:]:
+        again = f"then {', '.join(map(str, followers))} until it is done"
+    lines = [
+        f"job {job}: {config.name} on {nodes} x {profile.ranks_per_node} ranks, "
+        f"{profile.time_limit} an attempt, {again}",
+        f"  status    motley status {run_dir}    (squeue -j {','.join(map(str, jobs))})",
+        f"  logs      motley logs -f {run_dir}",
+        f"  output    {run_dir / FOLDER / f'job_{job}.out'}",
+        f"  attempts  {run_dir / FOLDER / ATTEMPTS}",
+        f"  ranks     {run_dir / 'logs' / f'job_{job}_attempt_0'}",
+        f"  metrics   {run_dir / 'metrics.jsonl'}",
+        f"  stop      motley cancel {run_dir}",
+    ]
+    if idle := [count for count in counts if count not in legal]:
+        counted = ", ".join(map(str, idle))
+        lines.append(
+            f"  nodes     the layout is legal on {', '.join(map(str, legal))}; of {counted} some stay idle"
+        )
+    return "\n".join(lines)
+
+
+def _wait(submission: Path, poll_s: float) -> int:
+    """Stay until no job of the submission is in the queue, telling of each attempt; the last one's exit code.
+
+    The queue is asked and not `sbatch --wait`, which looks ever more seldom (138 s for a job of 114 s).
+    """
+    jobs, name = job_names(submission), read_job(submission)["name"]
+    told, code, queued = 0, 1, True
+    following = "running"
+    while queued:
+        time.sleep(poll_s)
+        queued = any(commands.state_in_queue(job, name) for job in jobs)
+        attempts = [attempt for attempt in read_attempts(submission.parent) if str(attempt["job"]) in jobs]
+        ended = [attempt for attempt in attempts if attempt["next"] != "running"]
+        for attempt in ended[told:]:
+            where = f"job {attempt['job']}, attempt {attempt['attempt']}"
+            print(f"{where}: {attempt['next']}: {attempt['reason']}", flush=True)
+        told = len(ended)
+        if attempts:
+            following, code = attempts[-1]["next"], attempts[-1]["exit_code"]
+    if following in ("running", "requeued", "chained", "lost"):
+        print(
+            f"job {jobs[0]} left the queue and no record: cancelled, or its first node was lost",
+            file=sys.stderr,
+        )
+        return 1
+    return code

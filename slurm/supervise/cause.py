@@ -1,0 +1,198 @@
+"""Why an attempt of a job failed: which rank was first, where, and of what.
+
+Three witnesses, in this order: the ranks' own end records (parallel/rank_end.py), what srun printed, and the
+ends of the logs of ranks that could not leave a record. srun's messages are those of Slurm 22.05 to 24.11.
+"""
+
+import json
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parallel.exit_codes import ExitCode
+from parallel.rank_end import SUFFIX, kind_of_text, one_line
+
+_ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,\[\]-]+): ((?!running|exited\b).+)")
+_NODE_FAILURE = re.compile(r"Node failure on ([^\s,;]+)|DUE TO NODE FAILURE", re.IGNORECASE)
+_NOT_STARTED = re.compile(
+    r"srun: (?:error|fatal): .*(?:Unable to create (?:job )?step|Task launch for .* failed|launch failed"
+    r"|Unable to (?:allocate|confirm)|Invalid (?:generic|user|partition)|More processors requested"
+    r"|Memory required|unrecogni[sz]ed option|Requested node configuration).*"
+)
+_NO_PROGRAM = re.compile(r"(?:slurmstepd: )?error: execve\(\).*")
+_OOM_KILL = re.compile(r".*oom[-_]kill event.*|.*Out Of Memory.*", re.IGNORECASE)
+_SIGNALS = {signal.strsignal(number): 128 + number for number in signal.valid_signals()}
+_STOP_SIGNALS = (signal.strsignal(signal.SIGUSR2), signal.strsignal(signal.SIGTERM))
+_TAIL_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why an attempt ended otherwise than done."""
+
+    kind: str
+    """Of a rank's record, or "killed", "lost_node", "hang" (the watchdog's), "launch" (none started)."""
+    rank: int | None
+    host: str | None
+    message: str
+    exit_code: int
+    """That of the first failing rank, 128 + signal number for one that was killed; 85 if all were stopped."""
+
+    @property
+    def sentence(self) -> str:
+        """One line for people: "rank 3 on node2: out of memory: CUDA out of memory. Tried to ..."."""
+        who = "" if self.rank is None else f"rank {self.rank}"
+        where = "" if self.host is None else f"on {self.host}"
+        what = "" if self.kind == "stopped" else self.kind.replace("_", " ")
+        return one_line(": ".join(part for part in (f"{who} {where}".strip(), what, self.message) if part))
+
+
+@dataclass(frozen=True)
+class _End:
+    """What srun said of a task; `text` is "" for one of which it said nothing."""
+
+    rank: int
+    host: str | None
+    text: str
+
+
+def rank_ends(attempt_dir: Path) -> list[dict[str, Any]]:
+    """The end records of an attempt's ranks, sorted by rank."""
+    ends = []
+    for path in attempt_dir.glob(f"rank*{SUFFIX}"):
+        try:
+            ends.append(json.loads(path.read_text()))
+        except (OSError, ValueError):  # a file system that lost what it was told to keep
+            continue
+    return sorted(ends, key=lambda end: end["rank"])
+
+
+def find_cause(
+    attempt_dir: Path, world_size: int, srun_log: str, srun_code: int, *, hang: str | None = None
+) -> Cause:
+    """Why an attempt whose srun ended with `srun_code`, not 0, did so. `hang`: what its watchdog saw, if it
+    was the watchdog that ended it."""
+    records = rank_ends(attempt_dir)
+    code = srun_code or 1
+    failures = [end for end in records if end["kind"] not in ("done", "stopped", "lost_peer")]
+    if failures:
+        return _of_record(_first(failures), srun_log)
+    if hang is not None:
+        return Cause("hang", None, None, hang, code)
+    if lost := _NODE_FAILURE.search(srun_log):
+        return Cause("lost_node", None, lost[1], one_line(_line_of(srun_log, lost)), code)
+    if refused := _NOT_STARTED.search(srun_log):
+        node = re.search(r"on node (\S+?):", refused[0])
+        return Cause("launch", None, node[1] if node else None, one_line(refused[0]), code)
+
+    ended = list(_ended(srun_log))
+    stopped = [end for end in records if end["kind"] == "stopped"]
+    # Ranks end for many reasons once one has left: the order in which srun saw them leave decides.
+    if ended and _code(ended[0].text) == ExitCode.REQUEUE:
+        how = "after a checkpoint" if stopped else "before training could listen"
+        return Cause("stopped", None, None, f"stopped by a signal, {how}", ExitCode.REQUEUE)
+    told = {end["rank"] for end in records}
+    lost_peers = [end for end in records if end["kind"] == "lost_peer"]
+    silent = [end for end in ended if end.rank not in told]
+    if lost_peers:
+        named = told | {end.rank for end in silent}
+        silent += [_End(rank, None, "") for rank in range(world_size) if rank not in named]
+    causes = [_of_silent(end, attempt_dir, srun_log) for end in silent]
+    if culprits := [cause for cause in causes if cause.kind not in ("stopped", "lost_peer")]:
+        return culprits[0]
+    if lost_peers:
+        return _of_record(_first(lost_peers), srun_log)
+    if causes := [cause for cause in causes if cause.kind == "lost_peer"]:
+        return causes[0]
+    if stopped:
+        return Cause("stopped", None, None, "stopped by a signal, after a checkpoint", ExitCode.REQUEUE)
+    for end in ended:  # in its last moments, after its record
+        if code := _code(end.text):
+            return Cause("error", end.rank, end.host, f"{end.text}, after its work was done", code)
+    said = one_line(srun_log)
+    return Cause("error", None, None, f"srun ended with code {code}{said and f': {said}'}", code)
+
+
+def _first(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The earliest; of those that tell the same (some errors are raised on all ranks alike) the one that the
+    message names."""
+    first = min(ends, key=lambda end: end["time"])
+    named = re.search(r"\brank (\d+)\b", first["message"])
+    return next(
+        (
+            end
+            for end in ends
+            if named and end["rank"] == int(named[1]) and end["message"] == first["message"]
+        ),
+        first,
+    )
+
+
+def _of_record(end: dict[str, Any], srun_log: str) -> Cause:
+    kind = end["kind"]
+    # A process that reads the data died: of what, only Slurm knows.
+    if kind == "data" and "is killed by signal: Killed" in end["message"] and _OOM_KILL.search(srun_log):
+        kind = "out_of_memory"
+    return Cause(kind, end["rank"], end["host"], end["message"], end["exit_code"])
+
+
+def _of_silent(end: _End, attempt_dir: Path, srun_log: str) -> Cause:
+    """Of a rank without a record."""
+    tail = end_of_log(attempt_dir / f"rank{end.rank}.log")
+    code = _code(end.text) or 1
+    killed = end.text == "" or any(end.text.startswith(name) for name in _SIGNALS if name)
+    if code == ExitCode.REQUEUE:
+        kind, message = "stopped", end.text
+    elif oom := _OOM_KILL.search(end.text) or (killed and _OOM_KILL.search(f"{srun_log}\n{tail}")):
+        kind, message = "out_of_memory", oom[0].strip()
+    elif no_program := _NO_PROGRAM.search(tail) or _NO_PROGRAM.search(srun_log):
+        kind, message = "launch", no_program[0]
+    elif not end.text:
+        kind, code, message = "killed", 128 + signal.SIGKILL, "gone without a word, and srun saw no end of it"
+    elif end.text.startswith("Killed"):
+        kind, message = "killed", "by SIGKILL from the kernel (for want of memory?), Slurm or a person"
+    else:
+        found = [line for line in tail.splitlines() if kind_of_text(line)]
+        lines = (
+            found[:1] or re.findall(r"^Fatal Python error.*", tail, re.MULTILINE) or tail.splitlines()[-1:]
+        )
+        kind = kind_of_text(tail) or ("killed" if killed else "error")
+        message = ": ".join((end.text, *lines))
+    return Cause(kind, end.rank, end.host, one_line(message), code)
+
+
+def _ended(srun_log: str) -> Iterator[_End]:
+    """Every task whose end srun told, in that order."""
+    for nodes, tasks, text in _ENDED.findall(srun_log):
+        for part in tasks.strip("[]").split(","):
+            low, _, high = part.partition("-")
+            for rank in range(int(low), int(high or low) + 1):
+                yield _End(rank, None if re.search(r"[\[,]", nodes) else nodes, text.strip())
+
+
+def _code(text: str) -> int:
+    """The exit code that srun's words stand for; 85 where a signal to stop came before it could listen."""
+    if exited := re.match(r"Exited with exit code (\d+)", text):
+        return int(exited[1])
+    name = text.partition(" (")[0]
+    if name in _STOP_SIGNALS:
+        return ExitCode.REQUEUE
+    return _SIGNALS.get(name, 128 + signal.SIGKILL if text else 0)
+
+
+def end_of_log(path: Path) -> str:
+    """The last 64 KiB of what a rank printed."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            return file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _line_of(text: str, found: "re.Match[str]") -> str:
+    start = text.rfind("\n", 0, found.start()) + 1
+    return text[start:].partition("\n")[0]

@@ -1,0 +1,19 @@
+"""A file is absent, as it was, or whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.files.atomic import atomic_file, write_json
+
+
+def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    for before in (None, {"a": 1}):
+        if before is not None:
+            write_json(tmp_path / "a.json", before)
+        with pytest.raises(RuntimeError), atomic_file(tmp_path / "a.json") as file:
+            file.write(b"half")
+            raise RuntimeError
+        assert [path.name for path in tmp_path.iterdir()] == ([] if before is None else ["a.json"])
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}

@@ -1,0 +1,109 @@
+import hashlib
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_pipeline.shards.build_index import index_shard
+from data_pipeline.shards.faults import BadDocument, TruncatedShard, WrongChecksum
+from data_pipeline.shards.spans import read_parts
+from data_pipeline.shards.synthetic import random_document, random_documents
+from data_pipeline.shards.tar import write_shard
+from data_pipeline.shards.vocabulary import BOI, BOS, EOI, EOS, Vocabulary
+
+VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
+GOOD = np.array([BOS, 9, BOI, 301, EOI, EOS], np.uint16)
+
+
+def write(folder: Path, documents: list[np.ndarray]) -> tuple[Path, dict[str, Any]]:
+    path = folder / "tokens-00000.tar"
+    samples = [(str(i), {"ids": ids.astype(np.uint16).tobytes()}) for i, ids in enumerate(documents)]
+    return path, write_shard(path, samples)
+
+
+def test_place_length_checksum_and_spans_of_every_document(tmp_path: Path) -> None:
+    documents = list(random_documents(VOCABULARY, 50, 0, median_text_tokens=8, image_tokens=5))
+    path, entry = write(tmp_path, documents)
+    found = index_shard(path, entry, VOCABULARY)
+    data, row = path.read_bytes(), 0
+    for i, ids in enumerate(documents):
+        content = data[int(found["offset"][i]) :][: ids.nbytes]
+        assert content == ids.tobytes() and found["length"][i] == len(ids)
+        assert found["crc32"][i] == zlib.crc32(content)
+        spans = [[p.start, p.end] for p in read_parts(ids, VOCABULARY) if p.modality != "text"]
+        assert found["num_spans"][i] == len(spans)
+        assert found["span"][row : row + len(spans)].tolist() == spans
+        row += len(spans)
+    assert row == len(found["span"])
+
+
+def test_documents_of_more_ids_than_are_checked_at_once(tmp_path: Path) -> None:
+    """Groups of documents of 4 M ids, and a document longer than that, have their own spans."""
+    rng = np.random.default_rng(0)
+    documents = [
+        random_document(rng, VOCABULARY, [("text", text), ("image", 9), ("text", 2)])
+        for text in (5, 3_000_000, 2_000_000, 5_000_000, 7)
+    ]
+    found = index_shard(*write(tmp_path, documents), VOCABULARY)
+    assert found["length"].tolist() == [len(ids) for ids in documents]
+    assert found["num_spans"].tolist() == [1] * 5
+    assert found["span"].tolist() == [[1 + n, 1 + n + 11] for n in (5, 3_000_000, 2_000_000, 5_000_000, 7)]
+
+
+def test_a_shard_of_nothing(tmp_path: Path) -> None:
+    found = index_shard(*write(tmp_path, []), VOCABULARY)
+    assert {name: array.shape for name, array in found.items()} == {
+        "offset": (0,), "length": (0,), "crc32": (0,), "num_spans": (0,), "span": (0, 2),
+    }  # fmt: skip
+
+
+def test_a_wrong_checksum(tmp_path: Path) -> None:
+    path, entry = write(tmp_path, [GOOD])
+    with pytest.raises(WrongChecksum, match=r"tokens-00000\.tar: sha256 \w+, but manifest\.json says 00ff"):
+        index_shard(path, entry | {"sha256": "00ff"}, VOCABULARY)
+
+
+@pytest.mark.parametrize("end", [0, 100])
+def test_a_tar_that_was_written_without_its_end(tmp_path: Path, end: int) -> None:
+    path, _ = write(tmp_path, [GOOD, GOOD])
+    path.write_bytes(path.read_bytes()[: 4 * 512] + b"\0" * end)  # two headers, two contents
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(TruncatedShard, match=r"tokens-00000\.tar: ends without an end-of-archive mark"):
+        index_shard(path, {"sha256": sha256}, VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([BOS, 396, EOS], "id 396 at position 1 is not in the vocabulary of 396 ids"),
+        ([BOS, 8, BOI, 300, EOS], "do not pair up at position 2"),
+        ([BOS, 300, EOS], "a image id at position 1"),
+        ([BOS, 9], "does not start with <bos> and end with <eos>"),
+        ([9, EOS], "does not start with <bos> and end with <eos>"),
+        ([BOS], "has fewer than two ids"),
+    ],
+)
+def test_a_document_that_is_none_is_named(tmp_path: Path, ids: list[int], message: str) -> None:
+    path, entry = write(tmp_path, [GOOD, GOOD, np.array(ids), GOOD])
+    with pytest.raises(BadDocument, match=rf"tokens-00000\.tar: 2\.ids:? .*{message}"):
+        index_shard(path, entry, VOCABULARY)
+
+
+def test_a_span_over_the_border_of_two_documents(tmp_path: Path) -> None:
+    # each begins and ends well, and delimiters pair up over both
+    path, entry = write(tmp_path, [np.array([BOS, BOI, EOS]), np.array([BOS, EOI, EOS])])
+    with pytest.raises(BadDocument, match=r"0\.ids: delimiters of images and utterances do not pair up"):
+        index_shard(path, entry, VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "message"),
+    [("txt", b"hello", 'holds "0.txt"; a token shard has .ids files only'), ("ids", b"abc", "holds 3 bytes")],
+)
+def test_a_foreign_file_and_an_odd_size(tmp_path: Path, suffix: str, content: bytes, message: str) -> None:
+    path = tmp_path / "tokens-00000.tar"
+    entry = write_shard(path, [("0", {suffix: content})])
+    with pytest.raises(BadDocument, match=message):
+        index_shard(path, entry, VOCABULARY)

@@ -1,0 +1,227 @@
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.files.atomic import write_json
+from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.faults import BadDocument, ChangedIndex, MissingShard, TruncatedShard, WrongChecksum
+from data_pipeline.shards.index import INDEX, TokenSource, build_index
+from data_pipeline.shards.spans import read_parts
+from data_pipeline.shards.synthetic import random_documents, write_token_folder
+from data_pipeline.shards.tar import MANIFEST, ShardError, write_shard
+from data_pipeline.shards.vocabulary import BOS, EOS, Vocabulary
+
+VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
+
+
+def documents(count: int = 60, seed: int = 0) -> list[np.ndarray]:
+    return list(random_documents(VOCABULARY, count, seed, median_text_tokens=8, image_tokens=5))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokens")
+    return write_token_folder(folder, documents(), VOCABULARY, documents_per_shard=25)
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    """A copy to damage, without an index."""
+    shutil.copytree(written, tmp_path / "tokens", ignore=shutil.ignore_patterns(INDEX))
+    return tmp_path / "tokens"
+
+
+def test_every_document_can_be_read_in_any_order_with_its_name_length_and_spans(written: Path) -> None:
+    source = TokenSource.open(written)
+    expected = documents()
+    assert source.num_documents == len(expected) == 60
+    assert source.vocabulary == VOCABULARY
+    assert source.lengths.tolist() == [len(ids) for ids in expected]
+    for i in np.random.default_rng(0).permutation(60):
+        assert np.array_equal(source.read(i), expected[i]) and source.read(i).dtype == np.uint16
+        assert source.name(i) == f"tokens-{i // 25:05d}.tar/{i:09d}"
+        parts = read_parts(expected[i], VOCABULARY)
+        assert source.spans(i).tolist() == [[p.start, p.end] for p in parts if p.modality != "text"]
+    spans = np.concatenate([source.spans(i) for i in range(60)])
+    assert source.longest_span_tokens == (spans[:, 1] - spans[:, 0]).max() > 5
+
+
+def test_the_index_is_made_once_and_says_the_same_wherever_it_is_made(folder: Path, tmp_path: Path) -> None:
+    first = TokenSource.open(folder)
+    made = (folder / INDEX).stat()
+    again = TokenSource.open(folder)
+    now = (folder / INDEX).stat()
+    assert (made.st_ino, made.st_mtime_ns) == (now.st_ino, now.st_mtime_ns)
+    elsewhere = write_token_folder(tmp_path / "elsewhere", documents(), VOCABULARY, documents_per_shard=25)
+    assert first.index_hash == again.index_hash == TokenSource.open(elsewhere).index_hash
+    assert sorted(path.name for path in folder.iterdir()) == [
+        INDEX,
+        MANIFEST,
+        *(f"tokens-{i:05d}.tar" for i in range(3)),
+    ]
+
+
+def test_it_is_made_again_for_other_shards_and_then_has_another_hash(folder: Path) -> None:
+    before = TokenSource.open(folder)
+    write_token_folder(folder, documents(seed=1), VOCABULARY, documents_per_shard=25)
+    after = TokenSource.open(folder)
+    assert after.index_hash != before.index_hash
+    assert np.array_equal(after.read(7), documents(seed=1)[7])
+
+
+def test_another_tokenizer_is_another_hash(tmp_path: Path) -> None:
+    hashes = {
+        TokenSource.open(
+            write_token_folder(
+                tmp_path / name, documents(), VOCABULARY, documents_per_shard=25, fingerprint=name
+            )
+        ).index_hash
+        for name in ("one", "two")
+    }
+    assert len(hashes) == 2
+
+
+def _open_and_hash(folder: Path, results: "multiprocessing.SimpleQueue[str]") -> None:
+    results.put(TokenSource.open(folder).index_hash)
+
+
+def test_processes_that_open_a_folder_at_once_find_one_whole_index(folder: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    ranks = [context.Process(target=_open_and_hash, args=(folder, results)) for _ in range(4)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+        assert rank.exitcode == 0
+    assert len({results.get() for _ in ranks}) == 1
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_what_a_killed_process_left_behind_is_cleared_away(folder: Path) -> None:
+    dead, alive = (folder / f"{INDEX}.{name}.tmp" for name in ("dead", "alive"))
+    for path in (dead, alive):
+        path.write_bytes(b"half")
+    os.utime(dead, (0, 0))
+    TokenSource.open(folder)
+    assert not dead.exists() and alive.exists()
+
+
+def test_an_index_that_cannot_be_written_or_read_is_said_so(folder: Path) -> None:
+    (folder / INDEX).mkdir()  # root may write anywhere: what stops it is a folder in the way
+    with pytest.raises(
+        ConfigError, match=r"no index for these shards yet, and it cannot be written \(Is a dir"
+    ):
+        build_index(folder)
+    with pytest.raises(ConfigError, match=r"index\.bin: cannot be read \(Is a directory"):
+        TokenSource.open(folder)
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_text_only_long_names_an_empty_shard_and_wide_ids(tmp_path: Path) -> None:
+    ids = np.array([BOS, 69_999, 12, EOS], np.uint32)
+    keys = ["a" * 96, "books/" + "b" * 90 + "/" + "c" * 90]
+    shards = [
+        write_shard(tmp_path / "tokens-00000.tar", []),
+        write_shard(tmp_path / "tokens-00001.tar", [(key, {"ids": ids.tobytes()}) for key in keys]),
+    ]
+    manifest = {"format": 1, "vocabulary": {"text": 70_000}, "tokenizers": {}, "shards": shards}
+    write_json(tmp_path / MANIFEST, manifest)
+    source = TokenSource.open(tmp_path)
+    assert [source.name(i) for i in range(2)] == [f"tokens-00001.tar/{key}" for key in keys]
+    assert source.read(1).tolist() == ids.tolist()
+    assert source.spans(0).shape == (0, 2) and source.longest_span_tokens == 0
+
+
+def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
+    write_token_folder(tmp_path, documents(300), VOCABULARY, documents_per_shard=1)
+    source = TokenSource.open(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    expected = documents(300)
+    for i in [*range(300), 0, 299]:
+        assert np.array_equal(source.read(i), expected[i])
+    assert len(os.listdir("/proc/self/fd")) - before <= 128
+    del source
+    assert len(os.listdir("/proc/self/fd")) - before <= 0
+
+
+# each fault its own error, which names the file and what to do
+
+
+def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"no manifest\.json"):
+        TokenSource.open(tmp_path)
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_missing_shard(folder: Path, indexed: bool) -> None:
+    if indexed:
+        TokenSource.open(folder)
+    (folder / "tokens-00001.tar").unlink()
+    with pytest.raises(
+        MissingShard, match=r"tokens-00001\.tar: missing, but listed in .*manifest.json; copy"
+    ):
+        TokenSource.open(folder)
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_truncated_tar(folder: Path, indexed: bool) -> None:
+    if indexed:
+        TokenSource.open(folder)
+    path = folder / "tokens-00001.tar"
+    os.truncate(path, path.stat().st_size - 1000)
+    with pytest.raises(
+        TruncatedShard, match=r"tokens-00001\.tar: truncated, \d+ bytes where manifest.json says"
+    ):
+        TokenSource.open(folder)
+
+
+def _flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_wrong_checksum_of_a_shard(folder: Path) -> None:
+    _flip(folder / "tokens-00002.tar", 514)
+    with pytest.raises(WrongChecksum, match=r"tokens-00002\.tar: sha256 \w+, but manifest.json says"):
+        TokenSource.open(folder)
+
+
+def test_a_document_that_was_damaged_after_indexing(folder: Path) -> None:
+    source = TokenSource.open(folder)
+    _flip(folder / "tokens-00001.tar", int(source.index.offset[30]) + 2)
+    with pytest.raises(WrongChecksum, match=r"tokens-00001\.tar/000000030 is not what was indexed"):
+        source.read(30)
+    name, ids = source.fetch(30)
+    assert (name, ids) == ("tokens-00001.tar/000000030", None)
+    assert np.array_equal(source.read(31), documents()[31]), "the others can still be read"
+
+
+@pytest.mark.parametrize("at", [3, 20, 150, 250, 310, 400, -1])
+def test_a_changed_index(folder: Path, at: int) -> None:
+    TokenSource.open(folder)
+    _flip(folder / INDEX, at)
+    with pytest.raises(ChangedIndex, match=r"index\.bin: damaged.*delete it, and it is made again"):
+        TokenSource.open(folder)
+    (folder / INDEX).unlink()
+    assert TokenSource.open(folder).num_documents == 60
+
+
+def test_a_truncated_index(folder: Path) -> None:
+    TokenSource.open(folder)
+    os.truncate(folder / INDEX, (folder / INDEX).stat().st_size // 2)
+    with pytest.raises(ChangedIndex, match="damaged"):
+        TokenSource.open(folder)
+
+
+def test_a_bad_document_leaves_no_index(tmp_path: Path) -> None:
+    odd = [*documents(3), np.array([BOS, 9], np.uint16)]
+    write_token_folder(tmp_path, odd, VOCABULARY, documents_per_shard=2)
+    with pytest.raises(BadDocument, match=r"tokens-00001\.tar: 000000003\.ids"):
+        TokenSource.open(tmp_path)
+    assert not (tmp_path / INDEX).exists() and not list(tmp_path.glob("*.tmp"))

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from data_pipeline.shards.vocabulary import BOI, EOS_SPEECH, Vocabulary
+
+SIZES = {"text": 100, "image": 20, "speech": 10}
+
+
+def test_ranges_follow_each_other_and_name_the_modality() -> None:
+    vocabulary = Vocabulary(sizes=SIZES)
+    assert [vocabulary.start(m) for m in vocabulary.modalities] == [0, 100, 120]
+    assert vocabulary.size == 130
+    ids = np.array([[0, 99, 100], [119, 120, 129]])
+    assert vocabulary.modality_of(ids).tolist() == [[0, 0, 1], [1, 2, 2]]
+    assert vocabulary.modality_of(ids).dtype == np.uint8
+
+
+def test_delimiters_belong_to_text() -> None:
+    assert Vocabulary(sizes=SIZES).modality_of(np.array([BOI, EOS_SPEECH])).tolist() == [0, 0]
+
+
+def test_id_outside_is_an_error() -> None:
+    with pytest.raises(IndexError):
+        Vocabulary(sizes=SIZES).modality_of(np.array([130]))
+
+
+@pytest.mark.parametrize("text, dtype", [(65_536 - 30, "<u2"), (65_537 - 30, "<u4")])
+def test_storage_is_the_smallest_that_holds_every_id(text: int, dtype: str) -> None:
+    assert Vocabulary(sizes={**SIZES, "text": text}).dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("sizes", [{"image": 1, "text": 1}, {}, {"text": 1, "smell": 3}, {"text": 0}])
+def test_illegal_vocabularies_are_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(ValidationError):
+        Vocabulary(sizes=sizes)

@@ -1,0 +1,351 @@
+import hashlib
+import multiprocessing
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+
+from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.faults import ReaderDied, ShardError, WrongChecksum
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.synthetic import random_documents, write_token_folder
+from data_pipeline.shards.vocabulary import Vocabulary
+from data_pipeline.stream.batch import Batch
+from data_pipeline.stream.loader import Loader, StepBatch, sequences
+from data_pipeline.stream.stream import Stream, StreamState
+
+VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
+CONTEXT = 64
+STEP_SEQUENCES = 12
+
+
+def write(folder: Path, count: int, seed: int) -> Path:
+    documents = list(random_documents(VOCABULARY, count, seed, median_text_tokens=10, image_tokens=9))
+    return write_token_folder(folder, documents, VOCABULARY, documents_per_shard=40)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("sources")
+    return [write(root / "a", 100, 1), write(root / "b", 70, 2)]
+
+
+def stream_of(folders: list[Path]) -> Stream:
+    pairs = [(TokenSource.open(folder), weight) for folder, weight in zip(folders, (0.6, 0.4), strict=False)]
+    return Stream(pairs, seed=1, context_tokens=CONTEXT, sequences_per_step=STEP_SEQUENCES)
+
+
+@pytest.fixture
+def stream(folders: list[Path]) -> Stream:
+    return stream_of(folders)
+
+
+def digest(batch: Batch, row: int) -> str:
+    """Of all bytes of a sequence: every array, and the names."""
+    found = hashlib.sha256(repr(batch.samples[row]).encode())
+    for name, value in vars(batch).items():
+        if name != "samples":
+            found.update(f"{name} {value.dtype} {value.shape[1:]}".encode() + value[row].tobytes())
+    return found.hexdigest()
+
+
+def local_digests(step: StepBatch) -> list[str]:
+    return [digest(batch, row) for batch in step.micro_batches for row in range(batch.num_sequences)]
+
+
+def steps(
+    stream: Stream,
+    dp_size: int,
+    num_workers: int,
+    num_steps: int,
+    micro: int = 1,
+    state: StreamState | None = None,
+) -> tuple[list[list[str]], list[StreamState]]:
+    """(digests of each global batch in order, states after each step), read by `dp_size` loaders."""
+    loaders = [
+        Loader(
+            stream,
+            dp_rank=r,
+            dp_size=dp_size,
+            micro_batch_sequences=micro,
+            num_workers=num_workers,
+            prefetch_steps=3,
+            state=state,
+        )
+        for r in range(dp_size)
+    ]
+    batches, states = [], []
+    try:
+        for _ in range(num_steps):
+            parts = [loader.next_step() for loader in loaders]
+            assert len({(p.state_after, p.fill_frac, p.epochs) for p in parts}) == 1, "the same on all ranks"
+            locals_ = [local_digests(part) for part in parts]
+            batches.append([locals_[p % dp_size][p // dp_size] for p in range(STEP_SEQUENCES)])
+            states.append(parts[0].state_after)
+    finally:
+        for loader in loaders:
+            loader.close()
+    return batches, states
+
+
+@pytest.fixture(scope="module")
+def reference(folders: list[Path]) -> tuple[list[list[str]], list[StreamState]]:
+    return steps(stream_of(folders), dp_size=1, num_workers=0, num_steps=15)
+
+
+@pytest.mark.parametrize(
+    ("dp_size", "num_workers", "micro"), [(1, 1, 4), (1, 2, 12), (2, 0, 3), (2, 2, 1), (3, 1, 2), (4, 0, 3)]
+)
+def test_every_global_batch_is_the_same_bytes(
+    stream: Stream, reference: tuple, dp_size: int, num_workers: int, micro: int
+) -> None:
+    assert steps(stream, dp_size, num_workers, 15, micro) == reference
+
+
+def test_what_is_read_is_what_is_written(stream: Stream) -> None:
+    """Against the documents themselves, laid out slot by slot."""
+    documents = [
+        list(random_documents(VOCABULARY, count, seed, median_text_tokens=10, image_tokens=9))
+        for count, seed in ((100, 1), (70, 2))
+    ]
+    state, continued = stream.start(), 0
+    with Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12) as loader:
+        for _ in range(4):
+            (batch,) = loader.next_step().micro_batches
+            plan, state = stream.plan_step(state)
+            continued += int((plan.start > 0).sum())
+            for row in range(12):
+                slot = 0
+                for number, piece in enumerate(range(plan.first[row], plan.first[row + 1])):
+                    ids = documents[plan.source[piece]][plan.document[piece]]
+                    shard, key = batch.samples[row][number].split("/")
+                    assert int(key) == plan.document[piece] and shard == f"tokens-{int(key) // 40:05d}.tar"
+                    for i in range(int(plan.slots[piece])):
+                        at = int(plan.start[piece]) + i
+                        found = [getattr(batch, name)[row, slot] for name in ("input_ids", "target_ids")]
+                        assert found == [ids[at], ids[at + 1]]
+                        assert batch.document_ids[row, slot] == number and batch.positions[row, slot] == i
+                        assert batch.loss_weights[row, slot] == 1
+                        slot += 1
+                assert (batch.document_ids[row, slot:] == -1).all() and not batch.loss_weights[
+                    row, slot:
+                ].any()
+    assert continued >= 2, "second and later pieces of long documents are among them"
+
+
+def test_what_a_step_says_of_itself(stream: Stream) -> None:
+    with Loader(stream, dp_rank=0, dp_size=2, micro_batch_sequences=3) as loader:
+        first, second = loader.next_step(), loader.next_step()
+    assert [batch.num_sequences for batch in first.micro_batches] == [3, 3]
+    plan, after = stream.plan_step(stream.start())
+    assert first.fill_frac == plan.filled_slots / (STEP_SEQUENCES * CONTEXT) <= 1
+    assert first.state_after == after and first.wait_s > 0 and first.bad_documents == ()
+    assert first.epochs == stream.epochs(after)
+    assert all(0 < a <= b for a, b in zip(first.epochs, second.epochs, strict=True))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_state_moves_with_what_is_taken_not_with_what_is_read_ahead(
+    stream: Stream, reference: tuple, num_workers: int
+) -> None:
+    loader = Loader(
+        stream, dp_rank=0, dp_size=1, micro_batch_sequences=1, num_workers=num_workers, prefetch_steps=5
+    )
+    with loader:
+        assert loader.state == stream.start()
+        for expected in reference[1][:3]:
+            loader.next_step()
+            assert loader.state == expected
+    again = steps(stream, 3, num_workers, 4, state=StreamState.from_json(loader.state.to_json()))
+    assert again == (reference[0][3:7], reference[1][3:7])
+
+
+def test_another_global_batch_goes_on_where_the_last_one_stopped(
+    folders: list[Path], reference: tuple
+) -> None:
+    pairs = [(TokenSource.open(folder), weight) for folder, weight in zip(folders, (0.6, 0.4), strict=True)]
+    larger = Stream(pairs, seed=1, context_tokens=CONTEXT, sequences_per_step=24)
+    with Loader(larger, dp_rank=0, dp_size=1, micro_batch_sequences=24, state=reference[1][2]) as loader:
+        step = loader.next_step()
+    assert local_digests(step) == reference[0][3] + reference[0][4]
+    assert step.state_after == reference[1][4]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_random_numbers_of_the_training_are_left_alone(stream: Stream, num_workers: int) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    with Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=1, num_workers=num_workers) as loader:
+        loader.next_step()
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(("dp_size", "micro"), [(5, 1), (1, 5), (4, 2), (0, 1), (1, 0), (24, 1)])
+def test_a_step_that_does_not_divide_is_refused(stream: Stream, dp_size: int, micro: int) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"12 sequences per step do not divide into {dp_size} data-parallel"
+    ):
+        Loader(stream, dp_rank=0, dp_size=dp_size, micro_batch_sequences=micro)
+
+
+def test_a_rank_that_is_none_and_a_foreign_state_are_refused(stream: Stream, folders: list[Path]) -> None:
+    with pytest.raises(ConfigError, match=r"dp_rank = 2: legal are 0 \.\.\. 1"):
+        Loader(stream, dp_rank=2, dp_size=2, micro_batch_sequences=1)
+    with pytest.raises(ConfigError, match="sources, but the saved stream has 1"):
+        state = stream_of(folders[:1]).start()
+        Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=1, state=state)
+
+
+# faults while reading
+
+
+def _damage(folder: Path, documents: list[int]) -> list[str]:
+    """Change an id of each of `documents` on disk; their names."""
+    source = TokenSource.open(folder)
+    for document in documents:
+        path = folder / f"tokens-{document // 40:05d}.tar"
+        data = bytearray(path.read_bytes())
+        data[int(source.index.offset[document]) + 2] ^= 1
+        path.write_bytes(data)
+    return [f"tokens-{d // 40:05d}.tar/{d:09d}" for d in documents]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_document_becomes_padding_and_nothing_else_moves(
+    tmp_path: Path, num_workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "a", 100, 1)
+    clean = stream_of([folder])
+    with Loader(clean, dp_rank=0, dp_size=1, micro_batch_sequences=12) as loader:
+        expected = [loader.next_step() for _ in range(6)]
+    names = _damage(folder, [17, 60])
+    with Loader(
+        stream_of([folder]), dp_rank=0, dp_size=1, micro_batch_sequences=12, num_workers=num_workers
+    ) as loader:
+        found = [loader.next_step() for _ in range(6)]
+        seen = loader.bad_documents
+    assert [step.state_after for step in found] == [step.state_after for step in expected]
+    assert [step.fill_frac for step in found] == [step.fill_frac for step in expected]
+    affected = 0
+    for ours, theirs in zip(found, expected, strict=True):
+        (a,), (b,) = ours.micro_batches, theirs.micro_batches
+        reported = []
+        for row in range(12):
+            bad = [i for i, name in enumerate(b.samples[row]) if name in names]
+            if not bad:
+                assert digest(a, row) == digest(b, row)
+                continue
+            affected += 1
+            reported += [b.samples[row][i] for i in bad]
+            keep = ~np.isin(b.document_ids[row], [*bad, -1])
+            kept = int(keep.sum())
+            assert np.array_equal(a.input_ids[row, :kept], b.input_ids[row, keep])
+            assert np.array_equal(a.target_ids[row, :kept], b.target_ids[row, keep])
+            assert np.array_equal(a.positions[row, :kept], b.positions[row, keep])
+            assert not a.loss_weights[row, kept:].any() and (a.document_ids[row, kept:] == -1).all()
+            assert a.samples[row] == tuple(name for name in b.samples[row] if name not in names)
+        assert list(ours.bad_documents) == reported
+    assert affected >= 2 and set(seen) == set(names)
+    printed = capfd.readouterr().err
+    assert all(printed.count(f"data: {name} is not what was indexed") == 1 for name in names)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_damaged_documents_are_an_error(tmp_path: Path, num_workers: int) -> None:
+    folder = write(tmp_path / "a", 100, 1)
+    stream = stream_of([folder])
+    _damage(folder, list(range(10)))
+    with (
+        Loader(
+            stream,
+            dp_rank=0,
+            dp_size=1,
+            micro_batch_sequences=12,
+            num_workers=num_workers,
+            max_bad_documents=8,
+        ) as loader,
+        pytest.raises(WrongChecksum, match=r"9 documents differ.*8 are allowed.*tokens-00000\.tar/00000000"),
+    ):
+        for _ in range(10):
+            loader.next_step()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shard_that_vanishes_is_named(tmp_path: Path, num_workers: int) -> None:
+    folder = write(tmp_path / "a", 100, 1)
+    stream = stream_of([folder])
+    (folder / "tokens-00001.tar").unlink()
+    with (
+        Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12, num_workers=num_workers) as loader,
+        pytest.raises(ShardError, match=r"^\S+tokens-00001\.tar: missing, but listed in \S+manifest\.json"),
+    ):
+        for _ in range(10):
+            loader.next_step()
+
+
+def _children() -> set[BaseProcess]:
+    return set(multiprocessing.active_children())
+
+
+def test_close_leaves_no_process_and_may_be_called_twice(stream: Stream) -> None:
+    before = _children()
+    loader = Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12, num_workers=2)
+    loader.next_step()
+    workers = _children() - before
+    assert len(workers) == 2
+    loader.close()
+    loader.close()
+    assert not workers & _children()
+
+
+def test_dropping_a_loader_stops_its_workers(stream: Stream) -> None:
+    before = _children()
+    loader = Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12, num_workers=1)
+    (worker,) = _children() - before
+    del loader
+    assert worker not in _children()
+
+
+def test_a_killed_worker_is_an_error_that_says_so(stream: Stream) -> None:
+    before = _children()
+    with Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12, num_workers=1) as loader:
+        loader.next_step()
+        (worker,) = _children() - before
+        with pytest.raises(ReaderDied, match=r"has died \(.*want of memory.*data.num_workers=0"):
+            worker.kill()
+            while True:
+                loader.next_step()
+
+
+# as a stage of a webdataset pipeline
+
+
+def test_sequences_start_a_webdataset_pipeline(stream: Stream, reference: tuple) -> None:
+    pipeline = wds.DataPipeline(
+        sequences(stream, dp_rank=1, dp_size=3, state=reference[1][0]),
+        wds.map(lambda sample: {**sample, "tokens": int(sample["loss_weights"].sum())}),
+    )
+    found = [sample for sample, _ in zip(pipeline, range(8), strict=False)]
+    assert [int(sample["__key__"]) for sample in found] == list(range(12 + 1, 12 + 1 + 3 * 8, 3))
+    with Loader(stream, dp_rank=1, dp_size=3, micro_batch_sequences=4, state=reference[1][0]) as loader:
+        batches = [loader.next_step().micro_batches[0] for _ in range(2)]
+    for i, sample in enumerate(found):
+        batch = batches[i // 4]
+        assert np.array_equal(sample["input_ids"], batch.input_ids[i % 4]) and sample["input_ids"].shape == (
+            64,
+        )
+        assert sample["samples"] == batch.samples[i % 4]
+        assert sample["tokens"] == batch.loss_weights[i % 4].sum()
+
+
+def test_sequences_in_several_workers_are_refused(stream: Stream) -> None:
+    pipeline = wds.DataPipeline(sequences(stream))
+    loader = torch.utils.data.DataLoader(
+        pipeline, batch_size=None, num_workers=2, multiprocessing_context="fork"
+    )
+    with pytest.raises(ConfigError, match="more than one worker would repeat"):
+        next(iter(loader))

@@ -1,0 +1,351 @@
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.faults import ChangedIndex, ForeignTokenizer, SpanTooLong
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.synthetic import random_document, random_documents, write_token_folder
+from data_pipeline.shards.vocabulary import Vocabulary
+from data_pipeline.stream.stream import Plan, Stream, StreamState, describe
+
+VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
+CONTEXT = 64
+
+
+def write(folder: Path, count: int, seed: int, median: int = 10, fingerprint: str = "a") -> TokenSource:
+    documents = list(random_documents(VOCABULARY, count, seed, median_text_tokens=median, image_tokens=9))
+    return TokenSource.open(
+        write_token_folder(folder, documents, VOCABULARY, documents_per_shard=40, fingerprint=fingerprint)
+    )
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenSource, ...]:
+    """Of 90, 300 and 41 documents; some of them longer than the context."""
+    root = tmp_path_factory.mktemp("sources")
+    found = tuple(write(root / str(i), n, i, m) for i, (n, m) in enumerate([(90, 10), (300, 20), (41, 5)]))
+    assert max(int(source.lengths.max()) for source in found) > 2 * CONTEXT
+    return found
+
+
+def stream_of(
+    sources: tuple[TokenSource, ...],
+    weights: tuple[float, ...],
+    *,
+    seed: int = 1,
+    step: int = 6,
+    context: int = CONTEXT,
+) -> Stream:
+    pairs = list(zip(sources, weights, strict=False))
+    return Stream(pairs, seed=seed, context_tokens=context, sequences_per_step=step)
+
+
+def run(
+    stream: Stream, num_steps: int, state: StreamState | None = None
+) -> tuple[list[Plan], list[StreamState]]:
+    """Plans of some steps, and the states before the first and after each."""
+    plans, states = [], [state or stream.start()]
+    for _ in range(num_steps):
+        plan, following = stream.plan_step(states[-1])
+        plans.append(plan)
+        states.append(following)
+    return plans, states
+
+
+def rows(plans: list[Plan]) -> list[list[tuple[int, int, int, int]]]:
+    """Per sequence, (source, document, start, slots) of its pieces."""
+    return [
+        [
+            (int(p.source[i]), int(p.document[i]), int(p.start[i]), int(p.slots[i]))
+            for i in range(p.first[s], p.first[s + 1])
+        ]
+        for p in plans
+        for s in range(len(p))
+    ]
+
+
+def until_block(stream: Stream, block: int) -> tuple[list[list[tuple[int, int, int, int]]], StreamState]:
+    """All sequences of the blocks before `block`, which are asked for one by one."""
+    one = Stream(
+        list(zip(stream.sources, stream.shares, strict=True)),
+        seed=stream.seed,
+        context_tokens=stream.context_tokens,
+        sequences_per_step=1,
+    )
+    state, plans = one.start(), []
+    while state.block < block:
+        plan, state = one.plan_step(state)
+        plans.append(plan)
+    return rows(plans), state
+
+
+@given(seed=st.integers(0, 2**40), context=st.integers(24, 200), which=st.integers(0, 2))
+@settings(max_examples=30)
+def test_an_epoch_holds_every_slot_of_every_document_once(
+    sources: tuple[TokenSource, ...], seed: int, context: int, which: int
+) -> None:
+    source = sources[which]
+    stream = stream_of((source,), (1.0,), seed=seed, context=context)
+    for epochs in (1, 2):  # one block is one epoch of so small a source
+        found, state = until_block(stream, epochs)
+        slots = Counter((d, at) for row in found for _, d, start, n in row for at in range(start, start + n))
+        expected = {
+            (d, at): epochs for d in range(source.num_documents) for at in range(int(source.lengths[d]) - 1)
+        }
+        assert slots == expected
+        assert stream.epochs(state) == (float(epochs),)
+        assert state.sequences == len(found)
+
+
+@given(seed=st.integers(0, 2**40), context=st.integers(24, 200))
+@settings(max_examples=30)
+def test_no_sequence_overflows_and_no_image_or_utterance_is_cut(
+    sources: tuple[TokenSource, ...], seed: int, context: int
+) -> None:
+    stream = stream_of(sources, (0.5, 0.3, 0.2), seed=seed, context=context)
+    plans, _ = run(stream, 12)
+    for row in rows(plans):
+        assert 1 <= sum(n for *_, n in row) <= context
+        for s, d, start, n in row:
+            for begin, end in sources[s].spans(d):
+                inside = max(0, min(start + n, end) - max(start, begin))  # of its ids, as inputs
+                assert inside in (0, end - begin)
+    # and in the ids themselves: whoever opens also closes, within its sequence
+    for row in rows(plans[:2]):
+        for s, d, start, n in row:
+            inputs = sources[s].read(d)[start : start + n]
+            assert [int((inputs == token).sum()) for token in (3, 5)] == [
+                int((inputs == token).sum()) for token in (4, 6)
+            ]
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.3, 0.2), (1, 1, 1), (0.65, 0.35), (0.9, 0.05, 0.05)])
+def test_the_mixture_is_exact_after_every_block(
+    sources: tuple[TokenSource, ...], weights: tuple[float, ...]
+) -> None:
+    stream = stream_of(sources, weights)
+    for block in (1, 2, 3):
+        found, state = until_block(stream, block)
+        begun = Counter(s for row in found for s, _, start, _ in row if start == 0)
+        total = sum(begun.values())
+        assert [begun[i] for i in range(len(weights))] == [share * total for share in stream.shares]
+        epochs = [begun[i] / source.num_documents for i, source in enumerate(stream.sources)]
+        assert stream.epochs(state) == pytest.approx(epochs, rel=1e-12)
+
+
+def test_each_source_of_a_mixture_goes_through_its_documents_evenly(sources: tuple[TokenSource, ...]) -> None:
+    stream = stream_of(sources, (0.5, 0.3, 0.2))
+    found, _ = until_block(stream, 3)
+    times = Counter((s, d) for row in found for s, d, start, _ in row if start == 0)
+    for i, source in enumerate(sources):
+        counts = [times[i, d] for d in range(source.num_documents)]
+        passes = sum(counts) / len(counts)
+        assert {int(passes), -int(-passes // 1)} >= set(counts), "no document twice before all once"
+
+
+@given(
+    seed=st.integers(0, 2**40),
+    steps=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    resumed=st.booleans(),
+)
+@settings(max_examples=30)
+def test_the_order_knows_nothing_of_the_step_and_survives_every_stop(
+    sources: tuple[TokenSource, ...], seed: int, steps: list[int], resumed: bool
+) -> None:
+    """Sequences, and the fingerprint behind them, are the same by whatever steps one gets there."""
+    expected, states = run(stream_of(sources, (0.6, 0.4), seed=seed, step=sum(steps)), 1)
+    state, found = None, []
+    for step in steps:
+        stream = stream_of(sources, (0.6, 0.4), seed=seed, step=step)
+        state = state or stream.start()
+        if resumed:  # another process that knows nothing but the JSON
+            state = StreamState.from_json(state.to_json())
+        plan, state = stream.plan_step(state)
+        found.append(plan)
+    assert rows(found) == rows(expected)
+    assert state == states[-1]
+
+
+def test_planning_twice_gives_the_same_plan_and_seeds_differ(sources: tuple[TokenSource, ...]) -> None:
+    stream = stream_of(sources, (0.6, 0.4))
+    plans, states = run(stream, 20)
+    again, _ = stream.plan_step(states[3])
+    assert rows([again]) == rows([plans[3]])
+    other, other_states = run(stream_of(sources, (0.6, 0.4), seed=2), 20)
+    assert rows(other) != rows(plans)
+    fingerprints = {state.fingerprint for state in states + other_states}
+    assert len(fingerprints) == 41, "both begin with 0, and never meet again"
+
+
+def test_epochs_differ_in_documents_that_share_a_sequence(sources: tuple[TokenSource, ...]) -> None:
+    found, _ = until_block(stream_of(sources[1:2], (1.0,)), 2)
+    half = len(found) // 2
+    together = [
+        {frozenset(d for _, d, *_ in row) for row in part if len(row) > 1}
+        for part in (found[:half], found[half:])
+    ]
+    assert len(together[0] & together[1]) < 0.1 * len(together[0])
+
+
+def test_long_documents_do_not_come_first(sources: tuple[TokenSource, ...]) -> None:
+    """Packing takes the longest first; neither sequences nor the pieces in one keep that order."""
+    found, _ = until_block(stream_of(sources[1:2], (1.0,)), 1)
+    longest = [max(n for *_, n in row) for row in found]
+    # packed but not shuffled -0.96; shuffled, of 219 sequences, +- 0.07 (one standard deviation)
+    assert abs(np.corrcoef(np.arange(len(found)), longest)[0, 1]) < 0.3
+    pairs = [row for row in found if len(row) > 1]
+    assert 0.3 < np.mean([row[0][3] < row[-1][3] for row in pairs]) < 0.7
+
+
+def test_the_fingerprint_tells_of_content_not_of_place(
+    tmp_path: Path, sources: tuple[TokenSource, ...]
+) -> None:
+    copy = write(tmp_path / "copy", 90, 0)
+    changed = list(random_documents(VOCABULARY, 90, 0, median_text_tokens=10, image_tokens=9))
+    changed[5] = np.where(np.arange(len(changed[5])) == 1, 299, changed[5]).astype(np.uint16)
+    changed_source = TokenSource.open(
+        write_token_folder(tmp_path / "changed", changed, VOCABULARY, documents_per_shard=40)
+    )
+    ends = [run(stream_of((s,), (1.0,)), 8)[1][-1].fingerprint for s in (sources[0], copy, changed_source)]
+    assert ends[0] == ends[1] != ends[2]
+
+
+def test_the_fingerprint_tells_the_pieces_of_a_document_apart(tmp_path: Path) -> None:
+    ids = random_document(np.random.default_rng(0), VOCABULARY, [("text", 2 * CONTEXT - 1)])
+    source = TokenSource.open(write_token_folder(tmp_path, [ids], VOCABULARY, documents_per_shard=1))
+    fingerprints: dict[int, set[int]] = {}
+    for seed in range(8):
+        (plan,), (_, state) = run(stream_of((source,), (1.0,), seed=seed, step=2), 1)
+        assert sorted(plan.start.tolist()) == [0, CONTEXT] and len(plan) == 2
+        fingerprints.setdefault(int(plan.start[0]), set()).add(state.fingerprint)
+    first, second = fingerprints[0], fingerprints[CONTEXT]  # by which of the two pieces comes first
+    assert len(first) == len(second) == 1 and first != second
+
+
+def test_a_plan_of_some_positions(sources: tuple[TokenSource, ...]) -> None:
+    (plan,), _ = run(stream_of(sources, (0.6, 0.4), step=12), 1)
+    all_rows = rows([plan])
+    assert len(plan) == 12 and plan.filled_slots == sum(n for row in all_rows for *_, n in row)
+    for r in range(3):
+        assert rows([plan.take(np.arange(r, 12, 3))]) == all_rows[r::3]
+    assert rows([plan.take(np.array([], np.int64))]) == []
+
+
+# the state
+
+
+def test_a_state_is_a_few_integers_and_json_keeps_it(sources: tuple[TokenSource, ...]) -> None:
+    stream = stream_of(sources, (0.6, 0.4))
+    _, states = run(stream, 5)
+    text = states[-1].to_json()
+    assert StreamState.from_json(text) == states[-1]
+    values = json.loads(text)
+    assert {k for k, v in values.items() if isinstance(v, int)} == {
+        "format", "block", "sequence", "sequences", "fingerprint", "seed", "context_tokens",
+    }  # fmt: skip
+    assert values["sources"] == [
+        [s.index_hash, share] for s, share in zip(sources, ["3/5", "2/5"], strict=False)
+    ]
+    assert 0 < states[-1].fingerprint < 2**64
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9}', '{"format": 1, "block": 3}', "null"])
+def test_what_is_no_state_is_said_so(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a stream state of format 1"):
+        StreamState.from_json(text)
+
+
+def test_a_state_of_another_stream_is_refused_with_the_reason(
+    tmp_path: Path, sources: tuple[TokenSource, ...]
+) -> None:
+    stream = stream_of(sources, (0.6, 0.4))
+    state = stream.start()
+    with pytest.raises(ConfigError, match="seed = 1, but the saved stream has seed = 2"):
+        stream.plan_step(replace(state, seed=2))
+    with pytest.raises(
+        ConfigError, match="context_tokens = 64, but the saved stream has context_tokens = 32"
+    ):
+        stream.plan_step(replace(state, context_tokens=32))
+    with pytest.raises(ConfigError, match="1 sources, but the saved stream has 2"):
+        stream_of(sources[:1], (1.0,)).plan_step(state)
+    with pytest.raises(ConfigError, match=r"0: share of the documents 1/2, but 3/5 in the saved stream"):
+        stream_of(sources, (0.5, 0.5)).plan_step(state)
+    changed = write(tmp_path / "changed", 90, 77)
+    with pytest.raises(
+        ChangedIndex, match=r"changed: its index is \w{12}, but the saved stream was made with"
+    ):
+        stream_of((changed, sources[1]), (0.6, 0.4)).plan_step(state)
+
+
+# sources that do not go together
+
+
+def test_sources_with_foreign_tokenizers_are_not_mixed(tmp_path: Path) -> None:
+    ours = write(tmp_path / "ours", 20, 0)
+    theirs = write(tmp_path / "theirs", 20, 0, fingerprint="b")
+    with pytest.raises(ForeignTokenizer, match=r"theirs: text tokenizer b-text, but .*ours has a-text"):
+        stream_of((ours, theirs), (1, 1))
+    wider = Vocabulary(sizes={"text": 300, "image": 65, "speech": 32})
+    documents = list(random_documents(wider, 20, 0, median_text_tokens=5, image_tokens=9))
+    other = TokenSource.open(write_token_folder(tmp_path / "wide", documents, wider, documents_per_shard=9))
+    with pytest.raises(ForeignTokenizer, match=r"wide: vocabulary \{'text': 300, 'image': 65"):
+        stream_of((ours, other), (1, 1))
+
+
+def _with_long_images(folder: Path, count: int, of: int) -> TokenSource:
+    rng = np.random.default_rng(0)
+    documents = [
+        random_document(rng, VOCABULARY, [("text", 5), ("image", 63 if i % (of // count) == 1 else 9)])
+        for i in range(of)
+    ]
+    return TokenSource.open(write_token_folder(folder, documents, VOCABULARY, documents_per_shard=100))
+
+
+def test_documents_with_an_image_longer_than_the_context_are_left_out_counted_and_named(
+    tmp_path: Path,
+) -> None:
+    source = _with_long_images(tmp_path, 2, 400)
+    stream = stream_of((source,), (1.0,))
+    assert stream.rejected[0].tolist() == [1, 201]
+    assert stream_of((source,), (1.0,), context=65).rejected[0].tolist() == []
+    lines = describe(stream)
+    assert "400 documents" in lines[0]
+    assert "2 documents left out" in lines[1] and "tokens-00002.tar/000000201" in lines[1]
+    found, state = until_block(stream, 1)
+    assert {d for row in found for _, d, *_ in row} == set(range(400)) - {1, 201}
+    assert stream.epochs(state) == (1.0,)
+
+
+def test_too_many_of_them_are_an_error(tmp_path: Path) -> None:
+    source = _with_long_images(tmp_path, 8, 400)
+    with pytest.raises(
+        SpanTooLong, match=r"8 of 400 documents.*context_tokens = 64; raise it: the longest takes 65"
+    ):
+        stream_of((source,), (1.0,))
+
+
+@pytest.mark.parametrize(("step", "context"), [(0, 64), (1, 0)])
+def test_a_stream_of_nothing_is_refused(sources: tuple[TokenSource, ...], step: int, context: int) -> None:
+    with pytest.raises(ConfigError, match="sequences_per_step >= 1"):
+        stream_of(sources, (1.0,), step=step, context=context)
+    with pytest.raises(ConfigError, match="needs a source"):
+        Stream([], seed=1, context_tokens=64, sequences_per_step=1)
+    empty = write_token_folder(
+        sources[0].folder.parent / f"empty{step}", [], VOCABULARY, documents_per_shard=1
+    )
+    with pytest.raises(ConfigError, match="holds no documents"):
+        stream_of((TokenSource.open(empty),), (1.0,))
+
+
+def test_a_single_short_document_makes_a_stream(tmp_path: Path) -> None:
+    source = write(tmp_path, 1, 0, median=3)
+    (plan,), (_, state) = run(stream_of((source,), (1.0,), step=5), 1)
+    assert [d for row in rows([plan]) for _, d, start, _ in row if start == 0] == [0] * state.block
+    assert state.block == 5 and stream_of((source,), (1.0,)).epochs(state) == (5.0,)

@@ -1,0 +1,86 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_pipeline.shards.spans import read_parts
+from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
+from data_pipeline.tokenize.documents import MEASURED_PICTURES, DocumentEncoder
+from data_pipeline.tokenize.raw import Part, SampleError, document_sample
+
+
+class Letters:
+    """A tokenizer of one code a byte, so that ids can be written down."""
+
+    fingerprint, settings = "letters", {}
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def read(self, data: Any) -> Any:
+        if data in ("bad", b"bad"):
+            raise SampleError("cannot be read")
+        return data if isinstance(data, str) else np.frombuffer(data, np.uint8)
+
+    def encode(self, content: Any) -> np.ndarray:
+        return np.array([int(x) for x in content], np.int32)
+
+    def decode(self, codes: np.ndarray) -> Any:
+        return codes.astype(np.uint8)
+
+    def save(self, folder: Any) -> None: ...
+
+
+def encoder(*kinds: str) -> DocumentEncoder:
+    sizes = {"text": 20, "image": 10, "speech": 5}
+    return DocumentEncoder({kind: Letters(sizes[kind]) for kind in kinds or sizes})
+
+
+def sample(*parts: tuple[str, Any]) -> dict[str, bytes]:
+    return document_sample([Part(*part) for part in parts], {"image": "png", "speech": "wav"})
+
+
+def test_a_document_is_its_parts_in_order_each_in_its_range() -> None:
+    ids = encoder().encode(sample(("text", "98"), ("speech", b"\4\0"), ("image", b"\7"), ("text", "7")))
+    assert ids.tolist() == [BOS, 9, 8, BOS_SPEECH, 34, 30, EOS_SPEECH, BOI, 27, EOI, 7, EOS]
+    assert ids.dtype == np.dtype("<u2")
+
+
+def test_the_reader_finds_the_parts_again() -> None:
+    made = encoder()
+    ids = made.encode(sample(("image", b"\1\2"), ("text", "9"), ("speech", b"\3")))
+    found = [(part.modality, part.end - part.start) for part in read_parts(ids, made.vocabulary)]
+    assert found == [("image", 4), ("text", 1), ("speech", 3)]
+
+
+def test_tokens_are_counted_by_the_modality_of_their_ids() -> None:
+    made = encoder()
+    for _ in range(2):
+        made.encode(sample(("image", b"\1\2"), ("text", "9")))
+    # text: <bos>, <boi>, <eoi>, one letter, <eos>
+    assert made.tokens == {"text": 10, "image": 4, "speech": 0}
+    assert made.measured["text_bytes"] == 2 and made.measured["pictures"] == 2
+    assert made.measured["decoded_squared_error"] == 0
+
+
+def test_only_some_pictures_are_decoded_again() -> None:
+    made = encoder()
+    for _ in range(MEASURED_PICTURES + 5):
+        made.encode(sample(("image", b"\1\2")))
+    assert made.measured["pictures"] == MEASURED_PICTURES + 5
+    assert made.measured["decoded_pictures"] == MEASURED_PICTURES
+
+
+def test_an_unusable_sample_counts_for_nothing() -> None:
+    made = encoder("text", "image")
+    for parts, message in (
+        ([("text", "9"), ("image", b"bad")], "cannot be read"),
+        (
+            [("text", "9"), ("speech", b"\1")],
+            r"a part of speech, for which there is no tokenizer: add \[speech\]",
+        ),
+        ([("text", ""), ("text", "")], "all its parts are empty"),
+    ):
+        with pytest.raises(SampleError, match=message):
+            made.encode(sample(*parts))
+    assert not made.tokens and not made.measured

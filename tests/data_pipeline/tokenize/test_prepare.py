@@ -1,0 +1,331 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+from scipy.io import wavfile
+
+from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.spans import read_parts
+from data_pipeline.shards.tar import ShardError, read_samples, write_shard
+from data_pipeline.tokenize.documents import DocumentEncoder
+from data_pipeline.tokenize.prepare import SETTINGS, read_source, tokenize, unfinished_parts
+from data_pipeline.tokenize.raw import document_sample, parse_document
+from data_pipeline.tokenize.tokenizer_set import load_tokenizers
+from tests.data_pipeline.raw_documents import CONFIG, SUFFIX, document, write_raw
+from tools.cli import main
+
+ROOT = Path(__file__).parents[3]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder that says something of the data."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (".lock", "codebook.npz")  # a zip: it holds the time
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """raw/{train,heldout}, data.toml and out, tokenized by two processes."""
+    folder = tmp_path_factory.mktemp("prepare")
+    write_raw(folder / "raw" / "train")
+    write_raw(folder / "raw" / "heldout", shards=1, first=100)
+    (folder / "data.toml").write_text(CONFIG)
+    tokenize(folder / "raw", folder / "out", config_path=folder / "data.toml", processes=2)
+    return folder
+
+
+@pytest.fixture
+def reuse(data: Path, tmp_path: Path) -> Path:
+    """A data.toml that takes the tokenizers that are fitted already."""
+    path = tmp_path / "reuse.toml"
+    path.write_text(f'tokenizers_from = "{data / "out" / "tokenizers"}"\nmax_bad_frac = 0.0\n')
+    return path
+
+
+def test_documents_come_out_as_they_went_in(data: Path) -> None:
+    tokenizers = load_tokenizers(data / "out" / "tokenizers")
+    for split, first in (("train", 0), ("heldout", 100)):
+        source = TokenSource.open(data / "out" / split)
+        for number in range(source.num_documents):
+            expected = document(first + number)
+            ids = source.read(number)
+            parts = read_parts(ids, source.vocabulary)
+            merged = [(part.modality, ids[part.start : part.end]) for part in parts]
+            texts = [tokenizers["text"].decode(part) for kind, part in merged if kind == "text"]
+            assert "".join(texts) == "".join(part.content for part in expected if part.kind == "text")
+            kinds = [part.kind for part in expected]
+            joined = [
+                kind for i, kind in enumerate(kinds) if kind != "text" or i == 0 or kinds[i - 1] != "text"
+            ]
+            assert [kind for kind, _ in merged] == joined
+            pixels = next(part for kind, part in merged if kind == "image")[1:-1]
+            original = tokenizers["image"].read(next(p.content for p in expected if p.kind == "image"))
+            decoded = tokenizers["image"].decode(pixels.astype(int) - source.vocabulary.start("image"))
+            assert np.abs(decoded.astype(int) - original).max() == 0, "27 colours of patch, 32 codes"
+
+
+def test_token_shards_are_webdataset_shards_of_raw_ids(data: Path) -> None:
+    source = TokenSource.open(data / "out" / "train")
+    shard = webdataset.WebDataset(str(data / "out" / "train" / "tokens-00001.tar"), shardshuffle=False)
+    samples = list(shard)
+    assert [sample["__key__"] for sample in samples] == [f"{i:04d}" for i in range(8)]
+    assert np.frombuffer(samples[3]["ids"], source.vocabulary.dtype).tolist() == source.read(11).tolist()
+    assert source.name(11) == "tokens-00001.tar/0003"
+
+
+def test_the_manifest_says_what_is_there(data: Path) -> None:
+    manifest = json.loads((data / "out" / "train" / "manifest.json").read_text())
+    source = TokenSource.open(data / "out" / "train")
+    tokenizers = load_tokenizers(data / "out" / "tokenizers")
+    assert manifest["format"] == 1 and manifest["num_documents"] == 24
+    assert manifest["vocabulary"] == {name: tokenizer.size for name, tokenizer in tokenizers.items()}
+    assert {n: t["fingerprint"] for n, t in manifest["tokenizers"].items()} == {
+        name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()
+    }
+    counted = np.bincount(
+        np.concatenate([source.vocabulary.modality_of(source.read(i)) for i in range(24)]), minlength=3
+    )
+    assert list(manifest["tokens"].values()) == counted.tolist()
+    assert [shard["documents"] for shard in manifest["shards"]] == [8, 8, 8]
+    assert manifest["num_skipped"] == 0 and manifest["skipped"] == []
+
+
+def test_the_round_trip_can_be_looked_at_and_heard(data: Path) -> None:
+    with Image.open(data / "out" / "roundtrip.png") as page:
+        assert page.size[0] > page.size[1] > 100
+    rate_hz, samples = wavfile.read(data / "out" / "roundtrip.wav")
+    assert rate_hz == 16_000 and np.abs(samples).max() > 1000
+
+
+def test_any_number_of_processes_writes_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    tokenize(data / "raw", tmp_path / "out", config_path=data / "data.toml", processes=1)
+    assert contents(tmp_path / "out") == contents(data / "out")
+
+
+def test_parts_at_once_and_a_finish_write_the_same_bytes(
+    data: Path, reuse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["tokenize", str(data / "raw"), str(out), "--config", str(reuse), "--processes", "1"]
+    assert main([*words, "--part", "1/2"]) == 2
+    assert "--tokenizers-only" in capsys.readouterr().err and not out.exists()
+    assert main([*words, "--tokenizers-only"]) == 0
+    assert not list(out.rglob("*.tar"))
+    config, splits, _ = read_source(data / "raw", reuse)
+    assert unfinished_parts(splits, out, config, 3) == [1, 2, 3]
+    assert unfinished_parts(splits, out, config, 9) == [1, 2, 3, 4]
+
+    # A part that ends before the others begin, then two in processes of their own at the same time.
+    assert main([*words, "--part", "2/3"]) == 0
+    # Of heldout's one shard and train's three: counted through both.
+    assert [str(path.relative_to(out)) for path in out.rglob("*.tar")] == ["train/tokens-00000.tar"]
+    assert unfinished_parts(splits, out, config, 3) == [1, 3]
+    both = [
+        subprocess.Popen([sys.executable, "-m", "tools.cli", *words, "--part", f"{k}/3"], cwd=ROOT)
+        for k in (1, 3)
+    ]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert unfinished_parts(splits, out, config, 3) == []
+    shards = {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")}
+    assert len(shards) == 4 and not list(out.rglob("manifest.json"))
+
+    assert main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")} == shards
+    tokenize(data / "raw", tmp_path / "whole", config_path=reuse, processes=1)
+    assert contents(out) == contents(tmp_path / "whole")
+    assert unfinished_parts(splits, out, config, 3) == []
+    assert main([*words, "--part", "2/3"]) == 0, "nothing left to do"
+    assert not list(out.rglob(".records"))
+
+
+def test_parts_are_written_as_k_of_n(data: Path, tmp_path: Path) -> None:
+    for text in ("0/3", "4/3", "2", "a/b", "-1/3"):
+        with pytest.raises(SystemExit):
+            main(["tokenize", str(data / "raw"), str(tmp_path / "new"), "--config", "c", f"--part={text}"])
+
+
+def test_a_second_run_changes_nothing(data: Path) -> None:
+    before = contents(data / "out")
+    stamps = [path.stat().st_mtime_ns for path in (data / "out" / "train").glob("*.tar")]
+    tokenize(data / "raw", data / "out", config_path=data / "data.toml", processes=1)
+    assert contents(data / "out") == before
+    assert [path.stat().st_mtime_ns for path in (data / "out" / "train").glob("*.tar")] == stamps
+
+
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(reuse: Path, tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", shards=6, documents=60)
+    tokenize(tmp_path / "raw", tmp_path / "whole", config_path=reuse, processes=2)
+    out = tmp_path / "out"
+    kills = 0
+    while kills < 2:
+        command = [sys.executable, "-m", "tools.cli", "tokenize", tmp_path / "raw", out, "--config", reuse]
+        run = subprocess.Popen([*map(str, command), "--processes", "2"], cwd=ROOT, stderr=subprocess.DEVNULL)
+        finished = len(list(out.glob("tokens-*.tar")))
+        while run.poll() is None and len(list(out.glob("tokens-*.tar"))) < finished + 2:
+            time.sleep(0.002)
+        assert run.poll() is None, "it ended before it could be killed"
+        run.kill()
+        run.wait()
+        kills += 1
+        for path in out.glob("tokens-*.tar"):
+            assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes(), "half-written"
+    assert not (out / "manifest.json").exists()
+    tokenize(tmp_path / "raw", out, config_path=reuse, processes=2)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def bad_samples(folder: Path) -> Path:
+    """One shard of ten samples, of which four are bad, each in a way of its own."""
+    good = [(f"{i:04d}", document_sample(document(i), SUFFIX)) for i in range(10)]
+    good[2][1]["json"] = b'{"parts": '
+    good[4][1]["0.png"] = good[4][1]["0.png"][:-40]
+    good[5][1]["0.wav"] = good[5][1]["0.wav"][:-40]
+    del good[7][1]["0.png"]
+    folder.mkdir()
+    write_shard(folder / "raw-00000.tar", good)
+    return folder
+
+
+def test_bad_samples_are_named_counted_and_skipped(reuse: Path, tmp_path: Path) -> None:
+    raw = bad_samples(tmp_path / "raw")
+    with pytest.raises(ConfigError) as error:
+        tokenize(raw, tmp_path / "out", config_path=reuse, processes=1)
+    message = str(error.value)
+    assert "4 of the 10 samples read so far cannot be used, more than max_bad_frac = 0.0" in message
+    for key, reason in (
+        ("0002", "not valid JSON"),
+        ("0004", "picture"),
+        ("0005", "wave"),
+        ("0007", "missing"),
+    ):
+        assert any(f"raw-00000.tar {key}: " in line and reason in line for line in message.splitlines())
+    written = (tmp_path / "out" / "tokens-00000.tar").stat().st_mtime_ns
+    reuse.write_text(reuse.read_text().replace("max_bad_frac = 0.0", "max_bad_frac = 0.4"))
+    manifest = tokenize(raw, tmp_path / "out", config_path=reuse, processes=1)[""]
+    assert (tmp_path / "out" / "tokens-00000.tar").stat().st_mtime_ns == written, "what was done is kept"
+    assert manifest["num_documents"] == 6 and manifest["num_skipped"] == 4
+    assert [skip["key"] for skip in manifest["skipped"]] == ["0002", "0004", "0005", "0007"]
+    source = TokenSource.open(tmp_path / "out")
+    assert [source.name(i)[-4:] for i in range(6)] == ["0000", "0001", "0003", "0006", "0008", "0009"]
+
+
+def test_keys_that_repeat_or_do_not_fit_are_bad_samples(reuse: Path, tmp_path: Path) -> None:
+    sample = document_sample(document(1), SUFFIX)
+    (tmp_path / "raw").mkdir()
+    write_shard(tmp_path / "raw" / "a.tar", [("x", sample), ("y", sample), ("x", sample)])
+    with pytest.raises(ConfigError, match=r"a\.tar x: its key was there before"):
+        tokenize(tmp_path / "raw", tmp_path / "out", config_path=reuse, processes=1)
+
+
+def test_a_truncated_raw_shard_is_named_and_the_others_are_kept(reuse: Path, tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw")
+    whole = (tmp_path / "raw" / "raw-00002.tar").read_bytes()
+    (tmp_path / "raw" / "raw-00002.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ShardError, match=r'raw-00002\.tar: truncated or damaged near sample "000'):
+        tokenize(tmp_path / "raw", tmp_path / "out", config_path=reuse, processes=1)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar*")) == [
+        "tokens-00000.tar",
+        "tokens-00001.tar",
+    ]
+
+
+def test_raw_shards_are_joined_when_asked(reuse: Path, tmp_path: Path) -> None:
+    samples = [(f"{i:04d}", document_sample(document(i), SUFFIX)) for i in range(9)]
+    (tmp_path / "raw").mkdir()
+    for number in range(3):
+        write_shard(tmp_path / "raw" / f"{number}.tar", samples[3 * number : 3 * number + 3])
+    reuse.write_text(reuse.read_text() + "raw_shards_per_shard = 2\n")
+    manifest = tokenize(tmp_path / "raw", tmp_path / "out", config_path=reuse, processes=2)[""]
+    assert [shard["documents"] for shard in manifest["shards"]] == [6, 3]
+    encoder = DocumentEncoder(load_tokenizers(tmp_path / "out" / "tokenizers"))
+    source = TokenSource.open(tmp_path / "out")
+    for number, (_, sample) in enumerate(samples):
+        assert source.read(number).tolist() == encoder.encode(sample).tolist()
+
+
+def test_a_remote_source_gives_the_same_shards(data: Path, reuse: Path, tmp_path: Path) -> None:
+    pattern = f"pipe:cat {data / 'raw' / 'train'}/raw-{{00000..00002}}.tar"
+    assert main(["tokenize", pattern, str(tmp_path / "out"), "--config", str(reuse), "--processes", "1"]) == 0
+    for path in (data / "out" / "train").glob("tokens-*.tar"):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main(["tokenize", *map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+
+def test_mistakes_of_a_user(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, config, out = data / "raw", data / "data.toml", data / "out"
+    new = tmp_path / "new"
+
+    def config_of(text: str) -> Path:
+        (tmp_path / "other.toml").write_text(text)
+        return tmp_path / "other.toml"
+
+    (tmp_path / "empty").mkdir()
+    assert "it holds nothing" in mistake(capsys, tmp_path / "empty", new, "--config", config)
+    assert "no such folder" in mistake(capsys, tmp_path / "typo", new, "--config", config)
+    assert "no such file" in mistake(capsys, raw, new, "--config", tmp_path / "typo.toml")
+    assert 'did you mean "num_codes"?' in mistake(
+        capsys, raw, new, "--config", config_of(CONFIG.replace("num_codes", "num_code"))
+    )
+    assert "not valid TOML" in mistake(capsys, raw, new, "--config", config_of("[text\n"))
+    assert "at least 1" in mistake(capsys, raw, new, "--config", config, "--processes", 0)
+    assert "is not empty and holds no token shards" in mistake(capsys, raw, raw, "--config", config)
+    assert "cannot be written" in mistake(capsys, raw, config / "out", "--config", config)
+    changed = mistake(
+        capsys, raw, out, "--config", config_of(CONFIG.replace("num_codes = 32", "num_codes = 64"))
+    )
+    assert "config.image.num_codes: there 32, now 64" in changed
+    other_source = mistake(capsys, raw / "train", out, "--config", config)
+    assert "source.train: there" in other_source
+    assert "[text] is needed" in mistake(capsys, raw, new, "--config", config_of("[image]\n"))
+
+
+def test_wrong_contents_are_explained(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = data / "data.toml"
+    (tmp_path / "pairs").mkdir()
+    write_shard(tmp_path / "pairs" / "a.tar", [("1", {"jpg": b"...", "txt": b"a cat"})])
+    message = mistake(capsys, tmp_path / "pairs", tmp_path / "out1", "--config", config)
+    assert "no .json member, only ['jpg', 'txt']" in message
+    (tmp_path / "texts").mkdir()
+    write_shard(tmp_path / "texts" / "a.tar", [("1", {"json": b'{"parts": [{"text": "a"}]}'})])
+    message = mistake(capsys, tmp_path / "texts", tmp_path / "out2", "--config", config)
+    assert "no speech to fit" in message or "no image to fit" in message
+    assert "remove the table" in message
+    (tmp_path / "text.toml").write_text("[text]\nvocab_size = 512\n")
+    message = mistake(capsys, data / "raw", tmp_path / "out3", "--config", tmp_path / "text.toml")
+    assert "there is no tokenizer: add [" in message
+
+
+def test_another_job_at_the_same_output_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    with open(data / "out" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        message = mistake(capsys, data / "raw", data / "out", "--config", data / "data.toml")
+    assert "another process is writing it" in message
+
+
+def test_a_shard_that_went_missing_is_noticed(data: Path, reuse: Path, tmp_path: Path) -> None:
+    tokenize(data / "raw" / "heldout", tmp_path / "out", config_path=reuse, processes=1)
+    assert (tmp_path / "out" / SETTINGS).exists()
+    (tmp_path / "out" / "tokens-00000.tar").unlink()
+    with pytest.raises(ShardError, match=r"tokens-00000\.tar: missing"):
+        tokenize(data / "raw" / "heldout", tmp_path / "out", config_path=reuse, processes=1)
+
+
+def test_raw_documents_are_read_as_they_were_written(data: Path) -> None:
+    read = list(read_samples(str(data / "raw" / "train" / "raw-00001.tar")))
+    assert [parse_document(sample) for _, sample in read] == [document(8 + i) for i in range(8)]

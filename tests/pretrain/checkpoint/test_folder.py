@@ -1,0 +1,104 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretrain.checkpoint.folder import (
+    CheckpointError,
+    checkpoint_path,
+    checkpoints,
+    damage,
+    file_entry,
+    prune,
+    read_manifest,
+    remove_leftovers,
+    set_aside,
+    write_json,
+)
+
+
+def _checkpoint(folder: Path, step: int, change: dict[str, Any] | None = None) -> Path:
+    path = checkpoint_path(folder, step)
+    (path / "engine").mkdir(parents=True)
+    (path / "state.json").write_text("{}")
+    (path / "engine" / "a").write_bytes(os.urandom(100))
+    files = {name: file_entry(path / name) for name in ("engine/a", "state.json")}
+    kept = {"format": 2, "step": step, "adam_step": step, "layout": {}, "tensors": {}, "files": files}
+    write_json(path / "manifest.json", kept | (change or {}))
+    return path
+
+
+def test_the_newest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
+    for step in (9, 100_000_000, 10):
+        _checkpoint(tmp_path, step)
+    for other in ("step_x", "saving.step_00000011", "step_00000009.corrupt"):
+        (tmp_path / other).mkdir()
+    (tmp_path / "step_00000012").write_text("a file")
+    assert [step for step, _ in checkpoints(tmp_path)] == [9, 10, 100_000_000]
+    assert checkpoints(tmp_path / "absent") == []
+
+
+def test_damage_names_the_files_of_its_share(tmp_path: Path) -> None:
+    path = _checkpoint(tmp_path, 3)
+    assert damage(path) == []
+    (path / "engine" / "a").write_bytes(bytes(100))
+    (path / "state.json").unlink()
+    assert damage(path) == ["engine/a: its content has changed (SHA-256 differs)", "state.json: missing"]
+    assert damage(path, slice(1, None, 2)) == ["state.json: missing"]
+    (path / "engine" / "a").write_bytes(bytes(99))
+    assert damage(path)[0] == "engine/a: 99 bytes, should be 100"
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"step": 4}, "not the manifest of step_00000003"),
+        ({"files": {}}, "not the manifest of"),
+        ({"files": {"state.json": {"bytes": 1}}}, "not the manifest of"),
+        ({"files": 3}, "not a checkpoint's manifest"),
+    ],
+)
+def test_a_manifest_that_is_none_is_damage(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+    path = _checkpoint(tmp_path, 3, change)
+    assert complaint in damage(path)[0]
+    assert read_manifest(path)[0] == {}
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_another_format_is_an_error_and_not_damage(tmp_path: Path, number: int) -> None:
+    path = _checkpoint(tmp_path, 3, {"format": number})
+    with pytest.raises(CheckpointError, match=f"format {number}, this version reads 2; resume with the ver"):
+        damage(path)
+
+
+def test_a_manifest_of_the_first_format_has_no_tensors(tmp_path: Path) -> None:
+    path = _checkpoint(tmp_path, 3)
+    write_json(path / "manifest.json", {"format": 1, "step": 3, "files": {}})
+    with pytest.raises(CheckpointError, match="format 1"):
+        read_manifest(path)
+
+
+def test_prune_never_counts_a_damaged_one_as_kept(tmp_path: Path) -> None:
+    two, three, four = (_checkpoint(tmp_path, step) for step in (2, 3, 4))
+    (four / "engine" / "a").unlink()
+    _checkpoint(tmp_path, 5, {"format": 1})
+    assert prune(tmp_path, 1) == [two]
+    assert [step for step, _ in checkpoints(tmp_path)] == [3, 4, 5]
+    assert three.is_dir()
+
+
+def test_setting_aside_twice_overwrites_nothing(tmp_path: Path) -> None:
+    first = set_aside(_checkpoint(tmp_path, 4))
+    second = set_aside(_checkpoint(tmp_path, 4))
+    assert (first.name, second.name) == ("step_00000004.corrupt", "step_00000004.corrupt-2")
+    assert json.loads((first / "manifest.json").read_text())["step"] == 4
+
+
+def test_leftovers_are_what_was_being_written_or_removed(tmp_path: Path) -> None:
+    kept = _checkpoint(tmp_path, 4)
+    for prefix in ("saving.", "removing."):
+        _checkpoint(tmp_path, 5).rename(tmp_path / f"{prefix}step_00000005")
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]

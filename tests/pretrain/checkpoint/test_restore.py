@@ -1,0 +1,242 @@
+"""Restoring with the real engine: damage is named, never all of them bad, what is in memory is verified."""
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from parallel.fragments import Fragment
+from parallel.testing import RanksFailed, run_on_ranks
+from pretrain.checkpoint.folder import CheckpointError, checkpoints, file_entry, shard_file
+from pretrain.checkpoint.restore import Restored, restore
+from pretrain.checkpoint.save import CheckpointWriter
+from tests.pretrain.toy_run import flip_a_bit, restored, start, train, truncate
+
+
+def _shard(path: Path) -> Path:
+    return path / shard_file(0)
+
+
+def test_an_empty_folder_is_a_start(tmp_path: Path) -> None:
+    assert run_on_ranks(restored, 1, tmp_path / "absent") == [(None, "")]
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "complaint"),
+    [
+        (_shard, truncate, "rank_00000.safetensors: .* bytes, should be"),
+        (_shard, flip_a_bit, "rank_00000.safetensors: its content has changed"),
+        (_shard, Path.unlink, "rank_00000.safetensors: missing"),
+        (lambda path: path / "rng" / "rank_00000.pt", flip_a_bit, "rank_00000.pt: its content has changed"),
+        (lambda path: path / "manifest.json", truncate, "manifest.json: not valid JSON"),
+        (lambda path: path / "manifest.json", Path.unlink, "manifest.json: missing"),
+        (
+            lambda path: path / "manifest.json",
+            lambda file: file.write_text("{}"),
+            "not a checkpoint's manifest",
+        ),
+    ],
+)
+def test_a_damaged_newest_is_named_and_passed_over(
+    copy: Path, file: Callable[[Path], Path], damage: Callable[[Path], Any], complaint: str
+) -> None:
+    damage(file(copy / "step_00000004"))
+    found, said = run_on_ranks(restored, 1, copy)[0]
+    assert found == Restored(3, {"step": 3, "tenth": 0.1}, copy / "step_00000003")
+    assert str(copy / "step_00000004") in said
+    assert re.search(complaint, said), said
+    assert sorted(path.name for path in copy.iterdir()) == [
+        "step_00000002",
+        "step_00000003",
+        "step_00000004.corrupt",
+    ]
+
+
+def test_with_none_good_the_run_does_not_start_over_unasked(copy: Path) -> None:
+    for step, path in checkpoints(copy):
+        if step < 4:
+            shutil.rmtree(path)
+    truncate(_shard(copy / "step_00000004"))
+    for _ in range(2):  # nor at the next start
+        found, _ = run_on_ranks(restored, 1, copy)[0]
+        assert isinstance(found, str)
+        assert re.search(r"no good checkpoint, only damaged ones: step_00000004\.corrupt", found)
+
+
+def test_another_format_is_refused_and_not_touched(copy: Path) -> None:
+    manifest = copy / "step_00000004" / "manifest.json"
+    manifest.write_text('{"format": 1, "step": 4, "files": {}}')
+    found, _ = run_on_ranks(restored, 1, copy)[0]
+    assert isinstance(found, str) and "is of format 1, this version reads 2" in found
+    assert (copy / "step_00000004").is_dir()
+
+
+def test_leftovers_of_a_killed_run_are_removed_at_the_next_start(copy: Path) -> None:
+    (copy / "step_00000004").rename(copy / "saving.step_00000004")
+    (copy / "step_00000002").rename(copy / "removing.step_00000002")
+    found, said = run_on_ranks(restored, 1, copy)[0]
+    assert isinstance(found, Restored) and found.step == 3
+    assert said == ""
+    assert [path.name for path in copy.iterdir()] == ["step_00000003"]
+
+
+def _tamper(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
+    """Change tensors and the manifest's entries of them, and make the hashes those of the changed file."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    tensors = load_file(_shard(path))
+    change(tensors, manifest["tensors"])
+    save_file(tensors, _shard(path))
+    manifest["files"][shard_file(0)] = file_entry(_shard(path))
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _drop_moments(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    for name in list(tensors):
+        if name.endswith("/exp_avg_sq"):
+            del tensors[name]
+
+
+def _drop_moments_and_their_digests(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    _drop_moments(tensors, entries)
+    for entry in entries.values():
+        del entry["digest"]["exp_avg_sq"]
+
+
+def _forget_a_tensor(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    del entries["head.weight"]
+
+
+def _add_a_tensor(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    entries["tail.weight"] = entries["head.weight"]
+
+
+def _change_the_shape(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    entries["head.weight"]["shape"] = [16, 5]
+
+
+def _lose_elements(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    entries["head.weight"]["fragments"][0]["count"] -= 1
+
+
+def _swap_two_elements(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
+    moment = tensors["head.weight/exp_avg"]
+    moment[[3, 4]] = moment[[4, 3]]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (_drop_moments, r"rank_00000\.safetensors: .*/exp_avg_sq cannot be read"),
+        (_drop_moments_and_their_digests, r"manifest\.json: .* has no exp_avg_sq"),
+        (_forget_a_tensor, r"head\.weight of shape \[5, 16\] is wanted, there is no such tensor"),
+        (_add_a_tensor, r"parameter of tail\.weight is in no rank's memory"),
+        (_change_the_shape, r"there is shape \[16, 5\]: it was written by another model"),
+        (_lose_elements, r"the files hold 79 of 80 elements of head\.weight/parameter"),
+        (
+            _swap_two_elements,
+            r"what then stands in memory is not .* good: exp_avg of head\.weight \(copy 0\)$",
+        ),
+    ],
+)
+def test_what_hashes_cannot_see_is_seen(
+    copy: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None], complaint: str
+) -> None:
+    _tamper(copy / "step_00000004", change)
+    found, _ = run_on_ranks(restored, 1, copy)[0]
+    assert isinstance(found, str) and re.search(complaint, found), found
+
+
+def _restore_where_one_rank_fails(folder: Path) -> str:
+    w, engine = start()
+    load = engine.load
+
+    def failing(adam_step: int, fill: Callable[[Sequence[Fragment]], None]) -> None:
+        def broken(fragments: Sequence[Fragment]) -> None:
+            # A name that no checkpoint has, on one rank.
+            fill([Fragment(**{**vars(f), "name": "x"}) for f in fragments] if w.rank == 1 else fragments)
+
+        load(adam_step, broken)
+
+    engine.load = failing
+    try:
+        restore(folder, engine, w)
+    except CheckpointError as error:
+        return str(error)
+    return "restored"
+
+
+def test_a_rank_that_cannot_load_is_everybodys_error(three: Path) -> None:
+    for message in run_on_ranks(_restore_where_one_rank_fails, 2, three):
+        assert re.search(r"step_00000004 cannot be loaded \(rank 1\): .*x of shape", message)
+
+
+def _restore_with_a_broken_copy(folder: Path) -> str:
+    """Where ranks hold copies (stage 0), one that is wrong must not hide behind those that are right."""
+    w, engine = start(0)
+    load = engine.load
+
+    def breaking(adam_step: int, fill: Callable[[Sequence[Fragment]], None]) -> None:
+        load(adam_step, fill)
+        for fragment in engine.fragments():
+            if fragment.name == "head.weight" and fragment.replica == 1:
+                fragment.values["exp_avg"][7] *= 1 + 2**-20
+
+    engine.load = breaking
+    try:
+        restore(folder, engine, w)
+    except CheckpointError as error:
+        return str(error)
+    return "restored"
+
+
+def test_every_copy_is_verified(three: Path) -> None:
+    for message in run_on_ranks(_restore_with_a_broken_copy, 2, three):
+        assert message.endswith("good: exp_avg of head.weight (copy 1)")
+
+
+def _draw() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def _random_numbers(folder: Path, resume: bool) -> tuple[float, float, float]:
+    w, engine = start()
+    if resume:
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(999)
+        restore(folder, engine, w)
+        return _draw()
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(10 + w.rank)
+    _draw()
+    train(engine, w, 0, 1)
+    with CheckpointWriter(folder, engine, w, keep=1) as writer:
+        writer.save(1, None)
+        return _draw()
+
+
+def test_random_numbers_go_on_where_they_were_on_every_rank(tmp_path: Path) -> None:
+    expected = run_on_ranks(_random_numbers, 2, tmp_path, False)
+    assert run_on_ranks(_random_numbers, 2, tmp_path, True) == expected
+    assert expected[0] != expected[1]
+    other = run_on_ranks(_random_numbers, 1, tmp_path, True)  # another layout: the ranks are not the same
+    assert other[0] not in expected
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_on_every_rank(copy: Path) -> None:
+    (copy / "step_00000004" / "manifest.json").unlink()
+    (copy / "step_00000004" / "manifest.json").mkdir()
+    with pytest.raises(RanksFailed, match=r"step_00000004 cannot be read \(rank 0\)"):
+        run_on_ranks(_restore_or_raise, 2, copy)
+
+
+def _restore_or_raise(folder: Path) -> None:
+    w, engine = start()
+    restore(folder, engine, w)

@@ -1,0 +1,253 @@
+"""Saving with the real engine: training goes on meanwhile, and what is there is whole or absent."""
+
+import json
+import re
+import resource
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from parallel.testing import RanksFailed, run_on_ranks
+from pretrain.checkpoint import save
+from pretrain.checkpoint.folder import CheckpointError, checkpoints, damage
+from pretrain.checkpoint.restore import Restored, restore
+from pretrain.checkpoint.save import CheckpointWriter
+from tests.pretrain.toy_run import restored, save_every_step, start, train
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_newest_are_kept_and_whole(tmp_path: Path, world_size: int) -> None:
+    folder = tmp_path / "runs" / "checkpoints"  # made by the first save
+    seen = run_on_ranks(save_every_step, world_size, folder, 4, 2)[0]
+    assert seen == [
+        ["step_00000001"],
+        ["step_00000001", "step_00000002"],
+        ["step_00000002", "step_00000003"],
+        ["step_00000003", "step_00000004"],
+    ]
+    for step, path in checkpoints(folder):
+        assert damage(path) == []
+        manifest = json.loads((path / "manifest.json").read_text())
+        assert (manifest["step"], manifest["adam_step"]) == (step, step)
+        assert manifest["layout"]["dp"] == world_size
+        assert manifest["versions"]["torch"] == torch.__version__
+        assert manifest["seconds"] > 0
+        assert manifest["tensors"]["head.weight"]["shape"] == [5, 16]
+        on_disk = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+        assert on_disk == {*manifest["files"], "manifest.json"}
+    found, said = run_on_ranks(restored, world_size, folder)[-1]
+    assert found == Restored(4, {"step": 4, "tenth": 0.1}, folder / "step_00000004")
+    assert said == ""
+
+
+def _save_at_step_0(folder: Path) -> list[str]:
+    w, engine = start()
+    with CheckpointWriter(folder, engine, w, keep=1) as writer:
+        writer.save(0, "none yet")
+    return sorted({kind for fragment in engine.fragments() for kind in fragment.values})
+
+
+def test_before_the_first_step_there_are_no_moments_to_save(tmp_path: Path) -> None:
+    """A run that is told to stop before its first step saves too."""
+    assert run_on_ranks(_save_at_step_0, 2, tmp_path) == [["parameter"]] * 2
+    found, _ = run_on_ranks(restored, 1, tmp_path)[0]
+    assert found == Restored(0, "none yet", tmp_path / "step_00000000")
+
+
+def _train_while_saving(folder: Path) -> tuple[list[str], list[str], dict[str, torch.Tensor]]:
+    """Hold the thread back while training goes on; (folder meanwhile, and then; what was saved)."""
+    w, engine = start()
+    train(engine, w, 0, 2)
+    held, write_shard = threading.Event(), save.write_shard
+
+    def waiting(*args):
+        held.wait()
+        return write_shard(*args)
+
+    save.write_shard = waiting
+    with CheckpointWriter(folder, engine, w, keep=3) as writer:
+        before = {f.name: f.values["parameter"].clone() for f in engine.fragments()}
+        writer.save(2, {})
+        train(engine, w, 2, 4)
+        meanwhile = sorted(path.name for path in folder.iterdir())
+        held.set()
+        writer.save(4, {})  # after the first
+        then = sorted(path.name for path in folder.iterdir() if path.name.startswith("step"))
+    return meanwhile, then, before
+
+
+def test_training_goes_on_while_it_is_written_and_the_next_save_waits(tmp_path: Path) -> None:
+    ranks = run_on_ranks(_train_while_saving, 2, tmp_path)
+    assert ranks[0][0] == ["saving.step_00000002"]
+    assert "step_00000002" in ranks[0][1]
+    assert [step for step, _ in checkpoints(tmp_path)] == [2, 4]
+    shutil.rmtree(tmp_path / "step_00000004")
+    loaded = run_on_ranks(_parameters_after_restore, 2, tmp_path)
+    for (_, _, saved), now in zip(ranks, loaded, strict=True):
+        assert saved.keys() == now.keys()
+        assert all(torch.equal(saved[name], now[name]) for name in saved)
+
+
+def _parameters_after_restore(folder: Path) -> dict[str, torch.Tensor]:
+    w, engine = start()
+    restore(folder, engine, w)
+    return {f.name: f.values["parameter"].clone() for f in engine.fragments()}
+
+
+def _save_with_small_files(folder: Path, limited_rank: int) -> tuple[str, list[str]]:
+    """Save where the operating system refuses files above 1 kB on one rank, as a full disk would; again."""
+    w, engine = start()
+    train(engine, w, 0, 1)
+    said = "saved"
+    with CheckpointWriter(folder, engine, w, keep=4) as writer:
+        if w.rank == limited_rank:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+        writer.save(5, {})
+        try:
+            writer.wait()
+        except CheckpointError as error:
+            said = str(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        left = sorted(path.name for path in folder.iterdir())
+        writer.save(6, {})
+    return said, left
+
+
+@pytest.mark.parametrize(("world_size", "limited"), [(1, 0), (2, 0), (2, 1)])
+def test_a_disk_that_takes_no_more_is_everybodys_error_and_leaves_the_others(
+    copy: Path, world_size: int, limited: int
+) -> None:
+    for message, left in run_on_ranks(_save_with_small_files, world_size, copy, limited):
+        assert re.search(
+            rf"step_00000005 cannot be written \(rank {limited}\).*Other checkpoints are untouched", message
+        )
+        assert left == ["step_00000002", "step_00000003", "step_00000004"]
+    # And once there is room again, the run can save.
+    assert [step for step, _ in checkpoints(copy)] == [2, 3, 4, 6]
+    assert all(damage(path) == [] for _, path in checkpoints(copy))
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_on_every_rank(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(RanksFailed, match=r"cannot be written \(rank 0\)"):
+        run_on_ranks(save_every_step, 2, tmp_path / "checkpoints", 1, 1)
+
+
+def _save_without_memory(folder: Path) -> tuple[str, list[str]]:
+    w, engine = start()
+    with CheckpointWriter(folder, engine, w, keep=4) as writer:
+        if w.rank == 1:
+            engine.fragments = lambda: torch.empty(2**60)  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            writer.save(1, {})
+        except CheckpointError as error:
+            return str(error), [path.name for path in folder.iterdir()]
+    return "saved", []
+
+
+def test_a_rank_without_memory_for_the_copy_is_everybodys_error(tmp_path: Path) -> None:
+    for message, left in run_on_ranks(_save_without_memory, 2, tmp_path):
+        assert re.search(r"step_00000001 cannot be written \(rank 1\): .*memory", message)
+        assert left == []
+
+
+def _save_where_nothing_can_be_renamed(folder: Path) -> str:
+    w, engine = start()
+    with CheckpointWriter(folder, engine, w, keep=4) as writer:
+        writer.save(1, {})
+        (folder / "step_00000001").write_text("in the way")  # seen only when all is written
+        try:
+            writer.wait()
+        except CheckpointError as error:
+            return str(error)
+    return "saved"
+
+
+def test_what_fails_at_the_end_is_everybodys_error_too(tmp_path: Path) -> None:
+    for message in run_on_ranks(_save_where_nothing_can_be_renamed, 2, tmp_path):
+        assert re.search(r"step_00000001 cannot be written \(rank 0\)", message)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def _fail_while_saving(folder: Path) -> None:
+    w, engine = start()
+    train(engine, w, 0, 1)
+    with CheckpointWriter(folder, engine, w, keep=1) as writer:
+        writer.save(1, {})
+        raise ArithmeticError("the run fails")
+
+
+def test_a_run_that_fails_finishes_the_save_it_began(tmp_path: Path) -> None:
+    with pytest.raises(RanksFailed, match="the run fails"):
+        run_on_ranks(_fail_while_saving, 2, tmp_path)
+    ((step, path),) = checkpoints(tmp_path)
+    assert step == 1 and damage(path) == []
+
+
+def _save_until_killed(folder: Path, after_s: float) -> None:
+    w, engine = start()
+    found = restore(folder, engine, w)
+    step = found.step if found else 0
+    # SIGALRM is not handled: the kernel ends the process wherever it is, in a write as well as between two.
+    signal.setitimer(signal.ITIMER_REAL, after_s)
+    with CheckpointWriter(folder, engine, w, keep=2) as writer:
+        while True:
+            train(engine, w, step, step + 1)
+            step += 1
+            writer.save(step, {"step": step})
+
+
+def test_killed_at_any_moment_what_is_there_is_whole(tmp_path: Path) -> None:
+    steps = [0]
+    # A step and its save take 20 ms and more, most of it the save: these are different places in it.
+    for after_ms in (23, 31, 47, 59, 73, 97, 131, 500):
+        with pytest.raises(RanksFailed, match="died without an answer"):
+            run_on_ranks(_save_until_killed, 1, tmp_path, after_ms / 1000)
+        found = checkpoints(tmp_path)
+        assert all(damage(path) == [] for _, path in found)
+        steps.append(found[-1][0] if found else 0)
+    assert steps == sorted(steps)
+    assert steps[-1] > 0, f"no save was finished: {steps}"
+
+
+def _die_while_writing(folder: Path, dying_rank: int) -> None:
+    w, engine = start()
+    train(engine, w, 0, 3)
+    if w.rank == dying_rank:
+        save.file_entry = lambda file: signal.raise_signal(signal.SIGKILL)
+    with CheckpointWriter(folder, engine, w, keep=3) as writer:
+        writer.save(5, {})
+        time.sleep(0.5)  # training
+        writer.wait()
+
+
+@pytest.mark.parametrize("dying_rank", [0, 1])
+def test_killed_in_the_middle_of_a_write_the_run_goes_on_from_the_one_before(
+    copy: Path, dying_rank: int
+) -> None:
+    with pytest.raises(RanksFailed, match="died without an answer"):
+        run_on_ranks(_die_while_writing, 2, copy, dying_rank)
+    assert (copy / "saving.step_00000005").is_dir()
+    found, said = run_on_ranks(restored, 2, copy)[0]
+    assert isinstance(found, Restored) and (found.step, said) == (4, "")
+    assert [step for step, _ in checkpoints(copy)] == [2, 3, 4]
+    assert not (copy / "saving.step_00000005").exists()
+
+
+def _save_again(folder: Path) -> float:
+    w, engine = start()
+    found = restore(folder, engine, w)
+    assert found is not None
+    with CheckpointWriter(folder, engine, w, keep=3) as writer:
+        writer.save(found.step, {"other": True})
+    return (found.path / "manifest.json").stat().st_mtime
+
+
+def test_a_step_that_is_saved_is_not_written_again(copy: Path) -> None:
+    before = (copy / "step_00000004" / "manifest.json").stat().st_mtime
+    assert run_on_ranks(_save_again, 1, copy) == [before]

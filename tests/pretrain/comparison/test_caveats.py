@@ -1,0 +1,95 @@
+"""Each caveat appears when it must, and a clean comparison has none but those of its size."""
+
+from collections.abc import Callable
+
+import pytest
+
+from pretrain.comparison.caveats import caveats
+from pretrain.comparison.config import Plan
+from pretrain.comparison.findings import find
+from pretrain.comparison.results import load_results
+
+MakePlan = Callable[..., Plan]
+Write = Callable[..., None]
+
+
+@pytest.fixture
+def texts(synthetic_plan: MakePlan, write_runs: Write) -> Callable[..., tuple[str, str]]:
+    """(grave, other) caveats of a comparison, each as one text."""
+
+    def make(
+        seeds: tuple[int, ...] = (1, 2, 3), edit: Callable[[str], str] = lambda text: text, **how: object
+    ) -> tuple[str, str]:
+        plan = synthetic_plan(seeds=seeds, edit=edit)
+        write_runs(plan, **how)
+        found = caveats(find(plan, load_results(plan)))
+        return tuple("\n".join(c.text for c in found if c.grave is grave) for grave in (True, False))  # type: ignore[return-value]
+
+    return make
+
+
+def better(arm: str, _: str) -> float:
+    return 1.5 if arm == "mot" else 1.0
+
+
+def test_a_clean_comparison_has_only_what_its_size_brings(texts: Callable[..., tuple[str, str]]) -> None:
+    grave, other = texts(seeds=(1, 2, 3, 4, 5), multiplier=better)
+    assert grave == ""
+    assert [line.split(":")[0] for line in other.splitlines()] == [
+        "3 verdicts at 95 % each",
+        "Step matching reads the faster arm in the middle of its learning-rate schedule and the slower one "
+        "at its end",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({"seeds": (1,)}, "One seed"),
+        ({"seeds": (1, 2)}, "Two seeds"),
+        ({"until": lambda arm, seed: 300}, "cut at step 300 of 600"),
+        (
+            {"until": lambda arm, seed: 300 if (arm, seed) == ("mot", 2) else None},
+            "have not finished: mot_seed2",
+        ),
+        ({"commit": lambda arm: arm}, "made by 2 versions of the code"),
+        ({"device": lambda arm: arm}, "differ in device or layout"),
+        ({"fingerprint_salt": lambda arm: arm}, "did not read the same data: seed 1: mot and dense"),
+        (
+            {"flops_per_token": lambda arm: 3.3e6 if arm == "mot" else 3e6},
+            "mot spent 1.100 times the training FLOPs",
+        ),
+        (
+            {"shift": lambda arm, m, frac: 0.9 - frac if arm == "mot" else 0.0},
+            "On image the curve of mot crossed late",
+        ),
+    ],
+)
+def test_grave_ones(texts: Callable[..., tuple[str, str]], how: dict, expected: str) -> None:
+    grave, _ = texts(**{"multiplier": better if "shift" not in how else lambda *_: 1.0, **how})
+    assert expected in grave
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({}, "3 seeds: intervals are wide"),
+        (
+            {"edit": lambda t: t.replace("tuning =", "#")},
+            "All arms use one learning rate, and the comparison does not",
+        ),
+        ({"edit": lambda t: "jobs = 2\n" + t}, "a machine that was shared"),
+        (
+            {"multiplier": lambda arm, _: 0.7 if arm == "mot" else 1.0},
+            "mot did not reach all losses that dense had",
+        ),
+        ({"shift": lambda arm, _, f: 2 * max(0.0, f - 0.5)}, "has risen since: it overfits"),
+        (
+            {"shift": lambda arm, _, f: 0.4 * f - 0.5 if arm == "mot" else 0.0},
+            "the gap of mot was closing at the end",
+        ),
+    ],
+)
+def test_others(texts: Callable[..., tuple[str, str]], how: dict, expected: str) -> None:
+    _, other = texts(**{"multiplier": better if "shift" not in how else lambda *_: 1.0, **how})
+    assert expected in other

@@ -1,0 +1,220 @@
+"""What a comparison file may say. Most tests are mistakes that people make."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.files.toml_config import ConfigError
+from pretrain.comparison.config import check_same_plan, is_comparison, make_plan, write_plan
+from pretrain.models.accounting import train_flops
+from tests.pretrain.tiny_data import write_tiny_data
+
+Files = Any
+
+
+def test_arms_times_seeds_with_one_directory_each(comparison_files: Callable[..., Files]) -> None:
+    plan = make_plan(comparison_files().comparison)
+    assert plan.arms == ("dense", "mot")
+    # arms of a seed are neighbours: they run side by side, and the first seed can be compared soonest
+    assert [run.name for run in plan.runs] == [
+        f"{arm}_seed{s}" for s in (1, 2, 3) for arm in ("dense", "mot")
+    ]
+    assert plan.run("dense", 2).config.model.tower_names == ("all",)
+    assert plan.run("mot", 2).config.model.tower_names == ("text", "image", "speech")
+    assert plan.run("mot", 3).config.seed == 3
+    assert plan.directory.name == "dense_vs_mot"
+    assert plan.run("mot", 3).config.run_dir == plan.directory / "mot_seed3"
+
+
+def test_a_comparison_is_told_from_a_run(comparison_files: Callable[..., Files]) -> None:
+    files = comparison_files()
+    assert is_comparison(files.comparison) and not is_comparison(files.base)
+
+
+def test_dotted_keys_and_tables_mean_the_same(comparison_files: Callable[..., Files]) -> None:
+    def dotted(text: str) -> str:
+        table = '[arms.dense.model]\ntowers = {text = "all", image = "all", speech = "all"}'
+        keys = (
+            '[arms.dense]\n"model.towers.text" = "all"\n'
+            'model.towers.image = "all"\n"model.towers" = {speech = "all"}'
+        )
+        assert table in text
+        return text.replace(table, keys)
+
+    table = make_plan(comparison_files().comparison)
+    assert make_plan(comparison_files(edit=dotted).comparison).runs == table.runs
+
+
+def test_overrides_reach_the_base_of_every_arm_or_the_comparison(
+    comparison_files: Callable[..., Files],
+) -> None:
+    overrides = ["model.num_layers=3", "comparison.seeds=[7]", "comparison.name=other"]
+    plan = make_plan(comparison_files().comparison, overrides)
+    assert {run.config.model.num_layers for run in plan.runs} == {3}
+    assert [run.seed for run in plan.runs] == [7, 7] and plan.directory.name == "other"
+
+
+def test_common_changes_reach_all_arms(comparison_files: Callable[..., Files]) -> None:
+    plan = make_plan(comparison_files(edit=lambda t: t + "[common]\nmodel.num_layers = 5\n").comparison)
+    assert {run.config.model.num_layers for run in plan.runs} == {5}
+    with pytest.raises(ConfigError, match='num_layer: unknown key; did you mean "num_layers"'):
+        make_plan(comparison_files(edit=lambda t: t + "[common]\nmodel.num_layer = 5\n").comparison)
+
+
+MISTAKES = {
+    "unknown key": (
+        lambda t: t.replace("baseline", "base_line"),
+        r'base_line: unknown key; did you mean "baseline"',
+    ),
+    "baseline is no arm": (
+        lambda t: t.replace('baseline = "dense"', 'baseline = "densee"'),
+        "is no arm; arms: dense",
+    ),
+    "no seed": (lambda t: t.replace("[1, 2, 3]", "[]"), "seeds"),
+    "a seed twice": (lambda t: t.replace("[1, 2, 3]", "[1, 1]"), "names a seed twice"),
+    "one arm": (lambda t: t.replace("[arms.mot]", ""), "arms"),
+    "a table of its own": (lambda t: t.replace("[arms.dense.model]", "[dense]"), "dense: unknown key"),
+    "no such base": (lambda t: t.replace("base.toml", "basis.toml"), "basis.toml: no such file"),
+    "matched on flops": (lambda t: 'match = "flops"\n' + t, "match.*'tokens'"),
+    "decided by training loss": (
+        lambda t: 'deciding_metric = "train/loss"\n' + t,
+        "'eval/causal/loss' or 'eval/loss'",
+    ),
+    "decided causally, and an arm cannot be": (
+        lambda t: (
+            t.replace('["model.towers"]', '["model.towers", "model.depth"]')
+            + "model.depth.image = "
+            + '{schedule = "linear", mean_ratio = 0.5, rule = "top_k", gate = "softmax"}\n'
+        ),
+        r'eval/causal/loss decides, but arms."mot" has no causal form: .* set deciding_metric = "eval/loss"',
+    ),
+    "arm sets what may not vary": (
+        lambda t: t + "optimizer.learning_rate = 2e-3\n",
+        r'arms."mot" sets "optimizer.learning_rate", but `vary` = .*add it to `vary`',
+    ),
+    "vary names no key": (
+        lambda t: t.replace('["model.towers"]', '["model.towers", "model.tower"]'),
+        'vary: "model.tower" is no key of a run; did you mean "model.towers',
+    ),
+    "vary what is matched": (
+        lambda t: t.replace('["model.towers"]', '["model.towers", "total_tokens"]'),
+        'vary names "total_tokens", but match = "tokens" holds it equal',
+    ),
+    "vary a table that holds what is matched": (
+        lambda t: t.replace('["model.towers"]', '["model"]'),
+        'vary names "model", but match = "tokens" holds it equal',
+    ),
+    "vary the seed": (lambda t: t.replace('["model.towers"]', '["seed"]'), "the comparison sets it"),
+    "an arm with a slash": (lambda t: t.replace("[arms.mot]", '[arms."m/t"]'), "names folders"),
+    "an arm that is no run": (lambda t: t + "model.towers.text = 3\n", r'arms."mot": model.towers.text'),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_refused_with_what_to_do(mistake: str, comparison_files: Callable[..., Files]) -> None:
+    edit, message = MISTAKES[mistake]
+    with pytest.raises(ConfigError, match=message):
+        make_plan(comparison_files(edit=edit).comparison)
+
+
+def test_an_arm_that_equals_the_baseline_is_refused(comparison_files: Callable[..., Files]) -> None:
+    def edit(text: str) -> str:
+        return text.replace("[arms.dense.model]\ntowers = {", "[arms.dense]\n#")
+
+    with pytest.raises(ConfigError, match=r'arms."mot" is the baseline again'):
+        make_plan(comparison_files(edit=edit).comparison)
+
+
+def test_a_base_without_held_out_data_is_refused(comparison_files: Callable[..., Files]) -> None:
+    files = comparison_files(base_edit=lambda text: text.replace("heldout =", "#"))
+    with pytest.raises(ConfigError, match=r"eval/causal/loss decides, but data\.heldout is missing"):
+        make_plan(files.comparison)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=4", r"comparison.seeds=\[1, 2\]"),
+        ("name=x", "comparison.name="),
+        ("model.towers.text=all", 'arm "dense" sets "model.towers.text" itself'),
+        ("model.num_layer=3", 'did you mean "num_layers"'),
+        ("comparison.sedes=[1]", 'did you mean "seeds"'),
+    ],
+)
+def test_an_override_that_would_be_lost_is_refused(
+    override: str, message: str, comparison_files: Callable[..., Files]
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_plan(comparison_files().comparison, [override])
+
+
+def test_the_plan_is_written_before_anything_runs_and_binds(comparison_files: Callable[..., Files]) -> None:
+    files = comparison_files()
+    plan = make_plan(files.comparison)
+    write_plan(plan)
+    written = json.loads((plan.directory / "comparison.json").read_text())
+    assert written["comparison"]["question"] == plan.config.question
+    assert written["runs"]["mot_seed2"]["model"]["towers"]["image"] == "image"
+    write_plan(make_plan(files.comparison))  # the same plan goes on
+    write_plan(make_plan(files.comparison, ["comparison.jobs=2"]))  # how it is run is no part of it
+    for change, shown in (
+        ("optimizer.learning_rate=2e-3", r"dense_seed1.optimizer.learning_rate: 0.002 .* 0.001 there"),
+        ("comparison.seeds=[1, 2]", r"comparison.seeds: .*\n  run dense_seed3: only there"),
+        ("comparison.question=Another", "comparison.question: 'Another'"),
+    ):
+        with pytest.raises(ConfigError, match=shown):
+            write_plan(make_plan(files.comparison, [change]))
+    assert json.loads((plan.directory / "comparison.json").read_text())["comparison"]["jobs"] == 2
+
+
+def test_a_directory_with_foreign_runs_is_refused(
+    synthetic_plan: Callable[..., Any], write_runs: Callable[..., None]
+) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan)
+    (plan.directory / "comparison.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds runs but no comparison\.json"):
+        write_plan(plan)
+
+
+def test_a_plan_that_was_never_made_or_was_edited_is_named(synthetic_plan: Callable[..., Any]) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    with pytest.raises(ConfigError, match="nothing has run yet"):
+        check_same_plan(plan)
+    plan.directory.mkdir(parents=True)
+    (plan.directory / "comparison.json").write_text("{")
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        check_same_plan(plan)
+
+
+SHIPPED = sorted(Path("pretrain/configs/compare").glob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def some_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An override: a comparison at equal FLOPs is planned with what its data are."""
+    folder = tmp_path_factory.mktemp("data")
+    write_tiny_data(folder)
+    return f'data.train=[{{path = "{folder / "train"}"}}]'
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_comparisons_are_planned(path: Path, some_data: str) -> None:
+    plan = make_plan(path, [some_data])
+    assert len(plan.runs) == len(plan.arms) * len(plan.config.seeds)
+    assert plan.config.name == path.stem or plan.config.name == "demo"
+
+
+def test_the_moe_arms_cost_what_dense_costs(some_data: str) -> None:
+    """But for their routers: 0.1 %, far below what matching by FLOPs allows."""
+    plan = make_plan("pretrain/configs/compare/sparse_family.toml", [some_data])
+    cost = {
+        arm: train_flops(plan.run(arm, 1).config.model, {"text": 400, "image": 500, "speech": 100}, 10_000)
+        for arm in plan.arms
+    }
+    assert cost["mot"] == cost["dense"]
+    for arm in ("moe_4x", "mot_text_experts"):
+        assert 1 < cost[arm] / cost["dense"] < 1.003

@@ -1,0 +1,102 @@
+"""Reading runs back, and which of them a report may rest on."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_pipeline.files.toml_config import ConfigError
+from pretrain.comparison.config import Plan
+from pretrain.comparison.results import aligned, compare_fingerprints, load_results, scope_of
+
+MakePlan = Callable[..., Plan]
+Write = Callable[..., None]
+
+
+def test_curves_have_all_axes(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan, step_s=lambda arm: 0.2)
+    curve = load_results(plan)[0].curve("eval/loss/image", until=100)
+    assert curve.steps.tolist() == [20, 40, 60, 80, 100]
+    assert curve.tokens.tolist() == [1024.0 * step for step in curve.steps]
+    assert curve.flops == pytest.approx(0.95 * curve.tokens * 3e6)
+    assert curve.seconds == pytest.approx(0.201 * curve.steps)
+    assert (np.diff(curve.values) < 0).all()
+    assert ("text", "speech") in load_results(plan)[0].directions()
+
+
+def test_a_torn_last_line_is_left_out_and_a_step_twice_is_refused(
+    synthetic_plan: MakePlan, write_runs: Write
+) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan)
+    path = plan.runs[0].config.run_dir / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 601, "eval/lo')
+    assert load_results(plan)[0].rows[-1]["step"] == 600
+    path.write_text(whole + json.dumps({"step": 600, "tokens": 1}) + "\n")
+    with pytest.raises(ConfigError, match="step 600 follows one of step 600"):
+        load_results(plan)
+
+
+def test_only_seeds_that_finished_in_all_arms_count(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan()
+    write_runs(plan, until=lambda arm, seed: {("mot", 2): 400, ("dense", 3): 0}.get((arm, seed)))
+    scope = scope_of(plan, load_results(plan))
+    assert (scope.seeds, scope.until_step, scope.interim) == ((1,), 600, False)
+    assert scope.left_out == ("mot_seed2", "dense_seed3")
+
+
+def test_an_unfinished_comparison_is_cut_where_all_arms_were_evaluated(
+    synthetic_plan: MakePlan, write_runs: Write
+) -> None:
+    plan = synthetic_plan(seeds=(1, 2))
+    write_runs(plan, until=lambda arm, seed: {("dense", 1): 450, ("mot", 1): 330}.get((arm, seed), 0))
+    scope = scope_of(plan, load_results(plan))
+    assert (scope.seeds, scope.until_step, scope.interim) == ((1,), 320, True)
+
+
+def test_nothing_to_report_on_is_said(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan, until=lambda arm, seed: 0 if arm == "mot" else None)
+    with pytest.raises(
+        ConfigError, match=r"no seed has been evaluated in all arms \(dense, mot\).*mot_seed1"
+    ):
+        scope_of(plan, load_results(plan))
+
+
+def test_equal_fingerprints_prove_equal_data(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(seeds=(1, 2))
+    write_runs(plan)
+    prints = compare_fingerprints(load_results(plan))
+    assert prints.proven and prints.compared == {1: 60, 2: 60}
+    assert prints.last[1] != prints.last[2]
+
+
+def test_other_data_is_found_out(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan, fingerprint_salt=lambda arm: arm)
+    prints = compare_fingerprints(load_results(plan))
+    assert not prints.proven
+    assert prints.broken == ("seed 1: mot and dense had read different data by step 10",)
+
+
+def test_without_a_common_step_nothing_is_proven(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan, until=lambda arm, seed: 0 if arm == "mot" else None)
+    assert not compare_fingerprints(load_results(plan)).proven
+    results: Any = ()
+    assert not compare_fingerprints(results).proven
+
+
+def test_curves_are_aligned_at_the_steps_that_all_have(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    """A window without a target of a modality has no training loss of it, and seeds differ in which."""
+    plan = synthetic_plan(seeds=(1, 2))
+    write_runs(plan)
+    one, _, two, _ = load_results(plan)
+    del one.rows[3]["train/loss/speech"], two.rows[5]["train/loss/speech"]
+    curves = aligned([run.curve("train/loss/speech") for run in (one, two)])
+    assert curves[0].steps.tolist() == curves[1].steps.tolist()
+    assert len(curves[0]) == 58 and not {40, 60} & set(curves[0].steps)

@@ -1,0 +1,104 @@
+"""`motley compare` without training: what is refused, what is run, what is reported. The real thing is in
+tests/e2e."""
+
+import io
+import json
+from collections.abc import Callable
+
+import pytest
+
+from data_pipeline.files.toml_config import ConfigError
+from pretrain.comparison.config import Plan
+from pretrain.comparison.run import run_comparison, unfinished
+from pretrain.comparison.run_queue import only_one
+from tools.cli import main
+
+
+def test_report_only_reports_on_what_has_run_and_starts_nothing(
+    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+) -> None:
+    plan = synthetic_plan(seeds=(1, 2))
+    with pytest.raises(ConfigError, match="nothing has run yet"):
+        run_comparison(plan.path, plan.overrides, report_only=True)
+    write_runs(plan, multiplier=lambda arm, _: 2.0 if arm == "mot" else 1.0, until=lambda *_: 200)
+    out = io.StringIO()
+    assert run_comparison(plan.path, plan.overrides, report_only=True, to=out) == 0
+    lines = out.getvalue().splitlines()
+    assert lines[1].startswith("After 205 k tokens of an unfinished comparison mot is better on text")
+    assert "  text: mot better" in out.getvalue() and "  Mind: Interim" in out.getvalue()
+    report = plan.directory / "report" / "index.html"
+    assert lines[-1] == f"Report: {report}" and report.is_file()
+    assert json.loads((report.parent / "summary.json").read_text())["interim"] is True
+
+
+def test_a_finished_comparison_is_not_run_again(
+    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan)
+    assert unfinished(plan) == []
+    out = io.StringIO()
+    assert run_comparison(plan.path, plan.overrides, to=out) == 0
+    assert "; 2 done already" in out.getvalue() and "Report: " in out.getvalue()
+
+
+def test_an_unfinished_run_and_only_that_is_run(
+    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+) -> None:
+    plan = synthetic_plan(seeds=(1, 2))
+    write_runs(plan, until=lambda arm, seed: {("mot", 1): 300, ("dense", 2): 0}.get((arm, seed)))
+    assert [run.name for run in unfinished(plan)] == ["mot_seed1", "dense_seed2"]
+
+
+def test_a_run_directory_of_another_config_is_refused(
+    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan)
+    path = plan.runs[1].config.run_dir / "config.resolved.json"
+    path.write_text(path.read_text().replace('"learning_rate":0.001', '"learning_rate":0.003'))
+    with pytest.raises(ConfigError, match="made by another config"):
+        unfinished(plan)
+
+
+def test_token_folders_that_are_not_there_are_named_before_the_first_run(
+    synthetic_plan: Callable[..., Plan],
+) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    with pytest.raises(ConfigError, match=r"tokens/train.*no such folder"):
+        run_comparison(plan.path, plan.overrides)
+    assert not plan.directory.exists()
+
+
+def test_a_layout_that_cannot_be_is_refused_where_runs_are_started(
+    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    words = (*plan.overrides, "comparison.processes_per_run=3")
+    with pytest.raises(ConfigError, match=r'arms."dense", with processes_per_run = 3: .* cannot be split'):
+        run_comparison(plan.path, words)
+    assert not plan.directory.exists()
+
+
+def test_fewer_than_one_run_at_a_time_is_refused(synthetic_plan: Callable[..., Plan]) -> None:
+    with pytest.raises(ConfigError, match="--jobs 0: at least one"):
+        run_comparison(synthetic_plan().path, jobs=0)
+
+
+def test_a_comparison_that_runs_already_is_not_started_twice(
+    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan)
+    with only_one(plan.directory), pytest.raises(ConfigError, match="is running this comparison"):
+        run_comparison(plan.path, plan.overrides)
+
+
+def test_a_mistake_is_one_message_and_exit_code_2(
+    synthetic_plan: Callable[..., Plan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = synthetic_plan()
+    assert main(["compare", str(plan.path), "model.num_layer=3"]) == 2
+    assert 'did you mean "num_layers"' in capsys.readouterr().err
+    assert main(["compare", str(plan.path.with_name("nothing.toml"))]) == 2
+    assert "nothing.toml: no such file" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
+from pretrain.evaluation.documents import heldout_texts, nearest_parts, pack_texts, pair_text, pairs
+from tests.pretrain.tiny_data import CONTEXT_TOKENS, VOCABULARY, write_tiny_data, write_tokens
+
+IMAGE, SPEECH = VOCABULARY.start("image"), VOCABULARY.start("speech")
+
+
+@pytest.fixture(scope="module")
+def heldout(tmp_path_factory: pytest.TempPathFactory) -> TokenSource:
+    folder = tmp_path_factory.mktemp("tokens")
+    write_tiny_data(folder)
+    return TokenSource.open(folder / "heldout")
+
+
+def test_heldout_documents_are_whole_once_and_fill_the_sequences_asked_for(heldout: TokenSource):
+    texts = heldout_texts(heldout, num_sequences=6, context_tokens=CONTEXT_TOKENS)
+    sequences = pack_texts(texts, CONTEXT_TOKENS)
+    assert 5 <= len(sequences) <= 6
+    assert all(sum(len(text.weights) for text in texts) <= CONTEXT_TOKENS for texts in sequences)
+    slots = sum(len(text.weights) for texts in sequences for text in texts)
+    assert slots > 0.8 * 6 * CONTEXT_TOKENS
+    assert len({text.name for text in texts}) == len(texts)
+    for text in texts:
+        assert text.ids[0] == BOS and text.ids[-1] == EOS
+        assert text.weights.tolist() == [1.0] * (len(text.ids) - 1)
+
+
+def test_a_small_heldout_set_is_read_once_and_not_repeated(heldout: TokenSource):
+    texts = heldout_texts(heldout, num_sequences=1000, context_tokens=CONTEXT_TOKENS)
+    assert sorted(text.name for text in texts) == sorted(
+        heldout.name(d) for d in range(heldout.num_documents)
+    )
+
+
+def test_a_long_document_is_cut_into_pieces_that_predict_each_id_once(tmp_path: Path):
+    ids = np.concatenate([[BOS], np.full(100, 9), [BOI], IMAGE + np.arange(10), [EOI], [EOS]])
+    write_tokens(tmp_path / "long", [ids])
+    texts = heldout_texts(TokenSource.open(tmp_path / "long"), num_sequences=3, context_tokens=64)
+    assert len(texts) == 2
+    assert np.concatenate([text.ids[1:] for text in texts]).tolist() == ids[1:].tolist()
+
+
+def test_a_pair_is_of_one_document_and_its_foreign_condition_is_of_another(heldout: TokenSource):
+    found = pairs(heldout, num_documents=8, context_tokens=CONTEXT_TOKENS)
+    assert set(found) == {(a, b) for a in VOCABULARY.modalities for b in VOCABULARY.modalities if a != b}
+    by_name = {heldout.name(d): heldout.read(d) for d in range(heldout.num_documents)}
+    for (a, b), listed in found.items():
+        assert 2 <= len(listed) <= 8
+        for pair in listed:
+            condition, target = nearest_parts(by_name[pair.name], VOCABULARY, a, b) or (None, None)
+            assert np.array_equal(pair.condition, condition) and np.array_equal(pair.target, target)
+            assert not np.array_equal(pair.foreign, pair.condition)
+            owners = [
+                name
+                for name, ids in by_name.items()
+                if (parts := nearest_parts(ids, VOCABULARY, a, b)) and np.array_equal(parts[0], pair.foreign)
+            ]
+            assert owners and pair.name not in owners
+
+
+def test_a_direction_without_two_documents_is_left_out(tmp_path: Path):
+    speech = np.array([BOS_SPEECH, SPEECH, SPEECH + 1, EOS_SPEECH])
+    image = np.array([BOI, IMAGE, EOI])
+    documents = [np.concatenate([[BOS], [8, 9 + i], image, [EOS]]) for i in range(3)]
+    documents.append(np.concatenate([[BOS], [8, 9], speech, [EOS]]))
+    write_tokens(tmp_path / "few", documents)
+    found = pairs(TokenSource.open(tmp_path / "few"), num_documents=4, context_tokens=64)
+    # The images are all alike, so no image is a foreign condition to any other.
+    assert {direction: len(listed) for direction, listed in found.items()} == {("text", "image"): 3}
+
+
+def test_the_nearest_parts_are_paired_the_first_of_equals():
+    image = lambda n: [BOI, IMAGE + n, EOI]  # noqa: E731
+    ids = np.array([BOS, *image(1), *image(2), 8, 9, *image(3), EOS])
+    condition, target = nearest_parts(ids, VOCABULARY, "image", "text") or ([], [])
+    assert (list(condition), list(target)) == (image(2), [8, 9])
+    condition, target = nearest_parts(ids, VOCABULARY, "text", "image") or ([], [])
+    assert (list(condition), list(target)) == ([8, 9], image(2))
+    assert nearest_parts(ids, VOCABULARY, "text", "speech") is None
+
+
+@pytest.mark.parametrize(
+    ("condition", "target", "counted"),
+    [
+        ([8, 9], [BOI, IMAGE, IMAGE + 1, EOI], [IMAGE, IMAGE + 1]),
+        ([BOI, IMAGE, EOI], [8, 9, 10], [8, 9, 10]),
+        ([BOI, IMAGE, EOI], [BOS_SPEECH, SPEECH, EOS_SPEECH], [SPEECH]),
+    ],
+)
+def test_only_the_ids_of_the_target_count(condition: list[int], target: list[int], counted: list[int]):
+    text = pair_text(np.array(condition), np.array(target), "s/k", VOCABULARY)
+    assert text.ids.tolist() == [BOS, *condition, *target, EOS]
+    assert text.ids[1:][text.weights > 0].tolist() == counted
+    assert set(text.weights.tolist()) == {0.0, 1.0}
+
+
+def test_directions_are_the_same_whatever_is_asked_beside_them(heldout: TokenSource):
+    few = pairs(heldout, num_documents=3, context_tokens=CONTEXT_TOKENS)
+    many = pairs(heldout, num_documents=6, context_tokens=CONTEXT_TOKENS)
+    for direction, listed in few.items():
+        assert [pair.name for pair in listed] == [pair.name for pair in many[direction]][: len(listed)]

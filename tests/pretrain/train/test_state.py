@@ -1,0 +1,51 @@
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.stream.loader import StepBatch
+from data_pipeline.stream.stream import StreamState
+from pretrain.train.state import TrainState
+
+START = StreamState(0, 0, 0, 0, seed=1, context_tokens=64, sources=(("hash", "1"),))
+BATCH = StepBatch(
+    micro_batches=(),
+    state_after=dataclasses.replace(START, sequence=4, sequences=4, fingerprint=2**63 + 1),
+    wait_s=0.5,
+    fill_frac=0.9,
+    epochs=(0.125,),
+    bad_documents=(),
+)
+
+
+def test_a_state_advances_and_comes_back_from_json_bit_for_bit():
+    state = TrainState.start(START)
+    for loss in (0.1, 0.2, 1 / 3):
+        state = state.advance(BATCH, {"loss/text": loss, "weight/text": 2.0, "steps": 1.0})
+    assert (state.step, state.epochs, state.stream.fingerprint) == (3, (0.125,), 2**63 + 1)
+    assert state.total == state.window == {"loss/text": 0.1 + 0.2 + 1 / 3, "weight/text": 6.0, "steps": 3.0}
+    assert TrainState.from_json(json.loads(json.dumps(state.to_json()))) == state
+
+
+def test_thresholds_are_those_of_the_next_step_and_come_back_exactly():
+    thresholds = {"blocks.3.depth.image": float.fromhex("0x1.99999ap-4"), "blocks.3.depth.text": -1e-7}
+    shares = {"blocks.3.depth.image": 1 / 3, "blocks.3.depth.text": 0.25}
+    state = TrainState.start(START).advance(BATCH, {"steps": 1.0}, thresholds, shares)
+    back = TrainState.from_json(json.loads(json.dumps(state.to_json())))
+    assert (back.thresholds, back.shares) == (thresholds, shares)
+    older = TrainState.start(START).to_json()
+    del older["thresholds"], older["shares"]
+    assert TrainState.from_json(older).thresholds == {}
+
+
+def test_a_row_closes_the_window_and_not_the_total():
+    state = TrainState.start(START).advance(BATCH, {"steps": 1.0}).logged().advance(BATCH, {"steps": 1.0})
+    assert (state.window, state.total, state.num_rows) == ({"steps": 1.0}, {"steps": 2.0}, 1)
+
+
+@pytest.mark.parametrize("value", ["", [], {}, {"step": 3}, TrainState.start(START).to_json() | {"more": 1}])
+def test_anything_else_is_refused(value: Any):
+    with pytest.raises(ConfigError, match="not the state of a run"):
+        TrainState.from_json(value)

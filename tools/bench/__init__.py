@@ -1,0 +1,1 @@
+"""Benchmarks: commands that measure against what a user would pick instead."""

@@ -1,0 +1,205 @@
+"""`motley bench data`: packed tokens per second of one worker, beside what one would use instead.
+
+All readers go through the same shards in the page cache, in turns, several times. The table says what each
+does, and the processor time it takes in all processes together, which a busy machine changes less.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # imports of torch and webdataset take seconds, and --help needs none
+    from data_pipeline.shards.index import TokenSource
+    from data_pipeline.stream.stream import Stream
+
+DOCUMENTS_PER_SHARD = 2_000
+READERS = {
+    "motley, one worker": "order, packing, reading with crc32, Batch; sent by a worker process",
+    "motley, in process": "the same in the calling process",
+    "motley, plan alone": "order and packing of the global batch; nothing is read",
+    "webdataset": "tar members -> ids in shard order; no shuffle, packing or Batch",
+    "raw, same order": "one pread a document at a known offset; no check, packing or Batch",
+    "raw, in file order": "each shard read as one array",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write shards into a temporary folder, time each reader on them and print a table."""
+    args = parser().parse_args(argv)
+    from data_pipeline.files.progress import Progress
+    from data_pipeline.stream.stream import Stream
+
+    with tempfile.TemporaryDirectory(prefix="motley-bench-data-", dir=args.folder) as folder:
+        source = _make_shards(Path(folder), args.documents)
+        stream = Stream(
+            [(source, 1.0)],
+            seed=1,
+            context_tokens=args.context_tokens,
+            sequences_per_step=args.sequences_per_step,
+        )
+        num_steps = max(1, args.tokens // (args.context_tokens * args.sequences_per_step))
+        runs = _readers(stream, source, num_steps)
+        rates: dict[str, list[float]] = {name: [] for name in runs}
+        cpu_s: dict[str, list[float]] = {name: [] for name in runs}
+        with Progress("bench data", total=args.repeats * len(runs), unit="runs") as progress:
+            for _ in range(args.repeats):
+                for name, run in runs.items():  # in turns, so that a busy moment hits all of them
+                    begin_cpu_s = _cpu_s()
+                    tokens, seconds = run()
+                    rates[name].append(tokens / seconds / 1e6)
+                    cpu_s[name].append((_cpu_s() - begin_cpu_s) / tokens * 1e6)
+                    progress.advance()
+        filled = sum(plan.filled_slots for plan in _plans(stream, num_steps))
+        fill_frac = filled / (num_steps * stream.sequences_per_step * stream.context_tokens)
+    print("\n".join(_table(rates, cpu_s)))
+    print(
+        f"Mtokens/s: median and range of {args.repeats} runs in turns; {num_steps} steps of "
+        f"{args.sequences_per_step} x {args.context_tokens} slots, {100 * fill_frac:.2f} % filled; "
+        f"{os.cpu_count()} cores"
+    )
+    print(
+        f"motley bench data --documents {args.documents} --tokens {args.tokens} --context-tokens "
+        f"{args.context_tokens} --sequences-per-step {args.sequences_per_step} --repeats {args.repeats}"
+    )
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="motley bench data", description=__doc__)
+    top.add_argument("--documents", type=int, default=20_000, help="in the shards (default %(default)s)")
+    top.add_argument("--tokens", type=int, default=8_000_000, help="slots a run reads (default %(default)s)")
+    top.add_argument("--context-tokens", type=int, default=4_096, help="default %(default)s")
+    top.add_argument("--sequences-per-step", type=int, default=8, help="read as one (default %(default)s)")
+    top.add_argument("--repeats", type=int, default=7, help="runs of each reader (default %(default)s)")
+    top.add_argument("--folder", default=None, help="where to write the shards (default: the system's /tmp)")
+    return top
+
+
+def _make_shards(folder: Path, num_documents: int) -> "TokenSource":
+    import numpy as np
+
+    from data_pipeline.shards.index import TokenSource
+    from data_pipeline.shards.synthetic import random_documents, write_token_folder
+    from data_pipeline.shards.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary(sizes={"text": 32_000, "image": 8_192, "speech": 512})
+    documents = random_documents(vocabulary, num_documents, 1, median_text_tokens=400, image_tokens=256)
+    write_token_folder(folder, list(documents), vocabulary, documents_per_shard=DOCUMENTS_PER_SHARD)
+    begin = time.perf_counter()
+    source = TokenSource.open(folder)
+    seconds = time.perf_counter() - begin
+    shards = source.manifest["shards"]
+    print(
+        f"{source.num_documents:,} documents of {int(np.median(source.lengths)):,} ids (median) to "
+        f"{int(source.lengths.max()):,}, {int(source.lengths.sum(dtype=np.int64)):,} ids in "
+        f"{len(shards)} shards, {sum(shard['bytes'] for shard in shards) / 1e6:.1f} MB; "
+        f"indexed in {seconds:.2f} s"
+    )
+    return source
+
+
+def _readers(
+    stream: "Stream", source: "TokenSource", num_steps: int
+) -> dict[str, Callable[[], tuple[int, float]]]:
+    """Reader -> a run of it: (tokens, seconds). Tokens are filled slots, or ids where nothing is packed."""
+    import numpy as np
+    from webdataset.compat import WebDataset
+
+    from data_pipeline.stream.loader import Loader
+
+    urls = [str(source.folder / entry["name"]) for entry in source.manifest["shards"]]
+    dtype = source.vocabulary.dtype
+    step_slots = stream.sequences_per_step * stream.context_tokens
+
+    def load(num_workers: int) -> tuple[int, float]:
+        with Loader(
+            stream,
+            dp_rank=0,
+            dp_size=1,
+            micro_batch_sequences=stream.sequences_per_step,
+            num_workers=num_workers,
+            prefetch_steps=4,
+        ) as loader:
+            loader.next_step()  # start-up is not reading
+            begin = time.perf_counter()
+            filled = sum(loader.next_step().fill_frac * step_slots for _ in range(num_steps))
+            return round(filled), time.perf_counter() - begin
+
+    def plan() -> tuple[int, float]:
+        begin = time.perf_counter()
+        filled = sum(plan.filled_slots for plan in _plans(stream, num_steps))
+        return filled, time.perf_counter() - begin
+
+    def webdataset() -> tuple[int, float]:
+        begin = time.perf_counter()
+        samples = WebDataset(urls, shardshuffle=False, empty_check=False)
+        ids = sum(len(np.frombuffer(sample["ids"], dtype)) for sample in samples)
+        return ids, time.perf_counter() - begin
+
+    documents = np.concatenate([plan.document[plan.start == 0] for plan in _plans(stream, num_steps)])
+    places = [
+        (source.shard_of(i), int(source.lengths[i]) * dtype.itemsize, int(source.index.offset[i]))
+        for i in documents.tolist()
+    ]
+
+    def same_order() -> tuple[int, float]:
+        files = [os.open(url, os.O_RDONLY) for url in urls]
+        begin = time.perf_counter()
+        ids = sum(
+            len(np.frombuffer(os.pread(files[shard], size, offset), dtype)) for shard, size, offset in places
+        )
+        seconds = time.perf_counter() - begin
+        for file in files:
+            os.close(file)
+        return ids, seconds
+
+    def file_order() -> tuple[int, float]:
+        begin = time.perf_counter()
+        for url in urls:
+            np.fromfile(url, dtype)
+        return int(source.lengths.sum(dtype=np.int64)), time.perf_counter() - begin
+
+    runs = (lambda: load(1), lambda: load(0), plan, webdataset, same_order, file_order)
+    return dict(zip(READERS, runs, strict=True))
+
+
+def _plans(stream: "Stream", num_steps: int) -> list:
+    """Plans of the first steps, made anew: by a stream that has none of them at hand."""
+    from data_pipeline.stream.stream import Stream
+
+    fresh = Stream(
+        [(source, float(share)) for source, share in zip(stream.sources, stream.shares, strict=True)],
+        seed=stream.seed,
+        context_tokens=stream.context_tokens,
+        sequences_per_step=stream.sequences_per_step,
+    )
+    state, plans = fresh.start(), []
+    for _ in range(num_steps):
+        plan, state = fresh.plan_step(state)
+        plans.append(plan)
+    return plans
+
+
+def _cpu_s() -> float:
+    """Processor time of this process and of all that it has started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def _table(rates: dict[str, list[float]], cpu_s: dict[str, list[float]]) -> list[str]:
+    usual = statistics.median(rates["webdataset"])
+    columns = ("Mtokens/s", "min", "max", "x webdataset", "CPU ms/Mtoken")
+    lines = [f"{'reader':<18} " + " ".join(f"{name:>{max(8, len(name))}}" for name in columns)]
+    for name, values in rates.items():
+        median = statistics.median(values)
+        lines.append(
+            f"{name:<18} {median:>9.2f} {min(values):>8.2f} {max(values):>8.2f} {median / usual:>12.2f} "
+            f"{1e3 * statistics.median(cpu_s[name]):>13.2f}  {READERS[name]}"
+        )
+    return lines

@@ -1,0 +1,306 @@
+"""`motley bench model`: what towers cost, beside the dense model and beside MoT routed as published.
+
+All variants of a case take turns in one process, a forward and a backward pass each, so that whatever else
+the machine does falls on all of them. On a CPU the clock is the process's CPU time with one thread; on a GPU
+it is events on the stream. A ratio is formed within each round and its median reported.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipeline.files.progress import Progress
+from data_pipeline.shards.vocabulary import SPECIAL_TOKENS
+from data_pipeline.stream.batch import Batch
+from parallel.host_memory import keep_freed_memory
+from pretrain.models.config import ModelConfig
+from pretrain.models.decoder import Decoder
+from pretrain.models.inputs import ModelInputs, build_inputs
+from pretrain.models.pretraining import Pretraining
+from pretrain.models.query_key import rotary_table
+from tools.bench.published_mot import PublishedDecoder
+
+BASELINE = "dense"
+
+ModelPass = Callable[[torch.nn.Module, ModelInputs], None]
+"""A forward and backward pass, which leaves no gradient behind."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: one block, or a decoder of `num_layers` blocks with embedding, head and loss."""
+
+    num_layers: int | None
+    d_model: int
+    num_heads: int
+    sequences: int
+    context_tokens: int
+    vocab_tokens: int
+
+    @property
+    def label(self) -> str:
+        what = (
+            "block"
+            if self.num_layers is None
+            else f"decoder, {self.num_layers} layers, vocabulary {self.vocab_tokens}"
+        )
+        return f"{what}, d_model {self.d_model}, {self.sequences} x {self.context_tokens} tokens"
+
+
+CPU_CASES = (
+    Case(None, 512, 8, 2, 1024, 512),
+    Case(None, 512, 8, 1, 256, 512),
+    Case(4, 128, 4, 8, 512, 2816),
+)
+GPU_CASES = (
+    Case(None, 1024, 16, 4, 4096, 512),
+    Case(None, 4096, 32, 2, 4096, 512),
+    Case(8, 1024, 16, 4, 4096, 65536),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Timing of one variant of a case, milliseconds of a forward and a backward pass."""
+
+    variant: str
+    median_ms: float
+    spread_ms: tuple[float, float]
+    """10th and 90th percentile."""
+    ratio: float
+    """Median over rounds of this variant's time over the baseline's of the same round."""
+    ratio_spread: tuple[float, float]
+
+
+def variants(case: Case, device: torch.device) -> dict[str, Callable[[], None]]:
+    """Name -> one forward and backward pass. All start from the same weights and see the same tokens."""
+    passes: dict[str, Callable[[], None]] = {BASELINE: _ours(case, 1, device)}
+    for towers in (2, 3):
+        passes[f"mot, {towers} towers"] = _ours(case, towers, device)
+        passes[f"published, {towers} towers"] = _published(case, towers, device)
+    return passes
+
+
+def measure(
+    what: str, passes: Mapping[str, Callable[[], None]], device: torch.device, rounds: int
+) -> list[Row]:
+    """Time all variants of `what` `rounds` times in turn, after a pass each to warm up. Ratios are to the one
+    named BASELINE."""
+    clock = _gpu_ms if device.type == "cuda" else _cpu_ms
+    for run in passes.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in passes}
+    with Progress(what, total=rounds, unit="round") as progress:
+        for index in range(rounds):
+            names = list(passes)
+            for name in names[index % len(names) :] + names[: index % len(names)]:
+                times[name].append(clock(passes[name]))
+            progress.advance()
+    rows = []
+    for name, values in times.items():
+        ratios = [value / base for value, base in zip(values, times[BASELINE], strict=True)]
+        rows.append(
+            Row(name, statistics.median(values), _spread(values), statistics.median(ratios), _spread(ratios))
+        )
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as text, spreads in brackets."""
+    lines = [f"  {'':22}{'ms':>9}  {'p10 - p90':>17}  {'/ dense':>8}  {'p10 - p90':>13}"]
+    for row in rows:
+        low, high = row.spread_ms
+        ratio_low, ratio_high = row.ratio_spread
+        lines.append(
+            f"  {row.variant:22}{row.median_ms:9.2f}  {low:8.2f} -{high:7.2f}  {row.ratio:8.3f}"
+            f"  {ratio_low:6.3f} -{ratio_high:5.3f}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The verb. Returns the exit code."""
+    device, cases, rounds = options(
+        "model",
+        "Time a forward and backward pass of dense, of MoT, and of MoT routed as published.",
+        CPU_CASES,
+        GPU_CASES,
+        argv,
+    )
+    for case in cases:
+        rows = measure(case.label, variants(case, device), device, rounds)
+        print(f"{case.label}\n{table(rows)}\n", flush=True)
+    return 0
+
+
+def options(
+    verb: str,
+    description: str,
+    cpu_cases: tuple[Case, ...],
+    gpu_cases: tuple[Case, ...],
+    argv: Sequence[str] | None,
+) -> tuple[torch.device, tuple[Case, ...], int]:
+    """(device, cases, rounds) that `motley bench <verb>` is asked for. Readies the process for its clock, and
+    says which it is."""
+    parser = argparse.ArgumentParser(prog=f"motley bench {verb}", description=description)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=20, help="passes of each variant (default %(default)s)")
+    parser.add_argument(
+        "--layers", type=int, help="with the next four: one case of your own (0: a block alone)"
+    )
+    parser.add_argument("--d-model", type=int, default=512)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--sequences", type=int, default=2)
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--vocabulary", type=int, default=2816)
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here; use --device cpu")
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds}: at least 1 is needed")
+    device = torch.device(args.device)
+    cases = gpu_cases if device.type == "cuda" else cpu_cases
+    if args.layers is not None:
+        cases = (
+            Case(
+                args.layers or None, args.d_model, args.heads, args.sequences, args.context, args.vocabulary
+            ),
+        )
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        keep_freed_memory()  # as a run does
+        print("CPU time of one thread, fp32, forward + backward")
+    else:
+        print(f"{torch.cuda.get_device_name(device)}, bf16, forward + backward")
+    return device, cases, args.rounds
+
+
+def model_config(case: Case, towers: int, **tables: object) -> ModelConfig:
+    """Of `towers` towers. `tables`: further keys of the config."""
+    names = ("text", "image", "speech")
+    values = {
+        "num_layers": case.num_layers or 1,
+        "d_model": case.d_model,
+        "num_heads": case.num_heads,
+        "context_tokens": case.context_tokens,
+        "vocab_tokens": case.vocab_tokens,
+        # Modalities are two in the case of two towers, else three; dense serves three with one.
+        "towers": dict.fromkeys(names, "all") if towers == 1 else {name: name for name in names[:towers]},
+    }
+    return ModelConfig.model_validate(values | tables)
+
+
+def random_batch(case: Case, modalities: int) -> Batch:
+    """Sequences of one document each (so that dense moves no row), of spans of 64 to 256 tokens of one
+    modality. No special tokens, which depth routing lets through whatever their score."""
+    rng = np.random.default_rng(0)
+    shape = (case.sequences, case.context_tokens)
+    tokens = shape[0] * shape[1]
+    shortest = max(1, case.context_tokens // 16)
+    lengths = rng.integers(shortest, 4 * shortest + 1, size=-(-tokens // shortest))
+    modality = (
+        np.repeat(np.arange(lengths.size) % modalities, lengths)[:tokens].reshape(shape).astype(np.uint8)
+    )
+    ids, targets = rng.integers(len(SPECIAL_TOKENS), case.vocab_tokens, (2, *shape), dtype=np.int32)
+    return Batch(
+        input_ids=ids,
+        target_ids=targets,
+        loss_weights=np.ones(shape, np.float32),
+        positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
+        document_ids=np.zeros(shape, np.int32),
+        input_modality=modality,
+        target_modality=modality,
+        samples=((),) * shape[0],
+    )
+
+
+def model_pass(
+    case: Case, config: ModelConfig, batch: Batch, device: torch.device
+) -> tuple[torch.nn.Module, ModelInputs, ModelPass]:
+    """What is timed of a case, what it works on, and how."""
+    dtype = _dtype(device)
+    decoder = Decoder(config).to(device, dtype)
+    inputs = build_inputs(batch, config).to(device)
+    if case.num_layers is not None:
+        return Pretraining(decoder), inputs, lambda module, of: _backward(module(of)[0], module)
+    rotary = rotary_table(inputs.positions, config.head_dim, config.rope_theta)
+    x, grad = _stream(case, device, dtype)
+
+    def run(block: torch.nn.Module, of: ModelInputs) -> None:
+        _backward(block(x, of.routing, of.mask, rotary, of), block, x, grad)
+
+    return decoder.blocks[0], inputs, run
+
+
+def _ours(case: Case, towers: int, device: torch.device) -> Callable[[], None]:
+    config = model_config(case, towers)
+    module, inputs, run = model_pass(case, config, random_batch(case, len(config.modalities)), device)
+    return lambda: run(module, inputs)
+
+
+def _published(case: Case, towers: int, device: torch.device) -> Callable[[], None]:
+    config, dtype = model_config(case, towers), _dtype(device)
+    decoder = PublishedDecoder(config)
+    decoder.copy_weights(Decoder(config))
+    decoder = decoder.to(device, dtype)
+    batch = random_batch(case, towers)
+    ids, targets, tower, positions = (
+        torch.from_numpy(values.reshape(-1).astype(np.int64)).to(device)
+        for values in (batch.input_ids, batch.target_ids, batch.input_modality, batch.positions)
+    )
+    if case.num_layers is not None:
+        return lambda: _backward(decoder(ids, targets, tower, positions, case.sequences), decoder)
+    block = decoder.blocks[0]
+    masks = [tower == index for index in range(towers)]
+    rotary = rotary_table(positions, config.head_dim, config.rope_theta)
+    x, grad = _stream(case, device, dtype)
+    return lambda: _backward(block(x, masks, rotary, case.sequences), block, x, grad)
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def _stream(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A residual stream that wants a gradient, and the gradient of what a block makes of it."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, case.sequences * case.context_tokens, case.d_model)
+    x, grad = torch.randn(shape, generator=generator).to(device, dtype)
+    return x.requires_grad_(), grad
+
+
+def _backward(
+    out: Tensor, module: torch.nn.Module, x: Tensor | None = None, grad: Tensor | None = None
+) -> None:
+    """Differentiate and drop the gradients, as an engine does once it has taken them."""
+    out.backward(grad)
+    module.zero_grad()
+    if x is not None:
+        x.grad = None
+
+
+def _cpu_ms(run: Callable[[], None]) -> float:
+    start = time.process_time()
+    run()
+    return (time.process_time() - start) * 1e3
+
+
+def _gpu_ms(run: Callable[[], None]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    low, high = np.percentile(values, (10, 90))
+    return float(low), float(high)

@@ -1,0 +1,173 @@
+"""`motley bench sparse`: what depth routing and experts cost, beside what their FLOPs promise.
+
+Every token is of one modality, and all of them are routed, so that what is measured is the routed path alone.
+FLOPs are the ledger's, of what really ran. A time ratio over a FLOPs ratio of 1 says that a variant keeps its
+promise; what it has more is the price of choosing, gathering and smaller products.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from pretrain.models.accounting import forward_flops, module_costs
+from pretrain.models.config import ModelConfig
+from pretrain.models.inputs import ModelInputs
+from pretrain.models.routing_state import BINS, Selection, counts_in
+from pretrain.train import depth_steps, expert_steps
+from pretrain.train.thresholds import Counted
+from tools.bench.model import (
+    BASELINE,
+    Case,
+    ModelPass,
+    Row,
+    measure,
+    model_config,
+    model_pass,
+    options,
+    random_batch,
+)
+
+CPU_CASES = (Case(None, 512, 8, 2, 1024, 512), Case(4, 512, 8, 2, 1024, 2816))
+GPU_CASES = (
+    Case(None, 1024, 16, 4, 4096, 512),
+    Case(None, 4096, 32, 2, 4096, 512),
+    Case(8, 1024, 16, 4, 4096, 65536),
+)
+RATIOS = (1.0, 0.75, 0.54, 0.25)
+"""Of depth. 0.54 is the mean of p-MoD."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the ledger says of a variant."""
+
+    ran: float
+    """Rows that blocks computed, or experts, over tokens."""
+    flops_ratio: float
+    """Forward FLOPs over the baseline's; of training they are the same."""
+
+
+def configs(case: Case) -> dict[str, ModelConfig]:
+    """Variant -> model; the first is the baseline."""
+
+    def depth(ratio: float, rule: str = "threshold", keys: str = "all") -> ModelConfig:
+        table = {
+            "schedule": "constant",
+            "mean_ratio": ratio,
+            "dense_above": 1.0,
+            "rule": rule,
+            "keys": keys,
+            "threshold_momentum": 0.0,
+            "dense_frac": 0.0,
+            "ramp_frac": 0.0,
+        }
+        return model_config(case, 1, depth={"text": table})
+
+    def experts(norm_placement: str = "post", **table: object) -> ModelConfig:
+        return model_config(
+            case, 1, experts={"all": {"num_experts": 4, **table}}, norm_placement=norm_placement
+        )
+
+    return {
+        BASELINE: model_config(case, 1),
+        **{f"depth {ratio:g}": depth(ratio) for ratio in RATIOS},
+        **{f"depth {ratio:g}, selected keys": depth(ratio, keys="selected") for ratio in RATIOS[1:]},
+        "depth 0.54, top_k": depth(0.54, rule="top_k"),
+        "experts, 4 choose": experts(),
+        # With the norm behind it one gate would be normalised away, so that is refused.
+        "experts, 1 of 4, pre": experts("pre", routing="token_choice"),
+        "experts, 2 of 4": experts(routing="token_choice", top_k=2),
+    }
+
+
+def variants(case: Case, device: torch.device) -> tuple[dict[str, Callable[[], None]], dict[str, Promise]]:
+    """Name -> one forward and backward pass, and what the ledger says of it. All see the same tokens."""
+    passes: dict[str, Callable[[], None]] = {}
+    promises: dict[str, Promise] = {}
+    batch, dense = random_batch(case, 1), 0
+    for name, config in configs(case).items():
+        module, inputs, run = model_pass(case, config, batch, device)
+        inputs, counted = settled(module, inputs, run, config)
+        flops, ran = _ledger(case, config, inputs, counted)
+        dense = dense or flops
+        promises[name] = Promise(ran, flops / dense)
+        passes[name] = _bound(module, inputs, run)
+    return passes, promises
+
+
+def settled(
+    module: torch.nn.Module, inputs: ModelInputs, run: ModelPass, config: ModelConfig
+) -> tuple[ModelInputs, dict[str, Counted]]:
+    """The inputs with thresholds that let through what their schedule wants of these very tokens, and what
+    routers then count in a pass.
+
+    A layer's scores depend on what ran before it, so each pass settles one layer more.
+    """
+    counted = _counted(module, inputs, run)
+    for _ in range(config.num_layers if config.depth else 0):
+        thresholds, _ = depth_steps.thresholds_after({}, {}, counted, config, step=1, num_steps=1)
+        inputs = replace(inputs, selection=Selection(thresholds=thresholds))
+        counted = _counted(module, inputs, run)
+    return inputs, counted
+
+
+def _counted(module: torch.nn.Module, inputs: ModelInputs, run: ModelPass) -> dict[str, Counted]:
+    run(module, inputs)
+    found = {}
+    for counts in counts_in(module):
+        values = counts.take().numpy()
+        found[counts.name] = Counted(values[:BINS], tuple(values[BINS:].tolist()))
+    return found
+
+
+def _ledger(
+    case: Case, config: ModelConfig, inputs: ModelInputs, counted: dict[str, Counted]
+) -> tuple[int, float]:
+    """(forward FLOPs, rows that ran over tokens)."""
+    tokens = dict(zip(config.modalities, inputs.input_tokens, strict=True))
+    skipped = depth_steps.skipped(config, counted, inputs.visible_pairs)
+    taken = expert_steps.rows_taken(config, counted)
+    flops = forward_flops(config, tokens, inputs.visible_pairs, taken, skipped)
+    if case.num_layers is None:  # a block has no head
+        head = module_costs(config)["head"].flops
+        flops -= sum(count * head[modality] for modality, count in tokens.items())
+    total = sum(tokens.values())
+    if skipped is not None:
+        return flops, 1 - sum(skipped.tokens.values()) / (total * config.num_layers)
+    return flops, sum(taken.values()) / (total * config.num_layers) if config.experts else 1.0
+
+
+def _bound(module: torch.nn.Module, inputs: ModelInputs, run: ModelPass) -> Callable[[], None]:
+    return lambda: run(module, inputs)
+
+
+def table(rows: Sequence[Row], promises: dict[str, Promise]) -> str:
+    """Rows as text, spreads in brackets."""
+    lines = [
+        f"  {'':26}{'ms':>9}  {'ran':>6}  {'/ dense':>8}  {'p10 - p90':>13}  {'FLOPs':>6}  {'over FLOPs':>10}"
+    ]
+    for row in rows:
+        promise, (low, high) = promises[row.variant], row.ratio_spread
+        lines.append(
+            f"  {row.variant:26}{row.median_ms:9.2f}  {promise.ran:6.3f}  {row.ratio:8.3f}"
+            f"  {low:6.3f} -{high:5.3f}  {promise.flops_ratio:6.3f}  {row.ratio / promise.flops_ratio:10.3f}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The verb. Returns the exit code."""
+    device, cases, rounds = options(
+        "sparse",
+        "Time a forward and backward pass of dense, of depth routing and of experts, and set it against "
+        "their FLOPs.",
+        CPU_CASES,
+        GPU_CASES,
+        argv,
+    )
+    for case in cases:
+        passes, promises = variants(case, device)
+        rows = measure(case.label, passes, device, rounds)
+        print(f"{case.label}\n{table(rows, promises)}\n", flush=True)
+    return 0
