@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class TensorAxis:
+class TensorParallel:
     """The tensor-parallel ranks that share a layer, as one of them sees it. The default is one rank alone."""
 
     rank: int = 0
@@ -44,120 +44,120 @@ class TensorAxis:
         return tuple(kept)
 
 
-ONE_RANK = TensorAxis()
+ONE_RANK = TensorParallel()
 
 
-def sum_(x: Tensor, axis: TensorAxis) -> Tensor:
-    """`x`, in place, summed over the ranks of the axis. No gradient."""
-    if axis.size > 1:
-        dist.all_reduce(x, group=axis.group)
+def sum_(x: Tensor, tp: TensorParallel) -> Tensor:
+    """`x`, in place, summed over tensor-parallel ranks. No gradient."""
+    if tp.size > 1:
+        dist.all_reduce(x, group=tp.group)
     return x
 
 
-def gather_rows(x: Shaped[Tensor, "rows ..."], axis: TensorAxis) -> tuple[Tensor, Any]:
+def gather_rows(x: Shaped[Tensor, "rows ..."], tp: TensorParallel) -> tuple[Tensor, Any]:
     """(the rows of all ranks in rank order, a handle to wait for before using them). No gradient."""
-    whole = x.new_empty(x.shape[0] * axis.size, *x.shape[1:])
-    handle = dist.all_gather_into_tensor(whole, x.contiguous(), group=axis.group, async_op=True)
+    whole = x.new_empty(x.shape[0] * tp.size, *x.shape[1:])
+    handle = dist.all_gather_into_tensor(whole, x.contiguous(), group=tp.group, async_op=True)
     return whole, handle
 
 
-def scatter_sum(whole: Shaped[Tensor, "rows ..."], axis: TensorAxis) -> tuple[Tensor, Any]:
+def scatter_sum(whole: Shaped[Tensor, "rows ..."], tp: TensorParallel) -> tuple[Tensor, Any]:
     """(this rank's chunk of the rows summed over ranks, a handle to wait for before using it). No
     gradient."""
-    chunk = whole.new_empty(whole.shape[0] // axis.size, *whole.shape[1:])
-    handle = dist.reduce_scatter_tensor(chunk, whole.contiguous(), group=axis.group, async_op=True)
+    chunk = whole.new_empty(whole.shape[0] // tp.size, *whole.shape[1:])
+    handle = dist.reduce_scatter_tensor(chunk, whole.contiguous(), group=tp.group, async_op=True)
     return chunk, handle
 
 
-def combine(partial: Shaped[Tensor, "tokens d_model"], axis: TensorAxis) -> Shaped[Tensor, "rows d_model"]:
+def combine(partial: Shaped[Tensor, "tokens d_model"], tp: TensorParallel) -> Shaped[Tensor, "rows d_model"]:
     """The sum over ranks of their partial results: all rows, or with sequence parallel this rank's chunk."""
-    if axis.size == 1:
+    if tp.size == 1:
         return partial
-    return (_ScatterSum if axis.sequence_parallel else _Sum).apply(partial, axis)
+    return (_ScatterSum if tp.sequence_parallel else _Sum).apply(partial, tp)
 
 
-def combine_gradient(partial: Shaped[Tensor, "tokens d_model"], axis: TensorAxis) -> tuple[Tensor, Any]:
+def combine_gradient(partial: Shaped[Tensor, "tokens d_model"], tp: TensorParallel) -> tuple[Tensor, Any]:
     """As `combine`, for the gradient of what a column-parallel layer was given: (result, handle or None)."""
-    if axis.size == 1:
+    if tp.size == 1:
         return partial, None
-    if axis.sequence_parallel:
-        return scatter_sum(partial, axis)
-    return partial, dist.all_reduce(partial, group=axis.group, async_op=True)
+    if tp.sequence_parallel:
+        return scatter_sum(partial, tp)
+    return partial, dist.all_reduce(partial, group=tp.group, async_op=True)
 
 
-def whole_rows(x: Shaped[Tensor, "rows d_model"], axis: TensorAxis) -> Shaped[Tensor, "tokens d_model"]:
+def whole_rows(x: Shaped[Tensor, "rows d_model"], tp: TensorParallel) -> Shaped[Tensor, "tokens d_model"]:
     """The whole stream from the chunks of sequence parallel, for layers that then keep all of it on every
-    rank (they are given an axis without sequence parallel). Its gradient is the same on every rank, so a
+    rank (they are given a `tp` without sequence parallel). Its gradient is the same on every rank, so a
     chunk's is a part of it; `own_chunk` is the way back."""
-    return _WholeRows.apply(x, axis) if axis.sequence_parallel else x
+    return _WholeRows.apply(x, tp) if tp.sequence_parallel else x
 
 
-def sum_gradient(x: Shaped[Tensor, "..."], axis: TensorAxis) -> Shaped[Tensor, "..."]:
+def sum_gradient(x: Shaped[Tensor, "..."], tp: TensorParallel) -> Shaped[Tensor, "..."]:
     """`x`, whose gradient is summed over ranks: for what all ranks hold and each uses for a part of the
     features. What a column-parallel layer does for its own input."""
-    return _SumGradient.apply(x, axis) if axis.size > 1 else x
+    return _SumGradient.apply(x, tp) if tp.size > 1 else x
 
 
-def own_chunk(whole: Shaped[Tensor, "tokens d_model"], axis: TensorAxis) -> Shaped[Tensor, "rows d_model"]:
+def own_chunk(whole: Shaped[Tensor, "tokens d_model"], tp: TensorParallel) -> Shaped[Tensor, "rows d_model"]:
     """This rank's chunk of a stream that all ranks hold: the inverse of `whole_rows`."""
-    return _OwnChunk.apply(whole, axis) if axis.sequence_parallel else whole
+    return _OwnChunk.apply(whole, tp) if tp.sequence_parallel else whole
 
 
-def of_first_rank(x: Tensor, axis: TensorAxis) -> Tensor:
-    """`x`, in place, as the first rank of the axis has it: what must not differ by a bit. No gradient."""
-    if axis.size > 1:
-        dist.broadcast(x, group=axis.group, group_src=0)
+def of_first_rank(x: Tensor, tp: TensorParallel) -> Tensor:
+    """`x`, in place, as the first tensor-parallel rank has it: what must not differ by a bit. No gradient."""
+    if tp.size > 1:
+        dist.broadcast(x, group=tp.group, group_src=0)
     return x
 
 
-def _whole(chunk: Tensor, axis: TensorAxis) -> Tensor:
-    whole, handle = gather_rows(chunk, axis)
+def _whole(chunk: Tensor, tp: TensorParallel) -> Tensor:
+    whole, handle = gather_rows(chunk, tp)
     handle.wait()
     return whole
 
 
-def _chunk(whole: Tensor, axis: TensorAxis) -> Tensor:
-    return whole.chunk(axis.size)[axis.rank].clone()  # a view would keep the whole alive
+def _chunk(whole: Tensor, tp: TensorParallel) -> Tensor:
+    return whole.chunk(tp.size)[tp.rank].clone()  # a view would keep the whole alive
 
 
 class _WholeRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: TensorAxis) -> Tensor:
-        ctx.axis = axis
-        return _whole(x, axis)
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return _whole(x, tp)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _chunk(grad, ctx.axis), None
+        return _chunk(grad, ctx.tp), None
 
 
 class _SumGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: TensorAxis) -> Tensor:
-        ctx.axis = axis
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return sum_(grad.clone(memory_format=torch.contiguous_format), ctx.axis), None
+        return sum_(grad.clone(memory_format=torch.contiguous_format), ctx.tp), None
 
 
 class _OwnChunk(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, whole: Tensor, axis: TensorAxis) -> Tensor:
-        ctx.axis = axis
-        return _chunk(whole, axis)
+    def forward(ctx: Any, whole: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return _chunk(whole, tp)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _whole(grad, ctx.axis), None
+        return _whole(grad, ctx.tp), None
 
 
 class _Sum(torch.autograd.Function):
     # megatron-core's own gives back its input unsummed where that is not contiguous (mappings.py, _reduce).
     @staticmethod
-    def forward(ctx: Any, partial: Tensor, axis: TensorAxis) -> Tensor:
-        return sum_(partial.clone(), axis)
+    def forward(ctx: Any, partial: Tensor, tp: TensorParallel) -> Tensor:
+        return sum_(partial.clone(), tp)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
@@ -166,12 +166,12 @@ class _Sum(torch.autograd.Function):
 
 class _ScatterSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, partial: Tensor, axis: TensorAxis) -> Tensor:
-        ctx.axis = axis
-        chunk, handle = scatter_sum(partial, axis)
+    def forward(ctx: Any, partial: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        chunk, handle = scatter_sum(partial, tp)
         handle.wait()
         return chunk
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _whole(grad, ctx.axis), None
+        return _whole(grad, ctx.tp), None

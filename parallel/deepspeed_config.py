@@ -16,7 +16,7 @@ def deepspeed_config(
     precision: Precision,
     micro_batch_sequences: int,
     accumulation_steps: int,
-    clip_norm: float,
+    max_grad_norm: float,
     persistent_elements: int = PERSISTENT_ELEMENTS,
 ) -> dict[str, Any]:
     """Dictionary for deepspeed.initialize, which adds the data-parallel size itself.
@@ -36,7 +36,7 @@ def deepspeed_config(
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_sequences,
         "gradient_accumulation_steps": accumulation_steps,
-        "gradient_clipping": 0.0 if zero_stage == 0 else clip_norm,
+        "gradient_clipping": 0.0 if zero_stage == 0 else max_grad_norm,
         "zero_optimization": {
             "stage": zero_stage,
             "reduce_bucket_size": BUCKET_ELEMENTS,

@@ -16,13 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from parallel.collectives import ONE_RANK, TensorAxis
+from parallel.collectives import ONE_RANK, TensorParallel
 from parallel.logical import LogicalTensor
 from parallel.towers import Initialise, tower_shards
 
 
 @dataclass(frozen=True)
-class Taken:
+class ExpertAssignment:
     """What the experts of one tower take of its slice."""
 
     rows: tuple[Int[Tensor, " rows"], ...]
@@ -51,15 +51,15 @@ class DispatchedLinear(nn.Module):
     collectives: those are for all towers and experts together, around a region of such layers."""
 
     def __init__(
-        self, shapes: Mapping[str, LogicalTensor], initialise: Initialise, *, axis: TensorAxis = ONE_RANK
+        self, shapes: Mapping[str, LogicalTensor], initialise: Initialise, *, tp: TensorParallel = ONE_RANK
     ) -> None:
         """`shapes`: weight shard -> its whole."""
         super().__init__()
         self.weight = nn.ParameterDict()
         for shard, logical in shapes.items():
-            self.weight.update(tower_shards((shard,), initialise, logical, axis))
+            self.weight.update(tower_shards((shard,), initialise, logical, tp))
 
-    def forward(self, pieces: Sequence[Tensor], taken: Sequence[Taken | None]) -> list[Tensor]:
+    def forward(self, pieces: Sequence[Tensor], taken: Sequence[ExpertAssignment | None]) -> list[Tensor]:
         """Of each tower [rows, in]: [rows, out]. `taken`: whose rows they are, None for a plain tower."""
         return [
             F.linear(x, weight) if by is None else _ExpertProducts.apply(x, weight, by)
@@ -67,19 +67,21 @@ class DispatchedLinear(nn.Module):
         ]
 
 
-def dispatch(x: Float[Tensor, "tokens d"], taken: Taken) -> Float[Tensor, "dispatched d"]:
+def dispatch(x: Float[Tensor, "tokens d"], taken: ExpertAssignment) -> Float[Tensor, "dispatched d"]:
     """Each expert's rows, expert by expert."""
     return _Dispatch.apply(x, taken)
 
 
-def collect(y: Float[Tensor, "dispatched d"], taken: Taken, tokens: int) -> Float[Tensor, "tokens d"]:
+def collect(
+    y: Float[Tensor, "dispatched d"], taken: ExpertAssignment, tokens: int
+) -> Float[Tensor, "tokens d"]:
     """For each row the sum of what its experts made of it; 0 where there was none. Transposed `dispatch`."""
     return _Collect.apply(y, taken, tokens)
 
 
 class _Dispatch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, taken: Taken) -> Tensor:
+    def forward(ctx: Any, x: Tensor, taken: ExpertAssignment) -> Tensor:
         ctx.taken, ctx.tokens = taken, x.shape[0]
         return _spread(x, taken)
 
@@ -90,7 +92,7 @@ class _Dispatch(torch.autograd.Function):
 
 class _Collect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, taken: Taken, tokens: int) -> Tensor:
+    def forward(ctx: Any, y: Tensor, taken: ExpertAssignment, tokens: int) -> Tensor:
         ctx.taken = taken
         return _add_up(y, taken, tokens)
 
@@ -99,14 +101,14 @@ class _Collect(torch.autograd.Function):
         return _spread(grad, ctx.taken), None, None
 
 
-def _spread(x: Tensor, taken: Taken) -> Tensor:
+def _spread(x: Tensor, taken: ExpertAssignment) -> Tensor:
     out = x.new_empty(sum(taken.sizes), x.shape[1])
     for rows, piece in zip(taken.rows, out.split(taken.sizes), strict=True):
         torch.index_select(x, 0, rows, out=piece)
     return out
 
 
-def _add_up(y: Tensor, taken: Taken, tokens: int) -> Tensor:
+def _add_up(y: Tensor, taken: ExpertAssignment, tokens: int) -> Tensor:
     out = y.new_zeros(tokens, y.shape[1])
     for rows, piece in zip(taken.rows, y.split(taken.sizes), strict=True):
         out.index_add_(0, rows, piece)
@@ -117,7 +119,7 @@ class _ExpertProducts(torch.autograd.Function):
     """Each expert's rows times its own weight of [experts, out, in]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, taken: Taken) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, taken: ExpertAssignment) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.taken = taken
         return _products(x, weight.mT, taken)
@@ -141,7 +143,7 @@ class _ExpertProducts(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
-def _products(x: Tensor, weight: Tensor, taken: Taken) -> Tensor:
+def _products(x: Tensor, weight: Tensor, taken: ExpertAssignment) -> Tensor:
     """Each expert's rows times its weight of [experts, in, out]."""
     if taken.counts is None:
         return F.grouped_mm(x, weight, offs=taken.ends)

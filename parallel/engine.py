@@ -34,7 +34,7 @@ class ParameterGroup(TypedDict):
     """Unique, such as "image/decay/cut"."""
     tower: str
     params: list[torch.nn.Parameter]
-    lr_factor: float
+    lr_scale: float
     """Times the learning rate of the step."""
     weight_decay: float
     lr: NotRequired[float]
@@ -48,7 +48,7 @@ class AdamWSettings:
     beta1: float
     beta2: float
     eps: float
-    clip_norm: float
+    max_grad_norm: float
     """The gradient is scaled down to this global norm; 0 leaves it as it is."""
 
 

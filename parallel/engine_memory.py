@@ -43,15 +43,15 @@ _SUB_GROUP_ELEMENTS = _LIVE_ELEMENTS = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class Held:
+class MemoryUse:
     """Bytes of one rank that last from step to step, gradients at their most."""
 
     parameters: int = 0
     gradients: int = 0
     optimizer: int = 0
 
-    def __add__(self, other: "Held") -> "Held":
-        return Held(
+    def __add__(self, other: "MemoryUse") -> "MemoryUse":
+        return MemoryUse(
             self.parameters + other.parameters,
             self.gradients + other.gradients,
             self.optimizer + other.optimizer,
@@ -62,33 +62,35 @@ class Held:
         return self.parameters + self.gradients + self.optimizer
 
 
-def held(
+def group_memory(
     sizes: Sequence[int], *, dp: int, zero_stage: ZeroStage, precision: Precision, dp_rank: int | None = None
-) -> Held:
+) -> MemoryUse:
     """What a group of trainable parameters costs. `dp_rank` matters in stage 2 with fp32 alone; None: the
     rank that holds most."""
-    b = bytes_of(precision)
+    b = format_bytes(precision)
     n, flat = sum(sizes), _flat(sizes, dp)
     if zero_stage == 0:
-        return Held(_FP32 * n, _FP32 * n, 2 * _FP32 * n)
+        return MemoryUse(_FP32 * n, _FP32 * n, 2 * _FP32 * n)
     if zero_stage == 3:
         parts = _parts(sizes, dp)
         whole = sum(size for size in sizes if size <= PERSISTENT_ELEMENTS) if dp > 1 else 0
-        return Held(b * (parts + whole), _FP32 * parts, _MASTER_AND_MOMENTS * parts)
+        return MemoryUse(b * (parts + whole), _FP32 * parts, _MASTER_AND_MOMENTS * parts)
     optimizer = _MASTER_AND_MOMENTS * flat // dp
     if zero_stage == 1:
-        return Held(b * flat, _FP32 * n if precision == "fp32" else _FP32 * flat + b * n, optimizer)
+        return MemoryUse(b * flat, _FP32 * n if precision == "fp32" else _FP32 * flat + b * n, optimizer)
     if precision == "bf16":
-        return Held(b * flat, _FP32 * flat // dp, optimizer)
+        return MemoryUse(b * flat, _FP32 * flat // dp, optimizer)
     ranks = range(dp) if dp_rank is None else (dp_rank,)
-    return Held(b * flat, _FP32 * max(sum(_touched(sizes, rank, flat // dp)) for rank in ranks), optimizer)
+    return MemoryUse(
+        b * flat, _FP32 * max(sum(_touched(sizes, rank, flat // dp)) for rank in ranks), optimizer
+    )
 
 
-def frozen(sizes: Sequence[int], *, dp: int, zero_stage: ZeroStage, precision: Precision) -> Held:
+def frozen_memory(sizes: Sequence[int], *, dp: int, zero_stage: ZeroStage, precision: Precision) -> MemoryUse:
     """What parameters that are not trained cost: stage 3 cuts them too, the others leave them."""
     if zero_stage == 3:
-        return Held(held(sizes, dp=dp, zero_stage=3, precision=precision).parameters)
-    return Held(bytes_of(precision) * sum(sizes))
+        return MemoryUse(group_memory(sizes, dp=dp, zero_stage=3, precision=precision).parameters)
+    return MemoryUse(format_bytes(precision) * sum(sizes))
 
 
 def update_copy(
@@ -119,7 +121,7 @@ def buffers(groups: Groups, *, dp: int, zero_stage: ZeroStage, precision: Precis
     them (zero/stage_1_and_2.py:2359, 3256). Stage 3: the same bucket, kept (zero/stage3.py:782), and gathered
     parameters up to stage3_max_live_parameters and the bucket that is fetched ahead.
     """
-    b = bytes_of(precision)
+    b = format_bytes(precision)
     n = sum(map(sum, groups.values()))
     bucket = min(BUCKET_ELEMENTS, n)
     if zero_stage == 0:
@@ -135,7 +137,7 @@ def buffers(groups: Groups, *, dp: int, zero_stage: ZeroStage, precision: Precis
     return _FP32 * BUCKET_ELEMENTS + _FP32 * bucket + b * gathered
 
 
-def bytes_of(precision: Precision) -> int:
+def format_bytes(precision: Precision) -> int:
     """Bytes of a parameter or an activation."""
     return 2 if precision == "bf16" else 4
 

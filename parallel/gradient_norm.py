@@ -36,9 +36,9 @@ class GradientNorm:
     """
 
     def __init__(
-        self, groups: Sequence[ParameterGroup], world: World, *, zero_stage: int, clip_norm: float
+        self, groups: Sequence[ParameterGroup], world: World, *, zero_stage: int, max_grad_norm: float
     ) -> None:
-        self.world, self.zero_stage, self.clip_norm = world, zero_stage, clip_norm
+        self.world, self.zero_stage, self.max_grad_norm = world, zero_stage, max_grad_norm
         first = world.dp_rank == 0
         self._counts = {
             group["name"]: (zero_stage > 0 or first) and (_is_cut(group) or world.tp_rank == 0)
@@ -64,7 +64,7 @@ class GradientNorm:
                 self._squares[group["name"]] = self._squares.get(group["name"], 0.0) + squares.double()
         if self.zero_stage == 0:
             self._whole = self._sum()
-            _clip(optimizer, self._whole.total, self.clip_norm)
+            _clip(optimizer, self._whole.total, self.max_grad_norm)
 
     def norms(self, reported: float | None) -> Norms:
         """Of the step that was made since `begin`. `reported`: DeepSpeed's global norm; not used at stage 0.
@@ -78,10 +78,10 @@ class GradientNorm:
         if not math.isfinite(clipped.total):
             return clipped
         total = float(reported or 0.0)
-        expected = min(total, self.clip_norm) if self.clip_norm > 0 else total
+        expected = min(total, self.max_grad_norm) if self.max_grad_norm > 0 else total
         # Their rounding and the 1e-6 that DeepSpeed adds before it divides.
         assert math.isclose(clipped.total, expected, rel_tol=1e-3, abs_tol=1e-6), (
-            f"DeepSpeed reports a gradient norm of {total}, clipped at {self.clip_norm}, but that of the "
+            f"DeepSpeed reports a gradient norm of {total}, clipped at {self.max_grad_norm}, but that of the "
             f"gradient it applied is {clipped.total}: is a tensor-parallel parameter not marked as such?"
         )
         scale = total / clipped.total if clipped.total > 0 else 1.0
@@ -103,14 +103,14 @@ class GradientNorm:
         return Norms(math.sqrt(sum(summed)), by_tower)
 
 
-def _clip(optimizer: torch.optim.Optimizer, norm: float, clip_norm: float) -> None:
-    """Scale the whole gradient down to `clip_norm`, or drop it where it is not finite."""
+def _clip(optimizer: torch.optim.Optimizer, norm: float, max_grad_norm: float) -> None:
+    """Scale the whole gradient down to `max_grad_norm`, or drop it where it is not finite."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     for parameter in parameters:
         if not math.isfinite(norm):
             parameter.grad = None  # AdamW passes such parameters over
-        elif 0 < clip_norm < norm:
-            parameter.grad.mul_(clip_norm / (norm + 1e-6))
+        elif 0 < max_grad_norm < norm:
+            parameter.grad.mul_(max_grad_norm / (norm + 1e-6))
 
 
 def _is_cut(group: Mapping[str, Any]) -> bool:

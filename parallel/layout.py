@@ -138,7 +138,7 @@ def _problems(
     tp, pp = config.tp, config.pp
     # A head, with its keys and values, and a column of the feed-forward live on one rank.
     widths = {"num_kv_heads": shape.kv_heads, "num_heads": shape.num_heads, "ffn_hidden": shape.ffn_width}
-    widths |= {f"experts.{t}.hidden": w for t, w in shape.expert_widths.items() if w != shape.ffn_width}
+    widths |= {f"experts.{t}.ffn_hidden": w for t, w in shape.expert_widths.items() if w != shape.ffn_width}
     legal = ", ".join(map(str, _divisors(math.gcd(*widths.values()))))
     if shape.kv_heads == shape.num_heads:
         del widths["num_kv_heads"]

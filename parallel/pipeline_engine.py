@@ -29,7 +29,7 @@ class PipelineEngine(ZeroEngine):
         missing = sorted({name for names in self.world.gather(mine) for name in names} - set(mine))
         self.placeholders = nn.ParameterList(torch.zeros(1) for _ in missing)
         return [
-            ParameterGroup(name=name, tower="", params=[placeholder], lr_factor=0.0, weight_decay=0.0)
+            ParameterGroup(name=name, tower="", params=[placeholder], lr_scale=0.0, weight_decay=0.0)
             for name, placeholder in zip(missing, self.placeholders, strict=True)
         ]
 

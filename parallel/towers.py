@@ -33,7 +33,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from parallel.collectives import ONE_RANK, TensorAxis, combine, combine_gradient, gather_rows, sum_
+from parallel.collectives import ONE_RANK, TensorParallel, combine, combine_gradient, gather_rows, sum_
 from parallel.logical import LogicalTensor, mark
 
 Initialise = Callable[[Tensor], Any]
@@ -51,15 +51,15 @@ def megatron_config() -> ModelParallelConfig:
 
 class _SlicedLinear(torch.autograd.Function):
     """Rows of x, slice by slice, times one weight each: one node and one buffer however many towers there
-    are. With an axis, the input of a column-parallel layer: its gradient is summed over ranks while that of
+    are. With an tp, the input of a column-parallel layer: its gradient is summed over ranks while that of
     the weights is computed."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: tuple[int, ...], axis: TensorAxis, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: tuple[int, ...], tp: TensorParallel, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
-        ctx.rows, ctx.axis = rows, axis
-        if axis.sequence_parallel:
-            x, handle = gather_rows(x, axis)
+        ctx.rows, ctx.tp = rows, tp
+        if tp.sequence_parallel:
+            x, handle = gather_rows(x, tp)
             handle.wait()
         out = x.new_empty(x.shape[0], weights[0].shape[0])
         for x_piece, out_piece, weight in zip(x.split(rows), out.split(rows), weights, strict=True):
@@ -69,17 +69,17 @@ class _SlicedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
-        axis, gathered, summed = ctx.axis, None, None
+        tp, gathered, summed = ctx.tp, None, None
         wants_weights = any(ctx.needs_input_grad[3:])
-        if axis.sequence_parallel and wants_weights:
-            x, gathered = gather_rows(x, axis)
+        if tp.sequence_parallel and wants_weights:
+            x, gathered = gather_rows(x, tp)
         grad_pieces = grad.split(ctx.rows)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad.new_empty(grad.shape[0], weights[0].shape[1])
             for grad_piece, place, weight in zip(grad_pieces, grad_x.split(ctx.rows), weights, strict=True):
                 torch.mm(grad_piece, weight, out=place)
-            grad_x, summed = combine_gradient(grad_x, axis)
+            grad_x, summed = combine_gradient(grad_x, tp)
         if gathered is not None:
             gathered.wait()
         grad_weights: list[Tensor | None] = [None] * len(weights)
@@ -106,7 +106,7 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
         initialise: Initialise,
         *,
         blocks: Sequence[int] = (),
-        axis: TensorAxis = ONE_RANK,
+        tp: TensorParallel = ONE_RANK,
     ) -> None:
         """`blocks`: numbers of output rows, each cut over ranks by itself, so that every rank has its part of
         queries, keys and values, or of gate and value. Empty: one block."""
@@ -119,18 +119,18 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
             skip_weight_param_allocation=True,
             # The base class reduces once per call of its linear; here that is done once for all towers.
             disable_grad_reduce=True,
-            tp_group=axis.group,
+            tp_group=tp.group,
         )
-        self.shards, self.axis = tuple(shards), axis
+        self.shards, self.tp = tuple(shards), tp
         whole = LogicalTensor((out_features, in_features), 0, tuple(blocks))
-        self.weight = tower_shards(shards, initialise, whole, axis)
+        self.weight = tower_shards(shards, initialise, whole, tp)
 
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "rows in"], counts: tuple[int, ...]
     ) -> Float[Tensor, "tokens out_local"]:
         """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel."""
         rows = rows_of_shards(counts, self.shards)
-        return _SlicedLinear.apply(x, rows, self.axis, *(self.weight[name] for name in self.shards))
+        return _SlicedLinear.apply(x, rows, self.tp, *(self.weight[name] for name in self.shards))
 
     def in_parts(
         self, xs: Sequence[Tensor], counts: Sequence[tuple[int, ...]], outputs: Sequence[int]
@@ -163,7 +163,7 @@ class TowerRowParallelLinear(RowParallelLinear):
         shards: Sequence[str],
         initialise: Initialise,
         *,
-        axis: TensorAxis = ONE_RANK,
+        tp: TensorParallel = ONE_RANK,
     ) -> None:
         with torch.device("meta"):  # the base class has no form without an own weight
             super().__init__(
@@ -174,11 +174,11 @@ class TowerRowParallelLinear(RowParallelLinear):
                 bias=False,
                 input_is_parallel=True,
                 skip_bias_add=False,
-                tp_group=axis.group,
+                tp_group=tp.group,
             )
         del self.weight
-        self.shards, self.axis = tuple(shards), axis
-        self.weight = tower_shards(shards, initialise, LogicalTensor((out_features, in_features), 1), axis)
+        self.shards, self.tp = tuple(shards), tp
+        self.weight = tower_shards(shards, initialise, LogicalTensor((out_features, in_features), 1), tp)
 
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "tokens in_local"], counts: tuple[int, ...]
@@ -186,7 +186,7 @@ class TowerRowParallelLinear(RowParallelLinear):
         """All rows, or this rank's chunk of them with sequence parallel."""
         rows = rows_of_shards(counts, self.shards)
         out = _SlicedLinear.apply(x, rows, ONE_RANK, *(self.weight[name] for name in self.shards))
-        return combine(out, self.axis)
+        return combine(out, self.tp)
 
     get_extra_state = nn.Module.get_extra_state
 
@@ -204,7 +204,7 @@ class SharedEmbedding(VocabParallelEmbedding):
         shard: str,
         initialise: Initialise,
         *,
-        axis: TensorAxis = ONE_RANK,
+        tp: TensorParallel = ONE_RANK,
     ) -> None:
         with torch.device("meta"):
             super().__init__(
@@ -212,22 +212,22 @@ class SharedEmbedding(VocabParallelEmbedding):
                 d_model,
                 init_method=initialise,
                 config=replace(megatron_config(), perform_initialization=False),
-                tp_group=axis.group,
+                tp_group=tp.group,
             )
         del self.weight
-        self.shard, self.axis = shard, axis
-        self.weight = tower_shards((shard,), initialise, LogicalTensor((vocab_tokens, d_model), 0), axis)
+        self.shard, self.tp = shard, tp
+        self.weight = tower_shards((shard,), initialise, LogicalTensor((vocab_tokens, d_model), 0), tp)
 
     def forward(  # type: ignore[override]
         self, ids: Int[Tensor, " tokens"]
     ) -> Float[Tensor, "rows d_model"]:
         """All rows, or this rank's chunk of them with sequence parallel."""
         weight = self.weight[self.shard]
-        if self.axis.size == 1:
+        if self.tp.size == 1:
             return F.embedding(ids, weight)
         elsewhere = (ids < self.vocab_start_index) | (ids >= self.vocab_end_index)
         rows = F.embedding((ids - self.vocab_start_index).masked_fill(elsewhere, 0), weight)
-        return combine(rows.masked_fill(elsewhere.unsqueeze(1), 0.0), self.axis)
+        return combine(rows.masked_fill(elsewhere.unsqueeze(1), 0.0), self.tp)
 
 
 class TowerNorm(nn.Module):
@@ -235,19 +235,19 @@ class TowerNorm(nn.Module):
     weights; with sequence parallel each normalises its own chunk of the stream."""
 
     def __init__(
-        self, features: int, shards: Sequence[str], eps: float, *, axis: TensorAxis = ONE_RANK
+        self, features: int, shards: Sequence[str], eps: float, *, tp: TensorParallel = ONE_RANK
     ) -> None:
         super().__init__()
         self.eps = eps
-        self.shards, self.axis = tuple(shards), axis
+        self.shards, self.tp = tuple(shards), tp
         self.weight = nn.ParameterDict([(name, nn.Parameter(torch.ones(features))) for name in shards])
 
     def forward(
         self, x: Float[Tensor, "rows features"], counts: tuple[int, ...]
     ) -> Float[Tensor, "rows features"]:
         """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel."""
-        rows = self.axis.chunk_counts(rows_of_shards(counts, self.shards))
-        return _SlicedNorm.apply(x, rows, self.eps, self.axis, *(self.weight[name] for name in self.shards))
+        rows = self.tp.chunk_counts(rows_of_shards(counts, self.shards))
+        return _SlicedNorm.apply(x, rows, self.eps, self.tp, *(self.weight[name] for name in self.shards))
 
 
 class _SlicedNorm(torch.autograd.Function):
@@ -255,7 +255,7 @@ class _SlicedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, rows: tuple[int, ...], eps: float, axis: TensorAxis, *weights: Tensor
+        ctx: Any, x: Tensor, rows: tuple[int, ...], eps: float, tp: TensorParallel, *weights: Tensor
     ) -> Tensor:
         wide = x.float()
         inverse_rms = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
@@ -263,7 +263,7 @@ class _SlicedNorm(torch.autograd.Function):
         for piece, weight in zip(out.split(rows), weights, strict=True):
             piece.mul_(weight)
         ctx.save_for_backward(x, inverse_rms, *weights)
-        ctx.rows, ctx.axis = rows, axis
+        ctx.rows, ctx.tp = rows, tp
         return out.to(x.dtype)
 
     @staticmethod
@@ -282,8 +282,8 @@ class _SlicedNorm(torch.autograd.Function):
             torch.mul(grad_piece, weight, out=grad_x_piece)
         pull = torch.cat(pulls).unsqueeze(1).mul_(inverse_rms.square() / -x.shape[1])
         grad_x.addcmul_(wide, pull).mul_(inverse_rms)
-        if ctx.axis.sequence_parallel:  # each rank saw its chunk only; one sum for all towers
-            grad_weights = sum_(torch.stack(grad_weights), ctx.axis).unbind()
+        if ctx.tp.sequence_parallel:  # each rank saw its chunk only; one sum for all towers
+            grad_weights = sum_(torch.stack(grad_weights), ctx.tp).unbind()
         return grad_x.to(x.dtype), None, None, None, *grad_weights
 
 
@@ -293,16 +293,16 @@ def rows_of_shards(counts: tuple[int, ...], shards: Sequence[str]) -> tuple[int,
 
 
 def tower_shards(
-    names: Sequence[str], initialise: Initialise, logical: LogicalTensor, axis: TensorAxis
+    names: Sequence[str], initialise: Initialise, logical: LogicalTensor, tp: TensorParallel
 ) -> nn.ParameterDict:
     """This rank's part of one weight per name, with the attributes DeepSpeed and megatron-core read."""
     shards = nn.ParameterDict()
     for name in names:
         whole = torch.empty(logical.shape)
         initialise(whole)
-        part = logical.cut(whole, axis.rank, axis.size)
+        part = logical.cut(whole, tp.rank, tp.size)
         shards[name] = mark(
-            nn.Parameter(part if axis.size == 1 else part.clone(memory_format=torch.contiguous_format)),
+            nn.Parameter(part if tp.size == 1 else part.clone(memory_format=torch.contiguous_format)),
             logical,
         )
         set_tensor_model_parallel_attributes(

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from parallel import launch
-from parallel.collectives import TensorAxis
+from parallel.collectives import TensorParallel
 from parallel.host_memory import keep_freed_memory
 from parallel.layout import ParallelConfig, coordinates, data_parallel_size
 
@@ -34,7 +34,7 @@ class World:
     tp_group: dist.ProcessGroup
     model_group: dist.ProcessGroup
     """All tensor- and pipeline-parallel ranks of this data-parallel coordinate: they train on one batch."""
-    tensor_axis: TensorAxis
+    tensor_parallel: TensorParallel
     """The tensor-parallel ranks as the layers of the model want them."""
     mpu: Any
     """megatron-core's parallel_state with the method names that DeepSpeed calls; see `MegatronUnit`."""
@@ -195,7 +195,7 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
         dp_group=_member(parallel_state.get_data_parallel_group()),
         tp_group=tp_group,
         model_group=_member(parallel_state.get_model_parallel_group()),
-        tensor_axis=TensorAxis(
+        tensor_parallel=TensorParallel(
             rank=parallel_state.get_tensor_model_parallel_rank(),
             size=config.tp,
             group=tp_group,

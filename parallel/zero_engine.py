@@ -54,7 +54,7 @@ class ZeroEngine:
             precision=precision,
             micro_batch_sequences=micro_batch_sequences,
             accumulation_steps=accumulation_steps,
-            clip_norm=settings.clip_norm,
+            max_grad_norm=settings.max_grad_norm,
             persistent_elements=persistent_elements,
         )
         self.adamw = torch.optim.AdamW(
@@ -63,7 +63,9 @@ class ZeroEngine:
             eps=settings.eps,
             fused=True,
         )
-        self.gradient_norm = GradientNorm(groups, world, zero_stage=zero_stage, clip_norm=settings.clip_norm)
+        self.gradient_norm = GradientNorm(
+            groups, world, zero_stage=zero_stage, max_grad_norm=settings.max_grad_norm
+        )
         self.adamw.register_step_pre_hook(self.gradient_norm.before_update)
         with _unasked_prints_dropped():
             self.deepspeed = self._initialise(module, config)
@@ -93,7 +95,7 @@ class ZeroEngine:
             )
         learning_rate = self.learning_rate_at(step)
         for group in self.adamw.param_groups:
-            group["lr"] = learning_rate * group["lr_factor"]
+            group["lr"] = learning_rate * group["lr_scale"]
         self.gradient_norm.begin()
         self.deepspeed.train()
         local = self._train(micro_batches, weight)

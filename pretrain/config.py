@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -45,7 +45,9 @@ class ScheduleConfig(_Frozen):
 
 
 class TowerOptimizerConfig(_Frozen):
-    learning_rate_factor: float = Field(1.0, gt=0)
+    renamed: ClassVar[dict[str, str]] = {"learning_rate_factor": "lr_scale"}
+
+    lr_scale: float = Field(1.0, gt=0)
     weight_decay: float | None = Field(None, ge=0)
     """None: optimizer.weight_decay."""
     frozen: bool = False
@@ -54,12 +56,14 @@ class TowerOptimizerConfig(_Frozen):
 class OptimizerConfig(_Frozen):
     """AdamW. Norm weights are never decayed."""
 
+    renamed: ClassVar[dict[str, str]] = {"clip_norm": "max_grad_norm"}
+
     learning_rate: float = Field(gt=0)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
     schedule: ScheduleConfig = ScheduleConfig()
     towers: dict[str, TowerOptimizerConfig] = {}
     """Tower -> what differs for its weights; "shared" names embedding, head and tied parts."""
@@ -68,9 +72,11 @@ class OptimizerConfig(_Frozen):
 class EveryStepsConfig(_Frozen):
     """How often, in optimizer steps. The last step is always logged, evaluated and saved."""
 
+    renamed: ClassVar[dict[str, str]] = {"conditional": "eval_conditional"}
+
     log: PositiveInt = 10
     eval: PositiveInt = 100
-    conditional: PositiveInt | None = None
+    eval_conditional: PositiveInt | None = None
     """Conditional losses, which cost more than the held-out loss. None: as often as eval."""
     checkpoint: PositiveInt = 100
 

@@ -92,7 +92,7 @@ _PATTERNS = tuple(
 )
 
 
-def metric_of(name: str) -> Metric:
+def metric(name: str) -> Metric:
     """The table's row for a concrete name. Raises KeyError for a name that is not in METRICS."""
     for pattern, metric in _PATTERNS:
         if pattern.match(name):
@@ -226,7 +226,7 @@ class MetricsLog:
         """Append one row. Every name must be in METRICS."""
         row = {"step": step, **values}
         for name in row:
-            metric_of(name)
+            metric(name)
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
         self.num_rows += 1

@@ -30,7 +30,7 @@ def count(value: float) -> str:
     return f"{value:,.0f}" if abs(value) < 1e6 else with_prefix(value, short=True)
 
 
-def tokens_of(value: float) -> str:
+def format_tokens(value: float) -> str:
     return f"{with_prefix(value, short=True)} tokens".replace("  ", " ")
 
 
@@ -38,7 +38,7 @@ def flops(value: float) -> str:
     return with_prefix(value, "FLOP")
 
 
-def bytes_of(value: float) -> str:
+def format_bytes(value: float) -> str:
     """Binary, as memory is counted: 1.50 GiB."""
     if not math.isfinite(value):
         return "n/a"

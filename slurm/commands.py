@@ -14,7 +14,7 @@ from data_pipeline.files.toml_config import ConfigError
 TIMEOUT_S = 120
 
 
-class Away(ConfigError):
+class ControllerUnreachable(ConfigError):
     """Slurm's controller does not answer: it is updated, or moves. What was asked may be asked again."""
 
 
@@ -49,7 +49,7 @@ def _tell(*command: str) -> None:
 
 def _refusal(what: str, said: str) -> ConfigError:
     away = re.search(r"Unable to contact|Socket timed out|Zero Bytes|Connection (?:refused|reset)", said)
-    return (Away if away else ConfigError)(f"{what}: {said.strip()}")
+    return (ControllerUnreachable if away else ConfigError)(f"{what}: {said.strip()}")
 
 
 def state_in_queue(job_name: str, name: str) -> str | None:

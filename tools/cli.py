@@ -24,7 +24,8 @@ def _tokenize(args: argparse.Namespace) -> int:
 
         return submit_tokenize(
             args.src, args.out, config_path=args.config, processes=args.processes,
-            profile_path=args.profile, parts=args.parts, at_once=args.at_once, dry_run=args.dry_run,
+            profile_path=args.profile, parts=args.parts, concurrent_parts=args.concurrent_parts,
+            dry_run=args.dry_run,
         )  # fmt: skip
     from data_pipeline.tokenize.prepare import tokenize, tokenize_part
 
@@ -65,12 +66,12 @@ def _submit(args: argparse.Namespace) -> int:
 
         return submit_comparison(
             args.run, args.overrides, profile_path=args.profile,
-            nodes=args.nodes, at_once=args.at_once, dry_run=args.dry_run, wait=args.wait,
+            nodes=args.nodes, concurrent_runs=args.concurrent_runs, dry_run=args.dry_run, wait=args.wait,
         )  # fmt: skip
     from slurm.submit.run import submit
 
-    if args.at_once is not None:
-        raise ConfigError(f"--at-once is how many runs of a comparison; {args.run} is one run")
+    if args.concurrent_runs is not None:
+        raise ConfigError(f"--concurrent-runs is how many runs of a comparison; {args.run} is one run")
     return submit(
         args.run, args.overrides,
         profile_path=args.profile, nodes=args.nodes, dry_run=args.dry_run, wait=args.wait,
@@ -102,7 +103,9 @@ def _logs(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from pretrain.comparison.run import run_comparison
 
-    return run_comparison(args.comparison, args.overrides, jobs=args.jobs, report_only=args.report_only)
+    return run_comparison(
+        args.comparison, args.overrides, concurrent_runs=args.concurrent_runs, report_only=args.report_only
+    )
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -196,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
     )
     jobs = verb.add_argument_group("with --profile")
     jobs.add_argument("--parts", type=_count, metavar="N", help="parts of the array, a job each; required")
-    jobs.add_argument("--at-once", type=_count, metavar="M", help="parts at a time (default: all)")
+    jobs.add_argument("--concurrent-parts", type=_count, metavar="M", help="parts at a time (default: all)")
     jobs.add_argument(
         "--dry-run", action="store_true", help="print the batch scripts; submit and write nothing"
     )
@@ -219,7 +222,10 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--profile", required=True, help="PROFILE.toml: the site; see slurm/profiles/")
     verb.add_argument("--nodes", type=int, default=None, help="nodes (default: the profile's)")
     verb.add_argument(
-        "--at-once", type=_count, metavar="M", help="of a comparison: runs at a time (default: its `jobs`)"
+        "--concurrent-runs",
+        type=_count,
+        metavar="M",
+        help="of a comparison: runs at a time (default: the file's)",
     )
     verb.add_argument("--wait", action="store_true", help="stay until the job has ended; exit with its code")
     verb.add_argument(
@@ -257,7 +263,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "overrides", nargs="*", metavar="key=value", help="applied to the base run of every arm"
     )
-    verb.add_argument("--jobs", type=int, default=None, help="runs at a time (default: the file's)")
+    verb.add_argument(
+        "--concurrent-runs", type=int, default=None, help="runs at a time (default: the file's)"
+    )
     verb.add_argument("--report-only", action="store_true", help="report on what has run; start nothing")
     verb.set_defaults(work=_compare)
 

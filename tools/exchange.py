@@ -11,7 +11,7 @@ from typing import Literal
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.config import load
-from pretrain.weights.folder import MODEL, Dtype, Source, about_model, check_out, write_folder
+from pretrain.weights.folder import MODEL, Dtype, WeightSource, about_model, check_out, write_folder
 from pretrain.weights.hugging_face import CONFIG, to_hugging_face
 from pretrain.weights.sources import open_source, vocabulary_of
 from pretrain.weights.warm_start import fit
@@ -60,7 +60,7 @@ def import_weights(
 
 
 def _write(
-    out: Path, weights: Source, description: Mapping[str, object], dtype: Dtype, file_gb: float
+    out: Path, weights: WeightSource, description: Mapping[str, object], dtype: Dtype, file_gb: float
 ) -> None:
     if not 0 < file_gb < math.inf:
         raise ConfigError(f"--file-gb {file_gb}: more than 0, and finite")

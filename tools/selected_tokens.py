@@ -21,13 +21,19 @@ from parallel.world import import_libraries
 from pretrain.checkpoint.folder import STATE, checkpoints
 from pretrain.config import RunConfig, load
 from pretrain.evaluation.documents import heldout_texts, pack_texts
-from pretrain.evaluation.losses import HeldoutImages, images_of, micro_batches, selections, tokens_that_ran
+from pretrain.evaluation.losses import (
+    HeldoutImages,
+    images_of,
+    micro_batches,
+    routing_states,
+    tokens_that_ran,
+)
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
-from pretrain.models.routing_state import BINS, Selection, counts_in
+from pretrain.models.routing_state import BINS, RoutingState, counts_in
 from pretrain.run_dir import CHECKPOINTS, CONFIG
 from pretrain.train import depth_steps, expert_steps
-from pretrain.weights.folder import Source
+from pretrain.weights.folder import WeightSource
 from pretrain.weights.sources import open_source
 
 if TYPE_CHECKING:
@@ -99,7 +105,7 @@ def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspecti
     source = open_source(path)
     step = source.step or 0
     progress = step / config.num_steps
-    selection, by = _selection(config, source, progress, causal=causal)
+    routing_state, by = _selection(config, source, progress, causal=causal)
     try:
         data = TokenSource.open(config.data.heldout)
     except ShardError as error:
@@ -115,7 +121,7 @@ def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspecti
             decoder.hidden(each.to(device))
 
     forward(
-        build_inputs(batch, model, document_mask=config.data.document_mask, selection=selection)
+        build_inputs(batch, model, document_mask=config.data.document_mask, routing_state=routing_state)
         for batch in micro_batches(pack_texts(texts, model.context_tokens), data.vocabulary, config)
     )
     sums = {counts.name: counts.take()[BINS:].tolist() for counts in counts_in(decoder)}
@@ -129,7 +135,7 @@ def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspecti
         depth=_depth_rows(model, sums, progress),
         experts=_expert_rows(model, sums),
         images=images,
-        ran={} if images is None else tokens_that_ran(forward, images, selection),
+        ran={} if images is None else tokens_that_ran(forward, images, routing_state),
     )
 
 
@@ -148,10 +154,12 @@ def _run_of(path: Path) -> tuple[Path, Path]:
     )
 
 
-def _selection(config: RunConfig, source: Source, progress: float, *, causal: bool) -> tuple[Selection, str]:
+def _selection(
+    config: RunConfig, source: WeightSource, progress: float, *, causal: bool
+) -> tuple[RoutingState, str]:
     model = config.model
     thresholds = json.loads((source.path / STATE).read_text())["state"]["thresholds"]
-    forms = [selection for _, selection in selections(model, thresholds, progress)]
+    forms = [routing_state for _, routing_state in routing_states(model, thresholds, progress)]
     if not causal or model.is_causal:
         look = "which are causal" if model.is_causal else "which look at later tokens"
         return forms[0], f"its rules of training, {look}"
@@ -164,7 +172,7 @@ def _selection(config: RunConfig, source: Source, progress: float, *, causal: bo
     return forms[1], "thresholds, the causal form of its rules"
 
 
-def _decoder(config: RunConfig, source: Source) -> "Decoder":
+def _decoder(config: RunConfig, source: WeightSource) -> "Decoder":
     import_libraries()  # before megatron-core is imported otherwise: that warns
     from pretrain.models.decoder import Decoder
 

@@ -34,7 +34,7 @@ _SUFFIX = {"image": "png", "speech": "wav"}
 
 
 @dataclass(frozen=True)
-class ShardTask:
+class CorpusShardTask:
     """All that a shard is made from."""
 
     path: Path
@@ -93,7 +93,7 @@ def corpus_record(num_documents: int, seed: int) -> dict[str, Any]:
     }
 
 
-def plan_shards(out: Path, num_documents: int, seed: int) -> list[ShardTask]:
+def plan_shards(out: Path, num_documents: int, seed: int) -> list[CorpusShardTask]:
     """The shards of both splits. Pure but for reading this Python's documentation."""
     passages = library_passages()
     num_heldout = max(1, round(num_documents * HELDOUT_FRAC))
@@ -105,7 +105,7 @@ def plan_shards(out: Path, num_documents: int, seed: int) -> list[ShardTask]:
             size = min(SHARD_DOCUMENTS, counts[split] - first)
             own = {index: placed[index] for index in range(first, first + size) if index in placed}
             path = out / split / f"{split}-{number:05d}.tar"
-            tasks.append(ShardTask(path, split, seed, first, size, own))
+            tasks.append(CorpusShardTask(path, split, seed, first, size, own))
     return tasks
 
 
@@ -117,7 +117,7 @@ def _place_passages(passages: Sequence[Passage], split: str, count: int, seed: i
     return dict(zip(random.sample(range(count), len(chosen)), chosen, strict=True))
 
 
-def write_task(task: ShardTask) -> int:
+def write_task(task: CorpusShardTask) -> int:
     """Write one shard, in a fresh process (see demo.voices). Returns its number of documents."""
     from data_pipeline.demo.scenes import split_scans
     from data_pipeline.demo.voices import Speaker

@@ -68,7 +68,11 @@ def set_key(values: dict[str, Any], dotted_key: str, value: Any) -> None:
 
 
 def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
-    """Make the model, or raise one ConfigError that lists every bad field with the nearest legal key."""
+    """Make the model, or raise one ConfigError that lists every bad field with the nearest legal key.
+
+    A model says what keys and values of earlier versions are called now in a class variable, `renamed`:
+    old key -> new key, and "key=old value" -> new value.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -79,8 +83,14 @@ def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Mode
 def _explain(model: type[BaseModel], problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
     field = ".".join(location) or "(whole file)"
+    here = _model_at(model, location[:-1])
+    renamed: Mapping[str, str] = getattr(here, "renamed", {})
     if problem["type"] == "extra_forbidden":
-        legal = _keys_at(model, location[:-1])
+        if location[-1] in renamed:
+            return (
+                f'{field}: this key is called "{renamed[location[-1]]}" now; its values mean what they meant'
+            )
+        legal = [] if here is None else list(here.model_fields)
         near = difflib.get_close_matches(location[-1], legal, n=1, cutoff=0.5)
         hint = f'; did you mean "{near[0]}"?' if near else ""
         return f"{field}: unknown key{hint} Legal here: {', '.join(sorted(legal))}"
@@ -88,12 +98,14 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{field}: required, but missing"
     given = problem["input"]
+    if location and isinstance(given, str) and (old := f"{location[-1]}={given}") in renamed:
+        return f'{field} = "{given}": this value is called "{renamed[old]}" now'
     shown = "" if isinstance(given, dict | BaseModel) else f" = {json.dumps(given, default=str)}"
     return f"{field}{shown}: {message}"
 
 
-def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Field names of the model that `location` leads to; [] where it leads to no model."""
+def _model_at(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel] | None:
+    """The model that `location` leads to from `model`; None where it leads to no model."""
     current: Any = model
     for part in location:
         if isinstance(current, type) and issubclass(current, BaseModel):
@@ -106,6 +118,4 @@ def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
                 arg for arg in get_args(current) if isinstance(arg, type) and issubclass(arg, BaseModel)
             ]
             current = models[0] if models and type(None) in get_args(current) else current
-    if isinstance(current, type) and issubclass(current, BaseModel):
-        return list(current.model_fields)
-    return []
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None

@@ -7,7 +7,7 @@ import numpy as np
 from data_pipeline.shards.vocabulary import BOS, DELIMITERS, EOS, TEXT, Vocabulary
 
 
-class Part(NamedTuple):
+class Span(NamedTuple):
     """ids[start:end] of a document; an image's or utterance's delimiters are in it, <bos> and <eos> in
     none.
     """
@@ -79,17 +79,17 @@ def find_spans(ids: np.ndarray, vocabulary: Vocabulary) -> Spans:
     return Spans(start, end + 1, modality)
 
 
-def read_parts(ids: np.ndarray, vocabulary: Vocabulary) -> tuple[Part, ...]:
+def read_spans(ids: np.ndarray, vocabulary: Vocabulary) -> tuple[Span, ...]:
     """The parts of one document `<bos> parts... <eos>`, in order. Raises PartsError if it is none."""
     if len(ids) < 2 or ids[0] != BOS or ids[-1] != EOS:
         raise PartsError("a document starts with <bos> and ends with <eos>", 0)
-    parts: list[Part] = []
+    parts: list[Span] = []
     last = 1
     for start, end, modality in zip(*find_spans(ids, vocabulary), strict=True):
         if start > last:
-            parts.append(Part(TEXT, last, int(start)))
-        parts.append(Part(vocabulary.modalities[modality], int(start), int(end)))
+            parts.append(Span(TEXT, last, int(start)))
+        parts.append(Span(vocabulary.modalities[modality], int(start), int(end)))
         last = int(end)
     if len(ids) - 1 > last:
-        parts.append(Part(TEXT, last, len(ids) - 1))
+        parts.append(Span(TEXT, last, len(ids) - 1))
     return tuple(parts)

@@ -21,7 +21,7 @@ from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import WrongChecksum
 from data_pipeline.stream.batch import Batch, make_batch
 from data_pipeline.stream.reader_processes import explained_deaths, start_readers, stop_readers
-from data_pipeline.stream.stream import Plan, Stream, StreamState
+from data_pipeline.stream.stream import BlockPlan, Stream, StreamState
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class _StepFacts(NamedTuple):
 
 def _plan_ahead(
     stream: Stream, state: StreamState, positions: np.ndarray, ahead: deque[_StepFacts]
-) -> Iterator[Plan]:
+) -> Iterator[BlockPlan]:
     """One rank's share of each step from `state` on; it runs ahead of next_step by what workers prefetch."""
     total = stream.sequences_per_step * stream.context_tokens
     while True:
@@ -165,14 +165,14 @@ class _Reader(Dataset[Any]):
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
 
-    def __getitem__(self, plan: Plan) -> "tuple[Batch, list[str]] | Exception":
+    def __getitem__(self, plan: BlockPlan) -> "tuple[Batch, list[str]] | Exception":
         try:
             return read(self._stream, plan)
         except (ConfigError, OSError) as error:
             return error
 
 
-def read(stream: Stream, plan: Plan) -> tuple[Batch, list[str]]:
+def read(stream: Stream, plan: BlockPlan) -> tuple[Batch, list[str]]:
     """The sequences of a plan as one Batch, and the names of documents whose bytes are not those indexed.
 
     Such a document leaves padding of its length, without loss, at the end of its sequence; no other sequence

@@ -32,7 +32,7 @@ _WORD = 1 << 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class BlockPlan:
     """Which pieces of which documents make up each of some sequences. P pieces in all."""
 
     source: np.ndarray
@@ -53,20 +53,22 @@ class Plan:
     def filled_slots(self) -> int:
         return int(self.slots.sum())
 
-    def take(self, positions: np.ndarray) -> "Plan":
+    def take(self, positions: np.ndarray) -> "BlockPlan":
         """The sequences at `positions` (int [n]), in that order."""
         counts = self.first[positions + 1] - self.first[positions]
         first = np.concatenate([[0], np.cumsum(counts)])
         piece = np.repeat(self.first[positions] - first[:-1], counts) + np.arange(first[-1])
-        return Plan(self.source[piece], self.document[piece], self.start[piece], self.slots[piece], first)
+        return BlockPlan(
+            self.source[piece], self.document[piece], self.start[piece], self.slots[piece], first
+        )
 
     @staticmethod
-    def join(plans: Sequence["Plan"]) -> "Plan":
+    def join(plans: Sequence["BlockPlan"]) -> "BlockPlan":
         """Sequences of several plans, one after another."""
         if len(plans) == 1:
             return plans[0]
         before = np.cumsum([0, *(len(plan.slots) for plan in plans)])
-        return Plan(
+        return BlockPlan(
             np.concatenate([plan.source for plan in plans]),
             np.concatenate([plan.document for plan in plans]),
             np.concatenate([plan.start for plan in plans]),
@@ -109,7 +111,7 @@ class StreamState:
 
 @dataclass(frozen=True)
 class _Block:
-    plan: Plan
+    plan: BlockPlan
     hashes: np.ndarray
     """uint64 [sequences]"""
     begun: np.ndarray
@@ -181,10 +183,10 @@ class Stream:
                     f"stream; set the weights back, or start a new run"
                 )
 
-    def plan_step(self, state: StreamState) -> tuple[Plan, StreamState]:
+    def plan_step(self, state: StreamState) -> tuple[BlockPlan, StreamState]:
         """The next `sequences_per_step` sequences in global order, and the state after them."""
         self.check(state)
-        parts: list[Plan] = []
+        parts: list[BlockPlan] = []
         missing = self.sequences_per_step
         while missing:
             block = self._block(state.block)
@@ -199,7 +201,7 @@ class Stream:
                 sequences=state.sequences + last - first,
                 fingerprint=_chain(state.fingerprint, block.hashes[first:last]),
             )
-        return Plan.join(parts), state
+        return BlockPlan.join(parts), state
 
     def epochs(self, state: StreamState) -> tuple[float, ...]:
         """Passes over each source so far: documents begun / documents that it has."""
@@ -235,7 +237,7 @@ class Stream:
             start[was_cut], slots[was_cut] = flat[:, 0], flat[:, 1]
         if not len(slots):
             return _Block(
-                Plan(source, document, start, slots, np.zeros(1, np.int64)),
+                BlockPlan(source, document, start, slots, np.zeros(1, np.int64)),
                 np.zeros(0, np.uint64),
                 np.zeros((1, len(self.sources)), np.int64),
             )
@@ -247,7 +249,7 @@ class Stream:
         by_sequence = np.argsort(sequence, kind="stable")
         at, sequence = at[by_sequence], sequence[by_sequence]
         first = np.searchsorted(sequence, np.arange(count + 1))
-        plan = Plan(source[at], document[at], start[at], slots[at], first)
+        plan = BlockPlan(source[at], document[at], start[at], slots[at], first)
         begun = np.zeros((count + 1, len(self.sources)), np.int64)
         np.add.at(begun, (sequence + 1, plan.source), plan.start == 0)
         return _Block(plan, _hashes(plan, crc32[at], sequence), np.cumsum(begun, axis=0))
@@ -270,7 +272,7 @@ class Stream:
         )
 
 
-def _hashes(plan: Plan, crc32: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+def _hashes(plan: BlockPlan, crc32: np.ndarray, sequence: np.ndarray) -> np.ndarray:
     """uint64 [sequences]; from each piece's content, place in its document and place in the sequence."""
     place = np.arange(len(sequence)) - plan.first[sequence] + 1
     content = mix(crc32 | plan.slots.astype(np.uint64) << np.uint64(32))

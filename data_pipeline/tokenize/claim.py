@@ -17,13 +17,13 @@ _SHOWN = 6
 """Differences that a message lists."""
 
 
-Part = tuple[int, int]
+PartOfWork = tuple[int, int]
 """(k, n): the k-th, from 1, of n parts of a job that may be worked on at the same time."""
 
 
 @contextmanager
 def claimed(
-    out: Path, record: str, facts: Mapping[str, Any], what: str, *, part: Part | None = None
+    out: Path, record: str, facts: Mapping[str, Any], what: str, *, part: PartOfWork | None = None
 ) -> Iterator[None]:
     """Hold OUT for writing: begin it with `facts` (JSON values) in OUT/`record`, or continue one begun so.
 
@@ -57,7 +57,7 @@ def claimed(
         raise ConfigError(f"{out}: cannot be written: {error}") from None
 
 
-def _lock_part(held: ExitStack, out: Path, part: Part) -> None:
+def _lock_part(held: ExitStack, out: Path, part: PartOfWork) -> None:
     """Beside other parts, but neither twice the same, nor parts of another n: they cut the work otherwise."""
     k, n = part
     _lock(held, out / LOCK, fcntl.LOCK_SH)

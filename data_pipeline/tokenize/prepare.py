@@ -37,7 +37,7 @@ from data_pipeline.shards.tar import (
     read_samples,
     write_shard,
 )
-from data_pipeline.tokenize.claim import Part, claimed
+from data_pipeline.tokenize.claim import PartOfWork, claimed
 from data_pipeline.tokenize.config import TokenizeConfig
 from data_pipeline.tokenize.documents import DocumentEncoder
 from data_pipeline.tokenize.raw import SampleError
@@ -100,7 +100,12 @@ def tokenize(
 
 
 def tokenize_part(
-    src: str | Path, out: str | Path, part: Part, *, config_path: str | Path, processes: int | None = None
+    src: str | Path,
+    out: str | Path,
+    part: PartOfWork,
+    *,
+    config_path: str | Path,
+    processes: int | None = None,
 ) -> None:
     """Write what is missing of the k-th of n parts of the token shards, counted through all splits.
 

@@ -89,20 +89,20 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     return manifest, []
 
 
-def damage(path: Path, share: slice = slice(None)) -> list[str]:
+def find_corruption(path: Path, share: slice = slice(None)) -> list[str]:
     """What is wrong with a share of a checkpoint's files, each problem naming its file; [] if nothing."""
     manifest, problems = read_manifest(path)
     files = list(manifest.get("files", {}).items())[share]
     return problems + [problem for name, entry in files for problem in _damage_of_file(path, name, entry)]
 
 
-def file_entry(file: Path) -> dict[str, Any]:
+def synced_file_digest(file: Path) -> dict[str, Any]:
     """A file's entry in the manifest. First brings the file to disk."""
     sync(file)
-    return content(file)
+    return file_digest(file)
 
 
-def content(file: Path) -> dict[str, Any]:
+def file_digest(file: Path) -> dict[str, Any]:
     """What a file holds now. Reads only: some read-only file systems refuse to bring a file to disk."""
     return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 

@@ -18,7 +18,7 @@ def on_all_ranks(world: World, work: Callable[[], Any], failure: str) -> list[An
         result = work()
     except (OSError, RuntimeError, ValueError, SafetensorError) as caught:  # RuntimeError: no memory
         error = caught
-    outcomes = world.gather((result, None if error is None else told(world, failure, error)))
+    outcomes = world.gather((result, None if error is None else error_text(world, failure, error)))
     for _, message in outcomes:
         if message is not None:
             raise CheckpointError(message) from error
@@ -30,6 +30,6 @@ def on_rank_0(world: World, work: Callable[[], Any], failure: str) -> None:
     on_all_ranks(world, work if world.rank == 0 else lambda: None, failure)
 
 
-def told(world: World, failure: str, error: Exception) -> str:
+def error_text(world: World, failure: str, error: Exception) -> str:
     """The message of a failure on this rank."""
     return f"{failure} (rank {world.rank}): {error}. {UNTOUCHED}"

@@ -23,7 +23,7 @@ from pretrain.checkpoint.folder import (
     STATE,
     CheckpointError,
     checkpoints,
-    damage,
+    find_corruption,
     read_manifest,
     remove_leftovers,
     rng_file,
@@ -56,9 +56,11 @@ def restore(folder: Path, engine: Engine, world: World) -> Restored | None:
     )
     for step, path in reversed(world.broadcast(checkpoints(folder))):
         share = slice(world.rank, None, world.world_size)
-        shares = on_all_ranks(world, partial(damage, path, share), f"checkpoint {path} cannot be read")
+        shares = on_all_ranks(
+            world, partial(find_corruption, path, share), f"checkpoint {path} cannot be read"
+        )
         if problems := list(dict.fromkeys(problem for share in shares for problem in share)):
-            on_rank_0(world, partial(_pass_over, path, problems), f"{path} cannot be renamed")
+            on_rank_0(world, partial(_quarantine, path, problems), f"{path} cannot be renamed")
             continue
         manifest, _ = read_manifest(path)
         _load(path, manifest, engine, world)
@@ -109,7 +111,7 @@ def _differences(tensors: TensorEntries, fragments: Sequence[Fragment], world: W
     return sorted(wrong)
 
 
-def _pass_over(path: Path, problems: Sequence[str]) -> None:
+def _quarantine(path: Path, problems: Sequence[str]) -> None:
     aside = set_aside(path)
     print(
         f"motley: checkpoint {path} is damaged and passed over (now {aside.name}): {'; '.join(problems)}",

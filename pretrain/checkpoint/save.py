@@ -28,16 +28,16 @@ from pretrain.checkpoint.folder import (
     STATE,
     CheckpointError,
     checkpoint_path,
-    file_entry,
     prune,
     report_file,
     rng_file,
     shard_file,
     sync,
+    synced_file_digest,
     write_json,
 )
 from pretrain.checkpoint.random_states import random_states
-from pretrain.checkpoint.rank_errors import on_all_ranks, on_rank_0, told
+from pretrain.checkpoint.rank_errors import error_text, on_all_ranks, on_rank_0
 from pretrain.checkpoint.shards import HostCopy, merge, write_shard
 
 _PACKAGES = ("torch", "deepspeed", "megatron-core", "motley", "numpy")
@@ -157,7 +157,7 @@ class CheckpointWriter:
         try:
             self._write_share(save)
         except Exception as error:  # reported by `wait`, on every rank
-            save.error = told(self._world, _failure(save.path), error)
+            save.error = error_text(self._world, _failure(save.path), error)
         finally:
             save.written.set()
         if self._world.rank != 0 or save.error is not None:
@@ -171,7 +171,7 @@ class CheckpointWriter:
             failure = f"checkpoints before {save.path} cannot be removed"
             prune(self._folder, self._keep)
         except Exception as error:
-            save.error = told(self._world, failure, error)
+            save.error = error_text(self._world, failure, error)
             shutil.rmtree(save.saving, ignore_errors=True)
 
     def _write_share(self, save: _Save) -> None:
@@ -182,7 +182,7 @@ class CheckpointWriter:
         if rank == 0:
             (folder / STATE).write_text(save.state + "\n")
             names.append(STATE)
-        report = {"files": {name: file_entry(folder / name) for name in names}, "tensors": tensors}
+        report = {"files": {name: synced_file_digest(folder / name) for name in names}, "tensors": tensors}
         unfinished = folder / f"{report_file(rank)}.tmp"
         unfinished.write_text(json.dumps(report))
         unfinished.rename(folder / report_file(rank))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pretrain.comparison.findings import ALL, Contrast, Findings, systems
-from pretrain.quantities import join, percent, tokens_of
+from pretrain.quantities import format_tokens, join, percent
 
 ENOUGH_SEEDS = 5
 FEW_POINTS = 8
@@ -142,8 +142,10 @@ def _of_compute(findings: Findings) -> Iterator[Caveat]:
             f"{what}, and the comparison does not say how that was chosen. An arm whose best one lies "
             "elsewhere is at a disadvantage (`tuning` in the comparison file is the place to state it)."
         )
-    if plan.config.jobs > 1:
-        yield Caveat(f"{plan.config.jobs} runs at a time: seconds are those of a machine that was shared.")
+    if plan.config.concurrent_runs > 1:
+        yield Caveat(
+            f"{plan.config.concurrent_runs} runs at a time: seconds are those of a machine that was shared."
+        )
 
 
 def _of_matching(findings: Findings) -> Iterator[Caveat]:
@@ -176,8 +178,8 @@ def _of_curves(findings: Findings) -> Iterator[Caveat]:
             if contrast.crossings and contrast.crossings[-1].x > LATE_FRAC * findings.tokens:
                 yield Caveat(
                     f"On {contrast.modality} the curve of {arm} crossed late (at "
-                    f"{tokens_of(contrast.crossings[-1].x)} of {tokens_of(findings.tokens)}): a longer "
-                    "comparison may say something else.",
+                    f"{format_tokens(contrast.crossings[-1].x)} of {format_tokens(findings.tokens)}): a "
+                    "longer comparison may say something else.",
                     grave=True,
                 )
         closing = [c.modality for c in contrasts if _closing(c)]
@@ -190,7 +192,7 @@ def _of_curves(findings: Findings) -> Iterator[Caveat]:
     for (arm, modality), loss in findings.losses.items():
         if modality != ALL and loss.mean - loss.best > RISEN_FRAC * loss.best:
             yield Caveat(
-                f"{arm}'s held-out loss on {modality} was lowest at {tokens_of(loss.best_tokens)} "
+                f"{arm}'s held-out loss on {modality} was lowest at {format_tokens(loss.best_tokens)} "
                 f"({loss.best:.3f}) and has risen since: it overfits."
             )
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -21,7 +21,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 SHOWN = 20
 """Differences listed in an error."""
 SET_BY_COMPARISON = ("name", "seed")
-MATCHED = (
+SET_BY_MATCH = (
     "total_tokens",
     "tokens_per_step",
     "model.context_tokens",
@@ -33,7 +33,7 @@ MATCHED = (
 )
 """Equal in all arms: the same batches in the same order, and the same evaluation. Under match = "train_flops"
 arms have as many steps as the baseline's training FLOPs last: it sets total_tokens."""
-EXECUTION = ("jobs", "threads_per_run")
+EXECUTION = ("concurrent_runs", "threads_per_run")
 """Fields of a comparison that may change between two calls."""
 
 
@@ -41,6 +41,8 @@ class CompareConfig(BaseModel):
     """Written before the first step runs: what is asked, what may differ, what is matched, what decides."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    renamed: ClassVar[dict[str, str]] = {"jobs": "concurrent_runs"}
 
     name: str = Field(pattern=NAME_PATTERN)
     question: str = Field(min_length=1)
@@ -62,10 +64,10 @@ class CompareConfig(BaseModel):
     choosing which of them run, the loss of its causal form; of any other its eval/loss. eval/loss: each
     arm's under its own rule, which flatters one that looks ahead."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    jobs: PositiveInt = 1
+    concurrent_runs: PositiveInt = 1
     """Runs at a time, on this machine or of an array of Slurm jobs."""
     threads_per_run: PositiveInt | None = None
-    """None: CPU cores / (jobs x processes_per_run)."""
+    """None: CPU cores / (concurrent_runs x processes_per_run)."""
     processes_per_run: PositiveInt = 1
     """Of `motley compare`, on this machine; of `motley submit` the profile says how many ranks a run has."""
     tuning: str | None = None
@@ -81,7 +83,7 @@ class CompareConfig(BaseModel):
             if not re.fullmatch(NAME_PATTERN, arm):
                 raise ValueError(f'arms."{arm}": it names folders; use letters, digits, "_", "-" and "."')
         for key in self.vary:
-            for fixed in (*SET_BY_COMPARISON, *MATCHED):
+            for fixed in (*SET_BY_COMPARISON, *SET_BY_MATCH):
                 if _covers(key, fixed) or _covers(fixed, key):
                     why = (
                         "the comparison sets it"
@@ -104,7 +106,7 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """The comparison and all its runs, seed by seed and, within a seed, in the order of the arms."""
 
     path: Path
@@ -146,7 +148,7 @@ def is_comparison(path: str | Path) -> bool:
     return "arms" in load_toml(path)
 
 
-def make_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
+def make_plan(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonPlan:
     """Read a comparison and resolve all its runs. Raises ConfigError before anything is written.
 
     `overrides` set keys of the base run of every arm; `comparison.seeds=[1]` and the like set the
@@ -173,7 +175,7 @@ def make_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
         for seed in config.seeds
         for arm in config.arms
     )
-    plan = Plan(path=path, overrides=tuple(overrides), config=config, runs=runs)
+    plan = ComparisonPlan(path=path, overrides=tuple(overrides), config=config, runs=runs)
     _check_arms(plan)
     if config.match == "tokens":
         return plan
@@ -213,7 +215,7 @@ def _resolve_run(
     return PlannedRun(arm=arm, seed=seed, config=validate(RunConfig, values, source=source))
 
 
-def _check_arms(plan: Plan) -> None:
+def _check_arms(plan: ComparisonPlan) -> None:
     """Arms may differ in what `vary` names and must differ from the baseline."""
     seed = plan.config.seeds[0]
     baseline = plan.run(plan.config.baseline, seed).config
@@ -267,11 +269,11 @@ def _dotted_keys(table: Mapping[str, Any]) -> list[str]:
 # ------------------------------------------------------------------------------------------- comparison.json
 
 
-def record_of(plan: Plan) -> PlanRecord:
+def record_of(plan: ComparisonPlan) -> PlanRecord:
     return PlanRecord(comparison=plan.config, runs={run.name: run.config for run in plan.runs})
 
 
-def write_plan(plan: Plan) -> None:
+def write_plan(plan: ComparisonPlan) -> None:
     """Write comparison.json; raises ConfigError if the directory was made by another plan."""
     target = plan.directory / PLAN
     ours = record_of(plan)
@@ -286,7 +288,7 @@ def write_plan(plan: Plan) -> None:
     write_json(target, ours.model_dump(mode="json"))
 
 
-def check_same_plan(plan: Plan) -> None:
+def check_same_plan(plan: ComparisonPlan) -> None:
     """Raise ConfigError, listing what differs outside EXECUTION, unless comparison.json is of this plan."""
     target = plan.directory / PLAN
     try:

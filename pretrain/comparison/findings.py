@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from pretrain.comparison.config import Plan
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.results import (
     AXES,
     HELD_OUT,
@@ -40,7 +40,7 @@ ALL = "all"
 """Stands beside the modalities for the loss of all targets together."""
 
 
-def metric_of(modality: str) -> str:
+def metric_name(modality: str) -> str:
     return f"{HELD_OUT}loss" if modality == ALL else f"{HELD_OUT}loss/{modality}"
 
 
@@ -126,7 +126,7 @@ class ArmLoss:
 
 @dataclass(frozen=True)
 class Findings:
-    plan: Plan
+    plan: ComparisonPlan
     scope: Scope
     results: tuple[RunResult, ...]
     """Of the seeds in scope only."""
@@ -163,7 +163,7 @@ class Findings:
         return self.scope.until_step * self.plan.runs[0].config.tokens_per_step
 
 
-def find(plan: Plan, results: Sequence[RunResult]) -> Findings:
+def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
     """All findings. Raises ConfigError while no seed has been evaluated in all arms."""
     scope = scope_of(plan, results)
     used = tuple(r for r in results if r.seed in scope.seeds)
@@ -171,7 +171,7 @@ def find(plan: Plan, results: Sequence[RunResult]) -> Findings:
     def measured(metric: str) -> bool:
         return all(len(run.curve(metric, until=scope.until(run))) for run in used)
 
-    modalities = tuple(m for m in plan.runs[0].config.model.modalities if measured(metric_of(m)))
+    modalities = tuple(m for m in plan.runs[0].config.model.modalities if measured(metric_name(m)))
     directions = tuple(d for d in used[0].directions() if measured(loss_of(d)) and measured(gain_of(d)))
 
     def loss(arm: str, metric: str) -> ArmLoss:
@@ -185,7 +185,7 @@ def find(plan: Plan, results: Sequence[RunResult]) -> Findings:
         fingerprints=compare_fingerprints(used),
         modalities=modalities,
         directions=directions,
-        losses={(arm, m): loss(arm, metric_of(m)) for arm in plan.arms for m in (*modalities, ALL)},
+        losses={(arm, m): loss(arm, metric_name(m)) for arm in plan.arms for m in (*modalities, ALL)},
         conditional={
             (arm, name): loss(arm, name)
             for arm in plan.arms
@@ -193,7 +193,7 @@ def find(plan: Plan, results: Sequence[RunResult]) -> Findings:
             for name in (loss_of(direction), gain_of(direction))
         },
         by_rule={
-            (arm, m): loss(arm, metric_of(m).replace(HELD_OUT, "eval/"))
+            (arm, m): loss(arm, metric_name(m).replace(HELD_OUT, "eval/"))
             for arm in look_ahead
             for m in (*modalities, ALL)
         },
@@ -218,9 +218,11 @@ def _arm_loss(curves: Sequence[Curve]) -> ArmLoss:
     )
 
 
-def _contrast(plan: Plan, scope: Scope, used: Sequence[RunResult], arm: str, modality: str) -> Contrast:
+def _contrast(
+    plan: ComparisonPlan, scope: Scope, used: Sequence[RunResult], arm: str, modality: str
+) -> Contrast:
     confidence = plan.config.confidence
-    metric = metric_of(modality)
+    metric = metric_name(modality)
     base, other = (
         [r.curve(metric, until=scope.until(r)) for r in used if r.arm == name]
         for name in (plan.config.baseline, arm)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import Plan, PlannedRun
+from pretrain.comparison.config import ComparisonPlan, PlannedRun
 from pretrain.metrics import read_rows
 
 HELD_OUT = "heldout/"
@@ -97,7 +97,7 @@ class RunResult:
         return sorted(m.groups() for m in map(_DIRECTION.match, names) if m)  # type: ignore[misc]
 
 
-def load_results(plan: Plan) -> tuple[RunResult, ...]:
+def load_results(plan: ComparisonPlan) -> tuple[RunResult, ...]:
     """Rows and record of every planned run; a run that has not started has none. Raises ConfigError for files
     that cannot be what a run wrote."""
     causally = plan.config.deciding_metric == "eval/causal/loss"
@@ -143,7 +143,7 @@ class Scope:
         return int(self.share * run.planned.config.num_steps)
 
 
-def scope_of(plan: Plan, results: Sequence[RunResult]) -> Scope:
+def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
     """Seeds that finished in all arms; before there is one, all seeds that have been evaluated in all arms.
 
     Raises ConfigError if there is nothing to report on yet.

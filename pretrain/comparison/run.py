@@ -9,7 +9,7 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from parallel.launch import child_environment
-from pretrain.comparison.config import Plan, PlannedRun, check_same_plan, make_plan, write_plan
+from pretrain.comparison.config import ComparisonPlan, PlannedRun, check_same_plan, make_plan, write_plan
 from pretrain.comparison.run_queue import Job, Outcome, only_one, run_jobs
 from pretrain.config import RunConfig
 from pretrain.run_dir import check_config, finished_step
@@ -25,7 +25,7 @@ def run_comparison(
     path: str | Path,
     overrides: Sequence[str] = (),
     *,
-    jobs: int | None = None,
+    concurrent_runs: int | None = None,
     report_only: bool = False,
     to: TextIO | None = None,
 ) -> int:
@@ -41,16 +41,19 @@ def run_comparison(
         check_same_plan(plan)
         report(plan, out)
         return ExitCode.DONE
-    at_once = plan.config.jobs if jobs is None else jobs
-    if at_once < 1:
-        raise ConfigError(f"--jobs {at_once}: at least one run at a time")
+    if concurrent_runs is None:
+        concurrent_runs = plan.config.concurrent_runs
+    if concurrent_runs < 1:
+        raise ConfigError(f"--concurrent-runs {concurrent_runs}: at least one run at a time")
     todo = unfinished(plan)
     ranks = plan.config.processes_per_run
     check_runs(plan, todo, lambda config: check_run(config, ranks), source=f"processes_per_run = {ranks}")
     with only_one(plan.directory):
         write_plan(plan)
-        print(_announcement(plan, todo, at_once), file=out, flush=True)
-        outcomes = run_jobs([_job(plan, run, at_once) for run in todo], at_once=at_once, out=out)
+        print(_announcement(plan, todo, concurrent_runs), file=out, flush=True)
+        outcomes = run_jobs(
+            [_job(plan, run, concurrent_runs) for run in todo], concurrent_runs=concurrent_runs, out=out
+        )
     failed = [outcome for outcome in outcomes if not outcome.done and not outcome.stopped]
     if any(outcome.stopped for outcome in outcomes):
         print(
@@ -63,7 +66,7 @@ def run_comparison(
     return ExitCode.FAILED if failed else ExitCode.DONE
 
 
-def report(plan: Plan, out: TextIO) -> Path:
+def report(plan: ComparisonPlan, out: TextIO) -> Path:
     """Write the report on what has run, print its verdict, return the page. ConfigError: there is nothing."""
     # Matplotlib, Jinja and SciPy take a second to import; a comparison that is refused needs none of them.
     from pretrain.comparison.caveats import caveats
@@ -83,7 +86,7 @@ def report(plan: Plan, out: TextIO) -> Path:
     return page
 
 
-def _report_what_there_is(plan: Plan, failed: Sequence[Outcome], out: TextIO) -> None:
+def _report_what_there_is(plan: ComparisonPlan, failed: Sequence[Outcome], out: TextIO) -> None:
     try:
         report(plan, out)
     except ConfigError as error:
@@ -92,7 +95,7 @@ def _report_what_there_is(plan: Plan, failed: Sequence[Outcome], out: TextIO) ->
         print(f"No report: {error}", file=out, flush=True)
 
 
-def unfinished(plan: Plan) -> list[PlannedRun]:
+def unfinished(plan: ComparisonPlan) -> list[PlannedRun]:
     """Runs still to do, in order. Raises ConfigError if a run's directory was made by another config."""
     todo = []
     for run in plan.runs:
@@ -103,7 +106,7 @@ def unfinished(plan: Plan) -> list[PlannedRun]:
 
 
 def check_runs(
-    plan: Plan, runs: Sequence[PlannedRun], check: Callable[[RunConfig], None], *, source: str
+    plan: ComparisonPlan, runs: Sequence[PlannedRun], check: Callable[[RunConfig], None], *, source: str
 ) -> None:
     """Raise ConfigError, naming the arm, where `check` does. `source`: what says how many ranks a run has."""
     for run in {run.arm: run for run in runs}.values():  # seeds do not matter to data, vocabulary and layout
@@ -113,7 +116,7 @@ def check_runs(
             raise ConfigError(f'{plan.path}: arms."{run.arm}", with {source}: {error}') from None
 
 
-def _job(plan: Plan, run: PlannedRun, at_once: int) -> Job:
+def _job(plan: ComparisonPlan, run: PlannedRun, concurrent_runs: int) -> Job:
     config, processes = run.config, plan.config.processes_per_run
     run_file = plan.directory / "configs" / f"{run.name}.json"
     run_file.parent.mkdir(exist_ok=True)
@@ -121,14 +124,14 @@ def _job(plan: Plan, run: PlannedRun, at_once: int) -> Job:
     return Job(
         name=run.name,
         argv=(sys.executable, "-c", START, str(run_file), str(processes)),
-        env=child_environment(at_once * processes, threads=plan.config.threads_per_run),
+        env=child_environment(concurrent_runs * processes, threads=plan.config.threads_per_run),
         log=config.run_dir / "logs" / "compare.log",
         metrics=config.run_dir / "metrics.jsonl",
         num_steps=config.num_steps,
     )
 
 
-def _announcement(plan: Plan, todo: Sequence[PlannedRun], at_once: int) -> str:
+def _announcement(plan: ComparisonPlan, todo: Sequence[PlannedRun], concurrent_runs: int) -> str:
     config, first = plan.config, plan.runs[0].config
     done = len(plan.runs) - len(todo)
     steps = {run.arm: run.config.num_steps for run in plan.runs}
@@ -139,7 +142,7 @@ def _announcement(plan: Plan, todo: Sequence[PlannedRun], at_once: int) -> str:
         f"{config.name}: {config.question}\n"
         f"{len(config.arms)} arms ({', '.join(plan.arms)}) x {len(config.seeds)} seed(s) = "
         f"{len(plan.runs)} runs of {length}; "
-        f"{at_once} at a time"
+        f"{concurrent_runs} at a time"
         + (f"; {done} done already" if done else "")
         + f"\nPlan: {plan.directory / 'comparison.json'}"
     )

@@ -86,8 +86,8 @@ def only_one(directory: Path) -> Iterator[None]:
         yield
 
 
-def run_jobs(jobs: Sequence[Job], *, at_once: int, out: TextIO) -> list[Outcome]:
-    """Run all jobs, `at_once` at a time and in order; one that fails does not stop the others.
+def run_jobs(jobs: Sequence[Job], *, concurrent_runs: int, out: TextIO) -> list[Outcome]:
+    """Run all jobs, `concurrent_runs` at a time and in order; one that fails does not stop the others.
 
     SIGINT, SIGTERM, SIGUSR2 and SIGHUP reach the running ones as SIGTERM, which makes a run save and stop,
     and no other is started; a second signal kills them. (They have sessions of their own: Ctrl-C at a
@@ -112,7 +112,7 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, out: TextIO) -> list[Outcome]
         total, already = sum(job.num_steps for job in jobs), sum(map(_steps_done, jobs))
         with Progress("all runs", total, "step", done=already, log_every_s=LOG_EVERY_S, out=out) as all_runs:
             while running or (waiting and not signals):
-                while waiting and len(running) < at_once and not signals:
+                while waiting and len(running) < concurrent_runs and not signals:
                     job = waiting.pop(0)
                     running[job.name] = _Running(job, out)
                 for number in signals[forwarded:]:

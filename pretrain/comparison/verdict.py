@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.comparison.findings import Contrast, Findings, Matching
-from pretrain.quantities import join, percent, ratio, signed, tokens_of
+from pretrain.quantities import format_tokens, join, percent, ratio, signed
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _compute(contrast: Contrast) -> str:
 
 def _crossing(findings: Findings, contrast: Contrast) -> str:
     def at(tokens: float) -> str:
-        return f"{tokens_of(tokens)} ({percent(tokens / findings.tokens)})"
+        return f"{format_tokens(tokens)} ({percent(tokens / findings.tokens)})"
 
     since = contrast.together_from
     meet = [f"from {at(since)} on the gap is within its wobble"] if since else []
@@ -118,11 +118,10 @@ def overall(findings: Findings) -> str:
 
 
 def _after(findings: Findings) -> str:
-    after = f"After {tokens_of(findings.tokens)}"
+    after = f"After {format_tokens(findings.tokens)}"
     if findings.plan.config.match == "train_flops":
-        after = (
-            f"For the training FLOPs of {findings.plan.config.baseline} over {tokens_of(findings.tokens)},"
-        )
+        baseline = findings.plan.config.baseline
+        after = f"For the training FLOPs of {baseline} over {format_tokens(findings.tokens)},"
     return after + (" of an unfinished comparison" if findings.scope.interim else "")
 
 

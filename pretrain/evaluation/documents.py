@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.shards.index import TokenSource
-from data_pipeline.shards.spans import read_parts
+from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.vocabulary import BOS, EOS, TEXT, Vocabulary
 from data_pipeline.stream.order import documents_at, key_of
 from data_pipeline.stream.packing import cut, pack
@@ -91,7 +91,7 @@ def nearest_parts(
 
     Of equally near pairs the first. Parts keep their delimiters.
     """
-    parts = read_parts(ids, vocabulary)
+    parts = read_spans(ids, vocabulary)
     candidates = [
         (abs(i - j), i, j)
         for i, first in enumerate(parts)

@@ -19,7 +19,7 @@ from pretrain.evaluation.documents import IMAGE, Text, heldout_texts, pack_texts
 from pretrain.metrics import losses
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
-from pretrain.models.routing_state import Selection
+from pretrain.models.routing_state import RoutingState
 
 Direction = tuple[str, str]
 
@@ -117,38 +117,38 @@ def micro_batches(
     return batches
 
 
-def selections(
+def routing_states(
     model: ModelConfig, thresholds: Mapping[str, float], progress: float
-) -> list[tuple[str, Selection]]:
+) -> list[tuple[str, RoutingState]]:
     """(prefix of metrics, what tokens are chosen by): the rule that the model is trained with, and where that
     looks at later tokens, its causal form: what a model that writes could do."""
-    found = [("eval", Selection(thresholds=thresholds, progress=progress))]
+    found = [("eval", RoutingState(thresholds=thresholds, progress=progress))]
     if not model.is_causal and model.has_causal_form:
         found.append(("eval/causal", replace(found[0][1], causal=True)))
     return found
 
 
-TRAINED_WITH = Selection()
+TRAINED_WITH = RoutingState()
 """What models that choose no tokens are evaluated with."""
 
 
 def heldout_losses(
-    engine: Engine, heldout: Heldout, prefix: str = "eval", selection: Selection = TRAINED_WITH
+    engine: Engine, heldout: Heldout, prefix: str = "eval", routing_state: RoutingState = TRAINED_WITH
 ) -> dict[str, float]:
     """`prefix`/loss and `prefix`/loss/<m>. Every rank calls it and gets the same."""
     if not heldout.documents:
         return {}
-    return losses(_sums(engine, heldout, heldout.documents, selection), f"{prefix}/loss")
+    return losses(_sums(engine, heldout, heldout.documents, routing_state), f"{prefix}/loss")
 
 
 def conditional_losses(
-    engine: Engine, heldout: Heldout, prefix: str = "eval", selection: Selection = TRAINED_WITH
+    engine: Engine, heldout: Heldout, prefix: str = "eval", routing_state: RoutingState = TRAINED_WITH
 ) -> dict[str, float]:
     """`prefix`/loss/<a>_to_<b> and `prefix`/gain/<a>_to_<b>. Every rank calls it and gets the same."""
     row = {}
     for (a, b), inputs in heldout.own.items():
-        own, weight = _sums(engine, heldout, inputs, selection)[b]
-        foreign, _ = _sums(engine, heldout, heldout.foreign[a, b], selection)[b]
+        own, weight = _sums(engine, heldout, inputs, routing_state)[b]
+        foreign, _ = _sums(engine, heldout, heldout.foreign[a, b], routing_state)[b]
         if weight:  # spans can be empty
             row[f"{prefix}/loss/{a}_to_{b}"] = own / weight
             row[f"{prefix}/gain/{a}_to_{b}"] = (foreign - own) / weight
@@ -156,11 +156,14 @@ def conditional_losses(
 
 
 def tokens_that_ran(
-    forward: Callable[..., object], images: HeldoutImages, selection: Selection, world: World | None = None
+    forward: Callable[..., object],
+    images: HeldoutImages,
+    routing_state: RoutingState,
+    world: World | None = None,
 ) -> dict[int, Bool[np.ndarray, "texts tokens"]]:
     """Layer with a router for images -> which tokens of `images` ran, after `forward` of a list of inputs.
     Every rank of `world` calls it: layers may be on several stages."""
-    inputs = [replace(each, selection=selection, ran={}) for each in images.inputs]
+    inputs = [replace(each, routing_state=routing_state, ran={}) for each in images.inputs]
     forward(inputs)
     mine = [each.ran or {} for each in inputs]
     stages = [mine] if world is None else world.gather(mine, world.model_group)
@@ -169,9 +172,9 @@ def tokens_that_ran(
 
 
 def _sums(
-    engine: Engine, heldout: Heldout, inputs: Sequence[ModelInputs], selection: Selection
+    engine: Engine, heldout: Heldout, inputs: Sequence[ModelInputs], routing_state: RoutingState
 ) -> dict[str, tuple[float, float]]:
     """modality -> (sum of nats, targets that count), over all ranks."""
-    stats = engine.eval_step([replace(each, selection=selection) for each in inputs])
+    stats = engine.eval_step([replace(each, routing_state=routing_state) for each in inputs])
     count = len(heldout.modalities)
     return dict(zip(heldout.modalities, zip(stats[:count], stats[count:], strict=True), strict=True))

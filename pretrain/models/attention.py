@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
-from parallel.collectives import ONE_RANK, TensorAxis, sum_gradient
+from parallel.collectives import ONE_RANK, TensorParallel, sum_gradient
 from parallel.routing import Routing, sequence_to_sorted, sorted_to_sequence
 from parallel.towers import TowerColumnParallelLinear, TowerRowParallelLinear
 from pretrain.models.attention_mask import AttentionMask, QueryMask
@@ -25,12 +25,12 @@ class Attention(nn.Module):
     each tensor-parallel rank has its part of each."""
 
     def __init__(
-        self, config: ModelConfig, name: str, weights: InitialWeights, *, axis: TensorAxis = ONE_RANK
+        self, config: ModelConfig, name: str, weights: InitialWeights, *, tp: TensorParallel = ONE_RANK
     ) -> None:
         super().__init__()
         shards = config.shards_of("attention")
         whole = (config.num_heads, config.kv_heads, config.kv_heads)
-        heads, kv_heads = config.num_heads // axis.size, config.kv_heads // axis.size
+        heads, kv_heads = config.num_heads // tp.size, config.kv_heads // tp.size
         self.heads, self.head_dim = (heads, kv_heads, kv_heads), config.head_dim
         self.qkv = TowerColumnParallelLinear(
             config.d_model,
@@ -38,17 +38,17 @@ class Attention(nn.Module):
             shards,
             weights.normal(f"{name}.qkv"),
             blocks=[count * config.head_dim for count in whole],
-            axis=axis,
+            tp=tp,
         )
         self.qk = NormRotate(
-            config.head_dim, heads, kv_heads, shards, norm=config.qk_norm, eps=config.norm_eps, axis=axis
+            config.head_dim, heads, kv_heads, shards, norm=config.qk_norm, eps=config.norm_eps, tp=tp
         )
         self.out = TowerRowParallelLinear(
             config.num_heads * config.head_dim,
             config.d_model,
             shards,
             weights.residual(f"{name}.out"),
-            axis=axis,
+            tp=tp,
         )
 
     def forward(
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         """The same for chosen rows of `x` alone, over keys and values of all of them. Without sequence
         parallel."""
         (heads, kv_heads, _), counts = self.heads, routing.counts
-        queries, x = (sum_gradient(each, self.qkv.axis) for each in (queries, x))
+        queries, x = (sum_gradient(each, self.qkv.tp) for each in (queries, x))
         q, k, v = self.qkv.in_parts(
             (queries, x, x),
             (chosen.routing.counts, counts, counts),

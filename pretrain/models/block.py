@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from parallel.collectives import ONE_RANK, TensorAxis, own_chunk, whole_rows
+from parallel.collectives import ONE_RANK, TensorParallel, own_chunk, whole_rows
 from parallel.routing import Routing
 from parallel.towers import TowerNorm
 from pretrain.models.attention import Attention
@@ -21,7 +21,7 @@ from pretrain.models.feed_forward import ExpertFeedForward, FeedForward
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.query_key import Rotary
-from pretrain.models.routing_state import Selection, uncounted
+from pretrain.models.routing_state import RoutingState, uncounted
 
 Sublayer = Literal["attention", "feed_forward"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "feed_forward")
@@ -37,7 +37,7 @@ class Block(nn.Module):
         name: str,
         weights: InitialWeights,
         *,
-        axis: TensorAxis = ONE_RANK,
+        tp: TensorParallel = ONE_RANK,
         activation_checkpointing: bool = False,
         sublayers: tuple[Sublayer, ...] = SUBLAYERS,
         depth: DepthRouting | None = None,
@@ -45,21 +45,21 @@ class Block(nn.Module):
         """`sublayers`: those of the block that this pipeline stage holds. `depth`: where not all tokens run;
         such a block is whole, and works on the whole stream."""
         super().__init__()
-        self.axis, self.depth = axis, depth
+        self.tp, self.depth = tp, depth
         if depth is not None:
             assert sublayers == SUBLAYERS, sublayers
-            axis = replace(axis, sequence_parallel=False)
+            tp = replace(tp, sequence_parallel=False)
         self.sublayers = sublayers
         self.post = config.norm_placement == "post"
         self.activation_checkpointing = activation_checkpointing
         norm_shards = config.shards_of("norm")
         if "attention" in sublayers:
-            self.attention = Attention(config, f"{name}.attention", weights, axis=axis)
-            self.attention_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, axis=axis)
+            self.attention = Attention(config, f"{name}.attention", weights, tp=tp)
+            self.attention_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, tp=tp)
         if "feed_forward" in sublayers:
             feed_forward = ExpertFeedForward if config.experts else FeedForward
-            self.feed_forward = feed_forward(config, f"{name}.feed_forward", weights, axis=axis)
-            self.feed_forward_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, axis=axis)
+            self.feed_forward = feed_forward(config, f"{name}.feed_forward", weights, tp=tp)
+            self.feed_forward_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, tp=tp)
 
     def forward(
         self,
@@ -75,8 +75,8 @@ class Block(nn.Module):
         if self.depth is not None:
             assert inputs is not None
             return self._forward_routed(x, inputs, rotary, self.depth)
-        selection = None if inputs is None else inputs.selection
-        return self._run(self._forward, x, routing, mask, rotary, selection)
+        routing_state = None if inputs is None else inputs.routing_state
+        return self._run(self._forward, x, routing, mask, rotary, routing_state)
 
     def _run(self, part: Callable[..., Tensor], *args: object) -> Tensor:
         if self.activation_checkpointing and self.training:
@@ -91,12 +91,17 @@ class Block(nn.Module):
         return part(*args)
 
     def _forward(
-        self, x: Tensor, routing: Routing, mask: AttentionMask, rotary: Rotary, selection: Selection | None
+        self,
+        x: Tensor,
+        routing: Routing,
+        mask: AttentionMask,
+        rotary: Rotary,
+        routing_state: RoutingState | None,
     ) -> Tensor:
         if "attention" in self.sublayers:
             x = x + self._attended(x, routing, mask, rotary)
         if "feed_forward" in self.sublayers:
-            x = x + self._fed_forward(x, routing, selection)
+            x = x + self._fed_forward(x, routing, routing_state)
         return x
 
     def _attended(self, x: Tensor, routing: Routing, mask: AttentionMask, rotary: Rotary) -> Tensor:
@@ -106,21 +111,21 @@ class Block(nn.Module):
             return self.attention_norm(self.attention(x, routing, mask, rotary), counts)
         return self.attention(self.attention_norm(x, counts), routing, mask, rotary)
 
-    def _fed_forward(self, x: Tensor, routing: Routing, selection: Selection | None) -> Tensor:
+    def _fed_forward(self, x: Tensor, routing: Routing, routing_state: RoutingState | None) -> Tensor:
         """What the feed-forward adds to x."""
         counts = routing.counts
         if self.post:
-            return self.feed_forward_norm(self.feed_forward(x, routing, selection), counts)
-        return self.feed_forward(self.feed_forward_norm(x, counts), routing, selection)
+            return self.feed_forward_norm(self.feed_forward(x, routing, routing_state), counts)
+        return self.feed_forward(self.feed_forward_norm(x, counts), routing, routing_state)
 
     def _forward_routed(self, x: Tensor, inputs: ModelInputs, rotary: Rotary, depth: DepthRouting) -> Tensor:
-        x = whole_rows(x, self.axis)
+        x = whole_rows(x, self.tp)
         if depth.style.parts == "feed_forward":
             x = x + self._run(self._attended, x, inputs.routing, inputs.mask, rotary)
         # Outside of what is computed twice: the same tokens run again, and are counted once.
         chosen = depth(x, inputs)
         x = self._run(self._through, x, chosen.gates, chosen, inputs, rotary, depth)
-        return own_chunk(x, self.axis)
+        return own_chunk(x, self.tp)
 
     def _through(
         self,
@@ -138,11 +143,11 @@ class Block(nn.Module):
         if depth.style.parts != "feed_forward":
             added.append(self._chosen_attended(x, before, chosen, inputs.routing, rotary))
             attended = before + added[0]
-        fed = self._fed_forward(attended, chosen.tokens.routing, inputs.selection)
-        if scale == "string":
+        fed = self._fed_forward(attended, chosen.tokens.routing, inputs.routing_state)
+        if scale == "all":
             return (gates * x.index_copy(0, rows, attended + fed)).to(x.dtype)
         chosen_gates = gates.index_select(0, rows)
-        if scale == "string_code":
+        if scale == "all_as_released":
             ran = attended + (chosen_gates * fed).to(x.dtype)
             return (gates * x).to(x.dtype).index_copy(0, rows, ran)
         return add_gated(x, rows, chosen_gates, *added, fed)

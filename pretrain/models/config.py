@@ -159,7 +159,7 @@ class ModelConfig(BaseModel):
     def width_of(self, shard: str) -> int:
         """SwiGLU width of a feed-forward's weight shard, of one expert where it has experts."""
         experts = self.experts_of(shard)
-        return (experts.hidden if experts else None) or self.ffn_width
+        return (experts.ffn_hidden if experts else None) or self.ffn_width
 
     @property
     def expert_widths(self) -> dict[str, int]:

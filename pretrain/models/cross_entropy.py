@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from parallel.collectives import ONE_RANK, TensorAxis, combine_gradient, gather_rows
+from parallel.collectives import ONE_RANK, TensorParallel, combine_gradient, gather_rows
 
 CHUNK_TOKENS = 512
 """Tokens whose logits exist at a time. Measured forward and backward on one CPU thread, [tokens, d_model,
@@ -30,7 +30,7 @@ def linear_cross_entropy(
     loss_weights: Float[Tensor, " tokens"],
     z_loss: float = 0.0,
     *,
-    axis: TensorAxis = ONE_RANK,
+    tp: TensorParallel = ONE_RANK,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " tokens"]]:
     """(sum of loss_weights * (nll + z_loss * log^2 Z), nll), where nll = -log softmax(hidden @
     weight.T)[target].
@@ -38,13 +38,13 @@ def linear_cross_entropy(
     Both in fp32; nll in nats, for every token, without gradient. The sum's gradients are made during the
     forward pass, so no product is computed twice.
 
-    `axis`: `weight` holds this tensor-parallel rank's rows of the vocabulary, `hidden` all tokens or, with
+    `tp`: `weight` holds this tensor-parallel rank's rows of the vocabulary, `hidden` all tokens or, with
     sequence parallel, its chunk of them. Results are equal on all ranks; they exchange three numbers a token
     (the idea of megatron-core's vocab_parallel_cross_entropy, which is given whole logits).
     """
     if not torch.is_grad_enabled():  # a parameter asks for its gradient even then
         hidden, weight = hidden.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets, loss_weights, z_loss, axis)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, loss_weights, z_loss, tp)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -56,28 +56,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         loss_weights: Tensor,
         z_loss: float,
-        axis: TensorAxis,
+        tp: TensorParallel,
     ) -> tuple[Tensor, Tensor]:
         want_hidden, want_weight = ctx.needs_input_grad[:2]
-        if axis.sequence_parallel:
-            hidden, handle = gather_rows(hidden, axis)
+        if tp.sequence_parallel:
+            hidden, handle = gather_rows(hidden, tp)
             handle.wait()
         nll = torch.empty_like(loss_weights)
         objective = loss_weights.new_zeros(())
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         # In fp32 whatever the model's dtype: it is added to once per chunk.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
-        chunk = CHUNK_TOKENS * axis.size
+        chunk = CHUNK_TOKENS * tp.size
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             token_weight = loss_weights[rows, None]
-            target, here = _local(targets[rows, None], weight.shape[0], axis)
+            target, here = _local(targets[rows, None], weight.shape[0], tp)
             logits = hidden[rows].mm(weight.t()).float()
             highest = logits.amax(dim=1, keepdim=True)
             target_logit = logits.gather(1, target) * here
             exponentials = logits.sub_(highest).exp_()
             total = exponentials.sum(dim=1, keepdim=True)
-            log_z, target_logit, share = _over_vocabulary(highest, total, target_logit, axis)
+            log_z, target_logit, share = _over_vocabulary(highest, total, target_logit, tp)
             chunk_nll = log_z - target_logit
             nll[rows] = chunk_nll.squeeze(1)
             objective += (token_weight * (chunk_nll + z_loss * log_z.square())).sum()
@@ -93,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             elif grad_weight is not None:
                 grad_weight += grad.t().mm(hidden[rows])
         if grad_hidden is not None:
-            grad_hidden, summed = combine_gradient(grad_hidden, axis)
+            grad_hidden, summed = combine_gradient(grad_hidden, tp)
             if summed is not None:
                 summed.wait()
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
@@ -105,25 +105,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *(None if saved is None else saved * grad for saved in ctx.saved_tensors), *(None,) * 4
 
 
-def _local(targets: Tensor, vocab_local: int, axis: TensorAxis) -> tuple[Tensor, Tensor | float]:
+def _local(targets: Tensor, vocab_local: int, tp: TensorParallel) -> tuple[Tensor, Tensor | float]:
     """(row of this rank's part of the vocabulary, 1 where the target is in it, else 0 and any row)."""
-    if axis.size == 1:
+    if tp.size == 1:
         return targets, 1.0
-    local = targets - axis.rank * vocab_local
+    local = targets - tp.rank * vocab_local
     here = (local >= 0) & (local < vocab_local)
     return local.clamp(0, vocab_local - 1), here.float()
 
 
 def _over_vocabulary(
-    highest: Tensor, total: Tensor, target_logit: Tensor, axis: TensorAxis
+    highest: Tensor, total: Tensor, target_logit: Tensor, tp: TensorParallel
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(log Z, the target's logit, factor that makes this rank's exponentials probabilities), each [tokens,
     1]."""
-    if axis.size == 1:
+    if tp.size == 1:
         return total.log() + highest, target_logit, 1 / total
-    gathered, handle = gather_rows(torch.cat((highest, total, target_logit), dim=1), axis)
+    gathered, handle = gather_rows(torch.cat((highest, total, target_logit), dim=1), tp)
     handle.wait()
-    tops, totals, logits = gathered.view(axis.size, -1, 3, 1).unbind(2)
+    tops, totals, logits = gathered.view(tp.size, -1, 3, 1).unbind(2)
     top = tops.amax(dim=0)
     log_z = (totals * (tops - top).exp()).sum(dim=0).log() + top
     return log_z, logits.sum(dim=0), (highest - log_z).exp()

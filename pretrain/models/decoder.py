@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from parallel.collectives import ONE_RANK, TensorAxis
+from parallel.collectives import ONE_RANK, TensorParallel
 from parallel.towers import SharedEmbedding, TowerColumnParallelLinear, TowerNorm
 from pretrain.models.block import SUBLAYERS, Block, Sublayer
 from pretrain.models.config import SHARED_TOWER, ModelConfig
@@ -20,11 +20,9 @@ class Head(TowerColumnParallelLinear):
     """Logits, or the objective without ever holding the logits of all tokens; shared by all towers."""
 
     def __init__(
-        self, config: ModelConfig, name: str, weights: InitialWeights, *, axis: TensorAxis = ONE_RANK
+        self, config: ModelConfig, name: str, weights: InitialWeights, *, tp: TensorParallel = ONE_RANK
     ) -> None:
-        super().__init__(
-            config.d_model, config.vocab_tokens, (SHARED_TOWER,), weights.normal(name), axis=axis
-        )
+        super().__init__(config.d_model, config.vocab_tokens, (SHARED_TOWER,), weights.normal(name), tp=tp)
         self.z_loss = config.z_loss
 
     def forward(  # type: ignore[override]
@@ -40,7 +38,7 @@ class Head(TowerColumnParallelLinear):
             inputs.target_ids,
             inputs.loss_weights.sum(dim=0),
             self.z_loss,
-            axis=self.axis,
+            tp=self.tp,
         )
 
 
@@ -57,7 +55,7 @@ class Decoder(nn.Module):
         config: ModelConfig,
         *,
         seed: int = 1,
-        axis: TensorAxis = ONE_RANK,
+        tp: TensorParallel = ONE_RANK,
         activation_checkpointing: bool = False,
         sublayers: range | None = None,
     ) -> None:
@@ -73,7 +71,7 @@ class Decoder(nn.Module):
         self.head: Head | None = None
         if 0 in held:
             self.embedding = SharedEmbedding(
-                config.vocab_tokens, config.d_model, SHARED_TOWER, weights.normal("embedding"), axis=axis
+                config.vocab_tokens, config.d_model, SHARED_TOWER, weights.normal("embedding"), tp=tp
             )
         self.blocks = nn.ModuleList()
         for index in range(config.num_layers):
@@ -88,17 +86,15 @@ class Decoder(nn.Module):
                     config,
                     f"blocks.{index}",
                     weights,
-                    axis=axis,
+                    tp=tp,
                     activation_checkpointing=activation_checkpointing,
                     sublayers=mine,
-                    depth=DepthRouting(config, index, weights, axis=axis)
-                    if config.depth_ratios(index)
-                    else None,
+                    depth=DepthRouting(config, index, weights, tp=tp) if config.depth_ratios(index) else None,
                 )
             )
         if last in held:
-            self.final_norm = TowerNorm(config.d_model, config.shards_of("norm"), config.norm_eps, axis=axis)
-            self.head = Head(config, "head", weights, axis=axis)
+            self.final_norm = TowerNorm(config.d_model, config.shards_of("norm"), config.norm_eps, tp=tp)
+            self.head = Head(config, "head", weights, tp=tp)
 
     def forward(self, inputs: ModelInputs) -> Float[Tensor, "tokens vocab_local"]:
         """Logits in sorted order, of a decoder with all layers."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from parallel.collectives import ONE_RANK, TensorAxis, of_first_rank
+from parallel.collectives import ONE_RANK, TensorParallel, of_first_rank
 from pretrain.models import depth_gates
 from pretrain.models.config import ModelConfig
 from pretrain.models.depth_config import DepthConfig
@@ -53,10 +53,10 @@ class DepthRouting(nn.Module):
     """The routers of one block, by modality."""
 
     def __init__(
-        self, config: ModelConfig, index: int, weights: InitialWeights, *, axis: TensorAxis = ONE_RANK
+        self, config: ModelConfig, index: int, weights: InitialWeights, *, tp: TensorParallel = ONE_RANK
     ) -> None:
         super().__init__()
-        self.axis, self.index, self.modalities = axis, index, config.modalities
+        self.tp, self.index, self.modalities = tp, index, config.modalities
         self.with_experts = bool(config.experts)
         for modality, ratio in config.depth_ratios(index).items():
             router = DepthRouter(
@@ -76,7 +76,7 @@ class DepthRouting(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens d_model"], inputs: ModelInputs) -> Chosen:
         """Choose among the whole sorted stream. The host waits once, for the scores (depth_selection.py)."""
-        table, selection = inputs.table, inputs.selection
+        table, routing_state = inputs.table, inputs.routing_state
         assert table is not None, "inputs of a model without depth routing"
         of_modality = dict(zip(self.modalities, inputs.routing.modality_rows, strict=True))
         # In the order of their rows.
@@ -84,8 +84,8 @@ class DepthRouting(nn.Module):
             ((*of_modality[m], router) for m, router in self.routers().items()), key=lambda place: place[:2]
         )
         raw = [router(x[first:end]) for first, end, router in places]
-        # All ranks of the axis must choose the same, and a sum over ranks may differ in its last bit.
-        ranked = of_first_rank(torch.cat(raw).detach(), self.axis).cpu().split([s.shape[0] for s in raw])
+        # All tensor-parallel ranks must choose the same, and a sum over ranks may differ in its last bit.
+        ranked = of_first_rank(torch.cat(raw).detach(), self.tp).cpu().split([s.shape[0] for s in raw])
         keep: Bool[np.ndarray, " tokens"] = np.ones(x.shape[0], bool)
         ones = x.new_ones(x.shape[0], dtype=torch.float32)
         pieces, last = [], 0
@@ -96,9 +96,9 @@ class DepthRouting(nn.Module):
                 on_host.numpy(),
                 table.documents[rows],
                 table.special[rows],
-                router.config.ratio_at(router.ratio, selection.progress),
-                threshold=selection.thresholds.get(router.name),
-                causal=selection.causal,
+                router.config.ratio_at(router.ratio, routing_state.progress),
+                threshold=routing_state.thresholds.get(router.name),
+                causal=routing_state.causal,
             )
             documents = _documents(router.config, table, rows, x.device)
             pieces += [ones[last:first], depth_gates.gates(router.config, score, documents)]

@@ -9,14 +9,14 @@ tokens. The rule "threshold" does not: it compares each score with a running qua
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
 
 Schedule = Literal["constant", "alternating", "stepped", "linear", "cosine", "bathtub"]
 Rule = Literal["top_k", "threshold"]
 Gate = Literal["tanh", "sigmoid", "softmax", "shifted_softmax", "none"]
-Scale = Literal["selected", "string", "string_code"]
+Scale = Literal["selected", "all", "all_as_released"]
 
 
 class DepthConfig(BaseModel):
@@ -27,6 +27,10 @@ class DepthConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    renamed: ClassVar[dict[str, str]] = {
+        "scale=string": "all",
+        "scale=string_code": "all_as_released",
+    }
 
     schedule: Schedule
     """Ratio over the layers; L of them after dense_first and dense_last, l = 0 ... L - 1, shifted by one
@@ -60,7 +64,7 @@ class DepthConfig(BaseModel):
     """Of the tanh gate (p-MoD: 0.2)."""
     scale: Scale = "selected"
     """Where the gate g acts. With T the block: selected (MoD): x + g (T(x) - x) for tokens that run, x for
-    others. string (p-MoD's figure): g T(x) and g x. string_code (p-MoD's code): a + g FFN(a) with a = x +
+    others. all (p-MoD's figure): g T(x) and g x. all_as_released (p-MoD's code): a + g FFN(a) with a = x +
     Attention(x), and g x."""
     parts: Literal["attention+feed_forward", "feed_forward"] = "attention+feed_forward"
     """What tokens may skip."""

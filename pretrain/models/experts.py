@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from parallel.collectives import ONE_RANK, TensorAxis, of_first_rank
-from parallel.dispatch import Taken
+from parallel.collectives import ONE_RANK, TensorParallel, of_first_rank
+from parallel.dispatch import ExpertAssignment
 from parallel.routing import TowerTokens
 from parallel.towers import Initialise
 from pretrain.models.experts_config import ExpertsConfig
@@ -45,7 +45,7 @@ class Router(nn.Module):
 class Choice:
     """What the router of one tower and layer decided."""
 
-    taken: Taken
+    taken: ExpertAssignment
     gates: Float[Tensor, " dispatched"]
     """fp32: what each dispatched row counts in the sum of its experts."""
     scores: Float[Tensor, "tokens experts"]
@@ -63,16 +63,17 @@ def choose(
     *,
     thresholds: Sequence[float] | None = None,
     counts_on_device: bool = False,
-    axis: TensorAxis = ONE_RANK,
+    tp: TensorParallel = ONE_RANK,
 ) -> Choice:
-    """Who takes whom, from the logits of a tower's tokens, padding left out; the same on all ranks of `axis`.
+    """Who takes whom, from the logits of a tower's tokens, padding left out; the same on all ranks of `tp`.
 
     `thresholds`: instead of expert choice, each expert takes the tokens whose score is at least its own.
-    `counts_on_device`: under token choice the device is not asked for numbers of rows (see `Taken`).
+    `counts_on_device`: under token choice the device is not asked for numbers of rows (see
+    `ExpertAssignment`).
     """
     probabilities = logits.softmax(dim=1)
     # Ranks that hold equal numbers may still differ in a last bit, and then in what they choose.
-    scores = of_first_rank(logits.detach().log_softmax(dim=1), axis)
+    scores = of_first_rank(logits.detach().log_softmax(dim=1), tp)
     if thresholds is not None:
         expert, token = (scores >= scores.new_tensor(thresholds)).t().nonzero().unbind(1)
         gates, per_expert = probabilities[token, expert], _count(expert, config.num_experts)
@@ -89,7 +90,7 @@ def choose(
     untaken = torch.ones_like(scores[:, 0]).index_fill_(0, token, 0.0).sum()
     rows = token if tokens.rows is None else tokens.rows[token]
     return Choice(
-        Taken(
+        ExpertAssignment(
             rows=(rows,) if counts is None else rows.split(counts),
             ends=per_expert.cumsum(0).to(torch.int32),
             counts=counts,

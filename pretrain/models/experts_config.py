@@ -1,7 +1,7 @@
 """Experts in the feed-forward of a tower: how many, how wide, and who chooses whom. Imports no torch."""
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
@@ -11,6 +11,7 @@ class ExpertsConfig(BaseModel):
     of the dense width, expert choice, one tower."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    renamed: ClassVar[dict[str, str]] = {"hidden": "ffn_hidden"}
 
     num_experts: PositiveInt
     routing: Literal["expert_choice", "token_choice"] = "expert_choice"
@@ -19,7 +20,7 @@ class ExpertsConfig(BaseModel):
     to its top_k experts, none is dropped (Switch, arXiv 2101.03961, without a capacity): causal."""
     top_k: PositiveInt = 1
     """Of token_choice: experts of a token."""
-    hidden: PositiveInt | None = None
+    ffn_hidden: PositiveInt | None = None
     """SwiGLU width of one expert. None: that of the model's feed-forward."""
     capacity_factor: float = Field(default=1.0, gt=0)
     """Of expert_choice: experts that a token has on average; 1 costs what the dense feed-forward costs."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from parallel.collectives import ONE_RANK, TensorAxis, combine, sum_gradient, whole_rows
+from parallel.collectives import ONE_RANK, TensorParallel, combine, sum_gradient, whole_rows
 from parallel.dispatch import DispatchedLinear, collect, dispatch, grouped
 from parallel.logical import LogicalTensor
 from parallel.routing import Routing
@@ -17,27 +17,25 @@ from parallel.towers import TowerColumnParallelLinear, TowerRowParallelLinear, r
 from pretrain.models.config import ModelConfig
 from pretrain.models.experts import Choice, Router, choose
 from pretrain.models.initial_weights import InitialWeights
-from pretrain.models.routing_state import ScoreCounts, Selection
+from pretrain.models.routing_state import RoutingState, ScoreCounts
 
 
 class FeedForward(nn.Module):
     """down(silu(gate(x)) * up(x)); gate and up are the two halves of one product."""
 
     def __init__(
-        self, config: ModelConfig, name: str, weights: InitialWeights, *, axis: TensorAxis = ONE_RANK
+        self, config: ModelConfig, name: str, weights: InitialWeights, *, tp: TensorParallel = ONE_RANK
     ) -> None:
         super().__init__()
         shards: Sequence[str] = config.shards_of("feed_forward")
         d_model, width = config.d_model, config.ffn_width
         self.gate_up = TowerColumnParallelLinear(
-            d_model, 2 * width, shards, weights.normal(f"{name}.gate_up"), blocks=(width, width), axis=axis
+            d_model, 2 * width, shards, weights.normal(f"{name}.gate_up"), blocks=(width, width), tp=tp
         )
-        self.down = TowerRowParallelLinear(
-            width, d_model, shards, weights.residual(f"{name}.down"), axis=axis
-        )
+        self.down = TowerRowParallelLinear(width, d_model, shards, weights.residual(f"{name}.down"), tp=tp)
 
     def forward(
-        self, x: Float[Tensor, "rows d_model"], routing: Routing, _selection: Selection | None = None
+        self, x: Float[Tensor, "rows d_model"], routing: Routing, _selection: RoutingState | None = None
     ) -> Float[Tensor, "rows d_model"]:
         return self.down(swiglu(self.gate_up(x, routing.counts)), routing.counts)
 
@@ -48,10 +46,10 @@ class ExpertFeedForward(nn.Module):
     number of experts, and the gradients of gates."""
 
     def __init__(
-        self, config: ModelConfig, name: str, weights: InitialWeights, *, axis: TensorAxis = ONE_RANK
+        self, config: ModelConfig, name: str, weights: InitialWeights, *, tp: TensorParallel = ONE_RANK
     ) -> None:
         super().__init__()
-        self.axis, self.shards, d_model = axis, config.shards_of("feed_forward"), config.d_model
+        self.tp, self.shards, d_model = tp, config.shards_of("feed_forward"), config.d_model
         self.experts = [config.experts_of(shard) for shard in self.shards]
         gate_up, down = {}, {}
         for shard, experts in zip(self.shards, self.experts, strict=True):
@@ -59,8 +57,8 @@ class ExpertFeedForward(nn.Module):
             dim = len(stacked)
             gate_up[shard] = LogicalTensor((*stacked, 2 * width, d_model), dim, (width, width))
             down[shard] = LogicalTensor((*stacked, d_model, width), dim + 1)
-        self.gate_up = DispatchedLinear(gate_up, weights.each(weights.normal, f"{name}.gate_up"), axis=axis)
-        self.down = DispatchedLinear(down, weights.each(weights.residual, f"{name}.down"), axis=axis)
+        self.gate_up = DispatchedLinear(gate_up, weights.each(weights.normal, f"{name}.gate_up"), tp=tp)
+        self.down = DispatchedLinear(down, weights.each(weights.residual, f"{name}.down"), tp=tp)
         self.router = Router(
             {s: e.num_experts for s, e in zip(self.shards, self.experts, strict=True) if e},
             d_model,
@@ -81,28 +79,28 @@ class ExpertFeedForward(nn.Module):
         self.score_counts = [place for of_tower in self.places for place in of_tower]
 
     def forward(
-        self, x: Float[Tensor, "rows d_model"], routing: Routing, selection: Selection | None = None
+        self, x: Float[Tensor, "rows d_model"], routing: Routing, routing_state: RoutingState | None = None
     ) -> Float[Tensor, "rows d_model"]:
-        whole = whole_rows(x, self.axis)
+        whole = whole_rows(x, self.tp)
         rows = rows_of_shards(routing.counts, self.shards)
         pieces = whole.split(rows)
-        choices = self._choices(pieces, routing, selection or Selection())
+        choices = self._choices(pieces, routing, routing_state or RoutingState())
         taken = [choice and choice.taken for choice in choices]
         # To be summed where ranks compute parts of it: gradients of a token's row, and of its gates.
-        inputs = sum_gradient(whole, self.axis).split(rows)
+        inputs = sum_gradient(whole, self.tp).split(rows)
         xs = [x if by is None else dispatch(x, by) for x, by in zip(inputs, taken, strict=True)]
         products = [
-            swiglu(h) if choice is None else gated_swiglu(h, sum_gradient(choice.gates, self.axis))
+            swiglu(h) if choice is None else gated_swiglu(h, sum_gradient(choice.gates, self.tp))
             for h, choice in zip(self.gate_up(xs, taken), choices, strict=True)
         ]
         ys = self.down(products, taken)
         out = torch.cat(
             [y if by is None else collect(y, by, count) for y, by, count in zip(ys, taken, rows, strict=True)]
         )
-        return combine(out, self.axis)
+        return combine(out, self.tp)
 
     def _choices(
-        self, pieces: Sequence[Tensor], routing: Routing, selection: Selection
+        self, pieces: Sequence[Tensor], routing: Routing, routing_state: RoutingState
     ) -> list[Choice | None]:
         """Of each tower; None where there are no experts."""
         of_towers = list(zip(self.experts, pieces, routing.tokens, self.places, strict=True))
@@ -121,15 +119,15 @@ class ExpertFeedForward(nn.Module):
                 choices.append(None)
                 continue
             thresholds = None
-            if selection.causal and not experts.causal:
-                thresholds = [selection.thresholds.get(place.name, -math.inf) for place in places]
+            if routing_state.causal and not experts.causal:
+                thresholds = [routing_state.thresholds.get(place.name, -math.inf) for place in places]
             choice = choose(
                 experts,
                 next(logits),
                 tokens,
                 thresholds=thresholds,
                 counts_on_device=grouped(piece),
-                axis=self.axis,
+                tp=self.tp,
             )
             choices.append(choice)
             balance, z = choice.auxiliary

@@ -13,7 +13,7 @@ from pretrain.models.accounting import visible_pairs
 from pretrain.models.attention_mask import AttentionMask, mask_documents
 from pretrain.models.config import ModelConfig
 from pretrain.models.depth_selection import TokenTable, token_table
-from pretrain.models.routing_state import Selection
+from pretrain.models.routing_state import RoutingState
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ModelInputs:
     """Per sequence, "shard/key" of its documents: for error messages."""
     table: TokenTable | None = None
     """On the host; only for models with depth routing."""
-    selection: Selection = field(default_factory=Selection)
+    routing_state: RoutingState = field(default_factory=RoutingState)
     """What tokens are chosen by."""
     ran: dict[tuple[int, str], Bool[np.ndarray, "sequences tokens"]] | None = None
     """Where routers of depth note, by (layer, modality), which tokens ran, in sequence order; None: they
@@ -81,10 +81,14 @@ class ModelInputs:
 
 
 def build_inputs(
-    batch: Batch, config: ModelConfig, *, document_mask: bool = True, selection: Selection | None = None
+    batch: Batch,
+    config: ModelConfig,
+    *,
+    document_mask: bool = True,
+    routing_state: RoutingState | None = None,
 ) -> ModelInputs:
     """Sort a Batch by tower, on the host; with depth routing by modality, too. `document_mask` = False lets
-    attention cross documents of a sequence. `selection`: of the step.
+    attention cross documents of a sequence. `routing_state`: of the step.
 
     The Batch's modality indices must follow the order of `config.towers`.
     """
@@ -125,7 +129,7 @@ def build_inputs(
         visible_pairs=pairs,
         samples=batch.samples,
         table=token_table(batch, routing, mask) if config.depth else None,
-        selection=selection or Selection(),
+        routing_state=routing_state or RoutingState(),
     )
 
 

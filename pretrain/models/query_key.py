@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
-from parallel.collectives import ONE_RANK, TensorAxis, sum_
+from parallel.collectives import ONE_RANK, TensorParallel, sum_
 from parallel.routing import Routing
 
 Rotary = Complex[Tensor, "tokens 1 pairs"]
@@ -41,11 +41,11 @@ class NormRotate(nn.Module):
         *,
         norm: bool,
         eps: float,
-        axis: TensorAxis = ONE_RANK,
+        tp: TensorParallel = ONE_RANK,
     ) -> None:
         """`num_heads`, `kv_heads`: of this tensor-parallel rank. All ranks hold all norm weights."""
         super().__init__()
-        self.num_heads, self.kv_heads, self.eps, self.axis = num_heads, kv_heads, eps, axis
+        self.num_heads, self.kv_heads, self.eps, self.tp = num_heads, kv_heads, eps, tp
         self.shards = tuple(shards) if norm else ()
         self.weight = nn.ParameterDict(
             [(name, nn.Parameter(torch.ones(2 * head_dim))) for name in self.shards]
@@ -66,7 +66,7 @@ class NormRotate(nn.Module):
         rows = routing.counts if len(weights) > 1 else (qkv.shape[0],)
         orders = (None, None) if routing.identity else (routing.to_sequence, routing.to_sorted)
         heads = heads or (self.num_heads, self.kv_heads)
-        return _NormRotate.apply(qkv, rotary, *orders, rows, heads, self.eps, self.axis, *weights)
+        return _NormRotate.apply(qkv, rotary, *orders, rows, heads, self.eps, self.tp, *weights)
 
 
 class _NormRotate(torch.autograd.Function):
@@ -83,10 +83,10 @@ class _NormRotate(torch.autograd.Function):
         rows: tuple[int, ...],
         heads: tuple[int, int],
         eps: float,
-        axis: TensorAxis,
+        tp: TensorParallel,
         *weights: Tensor,
     ) -> Tensor:
-        ctx.axis, ctx.rows, ctx.heads, ctx.split = axis, rows, heads, sum(heads) * 2 * rotary.shape[-1]
+        ctx.tp, ctx.rows, ctx.heads, ctx.split = tp, rows, heads, sum(heads) * 2 * rotary.shape[-1]
         out = _moved(qkv, to_sequence)
         work, store = _in_fp32(_query_key(out, ctx))
         inverse_rms = None
@@ -126,8 +126,8 @@ class _NormRotate(torch.autograd.Function):
             pull = product.mean(-1, keepdim=True).mul_(inverse_rms)
             work.addcmul_(x, pull, value=-1).mul_(inverse_rms)
         store()
-        if weights and ctx.axis.size > 1:  # each rank saw its own heads; one sum for all towers
-            grad_weights = list(sum_(torch.stack(grad_weights), ctx.axis).unbind())
+        if weights and ctx.tp.size > 1:  # each rank saw its own heads; one sum for all towers
+            grad_weights = list(sum_(torch.stack(grad_weights), ctx.tp).unbind())
         return grad_in, *(None,) * 7, *grad_weights
 
 

@@ -21,7 +21,7 @@ _FINE, _FAR = 0.01, 1000.0
 
 
 @dataclass(frozen=True)
-class Selection:
+class RoutingState:
     """What tokens are chosen by in a forward pass; one value for all micro-batches of a step."""
 
     causal: bool = False

@@ -6,7 +6,7 @@ norm and head.
 
 from collections.abc import Mapping
 
-from parallel.engine_memory import bytes_of
+from parallel.engine_memory import format_bytes
 from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
 from pretrain.models.config import ModelConfig
@@ -27,11 +27,11 @@ def sublayer_activations(
 
     With depth routers R and T are the C = run T tokens that run, on every rank, but T in attention's keys and
     values with keys = "all", and in all of attention where only the feed-forward is skipped. Beside it: T d b
-    and 12 T: the stream and what scores keep of it; T d b with scale = "string", else C d b: what gates are
+    and 12 T: the stream and what scores keep of it; T d b with scale = "all", else C d b: what gates are
     multiplied with, and 4 T of gates; C d b unless scale = "selected": what torch's index_copy keeps of its
     source; 4 C head_dim: turns; 24 C: where the tokens that run are.
     """
-    model, b = config.model, bytes_of(config.precision)
+    model, b = config.model, format_bytes(config.precision)
     tokens, rows = layout.micro_batch_sequences * model.context_tokens, rows_on_rank(config, layout)
     if run is None:
         return _feed_forward(config, layout, rows, tokens), _attention(config, layout, rows, tokens, tokens)
@@ -40,7 +40,7 @@ def sublayer_activations(
     queries, keys = (tokens if whole else ran), (ran if style.keys == "selected" else tokens)
     # In pre-norm what keys and values are made of is normalised.
     rows = queries if model.norm_placement == "post" else (queries + keys) // 2
-    gated = {"selected": ran, "string_code": 2 * ran, "string": tokens + ran}[style.scale]
+    gated = {"selected": ran, "all_as_released": 2 * ran, "all": tokens + ran}[style.scale]
     routing = (tokens + gated) * model.d_model * b
     routing += 16 * tokens + ran * (24 if whole else 24 + 4 * model.head_dim)
     attention = _attention(config, layout, rows, queries, keys)
@@ -51,7 +51,7 @@ def sublayer_activations(
 
 def _attention(config: RunConfig, layout: ParallelConfig, rows: int, queries: int, keys: int) -> int:
     """Of `queries` tokens over `keys` tokens, `rows` of both in its norm and before its first matrix."""
-    model, b, tp = config.model, bytes_of(config.precision), layout.tp
+    model, b, tp = config.model, format_bytes(config.precision), layout.tp
     of_query, of_key = model.num_heads * model.head_dim // tp, model.kv_heads * model.head_dim // tp
     # With depth routing one tower is sorted by modality, too.
     orders = 2 if len(model.tower_names) > 1 or model.depth else 1
@@ -63,7 +63,7 @@ def _attention(config: RunConfig, layout: ParallelConfig, rows: int, queries: in
 
 def _feed_forward(config: RunConfig, layout: ParallelConfig, rows: int, tokens: int) -> int:
     """Of `tokens`, `rows` of them in its norm and before its first matrix."""
-    model, b = config.model, bytes_of(config.precision)
+    model, b = config.model, format_bytes(config.precision)
     norm = rows * (model.d_model * b + 4)
     if model.experts:
         return norm + max(_experts_activations(config, layout, s, tokens) for s in model.tower_names)
@@ -78,7 +78,7 @@ def _experts_activations(config: RunConfig, layout: ParallelConfig, tower: str, 
     gates (models/experts.py). D d b and 3 D f b as without experts, of what they take. A plain tower: T d b
     and 3 T f b.
     """
-    model, b, d = config.model, bytes_of(config.precision), config.model.d_model
+    model, b, d = config.model, format_bytes(config.precision), config.model.d_model
     experts, width = model.experts.get(tower), model.width_of(tower) // layout.tp
     if experts is None:
         return tokens * d * b + 3 * tokens * width * b
@@ -90,7 +90,7 @@ def _experts_activations(config: RunConfig, layout: ParallelConfig, tower: str, 
 def head_activations(config: RunConfig, layout: ParallelConfig) -> int:
     """Bytes that final norm and loss keep: the norm's input and scale; the gradients of hidden states and
     head weight, which the loss makes on the way forward (pretrain/models/cross_entropy.py)."""
-    model, b, rows = config.model, bytes_of(config.precision), rows_on_rank(config, layout)
+    model, b, rows = config.model, format_bytes(config.precision), rows_on_rank(config, layout)
     return 2 * rows * model.d_model * b + 4 * rows + model.vocab_tokens * model.d_model // layout.tp * b
 
 
@@ -122,12 +122,12 @@ def _routed_input(config: RunConfig, layout: ParallelConfig, run: float) -> int:
     """Of a checkpointed block: the whole stream, also behind an attention that none skips, and its choice."""
     model, tokens = config.model, layout.micro_batch_sequences * config.model.context_tokens
     streams = 2 if next(iter(model.depth.values())).parts == "feed_forward" else 1
-    return tokens * (streams * model.d_model * bytes_of(config.precision) + 16) + 24 * round(run * tokens)
+    return tokens * (streams * model.d_model * format_bytes(config.precision) + 16) + 24 * round(run * tokens)
 
 
 def hidden_bytes(config: RunConfig, layout: ParallelConfig) -> int:
     """What a stage hands on of a micro-batch, and gets the gradient of."""
-    return rows_on_rank(config, layout) * config.model.d_model * bytes_of(config.precision)
+    return rows_on_rank(config, layout) * config.model.d_model * format_bytes(config.precision)
 
 
 def rows_on_rank(config: RunConfig, layout: ParallelConfig) -> int:

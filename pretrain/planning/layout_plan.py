@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from parallel import engine_memory
-from parallel.engine_memory import Held, bytes_of
+from parallel.engine_memory import MemoryUse, format_bytes
 from parallel.layout import ParallelConfig, data_parallel_size, legal_layouts
 from parallel.partition import partition, stage_costs
 from pretrain.config import RunConfig
@@ -46,7 +46,7 @@ class StagePlan:
     """As Decoder counts them: embedding, attention and feed-forward of each block, final norm with head."""
     flops: int
     """Forward, of one micro-batch, over the stage's tensor-parallel ranks together."""
-    towers: dict[str, Held]
+    towers: dict[str, MemoryUse]
     """Weight shard -> what its parameters cost, "shared" among them."""
     activations: int
     """Kept for backward passes, of all micro-batches that are in flight, if no token skips a layer: so it is
@@ -59,8 +59,8 @@ class StagePlan:
     """Of communication, and the gradient that is copied for its update."""
 
     @property
-    def held(self) -> Held:
-        return sum(self.towers.values(), Held())
+    def held(self) -> MemoryUse:
+        return sum(self.towers.values(), MemoryUse())
 
     @property
     def total(self) -> int:
@@ -189,11 +189,11 @@ def _stage(
     trained, still = _groups(config, sublayers, layout.tp)
     run = depth_accounting.run_shares(config.model)
     zero = {"dp": dp, "zero_stage": layout.zero_stage, "precision": config.precision}
-    towers: dict[str, Held] = {}
-    for groups, cost in ((trained, engine_memory.held), (still, engine_memory.frozen)):
+    towers: dict[str, MemoryUse] = {}
+    for groups, cost in ((trained, engine_memory.group_memory), (still, engine_memory.frozen_memory)):
         for name, sizes in groups.items():
             shard = name.partition("/")[0]
-            towers[shard] = towers.get(shard, Held()) + cost(sizes, **zero)
+            towers[shard] = towers.get(shard, MemoryUse()) + cost(sizes, **zero)
     return StagePlan(
         sublayers=sublayers,
         flops=flops,
@@ -222,7 +222,7 @@ def _workspace(config: RunConfig, layout: ParallelConfig, *, last: bool) -> int:
     gradient twice, and three fp32 copies of queries and keys. Loss: the logits of a chunk in fp32 and twice
     in b, the head's gradient in fp32. With sequence parallel, the gathered rows.
     """
-    model, b, tp = config.model, bytes_of(config.precision), layout.tp
+    model, b, tp = config.model, format_bytes(config.precision), layout.tp
     tokens = layout.micro_batch_sequences * model.context_tokens
     queries, keys = model.num_heads * model.head_dim // tp, model.kv_heads * model.head_dim // tp
     gathered = 2 * tokens * model.d_model * b if tp > 1 else 0
@@ -258,7 +258,7 @@ def _tensor_bytes(model: ModelConfig, layout: ParallelConfig, sublayers: range, 
     if layout.activation_checkpointing:
         steps += 2 * len(held) - pre * (1 if parallel else 2) * _num_blocks(held)
     steps += 2 * (0 in sublayers) + 2 * last
-    one = tokens * model.d_model * bytes_of(config.precision) * (layout.tp - 1) // layout.tp
+    one = tokens * model.d_model * format_bytes(config.precision) * (layout.tp - 1) // layout.tp
     return steps * one + last * (layout.tp - 1) * tokens // layout.tp * 3 * 4
 
 
@@ -274,7 +274,7 @@ def _data_bytes(
     """
     trained, still = _groups(config, sublayers, layout.tp)
     elements = sum(map(sum, trained.values()))
-    b, once = bytes_of(config.precision), (dp - 1) / dp
+    b, once = format_bytes(config.precision), (dp - 1) / dp
     if layout.zero_stage == 3:
         gathered = elements + sum(map(sum, still.values()))
         return round(once * micro_batches * (2 * b * gathered + 4 * elements))

@@ -24,7 +24,7 @@ def engine(config: RunConfig, world: World) -> ZeroEngine:
     decoder = Decoder(
         config.model,
         seed=config.seed,
-        axis=world.tensor_axis,
+        tp=world.tensor_parallel,
         activation_checkpointing=config.parallel.activation_checkpointing,
         sublayers=range(bounds[world.pp_rank], bounds[world.pp_rank + 1]),
     )
@@ -41,7 +41,7 @@ def engine(config: RunConfig, world: World) -> ZeroEngine:
         module,
         parameter_groups(module.named_parameters(), optimizer),
         world,
-        settings=AdamWSettings(optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.clip_norm),
+        settings=AdamWSettings(optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.max_grad_norm),
         learning_rate_at=learning_rate_at,
         zero_stage=config.parallel.zero_stage,
         precision=config.precision,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from parallel.world import World
-    from pretrain.train.thresholds import Counted
+    from pretrain.train.thresholds import RouterCounts
 
 *_SUMS, _ = SUMS  # the last are pairs, of a block and not of a modality
 
@@ -28,7 +28,7 @@ def places(model: ModelConfig) -> dict[str, tuple[int, str, float]]:
     }
 
 
-def count_step(module: "nn.Module", model: ModelConfig, world: "World") -> "dict[str, Counted]":
+def count_step(module: "nn.Module", model: ModelConfig, world: "World") -> "dict[str, RouterCounts]":
     """What all ranks' routers, of depth and of experts, have counted since the last step; nothing for a model
     without. All ranks call it."""
     names = [*places(model), *expert_steps.places(model)]
@@ -42,7 +42,7 @@ def count_step(module: "nn.Module", model: ModelConfig, world: "World") -> "dict
 def thresholds_after(
     thresholds: Mapping[str, float],
     shares: Mapping[str, float],
-    counted: "Mapping[str, Counted]",
+    counted: "Mapping[str, RouterCounts]",
     model: ModelConfig,
     *,
     step: int,
@@ -50,17 +50,17 @@ def thresholds_after(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Thresholds for the step that comes after `step` others, and the shares that they were asked for, from
     those of the step before and its counts."""
-    from pretrain.train.thresholds import Wanted, next_thresholds
+    from pretrain.train.thresholds import ShareTarget, next_thresholds
 
-    wanted: dict[str, Wanted] = expert_steps.wanted(model)
+    wanted: dict[str, ShareTarget] = expert_steps.wanted(model)
     for name, (_, modality, ratio) in places(model).items():
         depth = model.depth[modality]
         before, now = (depth.ratio_at(ratio, done / num_steps) for done in (step - 1, step))
-        wanted[name] = Wanted(now, before, depth.threshold_momentum)
+        wanted[name] = ShareTarget(now, before, depth.threshold_momentum)
     return next_thresholds(thresholds, shares, counted, wanted)
 
 
-def skipped(model: ModelConfig, counted: "Mapping[str, Counted]", visible_pairs: int) -> Skipped | None:
+def skipped(model: ModelConfig, counted: "Mapping[str, RouterCounts]", visible_pairs: int) -> Skipped | None:
     """What was saved of a step whose masks show `visible_pairs` pairs; None for a model without depth."""
     if not model.depth:
         return None
@@ -74,7 +74,7 @@ def skipped(model: ModelConfig, counted: "Mapping[str, Counted]", visible_pairs:
     return Skipped(tokens, visible_pairs * len(model.whole_blocks) - pairs)
 
 
-def step_sums(model: ModelConfig, counted: "Mapping[str, Counted]") -> Sums:
+def step_sums(model: ModelConfig, counted: "Mapping[str, RouterCounts]") -> Sums:
     """What a step adds to the sums that rows are made of."""
     return {
         f"depth/{what}/{modality}/{layer}": value

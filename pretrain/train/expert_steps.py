@@ -8,7 +8,7 @@ from pretrain.metrics import Sums
 from pretrain.models.config import ModelConfig
 
 if TYPE_CHECKING:
-    from pretrain.train.thresholds import Counted, Wanted
+    from pretrain.train.thresholds import RouterCounts, ShareTarget
 
 MOMENTUM = 0.95
 """Share of the old threshold in the new one."""
@@ -34,20 +34,20 @@ def places(model: ModelConfig) -> dict[str, Place]:
     }
 
 
-def wanted(model: ModelConfig) -> "dict[str, Wanted]":
+def wanted(model: ModelConfig) -> "dict[str, ShareTarget]":
     """What thresholds are to let through: of expert choice, as much as it takes."""
-    from pretrain.train.thresholds import Wanted
+    from pretrain.train.thresholds import ShareTarget
 
     found = {}
     for name, place in places(model).items():
         experts = model.experts[place.tower]
         if not experts.causal:
             share = experts.capacity_factor / experts.num_experts
-            found[name] = Wanted(share, share, MOMENTUM)
+            found[name] = ShareTarget(share, share, MOMENTUM)
     return found
 
 
-def rows_taken(model: ModelConfig, counted: "Mapping[str, Counted]") -> dict[str, int]:
+def rows_taken(model: ModelConfig, counted: "Mapping[str, RouterCounts]") -> dict[str, int]:
     """Tower -> tokens that its experts took, in all layers together; for the FLOPs ledger."""
     found = dict.fromkeys(model.experts, 0)
     for name, place in places(model).items():
@@ -55,7 +55,7 @@ def rows_taken(model: ModelConfig, counted: "Mapping[str, Counted]") -> dict[str
     return found
 
 
-def step_sums(model: ModelConfig, counted: "Mapping[str, Counted]") -> Sums:
+def step_sums(model: ModelConfig, counted: "Mapping[str, RouterCounts]") -> Sums:
     """What a step adds to the sums that rows are made of."""
     found: Sums = {}
     if not counted:

@@ -26,9 +26,9 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
 
     world = start(config.parallel, facts)  # before megatron-core is imported otherwise: that warns
     from pretrain.checkpoint.save import CheckpointWriter
-    from pretrain.evaluation.losses import conditional_losses, heldout_losses, selections, tokens_that_ran
+    from pretrain.evaluation.losses import conditional_losses, heldout_losses, routing_states, tokens_that_ran
     from pretrain.models.inputs import build_inputs
-    from pretrain.models.routing_state import Selection
+    from pretrain.models.routing_state import RoutingState
     from pretrain.train import build, depth_steps
     from pretrain.train.device_peak import device_name
     from pretrain.train.finite import require_finite
@@ -64,14 +64,14 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
         while state.step < config.num_steps and not world.any(stop.requested):
             batch = loader.next_step()
             require_same_batch(batch.micro_batches, step=state.step + 1, world=world)
-            chosen_by = Selection(thresholds=state.thresholds, progress=state.step / config.num_steps)
+            chosen_by = RoutingState(thresholds=state.thresholds, progress=state.step / config.num_steps)
             with meter.timing():
                 inputs = [
                     build_inputs(
                         micro_batch,
                         config.model,
                         document_mask=config.data.document_mask,
-                        selection=chosen_by,
+                        routing_state=chosen_by,
                     )
                     for micro_batch in batch.micro_batches
                 ]
@@ -90,15 +90,15 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
             meter.show(state)
             evaluation: dict[str, float] = {}
             began = time.perf_counter()
-            for prefix, selection in selections(
+            for prefix, routing_state in routing_states(
                 config.model, state.thresholds, state.step / config.num_steps
             ):
                 if due(every.eval):
-                    evaluation |= heldout_losses(engine, heldout, prefix, selection)
-                if due(every.conditional or every.eval):
-                    evaluation |= conditional_losses(engine, heldout, prefix, selection)
+                    evaluation |= heldout_losses(engine, heldout, prefix, routing_state)
+                if due(every.eval_conditional or every.eval):
+                    evaluation |= conditional_losses(engine, heldout, prefix, routing_state)
                     if heldout.images is not None:
-                        ran = tokens_that_ran(engine.eval_step, heldout.images, selection, world)
+                        ran = tokens_that_ran(engine.eval_step, heldout.images, routing_state, world)
                         meter.picture(state.step, f"{prefix}/image_tokens", heldout.images, ran)
             if evaluation:
                 evaluation["time/eval_s"] = time.perf_counter() - began

@@ -23,7 +23,7 @@ from pretrain.run_dir import RunDir
 from pretrain.train import depth_steps, expert_steps
 from pretrain.train.device_peak import device_name, measure_peak_flops, peak_key, table_peak_flops
 from pretrain.train.state import TrainState
-from pretrain.train.thresholds import Counted
+from pretrain.train.thresholds import RouterCounts
 
 LOG_EVERY_S = 10.0
 
@@ -56,7 +56,7 @@ class Meter:
         batch: StepBatch,
         inputs: Sequence[ModelInputs],
         result: StepResult,
-        counted: Mapping[str, Counted] | None = None,
+        counted: Mapping[str, RouterCounts] | None = None,
     ) -> Sums:
         """What the step that was timed last adds, over all ranks. All call it; times are each rank's own.
         `counted`: by the routers of all ranks."""

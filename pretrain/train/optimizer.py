@@ -43,7 +43,7 @@ def parameter_groups(
                 name=f"{tower}/{kind}/{share}",
                 tower=tower,
                 params=[],
-                lr_factor=own.learning_rate_factor,
+                lr_scale=own.lr_scale,
                 weight_decay=decay if kind == "decay" else 0.0,
             ),
         )

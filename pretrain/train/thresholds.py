@@ -24,7 +24,7 @@ from pretrain.models.routing_state import _FINE, _PER_UNIT, BINS, SUMS, counts_i
 
 
 @dataclass(frozen=True)
-class Counted:
+class RouterCounts:
     """At one place, over all data-parallel ranks, in one optimizer step."""
 
     histogram: np.ndarray
@@ -32,7 +32,7 @@ class Counted:
     sums: tuple[float, ...]
 
 
-def take_counts(module: nn.Module, places: Iterable[str], world: World) -> dict[str, Counted]:
+def take_counts(module: nn.Module, places: Iterable[str], world: World) -> dict[str, RouterCounts]:
     """What the ranks have counted since the last time, equal on all of them, which all call it.
 
     `places`: of the whole model; a pipeline stage has some of them. Tensor-parallel ranks, which all see the
@@ -44,7 +44,7 @@ def take_counts(module: nn.Module, places: Iterable[str], world: World) -> dict[
     for counts in counts_in(module):
         mine[row[counts.name]] += counts.take()
     total = (world.sum_tensor_over_all(mine) / world.tp_size).numpy()
-    return {name: Counted(total[i, :BINS], tuple(total[i, BINS:].tolist())) for name, i in row.items()}
+    return {name: RouterCounts(total[i, :BINS], tuple(total[i, BINS:].tolist())) for name, i in row.items()}
 
 
 def quantile(histogram: np.ndarray, share: float) -> float:
@@ -69,7 +69,7 @@ def share_above(histogram: np.ndarray, threshold: float) -> float:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ShareTarget:
     """What a place is to let through."""
 
     ratio: float
@@ -88,8 +88,8 @@ the average over steps, or the two would swing."""
 def next_thresholds(
     thresholds: Mapping[str, float],
     shares: Mapping[str, float],
-    counted: Mapping[str, Counted],
-    wanted: Mapping[str, Wanted],
+    counted: Mapping[str, RouterCounts],
+    wanted: Mapping[str, ShareTarget],
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Thresholds for the next step, and the shares that they were asked for.
 

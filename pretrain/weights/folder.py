@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_pipeline.files.atomic import write_json
 from data_pipeline.files.toml_config import ConfigError, load_toml, validate
-from pretrain.checkpoint.folder import content, file_entry
+from pretrain.checkpoint.folder import file_digest, synced_file_digest
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import logical_shapes
 
@@ -43,18 +43,18 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Lazy:
+class LazyTensor:
     """A tensor that is read when it is needed; what is read may be a view of a mapped file."""
 
     shape: tuple[int, ...]
     read: Callable[[], "Tensor"]
 
 
-Tensors = Mapping[str, Lazy]
+Tensors = Mapping[str, LazyTensor]
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """Weights with what they mean, wherever they come from."""
 
     path: Path
@@ -79,13 +79,13 @@ def check_tensors(path: Path, found: Tensors, expected: Mapping[str, tuple[int, 
         raise ConfigError(f"{path} does not hold the tensors of {what}: {'; '.join(told)}")
 
 
-def open_weights(folder: Path) -> Source:
+def open_weights(folder: Path) -> WeightSource:
     """A folder of ours, every header checked. Raises ConfigError; see `damage` for the content."""
     about = read_about(folder)
     model = validate(ModelConfig, about["model"], source=f"{folder / MODEL}: model")
     tensors = read_tensors(folder)
     check_tensors(folder, tensors, logical_shapes(model), f"its own {MODEL}")
-    return Source(folder, model, tensors, about["name"], about["step"], about["vocabulary"])
+    return WeightSource(folder, model, tensors, about["name"], about["step"], about["vocabulary"])
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -113,16 +113,16 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def damage(folder: Path, share: slice = slice(None)) -> list[str]:
+def find_corruption(folder: Path, share: slice = slice(None)) -> list[str]:
     """What is wrong with the content of a share of the files; reads them."""
     return [
         f"{folder / name}: its content has changed (SHA-256 differs); copy or export it again"
         for name, entry in list(read_about(folder)["files"].items())[share]
-        if content(folder / name) != entry
+        if file_digest(folder / name) != entry
     ]
 
 
-def read_tensors(folder: Path) -> dict[str, Lazy]:
+def read_tensors(folder: Path) -> dict[str, LazyTensor]:
     """All tensors of a folder of one or several safetensors files. Raises ConfigError for what is missing,
     cut short, or quantised."""
     index = folder / INDEX
@@ -137,14 +137,14 @@ def read_tensors(folder: Path) -> dict[str, Lazy]:
     if file_of and (wrong := sorted(t for t in {**file_of, **held} if file_of.get(t) != held.get(t))):
         raise ConfigError(f"{index} and its files disagree: {_listed('tensors', wrong)}")
     return {
-        tensor: Lazy(shape, partial(_read, folder / name, tensor))
+        tensor: LazyTensor(shape, partial(_read, folder / name, tensor))
         for name, header in headers.items()
         for tensor, shape in header.items()
     }
 
 
 def write_folder(
-    out: Path, source: Source, description: Mapping[str, Any], *, dtype: Dtype, file_bytes: int
+    out: Path, source: WeightSource, description: Mapping[str, Any], *, dtype: Dtype, file_bytes: int
 ) -> list[Path]:
     """Write `source`'s tensors into a new folder that is there whole or not at all; returns its files.
 
@@ -160,7 +160,7 @@ def write_folder(
         writing.mkdir(parents=True)
         for name, tensors in files.items():
             _write_file(writing / name, {tensor: source.tensors[tensor] for tensor in tensors}, dtype)
-            entries[name] = file_entry(writing / name)
+            entries[name] = synced_file_digest(writing / name)
         if len(files) > 1:
             file_of = {tensor: name for name, tensors in files.items() for tensor in tensors}
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": file_of}
@@ -176,7 +176,7 @@ def write_folder(
     return sorted(out.iterdir())
 
 
-def about_model(source: Source) -> dict[str, Any]:
+def about_model(source: WeightSource) -> dict[str, Any]:
     """model.json of weights, but for their files."""
     story = {"name": source.name, "step": source.step, "vocabulary": source.vocabulary}
     return {"format": FORMAT, **story, "model": source.model.model_dump(mode="json")}

@@ -17,7 +17,7 @@ from data_pipeline.files.toml_config import ConfigError, load_toml, validate
 from data_pipeline.shards.vocabulary import BOS, EOS, PAD
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import layers
-from pretrain.weights.folder import Lazy, Source, check_tensors, read_tensors
+from pretrain.weights.folder import LazyTensor, WeightSource, check_tensors, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +41,7 @@ _EXPRESSIBLE: dict[str, tuple[Any, str]] = {
 """config.json's field -> (the only value that can be expressed, why)."""
 
 
-class Part(NamedTuple):
+class TensorPart(NamedTuple):
     """One of their tensors: some rows of one of ours."""
 
     name: str
@@ -50,7 +50,7 @@ class Part(NamedTuple):
     """Its rows are turned by RoPE, head by head."""
 
 
-def parts(model: ModelConfig) -> dict[str, list[Part]]:
+def parts(model: ModelConfig) -> dict[str, list[TensorPart]]:
     """Our tensor -> theirs, whose rows follow each other in it. For a model with one shard of every part."""
     d, width, head, vocab = model.d_model, model.ffn_width, model.head_dim, model.vocab_tokens
     q, k = model.num_heads * head, model.kv_heads * head
@@ -74,11 +74,11 @@ def parts(model: ModelConfig) -> dict[str, list[Part]]:
         (name,) = layer.names(model).values()
         *block, stem = layer.stem.removesuffix(".weight").split(".", 2)
         at = f"model.layers.{block[1]}." if block else ""
-        found[name] = [Part(f"{at}{theirs}.weight", *rest) for theirs, *rest in table[stem]]
+        found[name] = [TensorPart(f"{at}{theirs}.weight", *rest) for theirs, *rest in table[stem]]
     return found
 
 
-def open_hugging_face(folder: Path) -> Source:
+def open_hugging_face(folder: Path) -> WeightSource:
     """A Llama or Qwen3 folder (config.json and safetensors) under our names, as a dense model.
 
     Raises ConfigError, naming config.json's field, for what this decoder cannot compute.
@@ -95,8 +95,8 @@ def open_hugging_face(folder: Path) -> Source:
     ours = {}
     for name, each in expected.items():
         rows = sum(part.shape[0] for part in each)
-        ours[name] = Lazy((rows, *each[0].shape[1:]), partial(_join, held, each, model.head_dim))
-    return Source(folder, model, ours, name=folder.resolve().name)
+        ours[name] = LazyTensor((rows, *each[0].shape[1:]), partial(_join, held, each, model.head_dim))
+    return WeightSource(folder, model, ours, name=folder.resolve().name)
 
 
 def read_model(path: Path, theirs: Mapping[str, Any]) -> ModelConfig:
@@ -131,7 +131,7 @@ def read_model(path: Path, theirs: Mapping[str, Any]) -> ModelConfig:
     return validate(ModelConfig, values, source=str(path))
 
 
-def to_hugging_face(source: Source) -> tuple[Source, dict[str, Any]]:
+def to_hugging_face(source: WeightSource) -> tuple[WeightSource, dict[str, Any]]:
     """The same weights under their names, and config.json. Raises ConfigError for what has no place there."""
     model, theirs = source.model, {}
     split = [part for part in ("attention", "feed_forward", "norm") if len(model.shards_of(part)) > 1]
@@ -148,7 +148,7 @@ def to_hugging_face(source: Source) -> tuple[Source, dict[str, Any]]:
     for name, each in parts(model).items():
         for number, part in enumerate(each):
             read = partial(_cut, source.tensors[name], each, number, model.head_dim)
-            theirs[part.name] = Lazy(part.shape, read)
+            theirs[part.name] = LazyTensor(part.shape, read)
     return replace(source, tensors=theirs), config_of(model)
 
 
@@ -171,7 +171,7 @@ def config_of(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _join(theirs: Mapping[str, Lazy], each: list[Part], head_dim: int) -> "Tensor":
+def _join(theirs: Mapping[str, LazyTensor], each: list[TensorPart], head_dim: int) -> "Tensor":
     """Ours of their parts. A head's rows (x[i], x[i + head_dim / 2]) become (x[2i], x[2i + 1])."""
     import torch
 
@@ -182,7 +182,7 @@ def _join(theirs: Mapping[str, Lazy], each: list[Part], head_dim: int) -> "Tenso
     )
 
 
-def _cut(ours: Lazy, each: list[Part], number: int, head_dim: int) -> "Tensor":
+def _cut(ours: LazyTensor, each: list[TensorPart], number: int, head_dim: int) -> "Tensor":
     """One of their parts of ours: the inverse of `_join`."""
     rows = ours.read().split([part.shape[0] for part in each])[number]
     pairs = (head_dim // 2, 2)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards import tar
-from pretrain.checkpoint.folder import CheckpointError, checkpoints, damage, read_manifest
+from pretrain.checkpoint.folder import CheckpointError, checkpoints, find_corruption, read_manifest
 from pretrain.config import RunConfig, load
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.run_dir import CHECKPOINTS
 from pretrain.run_dir import CONFIG as RUN
-from pretrain.weights.folder import MODEL, Lazy, Source, check_tensors, open_weights
+from pretrain.weights.folder import MODEL, LazyTensor, WeightSource, check_tensors, open_weights
 from pretrain.weights.hugging_face import CONFIG as HUGGING_FACE
 from pretrain.weights.hugging_face import open_hugging_face
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path) -> WeightSource:
     """Its weights, to be read one by one in this process. Raises ConfigError for what holds none."""
     if (path / MODEL).is_file():
         return open_weights(path)
@@ -45,7 +45,7 @@ def vocabulary_of(config: RunConfig) -> Mapping[str, int] | None:
         return None
 
 
-def _open_run(run: Path, checkpoint: Path | None) -> Source:
+def _open_run(run: Path, checkpoint: Path | None) -> WeightSource:
     """Weights of a checkpoint, None: of the newest; all of its files are checked first."""
     from pretrain.checkpoint.shards import ShardReader
 
@@ -58,7 +58,7 @@ def _open_run(run: Path, checkpoint: Path | None) -> Source:
         )
     path = checkpoint or saved[-1]
     try:
-        problems, (manifest, _) = damage(path), read_manifest(path)
+        problems, (manifest, _) = find_corruption(path), read_manifest(path)
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
     if not path.exists():
@@ -74,9 +74,9 @@ def _open_run(run: Path, checkpoint: Path | None) -> Source:
         except CheckpointError as error:  # its files were good when they were checked
             raise (ConfigError(str(error)) if path.exists() else _gone(path, config)) from None
 
-    tensors = {name: Lazy(tuple(entry["shape"]), partial(read, name)) for name, entry in entries}
+    tensors = {name: LazyTensor(tuple(entry["shape"]), partial(read, name)) for name, entry in entries}
     check_tensors(path, tensors, logical_shapes(config.model), f"the model of {run / RUN}")
-    return Source(path, config.model, tensors, config.name, manifest["step"], vocabulary_of(config))
+    return WeightSource(path, config.model, tensors, config.name, manifest["step"], vocabulary_of(config))
 
 
 def _gone(path: Path, config: RunConfig) -> ConfigError:

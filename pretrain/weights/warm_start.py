@@ -27,7 +27,7 @@ from pretrain.config import RunConfig
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import Layer, layers, logical_shapes
 from pretrain.run_dir import CHECKPOINTS
-from pretrain.weights.folder import Lazy, Source, check_tensors, damage, open_weights
+from pretrain.weights.folder import LazyTensor, WeightSource, check_tensors, find_corruption, open_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,13 +46,13 @@ Rows = list[tuple[int, int, int]]
 
 
 def fit(
-    source: Source,
+    source: WeightSource,
     target: ModelConfig,
     *,
     seed: int,
     new_towers: Mapping[str, str],
     vocabulary: Mapping[str, int] | None,
-) -> Source:
+) -> WeightSource:
     """`source`'s weights for exactly the model `target`, read when they are needed.
 
     `new_towers`: tower of the target -> tower of the source that it starts as, where that does not follow
@@ -118,7 +118,7 @@ def load_weights(folder: Path, parameters: Iterable[tuple[str, "nn.Parameter"]],
     from parallel.logical import logical_of
 
     tensors = open_weights(folder).tensors
-    shares = world.gather(damage(folder, slice(world.rank, None, world.world_size)))
+    shares = world.gather(find_corruption(folder, slice(world.rank, None, world.world_size)))
     if problems := [problem for share in shares for problem in share]:
         raise ConfigError("\n".join(problems))
     with torch.no_grad():
@@ -128,7 +128,7 @@ def load_weights(folder: Path, parameters: Iterable[tuple[str, "nn.Parameter"]],
             parameter.copy_(logical_of(parameter).cut(tensors[name].read(), world.tp_rank, world.tp_size))
 
 
-def _check_model(source: Source, target: ModelConfig) -> None:
+def _check_model(source: WeightSource, target: ModelConfig) -> None:
     pairs = {key: (getattr(target, name), getattr(source.model, name)) for key, name in _SAME.items()}
     if target.experts != source.model.experts:
         of_towers = [f"{tower}: {e.num_experts}" for tower, e in source.model.experts.items()]
@@ -149,7 +149,7 @@ def _check_model(source: Source, target: ModelConfig) -> None:
         )
 
 
-def _origins(source: Source, target: ModelConfig, new_towers: Mapping[str, str]) -> dict[str, set[str]]:
+def _origins(source: WeightSource, target: ModelConfig, new_towers: Mapping[str, str]) -> dict[str, set[str]]:
     """Tower of the target -> towers of the source that it starts as: several only if they share weights."""
     theirs, names = source.model.towers, source.model.tower_names
     if lost := [modality for modality in theirs if modality not in target.towers]:
@@ -173,7 +173,7 @@ def _origins(source: Source, target: ModelConfig, new_towers: Mapping[str, str])
     return served | {tower: {new_towers.get(tower, next(iter(names)))} for tower in new}
 
 
-def _shard(source: Source, layer: Layer, origins: Mapping[str, set[str]], shard: str) -> str:
+def _shard(source: WeightSource, layer: Layer, origins: Mapping[str, set[str]], shard: str) -> str:
     """The source's name of what a shard of the target's layer starts as."""
     theirs = layer.names(source.model)
     possible = set(theirs) if len(theirs) == 1 else origins.get(shard, set(theirs))
@@ -186,7 +186,7 @@ def _shard(source: Source, layer: Layer, origins: Mapping[str, set[str]], shard:
     return theirs[next(iter(possible))]
 
 
-def _router(source: Source, layer: Layer, target: ModelConfig, seed: int) -> Lazy:
+def _router(source: WeightSource, layer: Layer, target: ModelConfig, seed: int) -> LazyTensor:
     """The source's own, of whichever tower it was, or a new one."""
     for name, tensor in source.tensors.items():
         if name.startswith(f"{layer.stem}."):
@@ -203,16 +203,16 @@ def _router(source: Source, layer: Layer, target: ModelConfig, seed: int) -> Laz
         InitialWeights.of(target, seed).depth_router(layer.stem, zero=zero)(weight)
         return weight
 
-    return Lazy(layer.shape, read)
+    return LazyTensor(layer.shape, read)
 
 
-def _new_routers(tensors: Mapping[str, Lazy], target: ModelConfig) -> set[str]:
+def _new_routers(tensors: Mapping[str, LazyTensor], target: ModelConfig) -> set[str]:
     """Depth routers of the target that are not among `tensors`."""
     routers = {n for layer in layers(target) if layer.part == "depth" for n in layer.names(target).values()}
     return routers - tensors.keys()
 
 
-def _rows(source: Source, target: ModelConfig, vocabulary: Mapping[str, int] | None) -> Rows:
+def _rows(source: WeightSource, target: ModelConfig, vocabulary: Mapping[str, int] | None) -> Rows:
     """Where the source's rows of embedding and head go: an id keeps its meaning."""
     theirs, modalities = source.vocabulary, source.model.modalities
     in_place = [(0, 0, source.model.vocab_tokens)]
@@ -239,7 +239,7 @@ def _rows(source: Source, target: ModelConfig, vocabulary: Mapping[str, int] | N
     return [(before.start(name), after.start(name), size) for name, size in theirs.items()]
 
 
-def _grown(tensor: Lazy, layer: Layer, rows: Rows, target: ModelConfig, seed: int) -> Lazy:
+def _grown(tensor: LazyTensor, layer: Layer, rows: Rows, target: ModelConfig, seed: int) -> LazyTensor:
     if rows == [(0, 0, target.vocab_tokens)]:
         return tensor
 
@@ -259,4 +259,4 @@ def _grown(tensor: Lazy, layer: Layer, rows: Rows, target: ModelConfig, seed: in
             whole[start : start + count] = piece
         return whole
 
-    return Lazy(layer.shape, read)
+    return LazyTensor(layer.shape, read)

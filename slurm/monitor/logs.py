@@ -8,7 +8,7 @@ from typing import TextIO
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.run_dir import LOGS
-from slurm.monitor.state import LIVE, ask_queue, history, job_names, look
+from slurm.monitor.state import LIVE, ask_queue, history, job_names, read_state
 from slurm.monitor.targets import RunTarget, run_target
 from slurm.records import FOLDER, Attempt
 
@@ -108,11 +108,11 @@ def _ended(run: RunTarget, attempts: Sequence[Attempt], attempt: int | None, *, 
         jobs = {name.partition("_")[0] for name in job_names(run.directory)}
         if attempts[-1]["job"] is None or str(attempts[-1]["job"]) in jobs:
             return True
-    return ask and look(run, ask_queue([run])[0], now=time.time()).state not in LIVE
+    return ask and read_state(run, ask_queue([run])[0], now=time.time()).state not in LIVE
 
 
 def _nothing(run: RunTarget, files: Sequence[Path]) -> str:
-    state = look(run, ask_queue([run])[0], now=time.time())
+    state = read_state(run, ask_queue([run])[0], now=time.time())
     looked = f"; looked into {', '.join(map(str, files))}" if files else ""
     return f"{run.directory}: {state.state}, nothing was printed{looked}"
 

@@ -108,7 +108,7 @@ def history(directory: Path) -> list[Attempt]:
     )
 
 
-def look(run: RunTarget, queue: Mapping[str, Queued] | None, *, now: float) -> RunState:
+def read_state(run: RunTarget, queue: Mapping[str, Queued] | None, *, now: float) -> RunState:
     """`queue`: what `ask_queue` said; None: Slurm could not be asked."""
     directory = run.directory
     attempts = history(directory)

@@ -9,7 +9,7 @@ from typing import TextIO
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.models.accounting import aligned
 from pretrain.quantities import count, duration, percent
-from slurm.monitor.state import RunState, ask_queue, look, seconds
+from slurm.monitor.state import RunState, ask_queue, read_state, seconds
 from slurm.monitor.targets import ComparisonTarget, RunTarget, target, targets_under
 from slurm.records import Attempt
 
@@ -53,11 +53,11 @@ def status(
     now = time.time()
     blocks = []
     if len(targets) == len(alone) == 1:
-        blocks.append(page(look(alone[0], queue, now=now)))
+        blocks.append(page(read_state(alone[0], queue, now=now)))
     elif alone:
-        blocks.append(table([look(run, queue, now=now) for run in alone]))
+        blocks.append(table([read_state(run, queue, now=now) for run in alone]))
     for group in groups:
-        states = [look(run, queue, now=now) for run in group.runs]
+        states = [read_state(run, queue, now=now) for run in group.runs]
         blocks.append([f"{group.directory}", *table(states), *_totals(group, states)])
     if not targets:
         blocks.append([f"no runs in {RUNS}/"])

@@ -21,7 +21,7 @@ from typing import Any
 
 from data_pipeline.files.atomic import write_json
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import PLAN, Plan, PlannedRun, make_plan, write_plan
+from pretrain.comparison.config import PLAN, ComparisonPlan, PlannedRun, make_plan, write_plan
 from pretrain.comparison.run import check_runs, run_comparison, unfinished
 from pretrain.comparison.run_queue import only_one
 from pretrain.run_dir import check_writable
@@ -40,14 +40,14 @@ def submit_comparison(
     *,
     profile_path: str | Path,
     nodes: int | None = None,
-    at_once: int | None = None,
+    concurrent_runs: int | None = None,
     dry_run: bool = False,
     wait: bool = False,
     poll_s: float = POLL_S,
 ) -> int:
     """Submit what is missing of a comparison, or print the array's script (`dry_run`): the exit code.
 
-    Where nothing is missing the report is made, here. `at_once`: runs at a time; None: the file's `jobs`.
+    Where nothing is missing the report is made, here. `concurrent_runs`: runs at a time; None: the file's.
     `wait`: stay until the job that reports has ended; 1 if runs are unfinished then. Raises ConfigError, one
     message, before anything is written, for whatever would keep one of the runs from starting.
     """
@@ -67,20 +67,22 @@ def submit_comparison(
     check_runs(plan, missing, lambda config: check_sizes(config, profile), source=f"{profile_path}: {size}")
     if warnings := [text for run in missing if (text := lead_time.warning(run.config, profile))]:
         print(f"motley submit: warning: {warnings[0]}", file=sys.stderr)
-    at_once = plan.config.jobs if at_once is None else at_once
+    concurrent_runs = plan.config.concurrent_runs if concurrent_runs is None else concurrent_runs
     folder = plan.directory.absolute() / FOLDER
     if dry_run:
-        print(_script(plan, profile, folder / "N", _indices(len(missing), at_once)), end="")
+        print(_script(plan, profile, folder / "N", _indices(len(missing), concurrent_runs)), end="")
         return 0
     require_slurm()
     try:
         with only_one(plan.directory):
             queued = _queued(missing)
             todo = [run for run in missing if run.name not in queued]
-            jobs = _submit(plan, profile, todo, queued, at_once)
+            jobs = _submit(plan, profile, todo, queued, concurrent_runs)
     except OSError as error:
         raise ConfigError(f"{plan.directory}: cannot be written: {error}") from None
-    print(_where_to_look(plan, todo, queued, jobs, f"{size} each, {at_once} at a time"), flush=True)
+    print(
+        _submission_summary(plan, todo, queued, jobs, f"{size} each, {concurrent_runs} at a time"), flush=True
+    )
     return _wait(plan, jobs["report_job"], poll_s) if wait else 0
 
 
@@ -99,7 +101,7 @@ def _queued(runs: Sequence[PlannedRun]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _queued_report(plan: Plan) -> int | None:
+def _queued_report(plan: ComparisonPlan) -> int | None:
     """The job that is to report, while it is in the queue."""
     submission = last_submission(plan.directory / FOLDER)
     job = None if submission is None else read_job(submission)["report_job"]
@@ -107,11 +109,11 @@ def _queued_report(plan: Plan) -> int | None:
 
 
 def _submit(
-    plan: Plan,
+    plan: ComparisonPlan,
     profile: Profile,
     todo: Sequence[PlannedRun],
     queued: Mapping[str, tuple[str, str]],
-    at_once: int,
+    concurrent_runs: int,
 ) -> dict[str, Any]:
     """Submit an array of the runs to do, and a job that reports when they and the queued ones have ended.
 
@@ -141,7 +143,7 @@ def _submit(
         after = [job for job, _ in queued.values()]
         array = None
         if todo:
-            indices = _indices(len(todo), at_once)
+            indices = _indices(len(todo), concurrent_runs)
             script = submission / "job.sbatch"
             script.write_text(_script(plan, profile, submission, indices))
             array = sbatch(
@@ -163,11 +165,11 @@ def _submit(
     return jobs
 
 
-def _indices(count: int, at_once: int) -> str:
-    return f"0-{count - 1}%{at_once}"
+def _indices(count: int, concurrent_runs: int) -> str:
+    return f"0-{count - 1}%{concurrent_runs}"
 
 
-def _script(plan: Plan, profile: Profile, submission: Path, indices: str) -> str:
+def _script(plan: ComparisonPlan, profile: Profile, submission: Path, indices: str) -> str:
     return render(
         profile,
         name=plan.config.name,
@@ -178,7 +180,7 @@ def _script(plan: Plan, profile: Profile, submission: Path, indices: str) -> str
     )
 
 
-def _report_script(plan: Plan, profile: Profile, logs: Path) -> str:
+def _report_script(plan: ComparisonPlan, profile: Profile, logs: Path) -> str:
     words = ["-m", "tools.cli", "compare", str(plan.path.absolute()), *plan.overrides, "--report-only"]
     return render_command(
         profile,
@@ -190,8 +192,8 @@ def _report_script(plan: Plan, profile: Profile, logs: Path) -> str:
     )
 
 
-def _where_to_look(
-    plan: Plan,
+def _submission_summary(
+    plan: ComparisonPlan,
     todo: Sequence[PlannedRun],
     queued: Mapping[str, tuple[str, str]],
     jobs: Mapping[str, Any],
@@ -214,7 +216,7 @@ def _where_to_look(
     )
 
 
-def _wait(plan: Plan, report_job: int, poll_s: float) -> int:
+def _wait(plan: ComparisonPlan, report_job: int, poll_s: float) -> int:
     while state_in_queue(str(report_job), report_name(plan.config.name)):
         time.sleep(poll_s)
     left = [run.name for run in unfinished(plan)]

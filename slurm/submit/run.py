@@ -64,7 +64,7 @@ def submit(
         check_writable(config)
         with new_submission(folder) as submission:
             jobs = _submit(config, profile, submission)
-    print(_where_to_look(config, profile, jobs), flush=True)
+    print(_submission_summary(config, profile, jobs), flush=True)
     return _wait(submission, poll_s) if wait else 0
 
 
@@ -180,7 +180,7 @@ def _next_number(folder: Path) -> int:
     return 1 + max((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), default=0)
 
 
-def _where_to_look(config: RunConfig, profile: Profile, jobs: Sequence[int]) -> str:
+def _submission_summary(config: RunConfig, profile: Profile, jobs: Sequence[int]) -> str:
     run_dir, job = config.run_dir, jobs[0]
     counts, legal = profile.node_counts, legal_counts(config, profile)
     nodes = f"{counts[0]}-{profile.nodes}" if len(counts) > 1 else str(profile.nodes)

@@ -35,7 +35,7 @@ def submit_tokenize(
     profile_path: str | Path,
     parts: int,
     processes: int | None = None,
-    at_once: int | None = None,
+    concurrent_parts: int | None = None,
     dry_run: bool = False,
 ) -> int:
     """Submit what is missing of OUT as up to three jobs, each after the one before, or print their scripts.
@@ -56,7 +56,7 @@ def submit_tokenize(
     if not (out / TOKENIZERS).is_dir():
         steps["tokenizers"] = (f"{plain} --tokenizers-only", None)
     if missing := unfinished_parts(splits, out, config, parts):
-        throttle = "" if at_once is None else f"%{at_once}"
+        throttle = "" if concurrent_parts is None else f"%{concurrent_parts}"
         steps["parts"] = (f"{plain} --part $SLURM_ARRAY_TASK_ID/{parts}", f"{_ranges(missing)}{throttle}")
     steps["finish"] = (plain, None)
     if dry_run:

@@ -308,7 +308,7 @@ def _patiently(tell: Callable[[], Answer], patience_s: float = PATIENCE_S) -> An
     while True:
         try:
             return tell()
-        except commands.Away:
+        except commands.ControllerUnreachable:
             if time.monotonic() + pause_s > deadline:
                 raise
         time.sleep(pause_s)

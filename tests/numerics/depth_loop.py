@@ -9,7 +9,7 @@ from parallel.engine import StepResult
 from parallel.zero_engine import ZeroEngine
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import build_inputs
-from pretrain.models.routing_state import Selection
+from pretrain.models.routing_state import RoutingState
 from pretrain.train.depth_steps import count_step, thresholds_after
 from tests.numerics.layouts import MICRO_BATCHES, share
 from tests.pretrain.models.random_batch import random_batch
@@ -44,8 +44,8 @@ def train_depth(
     found, (thresholds, shares) = [], chosen_by
     for step in steps:
         before(step, (thresholds, shares))
-        selection = Selection(thresholds=thresholds, progress=step / num_steps)
-        inputs = [build_inputs(batch, model, selection=selection) for batch in batches(model, step)]
+        routing_state = RoutingState(thresholds=thresholds, progress=step / num_steps)
+        inputs = [build_inputs(batch, model, routing_state=routing_state) for batch in batches(model, step)]
         result = engine.train_step(share(w, inputs), step)
         counted = count_step(engine.module, model, w)
         thresholds, shares = thresholds_after(

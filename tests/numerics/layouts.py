@@ -19,7 +19,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.models.routing_state import Selection
+from pretrain.models.routing_state import RoutingState
 from pretrain.train.optimizer import parameter_groups
 from tests.numerics.plain_loop import SETTINGS, assert_same, plain_steps
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
@@ -34,7 +34,7 @@ _EXPERTS: dict[str, dict[str, Any]] = {
     # What an expert takes can hang on a last bit. Of 4 experts one does in the eighth step: 2e-2 on a loss,
     # of one process against itself. Of 2 none does in ten: 4e-6.
     "moe": {"all": {"num_experts": 2}},
-    "experts": {"text": {"num_experts": 4}, "image": {**_TOKEN_CHOICE, "hidden": 16}},
+    "experts": {"text": {"num_experts": 4}, "image": {**_TOKEN_CHOICE, "ffn_hidden": 16}},
     "auxiliary": {"image": {**_TOKEN_CHOICE, "load_balance": 0.1, "router_z": 0.01}},
     # Weights changed in their last place: 6e-6 in 4 trials. Where depth routing chooses too, more choices are
     # close: with experts of speech too, and in most dense towers tried, one flipped in these steps.
@@ -46,7 +46,8 @@ _EXPERTS: dict[str, dict[str, Any]] = {
 _DEPTH: dict[str, dict[str, Any]] = {
     "depth": {"schedule": "constant", "mean_ratio": 0.5, "rule": "threshold"},
     "pmod": {
-        "schedule": "cosine", "mean_ratio": 0.7, "rule": "top_k", "scale": "string_code", "keys": "selected",
+        "schedule": "cosine", "mean_ratio": 0.7, "rule": "top_k", "scale": "all_as_released",
+        "keys": "selected",
     },
     "depth_feed_forward": {
         "schedule": "alternating", "mean_ratio": 0.8, "rule": "top_k", "gate": "softmax",
@@ -97,7 +98,7 @@ def micro_batches(config: ModelConfig, step: int, sequences: int = 1) -> list[Mo
                 padding_tokens=2 * number if len(present) > 1 else 0,  # padding counts as text
             ),
             config,
-            selection=Selection(thresholds=_THRESHOLDS),
+            routing_state=RoutingState(thresholds=_THRESHOLDS),
         )
         for number, present in enumerate(PRESENT[step % len(PRESENT)])
     ]
@@ -113,7 +114,7 @@ def engine_of(w: world.World, towers: Towers, layout: ParallelConfig, **options:
     decoder = Decoder(
         config,
         seed=5,
-        axis=w.tensor_axis,
+        tp=w.tensor_parallel,
         activation_checkpointing=layout.activation_checkpointing,
         sublayers=range(bounds[w.pp_rank], bounds[w.pp_rank + 1]),
     )

@@ -95,7 +95,7 @@ class NaiveDepth(NaiveExperts):
             fed = every_fed[i]
             if style.scale == "selected":
                 out.append(xs[i] + gate[i] * (added.get(i, 0.0) + fed))
-            elif style.scale == "string":
+            elif style.scale == "all":
                 out.append(gate[i] * (middle[i] + fed))
             else:
                 out.append(middle[i] + gate[i] * fed)

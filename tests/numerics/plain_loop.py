@@ -9,7 +9,7 @@ import torch
 
 from parallel.engine import AdamWSettings, ParameterGroup, StepResult
 
-SETTINGS = AdamWSettings(beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=0.5)
+SETTINGS = AdamWSettings(beta1=0.9, beta2=0.95, eps=1e-8, max_grad_norm=0.5)
 
 
 def learning_rate_at(step: int) -> float:
@@ -45,9 +45,9 @@ def plain_steps(
                 assert parameter.grad is not None
                 square = float(parameter.grad.double().square().sum())
                 squares[group["tower"]] = squares.get(group["tower"], 0.0) + square
-        torch.nn.utils.clip_grad_norm_(module.parameters(), SETTINGS.clip_norm)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), SETTINGS.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step) * group["lr_factor"]
+            group["lr"] = learning_rate_at(step) * group["lr_scale"]
         optimizer.step()
         results.append(
             StepResult(

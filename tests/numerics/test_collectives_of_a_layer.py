@@ -27,9 +27,9 @@ Sent = dict[str, list[int]]
 
 
 def _trace(towers: dict[str, str], sequence_parallel: bool, layers: int) -> Sent:
-    axis = world.start(ParallelConfig(tp=2, sequence_parallel=sequence_parallel)).tensor_axis
+    tp = world.start(ParallelConfig(tp=2, sequence_parallel=sequence_parallel)).tensor_parallel
     config = tiny_config(towers, num_layers=layers)
-    module = Pretraining(Decoder(config, axis=axis))
+    module = Pretraining(Decoder(config, tp=tp))
     inputs = build_inputs(random_batch(config, seed=1), config)
     assert inputs.num_tokens == TOKENS and config.d_model == D_MODEL and config.head_dim == HEAD_DIM
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as trace:

@@ -78,8 +78,8 @@ def _train(layout: ParallelConfig, towers: Towers) -> tuple[Steps, list[Place], 
                     in_bf16.double().numpy()[free],
                     inputs.table.documents[first:end][free],
                     runs[first:end][free],
-                    inputs.selection.thresholds.get(router.name),
-                    inputs.selection.progress,
+                    inputs.routing_state.thresholds.get(router.name),
+                    inputs.routing_state.progress,
                 )
             )
 

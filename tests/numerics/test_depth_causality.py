@@ -15,10 +15,10 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.models.routing_state import BINS, Selection, counts_in
+from pretrain.models.routing_state import BINS, RoutingState, counts_in
 from pretrain.train.depth_steps import places, row, step_sums, thresholds_after
 from pretrain.train.optimizer import parameter_groups
-from pretrain.train.thresholds import Counted
+from pretrain.train.thresholds import RouterCounts
 from tests.numerics.test_naive_depth import perturbed
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
@@ -44,14 +44,16 @@ def changed_after(batch: Batch, place: int) -> Batch:
     return replace(batch, **fields)
 
 
-def reached(model: ModelConfig, packed: bool, selection: Selection, document_mask: bool = True) -> bool:
+def reached(
+    model: ModelConfig, packed: bool, routing_state: RoutingState, document_mask: bool = True
+) -> bool:
     """Whether a change of later tokens changes a logit before it, at any of some places."""
     lengths = (5, 9) if packed else (CONTEXT, CONTEXT)
     batch = random_batch(model, seed=3, document_tokens=lengths, padding_tokens=0)
     decoder = perturbed(model)
 
     def logits(of: Batch) -> torch.Tensor:
-        inputs = build_inputs(of, model, selection=selection, document_mask=document_mask)
+        inputs = build_inputs(of, model, routing_state=routing_state, document_mask=document_mask)
         return decoder(inputs)[inputs.routing.to_sequence].unflatten(0, (2, CONTEXT))
 
     found = []
@@ -80,7 +82,7 @@ def test_under_thresholds_no_token_sees_a_later_one(
 ) -> None:
     model = config(towers, **place)
     assert model.is_causal
-    assert not reached(model, packed, Selection(thresholds=THRESHOLDS), document_mask)
+    assert not reached(model, packed, RoutingState(thresholds=THRESHOLDS), document_mask)
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)
@@ -91,7 +93,9 @@ def test_without_document_mask_attention_crosses_documents_but_not_sequences(pla
     other = replace(batch, input_ids=np.where(first, (batch.input_ids + 7) % 39 + 1, batch.input_ids))
 
     def logits(of: Batch) -> torch.Tensor:
-        inputs = build_inputs(of, model, selection=Selection(thresholds=THRESHOLDS), document_mask=False)
+        inputs = build_inputs(
+            of, model, routing_state=RoutingState(thresholds=THRESHOLDS), document_mask=False
+        )
         return decoder(inputs)[inputs.routing.to_sequence].unflatten(0, (2, CONTEXT))
 
     with torch.no_grad():
@@ -105,9 +109,9 @@ def test_without_document_mask_attention_crosses_documents_but_not_sequences(pla
 def test_the_papers_rule_and_softmax_look_ahead(place: dict[str, str], changes: dict[str, str]) -> None:
     model = config(MOT, **place, **changes)
     assert not model.is_causal
-    assert reached(model, False, Selection(thresholds=THRESHOLDS))
+    assert reached(model, False, RoutingState(thresholds=THRESHOLDS))
     if "rule" in changes:  # and its causal form does not
-        assert not reached(model, False, Selection(causal=True, thresholds=THRESHOLDS))
+        assert not reached(model, False, RoutingState(causal=True, thresholds=THRESHOLDS))
 
 
 def test_realised_ratios_are_those_wanted_on_shifted_data_too() -> None:
@@ -133,15 +137,15 @@ def test_realised_ratios_are_those_wanted_on_shifted_data_too() -> None:
         # All ids are of plain tokens: in the first half of the steps the lower 1000, then the upper.
         ids = 7 + np.random.default_rng(step).integers(0, 1000, batch.input_ids.shape)
         batch = replace(batch, input_ids=(ids + 1000 * (step >= half)).astype(np.int32))
-        selection = Selection(thresholds=thresholds, progress=step / steps)
-        inputs = build_inputs(batch, model, selection=selection)
+        routing_state = RoutingState(thresholds=thresholds, progress=step / steps)
+        inputs = build_inputs(batch, model, routing_state=routing_state)
         objective, _ = module(inputs)
         optimizer.zero_grad()
         (objective / inputs.weight).backward()
         optimizer.step()
         taken = {counts.name: counts.take().numpy() for counts in counts_in(module)}
         assert taken.keys() == places(model).keys()
-        counted = {name: Counted(v[:BINS], tuple(v[BINS:])) for name, v in taken.items()}
+        counted = {name: RouterCounts(v[:BINS], tuple(v[BINS:])) for name, v in taken.items()}
         thresholds, shares = thresholds_after(
             thresholds, shares, counted, model, step=step + 1, num_steps=steps
         )

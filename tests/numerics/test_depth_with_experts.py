@@ -11,7 +11,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.models.routing_state import Selection, counts_in
+from pretrain.models.routing_state import RoutingState, counts_in
 from pretrain.train import expert_steps
 from tests.numerics.test_depth_causality import CONTEXT, reached
 from tests.numerics.test_experts_identities import run
@@ -30,7 +30,7 @@ from tests.pretrain.models.test_depth import EVERYTHING
 
 EXPERTS: dict[str, dict[str, Any]] = {
     "expert_choice": {"num_experts": 3, "router_z": 0.2},
-    "half_capacity": {"num_experts": 4, "capacity_factor": 0.5, "hidden": 8},
+    "half_capacity": {"num_experts": 4, "capacity_factor": 0.5, "ffn_hidden": 8},
     "token_choice": {
         "num_experts": 3, "routing": "token_choice", "top_k": 2, "load_balance": 0.3, "router_z": 0.2,
     },
@@ -59,7 +59,7 @@ def test_every_form(rule: str, gate: str, scale: str, place: dict[str, str], exp
         MOT, EXPERTS[experts], modalities=("image", "text"), changes=changes, rule=rule, gate=gate,
         scale=scale, **place,
     )  # fmt: skip
-    (ran,) = compare(config, Selection(thresholds=THRESHOLDS))
+    (ran,) = compare(config, RoutingState(thresholds=THRESHOLDS))
     assert len(set(ran.values())) == 2, "the test needs tokens that run and tokens that do not"
 
 
@@ -72,7 +72,7 @@ def test_towers_of_several_modalities(towers: dict[str, str], place: dict[str, s
         towers, EXPERTS[experts], modalities=("speech", "image"), changes={"norm_placement": "pre"},
         schedule="constant", mean_ratio=0.4, rule="top_k", **place,
     )  # fmt: skip
-    assert len(compare(config, Selection())) == 3
+    assert len(compare(config, RoutingState())) == 3
 
 
 @pytest.mark.parametrize("experts", EXPERTS)
@@ -81,7 +81,7 @@ def test_depth_and_experts_of_different_towers(experts: str) -> None:
     config = depth_config(
         IMAGE_SPEECH_SHARED, ("text",), {"experts": {"other": EXPERTS[experts]}}, rule="top_k"
     )
-    compare(config, Selection())
+    compare(config, RoutingState())
 
 
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
@@ -89,20 +89,20 @@ def test_depth_and_experts_of_different_towers(experts: str) -> None:
 def test_evaluation_by_thresholds_of_both(towers: dict[str, str], experts: str) -> None:
     config = config_of(towers, EXPERTS[experts], modalities=("image", "text"), rule="top_k")
     thresholds = THRESHOLDS | dict.fromkeys(expert_steps.places(config), -1.2)
-    compare(config, Selection(causal=True, thresholds=thresholds))
+    compare(config, RoutingState(causal=True, thresholds=thresholds))
 
 
 @pytest.mark.parametrize("experts", EXPERTS)
 @pytest.mark.parametrize("threshold", [-1e3, 1e3], ids=["everything", "nothing"])
 def test_everything_and_nothing_runs(threshold: float, experts: str) -> None:
     config = config_of(DENSE, EXPERTS[experts], modalities=("text", "image", "speech"), rule="threshold")
-    compare(config, Selection(thresholds=dict.fromkeys(THRESHOLDS, threshold)))
+    compare(config, RoutingState(thresholds=dict.fromkeys(THRESHOLDS, threshold)))
 
 
 @pytest.mark.parametrize("present", [(0, 2), (1,)], ids=["no_image", "only_image"])
 @pytest.mark.parametrize("experts", EXPERTS)
 def test_an_absent_modality(present: tuple[int, ...], experts: str) -> None:
-    compare(config_of(MOT, EXPERTS[experts], rule="top_k"), Selection(), present)
+    compare(config_of(MOT, EXPERTS[experts], rule="top_k"), RoutingState(), present)
 
 
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
@@ -173,12 +173,12 @@ def test_causal_rules_of_both_see_no_later_token(
     }  # fmt: skip
     model = config_of(towers, EXPERTS["token_choice"], rule="threshold", **options)
     assert model.is_causal
-    assert not reached(model, packed, Selection(thresholds=THRESHOLDS))
+    assert not reached(model, packed, RoutingState(thresholds=THRESHOLDS))
 
     # Either one that looks ahead is seen, and their causal forms do not.
     for rule, experts in (("top_k", "token_choice"), ("threshold", "expert_choice")):
         model = config_of(towers, EXPERTS[experts], rule=rule, **options)
         thresholds = THRESHOLDS | dict.fromkeys(expert_steps.places(model), -1.1)
         assert not model.is_causal and model.has_causal_form
-        assert packed or reached(model, packed, Selection(thresholds=thresholds))
-        assert not reached(model, packed, Selection(causal=True, thresholds=thresholds))
+        assert packed or reached(model, packed, RoutingState(thresholds=thresholds))
+        assert not reached(model, packed, RoutingState(causal=True, thresholds=thresholds))

@@ -79,7 +79,7 @@ def _with(trap: str, layout: ParallelConfig) -> Any:
     """`train` with one sum over tensor-parallel ranks left out."""
     summed = feed_forward.sum_gradient
     wanted = 1 if trap == "gates" else 2
-    feed_forward.sum_gradient = lambda x, axis: x if x.ndim == wanted else summed(x, axis)
+    feed_forward.sum_gradient = lambda x, tp: x if x.ndim == wanted else summed(x, tp)
     return train(layout, ("moe",))
 
 

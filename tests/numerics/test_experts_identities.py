@@ -14,7 +14,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.models.routing_state import Selection
+from pretrain.models.routing_state import RoutingState
 from pretrain.train.expert_steps import places
 from tests.numerics.test_tied_copies import assert_close
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
@@ -24,11 +24,11 @@ EXPERT = {"num_experts": 4}
 
 
 def run(
-    config: ModelConfig, batch: Batch, selection: Selection | None = None, **options: Any
+    config: ModelConfig, batch: Batch, routing_state: RoutingState | None = None, **options: Any
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """(logits in sequence order, objective, gradients)."""
     decoder = Decoder(config, seed=3, **options)
-    inputs = build_inputs(batch, config, selection=selection)
+    inputs = build_inputs(batch, config, routing_state=routing_state)
     logits = decoder(inputs)[inputs.routing.to_sequence].detach()
     objective, _ = Pretraining(decoder)(inputs)
     objective.backward()
@@ -99,13 +99,15 @@ def test_later_tokens_change_no_logit_by_thresholds(packed: bool) -> None:
     batch = random_batch(
         config, sequences=2, document_tokens=(2, 8) if packed else (32, 32), padding_tokens=0
     )
-    by_thresholds = Selection(causal=True, thresholds=dict.fromkeys(places(config), -1.1))
+    by_thresholds = RoutingState(causal=True, thresholds=dict.fromkeys(places(config), -1.1))
     before, objective, _ = run(config, batch, by_thresholds)
     after, *_ = run(config, change_after(batch, config, 15), by_thresholds)
     seen, later = (before - after).view(2, 32, 40).abs().split([16, 16], dim=1)
     # An expert with another number of rows may sum in another order: 3e-7 measured.
     assert seen.max() < 1e-5 and later.max() > 0.1
-    assert objective != run(config, batch)[1] and objective != run(config, batch, Selection(causal=True))[1]
+    assert (
+        objective != run(config, batch)[1] and objective != run(config, batch, RoutingState(causal=True))[1]
+    )
 
 
 @pytest.mark.parametrize("experts", [{**TOKEN, "load_balance": 0.1, "router_z": 0.1}, EXPERT])

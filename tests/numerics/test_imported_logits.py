@@ -11,7 +11,15 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.weights.folder import MODEL, Dtype, Lazy, Source, about_model, open_weights, write_folder
+from pretrain.weights.folder import (
+    MODEL,
+    Dtype,
+    LazyTensor,
+    WeightSource,
+    about_model,
+    open_weights,
+    write_folder,
+)
 from pretrain.weights.hugging_face import CONFIG, open_hugging_face, to_hugging_face
 from pretrain.weights.warm_start import fit
 from tests.pretrain.models.random_batch import MOT, TWO_TOWERS, random_batch
@@ -21,7 +29,7 @@ from tests.pretrain.tiny_hugging_face import models, tiny_hugging_face
 LOGITS = 1e-5
 
 
-def decoder_of(source: Source) -> Decoder:
+def decoder_of(source: WeightSource) -> Decoder:
     """A decoder that holds exactly these weights."""
     decoder = Decoder(source.model)
     with torch.no_grad():
@@ -37,7 +45,7 @@ def whole_documents(model: ModelConfig, **how: int):
     )
 
 
-def logits(source: Source, batch) -> torch.Tensor:
+def logits(source: WeightSource, batch) -> torch.Tensor:
     """In sequence order: [sequences, context, vocabulary]."""
     inputs = build_inputs(batch, source.model)
     with torch.no_grad():
@@ -97,8 +105,8 @@ def test_a_motley_model_exported_computes_the_same_in_transformers(tmp_path: Pat
         for name, parameter in drawn.named_parameters():
             if "norm" in name or ".qk." in name:
                 parameter.uniform_(0.5, 1.5)
-    tensors = {name: Lazy(tuple(p.shape), p.detach) for name, p in drawn.named_parameters()}
-    source = Source(tmp_path / "run", model, tensors, "run")
+    tensors = {name: LazyTensor(tuple(p.shape), p.detach) for name, p in drawn.named_parameters()}
+    source = WeightSource(tmp_path / "run", model, tensors, "run")
     theirs, config = to_hugging_face(source)
     write_folder(tmp_path / "out", theirs, {CONFIG: config}, dtype="fp32", file_bytes=10**9)
     batch = whole_documents(model)

@@ -14,7 +14,7 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.depth_accounting import SUMS
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.models.routing_state import BINS, Selection, counts_in
+from pretrain.models.routing_state import BINS, RoutingState, counts_in
 from tests.numerics.naive_depth import NaiveDepth
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
@@ -24,7 +24,7 @@ Measured: 4.9e-5 where a softmax gate shrinks the whole stream, 2.2e-5 in router
 
 PLACES = [("attention+feed_forward", "all"), ("attention+feed_forward", "selected"), ("feed_forward", "all")]
 GATES = ["tanh", "sigmoid", "softmax", "shifted_softmax", "none"]
-SCALES = ["selected", "string", "string_code"]
+SCALES = ["selected", "all", "all_as_released"]
 RULES = ["top_k", "threshold"]
 
 
@@ -66,18 +66,18 @@ def taken(decoder: Decoder) -> list[dict[str, float]]:
 
 
 def compare(
-    config: ModelConfig, selection: Selection, present: tuple[int, ...] | None = None,
+    config: ModelConfig, routing_state: RoutingState, present: tuple[int, ...] | None = None,
     document_mask: bool = True,
 ) -> list[dict]:  # fmt: skip
     """Returns what ran in each routed block of the last sequence."""
     batch = random_batch(config, sequences=2, seed=1, present=present)
     decoder = perturbed(config)
-    inputs = build_inputs(batch, config, document_mask=document_mask, selection=selection)
+    inputs = build_inputs(batch, config, document_mask=document_mask, routing_state=routing_state)
     reference = NaiveDepth(
         config,
         dict(decoder.named_parameters()),
-        thresholds=selection.thresholds,
-        causal=selection.causal,
+        thresholds=routing_state.thresholds,
+        causal=routing_state.causal,
         document_mask=document_mask,
     )
     expected, expected_logits = reference.objective(batch)
@@ -117,7 +117,7 @@ def test_every_form(rule: str, gate: str, scale: str, place: tuple[str, str]) ->
     config = depth_config(
         MOT, ("image", "text"), changes, rule=rule, gate=gate, scale=scale, parts=parts, keys=keys
     )
-    (ran,) = compare(config, Selection(thresholds=THRESHOLDS))
+    (ran,) = compare(config, RoutingState(thresholds=THRESHOLDS))
     assert len(set(ran.values())) == 2, "the test needs tokens that run and tokens that do not"
 
 
@@ -135,7 +135,7 @@ def test_towers_and_norms(towers: dict[str, str], norm: str, place: tuple[str, s
         parts=place[0],
         keys=place[1],
     )
-    assert len(compare(config, Selection())) == 3
+    assert len(compare(config, RoutingState())) == 3
 
 
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
@@ -146,7 +146,7 @@ def test_attention_across_documents(
 ) -> None:
     """Documents are still what choices are made in."""
     config = depth_config(towers, ("image", "text"), rule=rule, gate=gate, parts=place[0], keys=place[1])
-    (ran,) = compare(config, Selection(thresholds=THRESHOLDS), document_mask=False)
+    (ran,) = compare(config, RoutingState(thresholds=THRESHOLDS), document_mask=False)
     assert len(set(ran.values())) == 2
 
 
@@ -154,7 +154,7 @@ def test_attention_across_documents(
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_an_absent_modality(present: tuple[int, ...], place: tuple[str, str]) -> None:
     config = depth_config(MOT, ("image",), rule="top_k", parts=place[0], keys=place[1])
-    compare(config, Selection(), present)
+    compare(config, RoutingState(), present)
 
 
 @pytest.mark.parametrize("threshold", [-1e3, 1e3], ids=["everything", "nothing"])
@@ -164,18 +164,18 @@ def test_everything_and_nothing_runs(threshold: float, scale: str, place: tuple[
     """Nothing: streams of 0 rows, but for special tokens."""
     config = depth_config(DENSE, ("text", "image", "speech"), rule="threshold", scale=scale, parts=place[0],
                           keys=place[1])  # fmt: skip
-    (ran,) = compare(config, Selection(thresholds=dict.fromkeys(THRESHOLDS, threshold)))
+    (ran,) = compare(config, RoutingState(thresholds=dict.fromkeys(THRESHOLDS, threshold)))
     assert any(ran.values()) == (threshold < 0) or sum(ran.values()) < len(ran) / 2
 
 
 def test_no_row_at_all() -> None:
     batch = random_batch(tiny_config(DENSE))
     batch = replace(batch, input_ids=np.maximum(batch.input_ids, 7))
-    chosen = Selection(thresholds=dict.fromkeys(THRESHOLDS, 1e3))
+    chosen = RoutingState(thresholds=dict.fromkeys(THRESHOLDS, 1e3))
     for keys in ("selected", "all"):
         config = depth_config(DENSE, ("text", "image", "speech"), rule="threshold", keys=keys)
         decoder = perturbed(config)
-        objective, _ = Pretraining(decoder)(build_inputs(batch, config, selection=chosen))
+        objective, _ = Pretraining(decoder)(build_inputs(batch, config, routing_state=chosen))
         objective.backward()
         block = {n: p for n, p in decoder.named_parameters() if n.startswith("blocks.1.")}
         assert block and all(p.grad is not None and not p.grad.any() for p in block.values())
@@ -183,4 +183,4 @@ def test_no_row_at_all() -> None:
 
 def test_evaluation_by_thresholds_of_a_model_that_chooses_by_rank() -> None:
     config = depth_config(MOT, ("image", "text"), rule="top_k")
-    compare(config, Selection(causal=True, thresholds=THRESHOLDS))
+    compare(config, RoutingState(causal=True, thresholds=THRESHOLDS))

@@ -12,7 +12,7 @@ from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, 
 
 FOUR = {"num_experts": 4}
 TOKEN = {"routing": "token_choice", "num_experts": 4}
-TEXT_IMAGE = {"text": {**TOKEN, "top_k": 3, "num_experts": 3}, "image": {"num_experts": 2, "hidden": 8}}
+TEXT_IMAGE = {"text": {**TOKEN, "top_k": 3, "num_experts": 3}, "image": {"num_experts": 2, "ffn_hidden": 8}}
 CASES = {
     "moe_4x": (DENSE, {"all": FOUR}, {}, None),
     "moe_4x_pre": (DENSE, {"all": FOUR}, {"norm_placement": "pre"}, None),

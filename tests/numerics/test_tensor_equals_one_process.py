@@ -40,9 +40,9 @@ def test_bf16_is_fp32_within_rounding(stage: int) -> None:
 def _with(trap: str, layout: ParallelConfig) -> Any:
     """`train` with one setting wrong."""
     if trap == "no sum of sequence-parallel norms":
-        tower_layers.sum_ = lambda x, axis: x
+        tower_layers.sum_ = lambda x, tp: x
     elif trap == "no sum of query and key norms":
-        query_key.sum_ = lambda x, axis: x
+        query_key.sum_ = lambda x, tp: x
     elif trap == "weights not marked as tensor-parallel":
         tower_layers.set_tensor_model_parallel_attributes = lambda *args, **kwargs: None
     elif trap == "no mpu":

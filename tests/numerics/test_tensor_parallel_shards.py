@@ -25,14 +25,14 @@ MODELS = {
 
 def _pass(config: ModelConfig, layout: ParallelConfig | None, checkpointing: bool = False) -> dict:
     """Objective, stats and gradients by name, for micro-batches with all, some and one modality."""
-    axis = world.start(layout).tensor_axis if layout else ONE_RANK
-    module = Pretraining(Decoder(config, seed=3, axis=axis, activation_checkpointing=checkpointing))
+    tp = world.start(layout).tensor_parallel if layout else ONE_RANK
+    module = Pretraining(Decoder(config, seed=3, tp=tp, activation_checkpointing=checkpointing))
     with torch.no_grad():  # towers that differ, as after some steps; whole, then cut
         for name, parameter in module.named_parameters():
             logical = logical_of(parameter)
             generator = torch.Generator().manual_seed(sum(name.encode()))
             noise = torch.randn(logical.shape, generator=generator) * 0.1
-            parameter += logical.cut(noise, axis.rank, axis.size)
+            parameter += logical.cut(noise, tp.rank, tp.size)
     found = {}
     for name, present in PRESENT.items():
         batch = random_batch(config, sequences=2, seed=4, present=present, padding_tokens=3)

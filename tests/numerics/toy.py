@@ -67,7 +67,7 @@ def toy_groups(
                 name=f"{tower}/{kind}",
                 tower=tower,
                 params=[],
-                lr_factor=(factors or {}).get(tower, 1.0),
+                lr_scale=(factors or {}).get(tower, 1.0),
                 weight_decay=0.1 if kind == "decay" else 0.0,
             ),
         )

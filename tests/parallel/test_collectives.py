@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from parallel import world
 from parallel.collectives import (
     ONE_RANK,
-    TensorAxis,
+    TensorParallel,
     combine,
     gather_rows,
     of_first_rank,
@@ -25,8 +25,8 @@ class _Peers:
     """Stands where the group would: counting rows needs none."""
 
 
-def axis_of(rank: int, size: int) -> TensorAxis:
-    return TensorAxis(rank, size, _Peers(), sequence_parallel=size > 1)  # type: ignore[arg-type]
+def axis_of(rank: int, size: int) -> TensorParallel:
+    return TensorParallel(rank, size, _Peers(), sequence_parallel=size > 1)  # type: ignore[arg-type]
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.integers(1, 4))
@@ -42,7 +42,7 @@ def test_chunks_share_out_every_towers_rows(counts: list[int], size: int) -> Non
 
 def test_without_sequence_parallel_every_rank_keeps_all() -> None:
     assert ONE_RANK.chunk_counts((3, 0, 2)) == (3, 0, 2)
-    assert TensorAxis(1, 2, _Peers()).chunk_counts((3, 0, 2)) == (3, 0, 2)  # type: ignore[arg-type]
+    assert TensorParallel(1, 2, _Peers()).chunk_counts((3, 0, 2)) == (3, 0, 2)  # type: ignore[arg-type]
 
 
 def test_a_stream_that_cannot_be_cut_evenly_is_a_bug_of_ours() -> None:
@@ -51,17 +51,17 @@ def test_a_stream_that_cannot_be_cut_evenly_is_a_bug_of_ours() -> None:
 
 
 def _exchange() -> list[torch.Tensor]:
-    axis = world.start(ParallelConfig(tp=2)).tensor_axis
-    mine = torch.arange(4.0).view(4, 1) + 10 * axis.rank
-    gathered, handle = gather_rows(mine[:2], axis)
+    tp = world.start(ParallelConfig(tp=2)).tensor_parallel
+    mine = torch.arange(4.0).view(4, 1) + 10 * tp.rank
+    gathered, handle = gather_rows(mine[:2], tp)
     handle.wait()
-    chunk, handle = scatter_sum(mine, axis)
+    chunk, handle = scatter_sum(mine, tp)
     handle.wait()
     partial = mine.clone().requires_grad_()
-    combined = combine(partial, axis)
-    (combined * (1 + axis.rank)).sum().backward()
+    combined = combine(partial, tp)
+    (combined * (1 + tp.rank)).sum().backward()
     assert partial.grad is not None
-    return [gathered, chunk, combined.detach(), partial.grad, sum_(mine.clone(), axis)]
+    return [gathered, chunk, combined.detach(), partial.grad, sum_(mine.clone(), tp)]
 
 
 def test_rows_and_sums_over_two_ranks() -> None:
@@ -74,14 +74,14 @@ def test_rows_and_sums_over_two_ranks() -> None:
 
 
 def _there_and_back() -> list[torch.Tensor]:
-    axis = world.start(ParallelConfig(tp=2)).tensor_axis
-    mine = (torch.arange(2.0).view(2, 1) + 10 * axis.rank).requires_grad_()
-    whole = whole_rows(mine, axis)
+    tp = world.start(ParallelConfig(tp=2)).tensor_parallel
+    mine = (torch.arange(2.0).view(2, 1) + 10 * tp.rank).requires_grad_()
+    whole = whole_rows(mine, tp)
     whole.retain_grad()
-    chunk = own_chunk(3 * whole, axis)
-    (chunk * torch.tensor([[1.0], [2.0]]) * (1 + axis.rank)).sum().backward()
+    chunk = own_chunk(3 * whole, tp)
+    (chunk * torch.tensor([[1.0], [2.0]]) * (1 + tp.rank)).sum().backward()
     assert mine.grad is not None and whole.grad is not None
-    return [whole.detach(), chunk.detach(), whole.grad, mine.grad, of_first_rank(mine.detach().clone(), axis)]
+    return [whole.detach(), chunk.detach(), whole.grad, mine.grad, of_first_rank(mine.detach().clone(), tp)]
 
 
 def test_the_whole_stream_and_back() -> None:

@@ -3,18 +3,22 @@ import torch
 from torch.nn import functional as F
 
 from parallel import dispatch as dispatched
-from parallel.collectives import TensorAxis
-from parallel.dispatch import DispatchedLinear, Taken, collect, dispatch, grouped
+from parallel.collectives import TensorParallel
+from parallel.dispatch import DispatchedLinear, ExpertAssignment, collect, dispatch, grouped
 from parallel.logical import LogicalTensor, logical_of
 
 ROWS, COUNTS = [4, 0, 0, 2, 4, 1], (2, 0, 4)
 """Of 5 rows: row 3 goes nowhere, 0 and 4 to two experts, the second of three experts takes nothing."""
 
 
-def taken(on_device: bool = False) -> Taken:
+def taken(on_device: bool = False) -> ExpertAssignment:
     rows = torch.tensor(ROWS)
     ends = torch.tensor(COUNTS).cumsum(0).to(torch.int32)
-    return Taken((rows,), ends, None) if on_device else Taken(rows.split(COUNTS), ends, COUNTS)
+    return (
+        ExpertAssignment((rows,), ends, None)
+        if on_device
+        else ExpertAssignment(rows.split(COUNTS), ends, COUNTS)
+    )
 
 
 @pytest.mark.parametrize("on_device", [False, True])
@@ -59,13 +63,11 @@ def test_a_grouped_product_is_for_gpus_in_bf16() -> None:
 
 def test_a_rank_holds_its_part_of_every_expert() -> None:
     group = object()  # never spoken to
-    axis = TensorAxis(1, 2, group)  # type: ignore[arg-type]
+    tp = TensorParallel(1, 2, group)  # type: ignore[arg-type]
     whole = torch.arange(3 * 8 * 4.0).view(3, 8, 4)
-    columns = DispatchedLinear(
-        {"a": LogicalTensor((3, 8, 4), 1, (4, 4))}, lambda w: w.copy_(whole), axis=axis
-    )
+    columns = DispatchedLinear({"a": LogicalTensor((3, 8, 4), 1, (4, 4))}, lambda w: w.copy_(whole), tp=tp)
     part = columns.weight["a"]
     assert torch.equal(part, whole[:, [2, 3, 6, 7]])
     assert logical_of(part).shape == (3, 8, 4) and part.tensor_model_parallel
-    rows = DispatchedLinear({"a": LogicalTensor((3, 8, 4), 2)}, lambda w: w.copy_(whole), axis=axis)
+    rows = DispatchedLinear({"a": LogicalTensor((3, 8, 4), 2)}, lambda w: w.copy_(whole), tp=tp)
     assert torch.equal(rows.weight["a"], whole[..., 2:])

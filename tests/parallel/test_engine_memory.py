@@ -2,7 +2,7 @@
 
 import pytest
 
-from parallel.engine_memory import Held, buffers, frozen, held, update_copy
+from parallel.engine_memory import MemoryUse, buffers, frozen_memory, group_memory, update_copy
 
 SIZES = [10, 7, 4]  # 21 elements; flat on 4 ranks 24, of which a rank has 6
 
@@ -10,32 +10,34 @@ SIZES = [10, 7, 4]  # 21 elements; flat on 4 ranks 24, of which a rank has 6
 @pytest.mark.parametrize(
     "stage, precision, expected",
     [
-        (0, "fp32", Held(84, 84, 168)),
-        (1, "fp32", Held(96, 84, 72)),
-        (1, "bf16", Held(48, 4 * 24 + 2 * 21, 72)),
-        (2, "bf16", Held(48, 24, 72)),
-        (2, "fp32", Held(96, 4 * (10 + 7), 72)),  # the second rank has parts of two parameters
-        (3, "bf16", Held(2 * (3 + 2 + 1) + 2 * 21, 24, 72)),  # all small enough to stay whole
+        (0, "fp32", MemoryUse(84, 84, 168)),
+        (1, "fp32", MemoryUse(96, 84, 72)),
+        (1, "bf16", MemoryUse(48, 4 * 24 + 2 * 21, 72)),
+        (2, "bf16", MemoryUse(48, 24, 72)),
+        (2, "fp32", MemoryUse(96, 4 * (10 + 7), 72)),  # the second rank has parts of two parameters
+        (3, "bf16", MemoryUse(2 * (3 + 2 + 1) + 2 * 21, 24, 72)),  # all small enough to stay whole
     ],
 )
-def test_a_group_on_four_ranks(stage: int, precision: str, expected: Held) -> None:
-    assert held(SIZES, dp=4, zero_stage=stage, precision=precision) == expected  # type: ignore[arg-type]
+def test_a_group_on_four_ranks(stage: int, precision: str, expected: MemoryUse) -> None:
+    assert group_memory(SIZES, dp=4, zero_stage=stage, precision=precision) == expected  # type: ignore[arg-type]
 
 
 def test_of_stage_two_in_fp32_each_rank_holds_whole_parameters() -> None:
-    of = [held(SIZES, dp=4, zero_stage=2, precision="fp32", dp_rank=rank).gradients for rank in range(4)]
+    of = [
+        group_memory(SIZES, dp=4, zero_stage=2, precision="fp32", dp_rank=rank).gradients for rank in range(4)
+    ]
     assert of == [4 * 10, 4 * 17, 4 * (7 + 4), 4 * 4]
 
 
 def test_a_large_parameter_of_stage_three_is_not_kept_whole() -> None:
-    assert held([100_001], dp=2, zero_stage=3, precision="fp32").parameters == 4 * 50_001
-    assert held([100_000], dp=2, zero_stage=3, precision="fp32").parameters == 4 * 150_000
-    assert held([100_000], dp=1, zero_stage=3, precision="fp32").parameters == 4 * 100_000
+    assert group_memory([100_001], dp=2, zero_stage=3, precision="fp32").parameters == 4 * 50_001
+    assert group_memory([100_000], dp=2, zero_stage=3, precision="fp32").parameters == 4 * 150_000
+    assert group_memory([100_000], dp=1, zero_stage=3, precision="fp32").parameters == 4 * 100_000
 
 
 def test_frozen_parameters_have_neither_gradients_nor_moments() -> None:
-    assert frozen(SIZES, dp=4, zero_stage=1, precision="bf16") == Held(parameters=42)
-    assert frozen([200_000], dp=4, zero_stage=3, precision="bf16") == Held(parameters=100_000)
+    assert frozen_memory(SIZES, dp=4, zero_stage=1, precision="bf16") == MemoryUse(parameters=42)
+    assert frozen_memory([200_000], dp=4, zero_stage=3, precision="bf16") == MemoryUse(parameters=100_000)
 
 
 def test_only_a_part_of_several_parameters_is_joined_for_the_update() -> None:

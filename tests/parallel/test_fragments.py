@@ -97,7 +97,7 @@ def _written(
             parameter.mul_(1.5)
     groups = toy_groups(module, frozen="image")
     other = engine_of(module, w, stage, precision=precision, groups=groups, persistent_elements=persistent)
-    settings = [(g["weight_decay"], g["betas"], g["lr_factor"]) for g in other.adamw.param_groups]
+    settings = [(g["weight_decay"], g["betas"], g["lr_scale"]) for g in other.adamw.param_groups]
 
     def fill(fragments: Sequence[Fragment]) -> None:
         assert {f.name for f in fragments} == saved.keys()
@@ -110,7 +110,7 @@ def _written(
     assert other.adam_step() == 3
     steps = [state["step"] for state in other.adamw.state.values()]
     assert len({id(step) for step in steps}) == len(steps), "each state counts for itself"
-    assert settings == [(g["weight_decay"], g["betas"], g["lr_factor"]) for g in other.adamw.param_groups]
+    assert settings == [(g["weight_decay"], g["betas"], g["lr_scale"]) for g in other.adamw.param_groups]
     got = _step(other, w, 3)
     assert other.adam_step() == 4
     return expected, got, {float(step) for step in steps}

@@ -48,7 +48,7 @@ def _groups(w: world.World) -> list[ParameterGroup]:
             mark(parameter, logical)
         tower = name.split("/")[0]
         groups.append(
-            ParameterGroup(name=name, tower=tower, params=[parameter], lr_factor=1.0, weight_decay=0.0)
+            ParameterGroup(name=name, tower=tower, params=[parameter], lr_scale=1.0, weight_decay=0.0)
         )
     return groups
 
@@ -59,7 +59,7 @@ def _whole(layout: ParallelConfig, broken: bool) -> tuple[Norms, list[tuple[str,
     groups = _groups(w)
     if broken and w.rank == 0:
         groups[0]["params"][0].grad.fill_(math.nan)  # type: ignore[union-attr]
-    norm = GradientNorm(groups, w, zero_stage=0, clip_norm=CLIP)
+    norm = GradientNorm(groups, w, zero_stage=0, max_grad_norm=CLIP)
     norm.begin()
     norm.before_update(torch.optim.AdamW([dict(group) for group in groups]), None, None)
     return norm.norms(None), [(group["name"], group["params"][0].grad) for group in groups]
@@ -99,7 +99,7 @@ def _partitioned(layout: ParallelConfig, reported_factor: float, steps: int) -> 
     w = world.start(layout)
     groups = _groups(w)
     expected = _expected(w.pp_size)
-    norm = GradientNorm(groups, w, zero_stage=1, clip_norm=CLIP)
+    norm = GradientNorm(groups, w, zero_stage=1, max_grad_norm=CLIP)
     for _ in range(steps):
         norm.begin()
         for group in groups:
@@ -128,7 +128,7 @@ def _applied(norm_of_deepspeed: float) -> Norms:
     """What DeepSpeed clipped by is not the norm of what was there."""
     w = world.start(ParallelConfig())
     groups = _groups(w)
-    norm = GradientNorm(groups, w, zero_stage=1, clip_norm=100.0)
+    norm = GradientNorm(groups, w, zero_stage=1, max_grad_norm=100.0)
     norm.begin()
     norm.before_update(torch.optim.AdamW([dict(group) for group in groups]), None, None)
     return norm.norms(norm_of_deepspeed)

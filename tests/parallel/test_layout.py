@@ -81,7 +81,7 @@ def test_legal_layouts_pass(values: dict) -> None:
         ),
         (
             {"tp": 2, "shape": Shape(expert_widths={"text": 96, "image": 33})},
-            "tp = 2 does not divide model.experts.image.hidden = 33, .* parallel.tp = 1$",
+            "tp = 2 does not divide model.experts.image.ffn_hidden = 33, .* parallel.tp = 1$",
         ),
         ({"tp": 2, "shape": Shape(vocab_tokens=99)}, "model.vocab_tokens = 99, .* model.vocab_tokens = 100 "),
         (

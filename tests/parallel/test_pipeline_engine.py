@@ -88,7 +88,7 @@ def _groups(module: nn.Module, frozen: str | None = None) -> list[ParameterGroup
         if frozen == tower or (frozen == "all but the last" and _is_before_the_last(module, name)):
             parameter.requires_grad_(False)
             continue
-        empty = ParameterGroup(name=tower, tower=tower, params=[], lr_factor=1.0, weight_decay=0.1)
+        empty = ParameterGroup(name=tower, tower=tower, params=[], lr_scale=1.0, weight_decay=0.1)
         groups.setdefault(tower, empty)["params"].append(parameter)
     return list(groups.values())
 

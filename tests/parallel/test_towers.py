@@ -134,14 +134,14 @@ def test_norm_equals_its_formula(dtype: torch.dtype) -> None:
 
 def gated_pair(tp: int, sequence_parallel: bool) -> dict[str, Any]:
     """Embedding, norm, column-parallel gate and value, row-parallel layer: whole, or one rank's part."""
-    axis = ONE_RANK
+    tp = ONE_RANK
     if tp > 1:
-        axis = world.start(ParallelConfig(tp=tp, sequence_parallel=sequence_parallel)).tensor_axis
-        assert axis.sequence_parallel == sequence_parallel
-    embedding = SharedEmbedding(12, 4, "shared", fill(1), axis=axis)
-    norm = TowerNorm(4, TOWERS, 1e-5, axis=axis)
-    up = TowerColumnParallelLinear(4, 16, TOWERS, fill(2), blocks=(8, 8), axis=axis)
-    down = TowerRowParallelLinear(8, 4, TOWERS, fill(3), axis=axis)
+        tp = world.start(ParallelConfig(tp=tp, sequence_parallel=sequence_parallel)).tensor_parallel
+        assert tp.sequence_parallel == sequence_parallel
+    embedding = SharedEmbedding(12, 4, "shared", fill(1), tp=tp)
+    norm = TowerNorm(4, TOWERS, 1e-5, tp=tp)
+    up = TowerColumnParallelLinear(4, 16, TOWERS, fill(2), blocks=(8, 8), tp=tp)
+    down = TowerRowParallelLinear(8, 4, TOWERS, fill(3), tp=tp)
     for layer in (norm, up, down):
         make_shards_differ(layer)
     x = embedding(torch.tensor([0, 11, 4, 5, 3, 7, 7, 2]))
@@ -151,8 +151,8 @@ def gated_pair(tp: int, sequence_parallel: bool) -> dict[str, Any]:
     for activation in (x, normed):
         activation.retain_grad()
     weight = torch.arange(32.0).view(8, 4)
-    rows = slice(axis.rank * 8 // axis.size, (axis.rank + 1) * 8 // axis.size)
-    (out * (weight[rows] if axis.sequence_parallel else weight)).sum().backward()
+    rows = slice(tp.rank * 8 // tp.size, (tp.rank + 1) * 8 // tp.size)
+    (out * (weight[rows] if tp.sequence_parallel else weight)).sum().backward()
     parameters = [*embedding.parameters(), *up.parameters(), *down.parameters()]
     assert all(getattr(parameter, "tensor_model_parallel", False) for parameter in parameters)
     modules = {"embedding": embedding, "norm": norm, "up": up, "down": down}

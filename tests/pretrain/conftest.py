@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from parallel.testing import run_on_ranks
-from pretrain.comparison.config import Plan, make_plan, write_plan
+from pretrain.comparison.config import ComparisonPlan, make_plan, write_plan
 from pretrain.comparison.findings import Findings, find
 from pretrain.comparison.results import load_results
 
@@ -94,7 +94,7 @@ def write_runs() -> Callable[..., None]:
 
 
 def _write_runs(
-    plan: Plan,
+    plan: ComparisonPlan,
     multiplier: Callable[[str, str], float] = lambda arm, modality: 1.0,
     *,
     noise: float = 0.0,
@@ -183,10 +183,12 @@ def _write_runs(
 
 
 @pytest.fixture
-def synthetic_plan(comparison_files: Callable[..., Files]) -> Callable[..., Plan]:
+def synthetic_plan(comparison_files: Callable[..., Files]) -> Callable[..., ComparisonPlan]:
     """A plan of dense against mot, 600 steps, 3 seeds; keyword `seeds` and comparison edits."""
 
-    def make(seeds: tuple[int, ...] = (1, 2, 3), edit: Callable[[str], str] = lambda text: text) -> Plan:
+    def make(
+        seeds: tuple[int, ...] = (1, 2, 3), edit: Callable[[str], str] = lambda text: text
+    ) -> ComparisonPlan:
         files = comparison_files(edit=edit)
         return make_plan(files.comparison, [f"comparison.seeds={list(seeds)}"])
 
@@ -195,7 +197,7 @@ def synthetic_plan(comparison_files: Callable[..., Files]) -> Callable[..., Plan
 
 @pytest.fixture
 def make_findings(
-    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+    synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
 ) -> Callable[..., Findings]:
     """Findings of a synthetic comparison: arguments of synthetic_plan, and of write_runs."""
 

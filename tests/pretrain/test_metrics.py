@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.metrics import METRICS, MetricsLog, add, losses, metric_of, read_rows, step_sums, train_row
+from pretrain.metrics import METRICS, MetricsLog, add, losses, metric, read_rows, step_sums, train_row
 
 
 def _step(**changes):
@@ -66,13 +66,13 @@ def test_every_name_that_is_written_is_in_the_table_once():
         "eval/gain/image_to_speech",
         "data/epoch",
     ):
-        assert metric_of(name).unit
-    assert metric_of("eval/loss/text").name == "eval/loss/<m>"
-    assert metric_of("eval/loss/text_to_image").name == "eval/loss/<a>_to_<b>"
+        assert metric(name).unit
+    assert metric("eval/loss/text").name == "eval/loss/<m>"
+    assert metric("eval/loss/text_to_image").name == "eval/loss/<a>_to_<b>"
     assert len({metric.name for metric in METRICS}) == len(METRICS)
     for name in ("train/los", "eval/loss/", "train/loss/image/x", "step2"):
         with pytest.raises(KeyError, match=r"METRICS"):
-            metric_of(name)
+            metric(name)
 
 
 def test_sums_survive_json_bit_for_bit():

@@ -3,14 +3,14 @@ import math
 import pytest
 
 from pretrain.quantities import (
-    bytes_of,
     count,
     duration,
     flops,
+    format_bytes,
+    format_tokens,
     join,
     percent,
     signed,
-    tokens_of,
     with_prefix,
 )
 
@@ -32,10 +32,14 @@ def test_prefix(value: float, text: str) -> None:
 
 def test_units() -> None:
     assert flops(1.234e15) == "1.23 PFLOP"
-    assert tokens_of(6_144_000) == "6.14 M tokens" and tokens_of(2e9) == "2.00 B tokens"
-    assert tokens_of(500) == "500 tokens"
+    assert format_tokens(6_144_000) == "6.14 M tokens" and format_tokens(2e9) == "2.00 B tokens"
+    assert format_tokens(500) == "500 tokens"
     assert count(614_400) == "614,400" and count(37e6) == "37.0 M"
-    assert bytes_of(1.5 * 2**30) == "1.50 GiB" and bytes_of(2**20) == "1.00 MiB" and bytes_of(2048) == "2 KiB"
+    assert (
+        format_bytes(1.5 * 2**30) == "1.50 GiB"
+        and format_bytes(2**20) == "1.00 MiB"
+        and format_bytes(2048) == "2 KiB"
+    )
 
 
 @pytest.mark.parametrize(

@@ -90,14 +90,14 @@ def test_steps_are_killed_and_not_the_batch_script(install: Install, tmp_path: P
 
 def test_a_controller_that_is_away_is_told_from_a_refusal(install: Install) -> None:
     install(scontrol="echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
-    with pytest.raises(commands.Away):
+    with pytest.raises(commands.ControllerUnreachable):
         commands.requeue("7")
-    with pytest.raises(commands.Away):
+    with pytest.raises(commands.ControllerUnreachable):
         commands.show_job("7")
     install(scontrol="echo 'Requested operation is presently disabled' >&2; exit 1")
     with pytest.raises(ConfigError) as refused:
         commands.requeue("7")
-    assert not isinstance(refused.value, commands.Away)
+    assert not isinstance(refused.value, commands.ControllerUnreachable)
 
 
 def test_nodes_of_a_list_and_no_slurm(

@@ -59,7 +59,19 @@ def test_tokenizing_in_parts_gives_the_bytes_of_one_process(cluster: Cluster, tm
     config.write_text(f'tokenizers_from = "{tmp_path / "first" / "tokenizers"}"\nmax_bad_frac = 0.0\n')
     tokenize(raw, whole, config_path=config, processes=1)
 
-    words = ("tokenize", raw, out, "--config", config, "--profile", PROFILE, "--parts", 3, "--at-once", 2)
+    words = (
+        "tokenize",
+        raw,
+        out,
+        "--config",
+        config,
+        "--profile",
+        PROFILE,
+        "--parts",
+        3,
+        "--concurrent-parts",
+        2,
+    )
     done = motley(cluster, *words)
     assert done.returncode == 0, done.stderr
     jobs = [int(line.split()[1][:-1]) for line in done.stdout.splitlines()[:3]]

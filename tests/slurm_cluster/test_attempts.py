@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from parallel.launch import child_environment
-from pretrain.checkpoint.folder import checkpoints, damage
+from pretrain.checkpoint.folder import checkpoints, find_corruption
 from pretrain.metrics import read_rows
 from tests.e2e.test_train_resume import last_step
 from tests.e2e.warm import train
@@ -147,7 +147,7 @@ def test_a_full_disk_is_one_message_and_no_loop(tiny: Make, small_disk: Path, tm
     assert re.findall(r"^motley: attempt 0, saved steps 0 -> \d+: .*", output, re.MULTILINE), output
     assert "No space left on device" in output and "not started again" in output
     kept = checkpoints(run.run_dir / "checkpoints")
-    assert kept and all(damage(path) == [] for _, path in kept)
+    assert kept and all(find_corruption(path) == [] for _, path in kept)
 
 
 def test_a_plain_user_submits_and_is_told_what_may_not_be_written(cluster: Cluster, data: Path) -> None:

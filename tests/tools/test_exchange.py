@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from pretrain.checkpoint.folder import MANIFEST
 from pretrain.config import load
-from pretrain.weights.folder import INDEX, MODEL, SINGLE, damage, digest, open_weights
+from pretrain.weights.folder import INDEX, MODEL, SINGLE, digest, find_corruption, open_weights
 from tests.numerics.test_imported_logits import LOGITS, decoder_of, logits, reference_logits, whole_documents
 from tests.pretrain.tiny_data import VOCABULARY
 from tests.pretrain.tiny_hugging_face import tiny_hugging_face
@@ -41,7 +41,7 @@ def folder(tmp_path: Path, trained: Path) -> Path:
 def test_export_says_what_it_wrote(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(folder / "runs/dense"), str(folder / "out"), "--file-gb", "2e-5"]) == 0
     assert "tensors of dense, step 2, fp32" in capsys.readouterr().out
-    assert (folder / "out" / INDEX).exists() and damage(folder / "out") == []
+    assert (folder / "out" / INDEX).exists() and find_corruption(folder / "out") == []
 
 
 def test_checkpoint_and_its_export_give_the_same(folder: Path) -> None:

@@ -13,9 +13,9 @@ import torch
 from pretrain.models.accounting import forward_flops, module_costs
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs
-from pretrain.models.routing_state import BINS, Selection, counts_in
+from pretrain.models.routing_state import BINS, RoutingState, counts_in
 from pretrain.train import depth_steps, expert_steps
-from pretrain.train.thresholds import Counted
+from pretrain.train.thresholds import RouterCounts
 from tools.bench.model import (
     BASELINE,
     Case,
@@ -98,7 +98,7 @@ def variants(case: Case, device: torch.device) -> tuple[dict[str, Callable[[], N
 
 def settled(
     module: torch.nn.Module, inputs: ModelInputs, run: ModelPass, config: ModelConfig
-) -> tuple[ModelInputs, dict[str, Counted]]:
+) -> tuple[ModelInputs, dict[str, RouterCounts]]:
     """The inputs with thresholds that let through what their schedule wants of these very tokens, and what
     routers then count in a pass.
 
@@ -107,22 +107,22 @@ def settled(
     counted = _counted(module, inputs, run)
     for _ in range(config.num_layers if config.depth else 0):
         thresholds, _ = depth_steps.thresholds_after({}, {}, counted, config, step=1, num_steps=1)
-        inputs = replace(inputs, selection=Selection(thresholds=thresholds))
+        inputs = replace(inputs, routing_state=RoutingState(thresholds=thresholds))
         counted = _counted(module, inputs, run)
     return inputs, counted
 
 
-def _counted(module: torch.nn.Module, inputs: ModelInputs, run: ModelPass) -> dict[str, Counted]:
+def _counted(module: torch.nn.Module, inputs: ModelInputs, run: ModelPass) -> dict[str, RouterCounts]:
     run(module, inputs)
     found = {}
     for counts in counts_in(module):
         values = counts.take().numpy()
-        found[counts.name] = Counted(values[:BINS], tuple(values[BINS:].tolist()))
+        found[counts.name] = RouterCounts(values[:BINS], tuple(values[BINS:].tolist()))
     return found
 
 
 def _ledger(
-    case: Case, config: ModelConfig, inputs: ModelInputs, counted: dict[str, Counted]
+    case: Case, config: ModelConfig, inputs: ModelInputs, counted: dict[str, RouterCounts]
 ) -> tuple[int, float]:
     """(forward FLOPs, rows that ran over tokens)."""
     tokens = dict(zip(config.modalities, inputs.input_tokens, strict=True))

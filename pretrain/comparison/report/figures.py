@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pretrain.comparison.findings import Contrast, Findings, gain_of, metric_of
+from pretrain.comparison.findings import Contrast, Findings, gain_of, metric_name
 from pretrain.comparison.results import Curve
 from pretrain.comparison.statistics import smooth
 from pretrain.comparison.verdict import overall
-from pretrain.quantities import MINUS, percent, signed, tokens_of, with_prefix
+from pretrain.quantities import MINUS, format_tokens, percent, signed, with_prefix
 
 ARM_COLOURS = ("#0868AC", "#C8500A", "#007A5E", "#A0417F", "#7A6200", "#3F8FBF", "#555555", "#B02A4A")
 """Blue and orange first: apart for every kind of colour-blindness. After Okabe and Ito, darker."""
@@ -59,7 +59,7 @@ STYLE: dict[Any, Any] = {
 }
 
 Draw = Callable[[Axes], None]
-MATCHED = {"tokens": "tokens", "train_flops": "training FLOPs"}
+MATCH_UNIT = {"tokens": "tokens", "train_flops": "training FLOPs"}
 
 
 def colour(findings: Findings, arm: str) -> str:
@@ -245,7 +245,7 @@ def draw_gap(ax: Axes, findings: Findings, contrast: Contrast) -> None:
             markeredgewidth=1.2,
         )
         ax.annotate(
-            tokens_of(crossing.x).removesuffix(" tokens"), (crossing.x, 0), xytext=(0, 7),
+            format_tokens(crossing.x).removesuffix(" tokens"), (crossing.x, 0), xytext=(0, 7),
             textcoords="offset points", ha="center", color=INK, fontsize=7.5,
         )  # fmt: skip
     ax.set_ylim(low, high)
@@ -362,10 +362,10 @@ def summary_png(findings: Findings) -> bytes:
         order = (
             "same data in the same order" if findings.fingerprints.proven else "DATA NOT PROVEN TO BE EQUAL"
         )
-        facts = f"{n} seed{'s' * (n > 1)}, {order}, {tokens_of(findings.tokens)} a run"
+        facts = f"{n} seed{'s' * (n > 1)}, {order}, {format_tokens(findings.tokens)} a run"
         if many:
             base = findings.plan.config.baseline
-            matched = MATCHED[findings.plan.config.match]
+            matched = MATCH_UNIT[findings.plan.config.match]
             facts = f"Final held-out loss against {base}, equal {matched}. {facts} of {base}"
         figure.text(0.012, below + 0.18 / height, facts, fontsize=8.5, va="top", color=MUTED)
         buffer = io.BytesIO()
@@ -386,7 +386,7 @@ def _curves_and_forest(figure: Figure, findings: Findings) -> None:
     grid = figure.add_gridspec(2, len(findings.modalities), height_ratios=(3, 1.15))
     for column, modality in enumerate(findings.modalities):
         ax = figure.add_subplot(grid[0, column])
-        draw_curves(ax, findings, metric_of(modality), "tokens", title=modality)
+        draw_curves(ax, findings, metric_name(modality), "tokens", title=modality)
         relative = findings.contrast(arm, modality).final.relative
         ax.set_title(f"{arm} {signed(100 * relative, 1)} %", loc="right", color=MUTED, fontweight="normal")
         if column == 0:

@@ -62,7 +62,7 @@ def page(findings: Findings) -> str:
         first=plan.runs[0].config,
         q=quantities,
         overall=overall(findings),
-        matched=figures.MATCHED[plan.config.match],
+        matched=figures.MATCH_UNIT[plan.config.match],
         overview=tables.overview_table(findings),
         headlines={arm: headline(findings, arm) for arm in plan.others},
         verdicts={arm: verdicts(findings, arm) for arm in plan.others},

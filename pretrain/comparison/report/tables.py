@@ -21,7 +21,7 @@ from pretrain.comparison.verdict import slope_text
 from pretrain.config import RunConfig, differences
 from pretrain.models import accounting
 from pretrain.models.config import ModelConfig
-from pretrain.quantities import bytes_of, count, duration, flops, percent, ratio, signed, with_prefix
+from pretrain.quantities import count, duration, flops, format_bytes, percent, ratio, signed, with_prefix
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def system_table(findings: Findings) -> Table:
             "model FLOPs utilisation",
             cells(lambda s: percent(s.mfu_frac, 1) if s.mfu_frac is not None else "n/a"),
         ),
-        ("peak memory", cells(lambda s: bytes_of(s.peak_bytes))),
+        ("peak memory", cells(lambda s: format_bytes(s.peak_bytes))),
         ("waiting for data", cells(lambda s: percent(s.wait_frac, 1))),
         ("slots that hold a token", cells(lambda s: percent(s.fill_frac, 1))),
         ("passes over the data", cells(lambda s: f"{s.epochs:.2f}" if math.isfinite(s.epochs) else "n/a")),

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
@@ -93,3 +94,21 @@ def test_a_resolved_config_is_json_and_loads_like_toml(tmp_path: Path) -> None:
     path.write_text('{"name": ')
     with pytest.raises(ConfigError, match=r"config\.resolved\.json: not valid JSON"):
         load_config(Outer, path)
+
+
+def test_keys_and_values_of_earlier_versions_are_told_their_new_names() -> None:
+    class Inner(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        renamed: ClassVar[dict[str, str]] = {"old": "new", "kind=a": "b"}
+        new: int = 0
+        kind: Literal["b", "c"] = "b"
+
+    class Outer(BaseModel):
+        table: dict[str, Inner] = {}
+
+    with pytest.raises(ConfigError) as error:
+        validate(Outer, {"table": {"x": {"old": 1}, "y": {"kind": "a"}}}, source="f.toml")
+    assert str(error.value).splitlines() == [
+        'f.toml: table.x.old: this key is called "new" now; its values mean what they meant',
+        'f.toml: table.y.kind = "a": this value is called "b" now',
+    ]

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.shards.build_index import index_shard
 from data_pipeline.shards.faults import BadDocument, TruncatedShard, WrongChecksum
-from data_pipeline.shards.spans import read_parts
+from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.synthetic import random_document, random_documents
 from data_pipeline.shards.tar import write_shard
 from data_pipeline.shards.vocabulary import BOI, BOS, EOI, EOS, Vocabulary
@@ -32,7 +32,7 @@ def test_place_length_checksum_and_spans_of_every_document(tmp_path: Path) -> No
         content = data[int(found["offset"][i]) :][: ids.nbytes]
         assert content == ids.tobytes() and found["length"][i] == len(ids)
         assert found["crc32"][i] == zlib.crc32(content)
-        spans = [[p.start, p.end] for p in read_parts(ids, VOCABULARY) if p.modality != "text"]
+        spans = [[p.start, p.end] for p in read_spans(ids, VOCABULARY) if p.modality != "text"]
         assert found["num_spans"][i] == len(spans)
         assert found["span"][row : row + len(spans)].tolist() == spans
         row += len(spans)

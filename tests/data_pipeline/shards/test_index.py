@@ -10,7 +10,7 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import BadDocument, ChangedIndex, MissingShard, TruncatedShard, WrongChecksum
 from data_pipeline.shards.index import INDEX, TokenSource, build_index
-from data_pipeline.shards.spans import read_parts
+from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.synthetic import random_documents, write_token_folder
 from data_pipeline.shards.tar import MANIFEST, ShardError, write_shard
 from data_pipeline.shards.vocabulary import BOS, EOS, Vocabulary
@@ -44,7 +44,7 @@ def test_every_document_can_be_read_in_any_order_with_its_name_length_and_spans(
     for i in np.random.default_rng(0).permutation(60):
         assert np.array_equal(source.read(i), expected[i]) and source.read(i).dtype == np.uint16
         assert source.name(i) == f"tokens-{i // 25:05d}.tar/{i:09d}"
-        parts = read_parts(expected[i], VOCABULARY)
+        parts = read_spans(expected[i], VOCABULARY)
         assert source.spans(i).tolist() == [[p.start, p.end] for p in parts if p.modality != "text"]
     spans = np.concatenate([source.spans(i) for i in range(60)])
     assert source.longest_span_tokens == (spans[:, 1] - spans[:, 0]).max() > 5

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.shards.spans import PartsError, find_spans, read_parts
+from data_pipeline.shards.spans import PartsError, find_spans, read_spans
 from data_pipeline.shards.synthetic import random_document
 from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH, Vocabulary
 
@@ -13,7 +13,7 @@ PARTS = st.lists(st.tuples(st.sampled_from(VOCABULARY.modalities), st.integers(1
 
 def test_the_parts_of_a_document_with_all_modalities() -> None:
     ids = np.array([BOS, 9, 10, BOI, 41, 47, EOI, BOS_SPEECH, 50, EOS_SPEECH, 11, EOS])
-    assert read_parts(ids, VOCABULARY) == (
+    assert read_spans(ids, VOCABULARY) == (
         ("text", 1, 3),
         ("image", 3, 7),
         ("speech", 7, 10),
@@ -26,7 +26,7 @@ def test_parts_cover_the_document_between_bos_and_eos_in_the_order_they_were_wri
     parts: list[tuple[str, int]], seed: int
 ) -> None:
     ids = random_document(np.random.default_rng(seed), VOCABULARY, parts)
-    found = read_parts(ids, VOCABULARY)
+    found = read_spans(ids, VOCABULARY)
     expected: list[list] = []  # texts in a row have no border between them
     for modality, tokens in parts:
         if modality == "text" and expected and expected[-1][0] == "text":
@@ -46,7 +46,7 @@ def test_spans_of_documents_in_a_row_are_those_of_each(
     together = find_spans(np.concatenate([np.zeros(0, np.uint16), *each]), VOCABULARY)
     expected, before = [], 0
     for ids in each:
-        for part in read_parts(ids, VOCABULARY):
+        for part in read_spans(ids, VOCABULARY):
             if part.modality != "text":
                 modality = VOCABULARY.modalities.index(part.modality)
                 expected.append((before + part.start, before + part.end, modality))
@@ -71,9 +71,9 @@ def test_spans_of_documents_in_a_row_are_those_of_each(
 )
 def test_what_is_no_document_is_named_with_its_position(ids: list[int], position: int, message: str) -> None:
     with pytest.raises(PartsError, match=message) as caught:
-        read_parts(np.array(ids, np.uint16), VOCABULARY)
+        read_spans(np.array(ids, np.uint16), VOCABULARY)
     assert caught.value.position == position
 
 
 def test_an_empty_image_is_an_image() -> None:
-    assert read_parts(np.array([BOS, BOI, EOI, EOS]), VOCABULARY) == (("image", 1, 3),)
+    assert read_spans(np.array([BOS, BOI, EOI, EOS]), VOCABULARY) == (("image", 1, 3),)

@@ -13,7 +13,7 @@ from data_pipeline.shards.faults import ChangedIndex, ForeignTokenizer, SpanTooL
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.synthetic import random_document, random_documents, write_token_folder
 from data_pipeline.shards.vocabulary import Vocabulary
-from data_pipeline.stream.stream import Plan, Stream, StreamState, describe
+from data_pipeline.stream.stream import BlockPlan, Stream, StreamState, describe
 
 VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
 CONTEXT = 64
@@ -49,7 +49,7 @@ def stream_of(
 
 def run(
     stream: Stream, num_steps: int, state: StreamState | None = None
-) -> tuple[list[Plan], list[StreamState]]:
+) -> tuple[list[BlockPlan], list[StreamState]]:
     """Plans of some steps, and the states before the first and after each."""
     plans, states = [], [state or stream.start()]
     for _ in range(num_steps):
@@ -59,7 +59,7 @@ def run(
     return plans, states
 
 
-def rows(plans: list[Plan]) -> list[list[tuple[int, int, int, int]]]:
+def rows(plans: list[BlockPlan]) -> list[list[tuple[int, int, int, int]]]:
     """Per sequence, (source, document, start, slots) of its pieces."""
     return [
         [

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline.shards.spans import read_parts
+from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
 from data_pipeline.tokenize.documents import MEASURED_PICTURES, DocumentEncoder
 from data_pipeline.tokenize.raw import Part, SampleError, document_sample
@@ -49,7 +49,7 @@ def test_a_document_is_its_parts_in_order_each_in_its_range() -> None:
 def test_the_reader_finds_the_parts_again() -> None:
     made = encoder()
     ids = made.encode(sample(("image", b"\1\2"), ("text", "9"), ("speech", b"\3")))
-    found = [(part.modality, part.end - part.start) for part in read_parts(ids, made.vocabulary)]
+    found = [(part.modality, part.end - part.start) for part in read_spans(ids, made.vocabulary)]
     assert found == [("image", 4), ("text", 1), ("speech", 3)]
 
 

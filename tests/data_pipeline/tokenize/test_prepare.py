@@ -12,7 +12,7 @@ from scipy.io import wavfile
 
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
-from data_pipeline.shards.spans import read_parts
+from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.tar import ShardError, read_samples, write_shard
 from data_pipeline.tokenize.documents import DocumentEncoder
 from data_pipeline.tokenize.prepare import SETTINGS, read_source, tokenize, unfinished_parts
@@ -59,7 +59,7 @@ def test_documents_come_out_as_they_went_in(data: Path) -> None:
         for number in range(source.num_documents):
             expected = document(first + number)
             ids = source.read(number)
-            parts = read_parts(ids, source.vocabulary)
+            parts = read_spans(ids, source.vocabulary)
             merged = [(part.modality, ids[part.start : part.end]) for part in parts]
             texts = [tokenizers["text"].decode(part) for kind, part in merged if kind == "text"]
             assert "".join(texts) == "".join(part.content for part in expected if part.kind == "text")

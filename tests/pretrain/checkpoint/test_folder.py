@@ -9,12 +9,12 @@ from pretrain.checkpoint.folder import (
     CheckpointError,
     checkpoint_path,
     checkpoints,
-    damage,
-    file_entry,
+    find_corruption,
     prune,
     read_manifest,
     remove_leftovers,
     set_aside,
+    synced_file_digest,
     write_json,
 )
 
@@ -24,7 +24,7 @@ def _checkpoint(folder: Path, step: int, change: dict[str, Any] | None = None) -
     (path / "engine").mkdir(parents=True)
     (path / "state.json").write_text("{}")
     (path / "engine" / "a").write_bytes(os.urandom(100))
-    files = {name: file_entry(path / name) for name in ("engine/a", "state.json")}
+    files = {name: synced_file_digest(path / name) for name in ("engine/a", "state.json")}
     kept = {"format": 2, "step": step, "adam_step": step, "layout": {}, "tensors": {}, "files": files}
     write_json(path / "manifest.json", kept | (change or {}))
     return path
@@ -42,13 +42,16 @@ def test_the_newest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
 
 def test_damage_names_the_files_of_its_share(tmp_path: Path) -> None:
     path = _checkpoint(tmp_path, 3)
-    assert damage(path) == []
+    assert find_corruption(path) == []
     (path / "engine" / "a").write_bytes(bytes(100))
     (path / "state.json").unlink()
-    assert damage(path) == ["engine/a: its content has changed (SHA-256 differs)", "state.json: missing"]
-    assert damage(path, slice(1, None, 2)) == ["state.json: missing"]
+    assert find_corruption(path) == [
+        "engine/a: its content has changed (SHA-256 differs)",
+        "state.json: missing",
+    ]
+    assert find_corruption(path, slice(1, None, 2)) == ["state.json: missing"]
     (path / "engine" / "a").write_bytes(bytes(99))
-    assert damage(path)[0] == "engine/a: 99 bytes, should be 100"
+    assert find_corruption(path)[0] == "engine/a: 99 bytes, should be 100"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def test_damage_names_the_files_of_its_share(tmp_path: Path) -> None:
 )
 def test_a_manifest_that_is_none_is_damage(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
     path = _checkpoint(tmp_path, 3, change)
-    assert complaint in damage(path)[0]
+    assert complaint in find_corruption(path)[0]
     assert read_manifest(path)[0] == {}
 
 
@@ -70,7 +73,7 @@ def test_a_manifest_that_is_none_is_damage(tmp_path: Path, change: dict[str, Any
 def test_another_format_is_an_error_and_not_damage(tmp_path: Path, number: int) -> None:
     path = _checkpoint(tmp_path, 3, {"format": number})
     with pytest.raises(CheckpointError, match=f"format {number}, this version reads 2; resume with the ver"):
-        damage(path)
+        find_corruption(path)
 
 
 def test_a_manifest_of_the_first_format_has_no_tensors(tmp_path: Path) -> None:

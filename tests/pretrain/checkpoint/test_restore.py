@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from parallel.fragments import Fragment
 from parallel.testing import RanksFailed, run_on_ranks
-from pretrain.checkpoint.folder import CheckpointError, checkpoints, file_entry, shard_file
+from pretrain.checkpoint.folder import CheckpointError, checkpoints, shard_file, synced_file_digest
 from pretrain.checkpoint.restore import Restored, restore
 from pretrain.checkpoint.save import CheckpointWriter
 from tests.pretrain.toy_run import flip_a_bit, restored, start, train, truncate
@@ -94,7 +94,7 @@ def _tamper(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any
     tensors = load_file(_shard(path))
     change(tensors, manifest["tensors"])
     save_file(tensors, _shard(path))
-    manifest["files"][shard_file(0)] = file_entry(_shard(path))
+    manifest["files"][shard_file(0)] = synced_file_digest(_shard(path))
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 

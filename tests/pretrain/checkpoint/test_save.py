@@ -14,7 +14,7 @@ import torch
 
 from parallel.testing import RanksFailed, run_on_ranks
 from pretrain.checkpoint import save
-from pretrain.checkpoint.folder import CheckpointError, checkpoints, damage
+from pretrain.checkpoint.folder import CheckpointError, checkpoints, find_corruption
 from pretrain.checkpoint.restore import Restored, restore
 from pretrain.checkpoint.save import CheckpointWriter
 from tests.pretrain.toy_run import restored, save_every_step, start, train
@@ -31,7 +31,7 @@ def test_the_newest_are_kept_and_whole(tmp_path: Path, world_size: int) -> None:
         ["step_00000003", "step_00000004"],
     ]
     for step, path in checkpoints(folder):
-        assert damage(path) == []
+        assert find_corruption(path) == []
         manifest = json.loads((path / "manifest.json").read_text())
         assert (manifest["step"], manifest["adam_step"]) == (step, step)
         assert manifest["layout"]["dp"] == world_size
@@ -129,7 +129,7 @@ def test_a_disk_that_takes_no_more_is_everybodys_error_and_leaves_the_others(
         assert left == ["step_00000002", "step_00000003", "step_00000004"]
     # And once there is room again, the run can save.
     assert [step for step, _ in checkpoints(copy)] == [2, 3, 4, 6]
-    assert all(damage(path) == [] for _, path in checkpoints(copy))
+    assert all(find_corruption(path) == [] for _, path in checkpoints(copy))
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_on_every_rank(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_run_that_fails_finishes_the_save_it_began(tmp_path: Path) -> None:
     with pytest.raises(RanksFailed, match="the run fails"):
         run_on_ranks(_fail_while_saving, 2, tmp_path)
     ((step, path),) = checkpoints(tmp_path)
-    assert step == 1 and damage(path) == []
+    assert step == 1 and find_corruption(path) == []
 
 
 def _save_until_killed(folder: Path, after_s: float) -> None:
@@ -209,7 +209,7 @@ def test_killed_at_any_moment_what_is_there_is_whole(tmp_path: Path) -> None:
         with pytest.raises(RanksFailed, match="died without an answer"):
             run_on_ranks(_save_until_killed, 1, tmp_path, after_ms / 1000)
         found = checkpoints(tmp_path)
-        assert all(damage(path) == [] for _, path in found)
+        assert all(find_corruption(path) == [] for _, path in found)
         steps.append(found[-1][0] if found else 0)
     assert steps == sorted(steps)
     assert steps[-1] > 0, f"no save was finished: {steps}"
@@ -219,7 +219,7 @@ def _die_while_writing(folder: Path, dying_rank: int) -> None:
     w, engine = start()
     train(engine, w, 0, 3)
     if w.rank == dying_rank:
-        save.file_entry = lambda file: signal.raise_signal(signal.SIGKILL)
+        save.synced_file_digest = lambda file: signal.raise_signal(signal.SIGKILL)
     with CheckpointWriter(folder, engine, w, keep=3) as writer:
         writer.save(5, {})
         time.sleep(0.5)  # training

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 
 from pretrain.comparison.caveats import caveats
-from pretrain.comparison.config import Plan
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import find
 from pretrain.comparison.results import load_results
 
-MakePlan = Callable[..., Plan]
+MakePlan = Callable[..., ComparisonPlan]
 Write = Callable[..., None]
 
 

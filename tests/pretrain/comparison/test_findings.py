@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from pretrain.comparison.caveats import caveats
-from pretrain.comparison.config import Plan
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import ALL, Findings, find, step_time_ratio, systems
 from pretrain.comparison.results import load_results
 from pretrain.comparison.verdict import headline
 
-MakePlan = Callable[..., Plan]
+MakePlan = Callable[..., ComparisonPlan]
 Write = Callable[..., None]
 SPEED = {"text": 1.25, "image": 2.0, "speech": 1.0}
 

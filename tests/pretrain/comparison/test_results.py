@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import Plan
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.results import aligned, compare_fingerprints, load_results, scope_of
 
-MakePlan = Callable[..., Plan]
+MakePlan = Callable[..., ComparisonPlan]
 Write = Callable[..., None]
 
 

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import Plan
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.run import run_comparison, unfinished
 from pretrain.comparison.run_queue import only_one
 from tools.cli import main
 
 
 def test_report_only_reports_on_what_has_run_and_starts_nothing(
-    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+    synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
 ) -> None:
     plan = synthetic_plan(seeds=(1, 2))
     with pytest.raises(ConfigError, match="nothing has run yet"):
@@ -32,7 +32,7 @@ def test_report_only_reports_on_what_has_run_and_starts_nothing(
 
 
 def test_a_finished_comparison_is_not_run_again(
-    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+    synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
 ) -> None:
     plan = synthetic_plan(seeds=(1,))
     write_runs(plan)
@@ -43,7 +43,7 @@ def test_a_finished_comparison_is_not_run_again(
 
 
 def test_an_unfinished_run_and_only_that_is_run(
-    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+    synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
 ) -> None:
     plan = synthetic_plan(seeds=(1, 2))
     write_runs(plan, until=lambda arm, seed: {("mot", 1): 300, ("dense", 2): 0}.get((arm, seed)))
@@ -51,7 +51,7 @@ def test_an_unfinished_run_and_only_that_is_run(
 
 
 def test_a_run_directory_of_another_config_is_refused(
-    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+    synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
 ) -> None:
     plan = synthetic_plan(seeds=(1,))
     write_runs(plan)
@@ -62,7 +62,7 @@ def test_a_run_directory_of_another_config_is_refused(
 
 
 def test_token_folders_that_are_not_there_are_named_before_the_first_run(
-    synthetic_plan: Callable[..., Plan],
+    synthetic_plan: Callable[..., ComparisonPlan],
 ) -> None:
     plan = synthetic_plan(seeds=(1,))
     with pytest.raises(ConfigError, match=r"tokens/train.*no such folder"):
@@ -71,7 +71,7 @@ def test_token_folders_that_are_not_there_are_named_before_the_first_run(
 
 
 def test_a_layout_that_cannot_be_is_refused_where_runs_are_started(
-    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+    synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
 ) -> None:
     plan = synthetic_plan(seeds=(1,))
     words = (*plan.overrides, "comparison.processes_per_run=3")
@@ -80,13 +80,13 @@ def test_a_layout_that_cannot_be_is_refused_where_runs_are_started(
     assert not plan.directory.exists()
 
 
-def test_fewer_than_one_run_at_a_time_is_refused(synthetic_plan: Callable[..., Plan]) -> None:
-    with pytest.raises(ConfigError, match="--jobs 0: at least one"):
+def test_fewer_than_one_run_at_a_time_is_refused(synthetic_plan: Callable[..., ComparisonPlan]) -> None:
+    with pytest.raises(ConfigError, match="--concurrent-runs 0: at least one"):
         run_comparison(synthetic_plan().path, jobs=0)
 
 
 def test_a_comparison_that_runs_already_is_not_started_twice(
-    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+    synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
 ) -> None:
     plan = synthetic_plan(seeds=(1,))
     write_runs(plan)
@@ -95,7 +95,7 @@ def test_a_comparison_that_runs_already_is_not_started_twice(
 
 
 def test_a_mistake_is_one_message_and_exit_code_2(
-    synthetic_plan: Callable[..., Plan], capsys: pytest.CaptureFixture[str]
+    synthetic_plan: Callable[..., ComparisonPlan], capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = synthetic_plan()
     assert main(["compare", str(plan.path), "model.num_layer=3"]) == 2

@@ -46,7 +46,7 @@ def test_one_that_fails_is_named_with_its_last_words_and_the_others_go_on(tmp_pa
         job(tmp_path, "killed", "import os; os.kill(os.getpid(), signal.SIGKILL)"),
     ]
     out = io.StringIO()
-    bad, good, killed = run_jobs(jobs, at_once=1, out=out)
+    bad, good, killed = run_jobs(jobs, concurrent_runs=1, out=out)
     assert (bad.exit_code, good.exit_code, killed.exit_code) == (1, 0, -signal.SIGKILL)
     assert good.done and not bad.done and not bad.stopped and not killed.stopped
     assert (
@@ -67,7 +67,9 @@ def test_never_more_than_asked_for_at_a_time(tmp_path: Path) -> None:
         (here / f"seen-{{metrics.parent.name}}").write_text(str(len(list(here.glob("running-*")))))
         me.unlink()
     """
-    outcomes = run_jobs([job(tmp_path, f"run{i}", code) for i in range(4)], at_once=2, out=io.StringIO())
+    outcomes = run_jobs(
+        [job(tmp_path, f"run{i}", code) for i in range(4)], concurrent_runs=2, out=io.StringIO()
+    )
     assert all(outcome.done for outcome in outcomes)
     seen = [int(path.read_text()) for path in tmp_path.glob("seen-*")]
     assert len(seen) == 4 and max(seen) == 2
@@ -98,7 +100,7 @@ def test_a_signal_makes_runs_save_and_starts_no_other(
     jobs = [job(tmp_path, "first", WAITS), job(tmp_path, "second", WAITS)]
     send_once(lambda: last_row(jobs[0].metrics) != {}, number)
     out = io.StringIO()
-    first, second = run_jobs(jobs, at_once=1, out=out)
+    first, second = run_jobs(jobs, concurrent_runs=1, out=out)
     assert first.exit_code == 85 and first.stopped
     assert second.exit_code is None and second.stopped
     assert last_row(jobs[0].metrics)["step"] == 2
@@ -109,7 +111,7 @@ def test_a_signal_makes_runs_save_and_starts_no_other(
 def test_a_second_signal_kills_a_run_that_does_not_listen(tmp_path: Path) -> None:
     deaf = job(tmp_path, "deaf", "signal.signal(signal.SIGTERM, signal.SIG_IGN); write(1); time.sleep(60)")
     send_once(lambda: last_row(deaf.metrics) != {}, signal.SIGTERM, again_after_s=1.0)
-    (outcome,) = run_jobs([deaf], at_once=1, out=io.StringIO())
+    (outcome,) = run_jobs([deaf], concurrent_runs=1, out=io.StringIO())
     assert outcome.exit_code == -signal.SIGKILL and outcome.stopped
 
 
@@ -135,7 +137,7 @@ import os, pathlib, sys
 from pretrain.comparison.run_queue import Job, run_jobs
 here = pathlib.Path({str(tmp_path)!r})
 run_jobs([Job("run", (sys.executable, "-c", {child!r}), dict(os.environ), here / "log", here / "metrics", 1)],
-         at_once=1, out=sys.stderr)
+         concurrent_runs=1, out=sys.stderr)
 """
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[3])
     deadline = time.monotonic() + 60

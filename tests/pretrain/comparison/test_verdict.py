@@ -3,11 +3,11 @@
 import re
 from collections.abc import Callable
 
-from pretrain.comparison.config import Plan
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import Findings
 from pretrain.comparison.verdict import headline, overall, slope_text, verdicts
 
-MakePlan = Callable[..., Plan]
+MakePlan = Callable[..., ComparisonPlan]
 Write = Callable[..., None]
 
 

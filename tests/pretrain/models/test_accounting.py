@@ -26,7 +26,7 @@ from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import BINS, counts_in
 from pretrain.train.expert_steps import rows_taken
-from pretrain.train.thresholds import Counted
+from pretrain.train.thresholds import RouterCounts
 from tests.pretrain.models.random_batch import (
     DENSE,
     IMAGE_SPEECH_SHARED,
@@ -52,16 +52,16 @@ CONFIGS = {
     "wider_capacity": (MOT, {"experts": {"text": {"num_experts": 3, "capacity_factor": 1.25}}}),
     "token_choice": (
         IMAGE_SPEECH_SHARED,
-        {"experts": {"other": {"num_experts": 3, "routing": "token_choice", "top_k": 2, "hidden": 12}}},
+        {"experts": {"other": {"num_experts": 3, "routing": "token_choice", "top_k": 2, "ffn_hidden": 12}}},
     ),
 }
 configs = pytest.mark.parametrize(("towers", "changes"), CONFIGS.values(), ids=CONFIGS.keys())
 
 
-def counted_in(decoder: Decoder) -> dict[str, Counted]:
+def counted_in(decoder: Decoder) -> dict[str, RouterCounts]:
     """By all routers since the last time."""
     taken = {counts.name: counts.take().numpy() for counts in counts_in(decoder)}
-    return {name: Counted(values[:BINS], tuple(values[BINS:])) for name, values in taken.items()}
+    return {name: RouterCounts(values[:BINS], tuple(values[BINS:])) for name, values in taken.items()}
 
 
 def module_of(name: str) -> str:

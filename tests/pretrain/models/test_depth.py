@@ -12,7 +12,7 @@ from pretrain.models.depth import DepthRouter, DepthRouting
 from pretrain.models.depth_accounting import SUMS
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.models.routing_state import BINS, Selection
+from pretrain.models.routing_state import BINS, RoutingState
 from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
 
 EVERYTHING = {
@@ -71,7 +71,7 @@ def every_form(test: Callable[..., None]) -> Callable[..., None]:
         pytest.mark.parametrize("towers", [DENSE, MOT, IMAGE_SPEECH_SHARED], ids=["dense", "mot", "shared"]),
         pytest.mark.parametrize("place", PLACES, ids=str),
         pytest.mark.parametrize("norm", ["pre", "post"]),
-        pytest.mark.parametrize("scale", ["selected", "string", "string_code"]),
+        pytest.mark.parametrize("scale", ["selected", "all", "all_as_released"]),
     ):
         test = mark(test)
     return test
@@ -112,7 +112,7 @@ def test_ratio_1_with_a_neutral_gate_is_no_routing(
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)
-@pytest.mark.parametrize("scale", ["selected", "string", "string_code"])
+@pytest.mark.parametrize("scale", ["selected", "all", "all_as_released"])
 def test_ratio_1_with_a_neutral_gate_changes_no_bit_where_rows_keep_their_order(
     place: dict[str, str], scale: str
 ) -> None:
@@ -187,12 +187,14 @@ def test_causal_evaluation_of_a_top_k_model() -> None:
     config = tiny_config(MOT, depth={"image": table})
     decoder, batch = Decoder(config), random_batch(config)
     by_rank = decoder(build_inputs(batch, config))
-    everything = decoder(build_inputs(batch, config, selection=Selection(causal=True)))
+    everything = decoder(build_inputs(batch, config, routing_state=RoutingState(causal=True)))
     nothing = decoder(
         build_inputs(
             batch,
             config,
-            selection=Selection(causal=True, thresholds={f"blocks.{i}.depth.image": 99.0 for i in (0, 1)}),
+            routing_state=RoutingState(
+                causal=True, thresholds={f"blocks.{i}.depth.image": 99.0 for i in (0, 1)}
+            ),
         )
     )
     assert not torch.equal(by_rank, everything) and not torch.equal(by_rank, nothing)

@@ -41,7 +41,7 @@ def depth(**changes: Any) -> dict[str, Any]:
 
 EXPERTS = {
     "none": {},
-    "expert_choice": {"num_experts": 3, "capacity_factor": 1.25, "hidden": 12},
+    "expert_choice": {"num_experts": 3, "capacity_factor": 1.25, "ffn_hidden": 12},
     "token_choice": {"num_experts": 3, "routing": "token_choice", "top_k": 2, "router_z": 0.1},
 }
 
@@ -123,7 +123,7 @@ LLAVA = {
 @pytest.mark.parametrize("text", [43, 63])
 def test_p_mod_7b(text: int) -> None:
     """LLaVA-1.5: 576 image tokens; keys 53.8 %, FLOPs of the prefill 58.7 % (p-MoD, table 1)."""
-    table = depth(schedule="cosine", mean_ratio=0.5375, keys="selected", scale="string_code")
+    table = depth(schedule="cosine", mean_ratio=0.5375, keys="selected", scale="all_as_released")
     config = ModelConfig.model_validate(LLAVA | {"depth": {"image": table}})
     dense = ModelConfig.model_validate(LLAVA)
     tokens = {"text": text, "image": 576}

@@ -49,7 +49,7 @@ def test_a_model_refuses_experts_that_it_cannot_have(towers: dict, changes: dict
 
 
 def test_experts_belong_to_a_tower_or_to_the_shard_of_the_only_one() -> None:
-    hybrid = tiny_config(MOT, experts={"text": {"num_experts": 2, "hidden": 8}})
+    hybrid = tiny_config(MOT, experts={"text": {"num_experts": 2, "ffn_hidden": 8}})
     assert hybrid.expert_widths == {"text": 8} and hybrid.experts_of("image") is None
     assert (hybrid.width_of("text"), hybrid.width_of("image")) == (8, 24)
     tied = tiny_config(DENSE, untied=[], experts={"all": {"num_experts": 2, "router_z": 0.1}})

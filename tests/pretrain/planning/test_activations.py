@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from parallel import world
-from parallel.collectives import ONE_RANK, TensorAxis
+from parallel.collectives import ONE_RANK, TensorParallel
 from parallel.testing import run_on_ranks
 from pretrain.config import RunConfig
 from pretrain.models.block import Block
@@ -19,13 +19,11 @@ from tests.pretrain.models.random_batch import DENSE, MOT, random_batch
 from tests.pretrain.planning.test_layout_plan import run_config
 
 
-def saved_bytes(config: RunConfig, axis: TensorAxis) -> tuple[int, dict[int, float]]:
+def saved_bytes(config: RunConfig, tp: TensorParallel) -> tuple[int, dict[int, float]]:
     """Bytes that a forward pass of a micro-batch keeps: each storage once, parameters and inputs left out.
     And the share of tokens that ran in each layer with depth routers."""
     torch.manual_seed(0)
-    decoder = Decoder(
-        config.model, axis=axis, activation_checkpointing=config.parallel.activation_checkpointing
-    )
+    decoder = Decoder(config.model, tp=tp, activation_checkpointing=config.parallel.activation_checkpointing)
     module = Pretraining(decoder)
     if config.precision == "bf16":
         module.to(torch.bfloat16)
@@ -107,8 +105,8 @@ DEPTH: dict[str, RunConfig] = {
     "selected keys, pre-norm, no QK-norm": depth(
         {"norm_placement": "pre", "qk_norm": False}, keys="selected"
     ),
-    "stream scaled": depth(keys="selected", scale="string"),
-    "stream scaled as in code": depth(keys="selected", scale="string_code"),
+    "stream scaled": depth(keys="selected", scale="all"),
+    "stream scaled as in code": depth(keys="selected", scale="all_as_released"),
     "feed-forward": depth(parts="feed_forward"),
     "dense towers in bf16": depth({"towers": DENSE}, "bf16"),
     "checkpointed": depth(activation_checkpointing=True),
@@ -148,7 +146,7 @@ def test_activations_are_those_that_depth_routing_leaves(name: str) -> None:
 
 
 def _saved_on_a_rank(config: RunConfig) -> tuple[int, dict[int, float]]:
-    return saved_bytes(config, world.start(config.parallel).tensor_axis)
+    return saved_bytes(config, world.start(config.parallel).tensor_parallel)
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,8 @@ def test_what_an_engine_holds(ranks: int, parallel: dict[str, Any], stage: int, 
         groups = layout_plan.weights(config.model, planned.stages[pp_rank].sublayers, config.parallel.tp)
         zero: dict[str, Any] = {"dp": planned.dp, "zero_stage": stage, "precision": precision}
         held = sum(
-            (engine_memory.held(sizes, **zero, dp_rank=dp_rank) for sizes in groups.values()),
-            engine_memory.Held(),
+            (engine_memory.group_memory(sizes, **zero, dp_rank=dp_rank) for sizes in groups.values()),
+            engine_memory.MemoryUse(),
         )
         expected = held.gradients + engine_memory.update_copy(groups, **zero, dp_rank=dp_rank)
         assert parameters == held.parameters

@@ -15,7 +15,7 @@ from data_pipeline.shards.index import INDEX
 from pretrain.config import RunConfig
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.train.checks import check_run
-from pretrain.weights.folder import MODEL, Lazy, Source, about_model, write_folder
+from pretrain.weights.folder import MODEL, LazyTensor, WeightSource, about_model, write_folder
 from tests.pretrain.tiny_data import VOCABULARY, document, tiny_run, write_tiny_data, write_tokens
 
 REPOSITORY = Path(__file__).parents[3]
@@ -134,9 +134,9 @@ def write_weights(folder: Path, values: dict[str, Any], vocabulary: dict[str, in
     """Weights of the model in `values`."""
     model = validate(RunConfig, values, source="run.toml").model
     tensors = {
-        name: Lazy(shape, partial(torch.zeros, shape)) for name, shape in logical_shapes(model).items()
+        name: LazyTensor(shape, partial(torch.zeros, shape)) for name, shape in logical_shapes(model).items()
     }
-    source = Source(folder / "nowhere", model, tensors, "before", 9, vocabulary)
+    source = WeightSource(folder / "nowhere", model, tensors, "before", 9, vocabulary)
     write_folder(folder, source, {MODEL: about_model(source)}, dtype="fp32", file_bytes=10**9)
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.metrics import add, metric_of
+from pretrain.metrics import add, metric
 from pretrain.models.config import ModelConfig
 from pretrain.models.depth_accounting import SUMS
 from pretrain.models.routing_state import BINS, ScoreCounts
 from pretrain.train.depth_steps import places, row, skipped, step_sums, thresholds_after
-from pretrain.train.thresholds import Counted
+from pretrain.train.thresholds import RouterCounts
 from tests.pretrain.models.random_batch import MOT, tiny_config
 
 
@@ -24,9 +24,9 @@ def config(**depth: Any) -> ModelConfig:
     return tiny_config(MOT, num_layers=4, depth={"image": table, "speech": table})
 
 
-def counted(model: ModelConfig, scores: np.ndarray | None = None, **sums: float) -> dict[str, Counted]:
+def counted(model: ModelConfig, scores: np.ndarray | None = None, **sums: float) -> dict[str, RouterCounts]:
     values = tuple(sums.get(name, 0.0) for name in SUMS)
-    return {name: Counted(_histogram(scores), values) for name in places(model)}
+    return {name: RouterCounts(_histogram(scores), values) for name in places(model)}
 
 
 def _histogram(scores: np.ndarray | None) -> np.ndarray:
@@ -83,6 +83,6 @@ def test_rows_are_ratios_of_sums() -> None:
     found = row(add(first, second))
     assert found["depth/ratio/image"] == found["depth/ratio/image/3"] == 0.2
     assert found["depth/gate_std/speech"] == pytest.approx(math.sqrt(0.04))
-    assert all(metric_of(name) for name in found)
+    assert all(metric(name) for name in found)
     assert row(step_sums(model, counted(model))) == {}
     assert step_sums(model, {}) == {} and row({"steps": 1.0}) == {}

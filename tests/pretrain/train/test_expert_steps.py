@@ -6,7 +6,7 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.routing_state import counts_in
 from pretrain.train import expert_steps
-from pretrain.train.thresholds import Counted, next_thresholds
+from pretrain.train.thresholds import RouterCounts, next_thresholds
 from tests.pretrain.models.random_batch import MOT, random_batch, tiny_config
 
 CONFIG = tiny_config(
@@ -20,7 +20,7 @@ CONFIG = tiny_config(
 
 
 @pytest.fixture(scope="module")
-def counted() -> dict[str, Counted]:
+def counted() -> dict[str, RouterCounts]:
     """Of two training passes, and an evaluation that must not count."""
     decoder = Decoder(CONFIG)
     for seed, training in ((1, True), (2, True), (3, False)):
@@ -28,31 +28,31 @@ def counted() -> dict[str, Counted]:
     found = {}
     for counts in counts_in(decoder):
         values = counts.take().numpy()
-        found[counts.name] = Counted(values[:-8], tuple(values[-8:]))
+        found[counts.name] = RouterCounts(values[:-8], tuple(values[-8:]))
     return found
 
 
-def tokens_of(tower: int) -> int:
+def format_tokens(tower: int) -> int:
     inputs = [build_inputs(random_batch(CONFIG, sequences=4, seed=seed), CONFIG) for seed in (1, 2)]
     return sum(sum(each.routing.tokens[tower].per_sequence) for each in inputs)
 
 
-def test_every_place_counts_under_its_name(counted: dict[str, Counted]) -> None:
+def test_every_place_counts_under_its_name(counted: dict[str, RouterCounts]) -> None:
     assert list(counted) == list(expert_steps.places(CONFIG)) and len(counted) == 2 * (4 + 3)
     sums = expert_steps.step_sums(CONFIG, counted)
     for layer in range(2):
-        assert sums[f"experts/tokens/text/{layer}"] == tokens_of(0)
-        assert sums[f"experts/tokens/image/{layer}"] == tokens_of(1)
+        assert sums[f"experts/tokens/text/{layer}"] == format_tokens(0)
+        assert sums[f"experts/tokens/image/{layer}"] == format_tokens(1)
         assert sums[f"experts/dropped/image/{layer}"] == 0 < sums[f"experts/dropped/text/{layer}"]
-        assert sum(sums[f"experts/taken/image/{layer}/{e}"] for e in range(3)) == 2 * tokens_of(1)
+        assert sum(sums[f"experts/taken/image/{layer}/{e}"] for e in range(3)) == 2 * format_tokens(1)
         assert sums[f"experts/router_z/image/{layer}"] > 0 == sums[f"experts/load_balance/image/{layer}"]
     taken = [value for name, value in sums.items() if name.startswith("experts/taken/text/")]
-    assert expert_steps.rows_taken(CONFIG, counted) == {"text": sum(taken), "image": 2 * 2 * tokens_of(1)}
-    assert counted["blocks.1.experts.text.3"].histogram.sum() == tokens_of(0)
+    assert expert_steps.rows_taken(CONFIG, counted) == {"text": sum(taken), "image": 2 * 2 * format_tokens(1)}
+    assert counted["blocks.1.experts.text.3"].histogram.sum() == format_tokens(0)
     assert not counted["blocks.1.experts.image.2"].histogram.any()  # causal already: no threshold
 
 
-def test_thresholds_are_for_experts_that_choose(counted: dict[str, Counted]) -> None:
+def test_thresholds_are_for_experts_that_choose(counted: dict[str, RouterCounts]) -> None:
     found, asked = next_thresholds({}, {}, counted, expert_steps.wanted(CONFIG))
     assert set(asked.values()) == {0.25}
     assert list(found) == [f"blocks.{layer}.experts.text.{e}" for layer in range(2) for e in range(4)]

@@ -42,7 +42,7 @@ def test_every_parameter_is_in_one_group_and_norms_are_not_decayed() -> None:
             kind = "no_decay/whole" if parameter.ndim == 1 else "decay/cut"
             assert group["name"] == f"{group['tower']}/{kind}"
             assert (parameter.ndim == 1) == (group["weight_decay"] == 0)
-        assert group["lr_factor"] == 1.0
+        assert group["lr_scale"] == 1.0
         assert group["weight_decay"] in (0.0, 0.3)
 
 
@@ -51,7 +51,7 @@ def test_a_tower_has_its_own_factor_decay_and_freezing() -> None:
     config = OptimizerConfig(
         learning_rate=1.0,
         towers={
-            "image": TowerOptimizerConfig(learning_rate_factor=0.25, weight_decay=0.0),
+            "image": TowerOptimizerConfig(lr_scale=0.25, weight_decay=0.0),
             "speech": TowerOptimizerConfig(frozen=True),
         },
     )
@@ -59,7 +59,7 @@ def test_a_tower_has_its_own_factor_decay_and_freezing() -> None:
     assert set(groups) == {
         f"{tower}/{kind}" for tower in ("text", "image") for kind in ("decay/cut", "no_decay/whole")
     } | {"shared/decay/cut"}
-    assert groups["image/decay/cut"]["lr_factor"] == groups["image/no_decay/whole"]["lr_factor"] == 0.25
+    assert groups["image/decay/cut"]["lr_scale"] == groups["image/no_decay/whole"]["lr_scale"] == 0.25
     assert groups["image/decay/cut"]["weight_decay"] == 0.0
     assert groups["text/decay/cut"]["weight_decay"] == config.weight_decay
     for name, parameter in decoder.named_parameters():

@@ -11,8 +11,8 @@ from parallel.testing import run_on_ranks
 from pretrain.models.routing_state import BINS, ScoreCounts, counts_in
 from pretrain.train.thresholds import (
     GAIN,
-    Counted,
-    Wanted,
+    RouterCounts,
+    ShareTarget,
     next_thresholds,
     quantile,
     share_above,
@@ -20,11 +20,11 @@ from pretrain.train.thresholds import (
 )
 
 
-def counted(scores: torch.Tensor, *sums: float) -> Counted:
+def counted(scores: torch.Tensor, *sums: float) -> RouterCounts:
     counts = ScoreCounts("place")
     counts.add(scores, *sums)
     taken = counts.take().numpy()
-    return Counted(taken[:BINS], tuple(taken[BINS:]))
+    return RouterCounts(taken[:BINS], tuple(taken[BINS:]))
 
 
 @pytest.mark.parametrize("std", [0.02, 0.1, 3.0])
@@ -40,8 +40,8 @@ def test_scores_beyond_the_range_are_in_the_outer_bins() -> None:
     assert histogram[0] == histogram[-1] == histogram[BINS // 2] == 1 and histogram.sum() == 3
 
 
-def wanted(ratio: float, *, before: float | None = None, momentum: float = 0.9) -> dict[str, Wanted]:
-    return {"place": Wanted(ratio, ratio if before is None else before, momentum)}
+def wanted(ratio: float, *, before: float | None = None, momentum: float = 0.9) -> dict[str, ShareTarget]:
+    return {"place": ShareTarget(ratio, ratio if before is None else before, momentum)}
 
 
 @pytest.mark.parametrize("threshold", [-3.0, -0.02, 0.0, 0.1, 0.31, 5.0])
@@ -102,7 +102,7 @@ def test_drifting_scores_let_the_wanted_share_through(
         assert error < largest
 
 
-def _take() -> dict[str, Counted]:
+def _take() -> dict[str, RouterCounts]:
     w = world.start(ParallelConfig(tp=2))
     module = nn.Module()
     module.score_counts = (ScoreCounts("b"),)  # type: ignore[assignment]

@@ -16,11 +16,11 @@ from pretrain.weights.folder import (
     INDEX,
     MODEL,
     SINGLE,
-    Lazy,
-    Source,
+    LazyTensor,
+    WeightSource,
     about_model,
-    damage,
     digest,
+    find_corruption,
     open_weights,
     read_tensors,
     write_folder,
@@ -28,16 +28,17 @@ from pretrain.weights.folder import (
 from tests.pretrain.models.random_batch import MOT, tiny_config
 
 
-def drawn(folder: Path, *, seed: int = 1, **changes: object) -> Source:
+def drawn(folder: Path, *, seed: int = 1, **changes: object) -> WeightSource:
     """Weights of a tiny decoder, as a source that lies nowhere."""
     config = tiny_config(MOT, **changes)
     tensors = {
-        name: Lazy(tuple(p.shape), p.detach) for name, p in Decoder(config, seed=seed).named_parameters()
+        name: LazyTensor(tuple(p.shape), p.detach)
+        for name, p in Decoder(config, seed=seed).named_parameters()
     }
-    return Source(folder / "nowhere", config, tensors, "tiny", 7, {"text": 30, "image": 6, "speech": 4})
+    return WeightSource(folder / "nowhere", config, tensors, "tiny", 7, {"text": 30, "image": 6, "speech": 4})
 
 
-def write(source: Source, out: Path, *, dtype="fp32", file_bytes: int = 20_000) -> Path:
+def write(source: WeightSource, out: Path, *, dtype="fp32", file_bytes: int = 20_000) -> Path:
     write_folder(out, source, {MODEL: about_model(source)}, dtype=dtype, file_bytes=file_bytes)
     return out
 
@@ -52,7 +53,7 @@ def test_what_was_written_is_read(tmp_path: Path, file_bytes: int) -> None:
     for name, tensor in source.tensors.items():
         assert opened.tensors[name].shape == tensor.shape
         assert torch.equal(opened.tensors[name].read(), tensor.read())
-    assert damage(tmp_path / "out") == []
+    assert find_corruption(tmp_path / "out") == []
     assert not list(tmp_path.glob("writing.*"))
 
 
@@ -74,7 +75,7 @@ def test_bf16_is_rounded_once(tmp_path: Path) -> None:
 
 def test_digest_is_of_the_weights_not_of_their_story(tmp_path: Path) -> None:
     source = drawn(tmp_path)
-    same = Source(source.path, source.model, source.tensors, "another name", None, None)
+    same = WeightSource(source.path, source.model, source.tensors, "another name", None, None)
     first = digest(write(source, tmp_path / "a"))
     assert digest(write(same, tmp_path / "b")) == first
     assert digest(write(drawn(tmp_path, seed=2), tmp_path / "c")) != first
@@ -83,11 +84,11 @@ def test_digest_is_of_the_weights_not_of_their_story(tmp_path: Path) -> None:
 
 def test_a_view_of_a_file_reads_only_what_is_used(tmp_path: Path) -> None:
     """A rank of many maps the whole file; what it does not cut out must not be read."""
-    big = Lazy((1 << 14, 1 << 10), lambda: torch.ones(1 << 14, 1 << 10))  # 64 MiB
+    big = LazyTensor((1 << 14, 1 << 10), lambda: torch.ones(1 << 14, 1 << 10))  # 64 MiB
     source = drawn(tmp_path)
     write_folder(
         tmp_path / "out",
-        Source(source.path, source.model, {"big": big}, "tiny"),
+        WeightSource(source.path, source.model, {"big": big}, "tiny"),
         {},
         dtype="fp32",
         file_bytes=1,
@@ -181,9 +182,9 @@ def test_one_flipped_bit_is_found(tmp_path: Path) -> None:
     data[-1] ^= 1
     _first(out).write_bytes(data)
     open_weights(out)
-    (problem,) = damage(out)
+    (problem,) = find_corruption(out)
     assert _first(out).name in problem and "SHA-256" in problem
-    assert damage(out, slice(1, None, 2)) == []
+    assert find_corruption(out, slice(1, None, 2)) == []
 
 
 def _file(header: bytes, data: bytes) -> bytes:
@@ -228,9 +229,9 @@ def test_nothing_half_written_stays(tmp_path: Path, error: type[Exception]) -> N
         raise error("No space left on device")
 
     name = list(tensors)[-1]
-    tensors[name] = Lazy(tensors[name].shape, full)
+    tensors[name] = LazyTensor(tensors[name].shape, full)
     with pytest.raises(ConfigError, match=r"out: cannot be written: .*No space left"):
-        write(Source(source.path, source.model, tensors, "tiny"), tmp_path / "out")
+        write(WeightSource(source.path, source.model, tensors, "tiny"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -259,4 +260,4 @@ def test_weights_are_looked_at_where_nothing_can_be_brought_to_disk(
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    assert damage(out) == []
+    assert find_corruption(out) == []

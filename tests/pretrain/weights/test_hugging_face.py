@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import logical_shapes
-from pretrain.weights.folder import INDEX, MODEL, Source, about_model, open_weights, write_folder
+from pretrain.weights.folder import INDEX, MODEL, WeightSource, about_model, open_weights, write_folder
 from pretrain.weights.hugging_face import (
     CONFIG,
     config_of,
@@ -161,7 +161,7 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path, case: str) -> None:
     ],
 )
 def test_what_their_layout_cannot_hold_is_refused(towers: dict, changes: dict, expected: str) -> None:
-    source = Source(Path("runs/a"), tiny_config(towers, **changes), {}, "a")
+    source = WeightSource(Path("runs/a"), tiny_config(towers, **changes), {}, "a")
     with pytest.raises(ConfigError, match=expected) as error:
         to_hugging_face(source)
     assert str(error.value).startswith("runs/a cannot be expressed") and "--format motley" in str(error.value)

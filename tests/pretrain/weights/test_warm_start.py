@@ -16,7 +16,7 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.models.pretraining import Pretraining
-from pretrain.weights.folder import MODEL, Lazy, Source, about_model, open_weights, write_folder
+from pretrain.weights.folder import MODEL, LazyTensor, WeightSource, about_model, open_weights, write_folder
 from pretrain.weights.warm_start import fit, load_weights
 from tests.pretrain.models.random_batch import (
     DENSE,
@@ -33,25 +33,27 @@ VOCABULARY = {"text": 30, "image": 6, "speech": 4}
 
 def numbered(
     towers: dict[str, str], vocabulary: Mapping[str, int] | None = None, **changes: object
-) -> Source:
+) -> WeightSource:
     """Weights in which every tensor is different from every other."""
     config = tiny_config(towers, **changes)
     tensors = {
-        name: Lazy(shape, lambda shape=shape, number=number: number + torch.rand(shape))
+        name: LazyTensor(shape, lambda shape=shape, number=number: number + torch.rand(shape))
         for number, (name, shape) in enumerate(logical_shapes(config).items())
     }
     kept = {name: each.read() for name, each in tensors.items()}
-    same = {name: Lazy(each.shape, lambda name=name: kept[name]) for name, each in tensors.items()}
-    return Source(Path("src"), config, same, "src", 5, vocabulary)
+    same = {name: LazyTensor(each.shape, lambda name=name: kept[name]) for name, each in tensors.items()}
+    return WeightSource(Path("src"), config, same, "src", 5, vocabulary)
 
 
-def fitted(source: Source, towers: dict[str, str], changes: Mapping[str, Any] = {}, **how: Any) -> Source:
+def fitted(
+    source: WeightSource, towers: dict[str, str], changes: Mapping[str, Any] = {}, **how: Any
+) -> WeightSource:
     settings = {"seed": 1, "new_towers": {}, "vocabulary": None} | how
     own = {key: getattr(source.model, key) for key in ("untied", "vocab_tokens")}
     return fit(source, tiny_config(towers, **(own | dict(changes))), **settings)
 
 
-def check_origins(source: Source, made: Source, shard_of: Mapping[str, str]) -> None:
+def check_origins(source: WeightSource, made: WeightSource, shard_of: Mapping[str, str]) -> None:
     """Every tensor of `made` is the source's of the layer and of the shard that `shard_of` says."""
     assert {name: t.shape for name, t in made.tensors.items()} == logical_shapes(made.model)
     for name, tensor in made.tensors.items():
@@ -96,7 +98,7 @@ def test_a_dense_model_may_share_what_it_had_once() -> None:
     assert torch.equal(made.tensors[f"{attention}.shared"].read(), source.tensors[f"{attention}.all"].read())
 
 
-REFUSED: dict[str, tuple[Source, dict[str, str], dict[str, Any], dict[str, Any], str]] = {
+REFUSED: dict[str, tuple[WeightSource, dict[str, str], dict[str, Any], dict[str, Any], str]] = {
     "towers merged": (numbered(MOT), DENSE, {}, {}, r"text, image, speech, the target one .*be merged"),
     "two merged": (numbered(MOT), IMAGE_SPEECH_SHARED, {}, {}, r'\("other"\); towers cannot be merged'),
     "a part tied": (numbered(MOT), MOT, {"untied": ("norm",)}, {}, "attention weights for each of text"),
@@ -176,8 +178,8 @@ def test_new_ids_cost_no_more_than_their_share() -> None:
     with torch.no_grad():  # a trained head: likely ids have large logits, the others far below zero
         decoder.head.weight["shared"].mul_(5).sub_(3 * torch.ones(16))
         decoder.final_norm.weight["text"].copy_(torch.ones(16))
-    tensors = {name: Lazy(tuple(p.shape), p.detach) for name, p in decoder.named_parameters()}
-    source = Source(Path("src"), config, tensors, "src")
+    tensors = {name: LazyTensor(tuple(p.shape), p.detach) for name, p in decoder.named_parameters()}
+    source = WeightSource(Path("src"), config, tensors, "src")
     grown = fit(
         source, config.model_copy(update={"vocab_tokens": 120}), seed=1, new_towers={}, vocabulary=None
     )
@@ -202,7 +204,7 @@ def _load(folder: Path, layout: dict[str, int], stages: list[range]) -> tuple[li
     w = world.start(ParallelConfig.model_validate(layout))
     config = open_weights(folder).model
     loaded, drawn = (
-        dict(Decoder(config, seed=seed, axis=w.tensor_axis, sublayers=stages[w.pp_rank]).named_parameters())
+        dict(Decoder(config, seed=seed, tp=w.tensor_parallel, sublayers=stages[w.pp_rank]).named_parameters())
         for seed in (9, 4)
     )
     load_weights(folder, loaded.items(), w)
@@ -225,11 +227,13 @@ def test_each_rank_reads_its_own_parts(tmp_path: Path, layout: dict, ranks: int,
     assert {name for names, _ in found for name in names} == source.tensors.keys()
 
 
-def drawn_weights(out: Path) -> Source:
+def drawn_weights(out: Path) -> WeightSource:
     """A folder of what a run with seed 4 starts from."""
     config = tiny_config(MOT)
-    tensors = {name: Lazy(tuple(p.shape), p.detach) for name, p in Decoder(config, seed=4).named_parameters()}
-    source = Source(out.with_name("drawn"), config, tensors, "drawn")
+    tensors = {
+        name: LazyTensor(tuple(p.shape), p.detach) for name, p in Decoder(config, seed=4).named_parameters()
+    }
+    source = WeightSource(out.with_name("drawn"), config, tensors, "drawn")
     write_folder(out, source, {MODEL: about_model(source)}, dtype="fp32", file_bytes=9_000)
     return source
 

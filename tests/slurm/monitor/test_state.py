@@ -9,7 +9,7 @@ import pytest
 
 from slurm.commands import Queued
 from slurm.monitor import state
-from slurm.monitor.state import LIVE, RunState, job_names, look, seconds
+from slurm.monitor.state import LIVE, RunState, job_names, read_state, seconds
 from slurm.monitor.targets import RunTarget
 from tests.slurm.run_directories import at, attempt, running, write_run
 
@@ -24,7 +24,7 @@ def queued(
 
 def see(tmp_path: Path, queue: dict[str, Queued] | None, **run: Any) -> RunState:
     config = write_run(tmp_path, **run)
-    return look(RunTarget(config.run_dir, config), queue, now=NOW)
+    return read_state(RunTarget(config.run_dir, config), queue, now=NOW)
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_an_element_that_never_began(tmp_path: Path, slurm_says: list[Any]) -> N
     slurm_says += [None, "CANCELLED", None, "COMPLETED"]
     config = write_run(tmp_path, job={"task": 3})
     run = RunTarget(config.run_dir, config)
-    assert [look(run, {}, now=NOW).state for _ in range(2)] == ["cancelled", "left the queue"]
+    assert [read_state(run, {}, now=NOW).state for _ in range(2)] == ["cancelled", "left the queue"]
 
 
 def own(**changes: Any) -> dict[str, Any]:
@@ -180,8 +180,8 @@ def test_training_without_slurm_until_its_process_is_gone(tmp_path: Path) -> Non
         ("", "stopped"),
     ):
         lock.write_text(holder)
-        assert look(run, {}, now=NOW).state == expected, holder
-    assert look(run, {}, now=NOW).why == "killed: no stop was recorded"
+        assert read_state(run, {}, now=NOW).state == expected, holder
+    assert read_state(run, {}, now=NOW).why == "killed: no stop was recorded"
 
 
 def test_what_a_job_s_ranks_record_is_the_job_s(tmp_path: Path) -> None:
@@ -197,9 +197,9 @@ def test_half_written_files(tmp_path: Path, slurm_says: list[Any]) -> None:
     for name in ("record.json", "metrics.jsonl", "slurm/attempts.jsonl"):
         with (config.run_dir / name).open("a") as file:
             file.write('{"job": 812, "st')
-    seen = look(RunTarget(config.run_dir, None), {}, now=NOW)
+    seen = read_state(RunTarget(config.run_dir, None), {}, now=NOW)
     assert (seen.step, len(seen.attempts), seen.num_steps, seen.left_s) == (10, 1, None, None)
     (config.run_dir / "slurm" / "1" / "job.json").write_text('{"jo')
     (config.run_dir / "slurm" / "attempts.jsonl").write_text("[1]\n{}\n")
     assert job_names(config.run_dir) == []
-    assert look(RunTarget(config.run_dir, None), {}, now=NOW).state == "never submitted"
+    assert read_state(RunTarget(config.run_dir, None), {}, now=NOW).state == "never submitted"

@@ -99,13 +99,13 @@ def test_all_runs_are_one_throttled_array_and_then_a_report(
 def test_only_what_is_missing_is_submitted_again(
     comparison: Path, tmp_path: Path, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    submit_comparison(comparison, profile_path=PROFILE, at_once=4)
+    submit_comparison(comparison, profile_path=PROFILE, concurrent_runs=4)
     directory = tmp_path / "runs" / "tiny_compare"
     finish(directory / "dense_seed3")
     # One of three runs that are not done is running, the others are gone; the report's job waits still.
     slurm.queue(_17_2="RUNNING tiny_compare", _17_1="RUNNING another", _18="PENDING tiny_compare-report")
     capsys.readouterr()
-    submit_comparison(comparison, profile_path=PROFILE, at_once=3)
+    submit_comparison(comparison, profile_path=PROFILE, concurrent_runs=3)
     told = capsys.readouterr().out
     assert told.startswith("job 19: 2 runs of tiny_compare on 2 x 2 ranks each, 3 at a time\n")
     assert "done      1 of 4 runs" in told and "running   dense_seed4, job 17_2" in told
@@ -184,7 +184,10 @@ def test_a_dry_run_needs_no_slurm_and_writes_nothing(
     comparison: Path, tmp_path: Path, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.remove()
-    assert main(["submit", str(comparison), "--profile", str(PROFILE), "--at-once", "3", "--dry-run"]) == 0
+    assert (
+        main(["submit", str(comparison), "--profile", str(PROFILE), "--concurrent-runs", "3", "--dry-run"])
+        == 0
+    )
     out = capsys.readouterr().out
     assert out.startswith("#!/bin/bash\n#SBATCH --job-name=tiny_compare\n") and "--array=0-3%3\n" in out
     assert not (tmp_path / "runs").exists()

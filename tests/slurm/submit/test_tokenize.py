@@ -37,7 +37,7 @@ def test_tokenizers_then_parts_then_the_rest(
     raw: Path, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = raw.parent / "out"
-    assert main(words(raw, "--parts", "3", "--at-once", "2")) == 0
+    assert main(words(raw, "--parts", "3", "--concurrent-parts", "2")) == 0
     first, parts, last = slurm.jobs
     assert [job["job-name"] for job in slurm.jobs] == [
         f"tokenize-out-{step}" for step in ("tokenizers", "parts", "finish")

@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 import pytest
 
-from pretrain.comparison.config import Plan
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import Findings, find
 from pretrain.comparison.report.files import CURVE_COLUMNS, curves_csv, final_csv, step_matching_csv, summary
 from pretrain.comparison.results import load_results
 
 
 @pytest.fixture
-def findings(synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]) -> Findings:
+def findings(synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]) -> Findings:
     plan = synthetic_plan(seeds=(1, 2))
     write_runs(plan, multiplier=lambda arm, m: 2.0 if (arm, m) == ("mot", "image") else 1.0, noise=0.002)
     return find(plan, load_results(plan))
@@ -35,7 +35,7 @@ def test_summary_is_strict_json_with_the_numbers_of_the_page(findings: Findings)
 
 
 def test_what_is_not_known_is_null_and_not_nan(
-    synthetic_plan: Callable[..., Plan], write_runs: Callable[..., None]
+    synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
 ) -> None:
     plan = synthetic_plan(seeds=(1,))
     write_runs(plan, multiplier=lambda arm, _: 1e-3 if arm == "mot" else 1.0, until=lambda *_: 40)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.comparison.config import Plan
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import Findings, find
 from pretrain.comparison.report.page import page, reproduce_command, write_report
 from pretrain.comparison.results import load_results
@@ -98,7 +98,7 @@ def test_three_arms_are_each_compared_with_the_baseline(findings: Callable[..., 
 
 
 def test_without_conditional_losses_the_section_is_left_out(
-    findings: Callable[..., Findings], synthetic_plan: Callable[..., Plan]
+    findings: Callable[..., Findings], synthetic_plan: Callable[..., ComparisonPlan]
 ) -> None:
     f = findings(until=lambda *_: 200)
     for run in f.plan.runs:
