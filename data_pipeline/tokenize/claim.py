@@ -1,18 +1,16 @@
 """An output folder belongs to one job: what it was begun with, and one writer at a time, or one a part."""
 
-import errno
-import fcntl
 import json
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.toml_config import ConfigError
 
-LOCK = ".lock"
+CLAIM_LOCK = ".lock"
 _SHOWN = 6
 """Differences that a message lists."""
 
@@ -36,15 +34,17 @@ def claimed(
         if part is not None and not path.exists():
             raise ConfigError(f"{out} was not begun (no {record}): a part goes on with what is begun")
         if not path.exists():
-            if out.exists() and any(child.name != LOCK for child in out.iterdir()):
+            if out.exists() and any(child.name != CLAIM_LOCK for child in out.iterdir()):
                 raise ConfigError(
                     f"{out} is not empty and holds no {what} (no {record}); choose another folder"
                 )
             out.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
             if part is None:
-                _lock(held, out / LOCK, fcntl.LOCK_EX)
-                for left in out.glob(f"{LOCK}-*"):  # of parts, which hold the other lock too: none is alive
+                held.enter_context(_lock(out, CLAIM_LOCK))
+                for left in out.glob(
+                    f"{CLAIM_LOCK}-*"
+                ):  # of parts, which hold the other lock too: none is alive
                     left.unlink()
             else:
                 _lock_part(held, out, part)
@@ -58,31 +58,26 @@ def claimed(
 
 
 def _lock_part(held: ExitStack, out: Path, part: PartOfWork) -> None:
-    """Beside other parts, but neither twice the same, nor parts of another n: they cut the work otherwise."""
+    """Hold OUT beside its other parts. The same part twice, or parts of another n, raise ConfigError."""
     k, n = part
-    _lock(held, out / LOCK, fcntl.LOCK_SH)
-    _lock(held, out / f"{LOCK}-{k}-of-{n}", fcntl.LOCK_EX)
-    for other in out.glob(f"{LOCK}-*"):
+    held.enter_context(_lock(out, CLAIM_LOCK, shared=True))
+    held.enter_context(_lock(out, f"{CLAIM_LOCK}-{k}-of-{n}"))
+    for other in out.glob(f"{CLAIM_LOCK}-*"):
         if not other.name.endswith(f"-of-{n}"):
-            with ExitStack() as looked_at:
-                _lock(looked_at, other, fcntl.LOCK_SH)
+            with _lock(out, other.name, shared=True):
+                pass
 
 
-def _lock(held: ExitStack, path: Path, kind: int) -> None:
-    """Hold a lock file until `held` is left. Raises ConfigError if another process has it."""
-    file = held.enter_context(path.open("a+"))
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        what = path.name.removeprefix(LOCK).replace("-", " ").strip()
-        raise ConfigError(
-            f"{path.parent}: another process is writing {f'part {what}' if what else 'it'}; "
-            "wait for it, or stop it"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        print(f"{path}: no locks on this file system; a second writer would go unnoticed", file=sys.stderr)
+def _lock(out: Path, name: str, *, shared: bool = False) -> AbstractContextManager[None]:
+    part = name.removeprefix(CLAIM_LOCK).replace("-", " ").strip()
+    return lock_directory(
+        out,
+        lambda holder: (
+            f"{out}: {holder} is writing {f'part {part}' if part else 'it'}; wait for it, or stop it"
+        ),
+        name=name,
+        shared=shared,
+    )
 
 
 def _read(path: Path) -> Any:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,10 +11,12 @@ import webdataset
 from PIL import Image
 from scipy.io import wavfile
 
+from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.tar import ShardError, read_samples, write_shard
+from data_pipeline.tokenize.claim import CLAIM_LOCK
 from data_pipeline.tokenize.documents import DocumentEncoder
 from data_pipeline.tokenize.prepare import SETTINGS, read_source, tokenize, unfinished_parts
 from data_pipeline.tokenize.raw import document_sample, parse_document
@@ -310,12 +313,9 @@ def test_wrong_contents_are_explained(data: Path, tmp_path: Path, capsys: pytest
 
 
 def test_another_job_at_the_same_output_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import fcntl
-
-    with open(data / "out" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock_directory(data / "out", str, name=CLAIM_LOCK):
         message = mistake(capsys, data / "raw", data / "out", "--config", data / "data.toml")
-    assert "another process is writing it" in message
+    assert f"pid {os.getpid()}" in message and "is writing it" in message
 
 
 def test_a_shard_that_went_missing_is_noticed(data: Path, reuse: Path, tmp_path: Path) -> None:

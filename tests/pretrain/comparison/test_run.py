@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.run import run_comparison, unfinished
-from pretrain.comparison.run_queue import only_one
+from pretrain.comparison.run_queue import lock_comparison
 from tools.cli import main
 
 
@@ -82,7 +82,7 @@ def test_a_layout_that_cannot_be_is_refused_where_runs_are_started(
 
 def test_fewer_than_one_run_at_a_time_is_refused(synthetic_plan: Callable[..., ComparisonPlan]) -> None:
     with pytest.raises(ConfigError, match="--concurrent-runs 0: at least one"):
-        run_comparison(synthetic_plan().path, jobs=0)
+        run_comparison(synthetic_plan().path, concurrent_runs=0)
 
 
 def test_a_comparison_that_runs_already_is_not_started_twice(
@@ -90,7 +90,7 @@ def test_a_comparison_that_runs_already_is_not_started_twice(
 ) -> None:
     plan = synthetic_plan(seeds=(1,))
     write_runs(plan)
-    with only_one(plan.directory), pytest.raises(ConfigError, match="is running this comparison"):
+    with lock_comparison(plan.directory), pytest.raises(ConfigError, match="is running this comparison"):
         run_comparison(plan.path, plan.overrides)
 
 
