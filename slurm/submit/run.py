@@ -214,7 +214,7 @@ def _wait(submission: Path, poll_s: float) -> int:
     """
     jobs, name = job_names(submission), read_job(submission)["name"]
     num_printed, code, queued = 0, 1, True
-    following = "running"
+    last_state = "running"
     while queued:
         time.sleep(poll_s)
         queued = any(commands.state_in_queue(job, name) for job in jobs)
@@ -225,8 +225,8 @@ def _wait(submission: Path, poll_s: float) -> int:
             print(f"{where}: {attempt['next']}: {attempt['reason']}", flush=True)
         num_printed = len(ended)
         if attempts:
-            following, code = attempts[-1]["next"], attempts[-1]["exit_code"]
-    if following in ("running", "requeued", "chained", "lost"):
+            last_state, code = attempts[-1]["next"], attempts[-1]["exit_code"]
+    if last_state in ("running", "requeued", "chained", "lost"):
         print(
             f"job {jobs[0]} left the queue without a record: cancelled, or its first node was lost",
             file=sys.stderr,

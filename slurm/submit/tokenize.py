@@ -92,7 +92,7 @@ def _submit(
 ) -> dict[str, int]:
     """Submit the steps; returns the job of every step. If Slurm refuses one, the others are cancelled."""
     jobs: dict[str, int] = {}
-    with ExitStack() as kept:
+    with ExitStack() as undo:
         for step, (arguments, array) in steps.items():
             script = submission / f"{step}.sbatch"
             script.write_text(_script(profile, out, step, arguments, array))
@@ -105,7 +105,7 @@ def _submit(
             if after:
                 options += [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"]
             jobs[step] = job = sbatch(options, script)
-            kept.push(lambda kind, *_, job=job: cancel([str(job)]) if kind else None)
+            undo.push(lambda kind, *_, job=job: cancel([str(job)]) if kind else None)
         write_json(submission / JOB, {"jobs": jobs, "submitted": now()})
     return jobs
 

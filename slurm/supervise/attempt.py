@@ -31,7 +31,7 @@ from slurm.supervise.job import Job, environment, open_job, srun_command
 from slurm.supervise.watchdog import WAIT_S, run_step, watch
 
 PATIENCE_S = 600.0
-"""How long a command of Slurm is repeated while the controller does not answer (it is updated, it moves)."""
+"""Seconds for which a command of Slurm is repeated while the controller does not answer."""
 _ALL_RANKS = 64
 """Up to this number of ranks, an attempt's row records the end of every rank; above, only of failed ranks."""
 
@@ -188,8 +188,8 @@ def _exclude_nodes(job: Job, problems: dict[str, str], why: str) -> Outcome:
     if not bad:
         return Outcome("stopped", f"{why}; not started again: no node can be named", 1, cause)
     total = set(bad).union(*(row["excluded"] for row in job.own))
-    following, reason = decide_bad_nodes(why, len(total), job.profile.preflight.max_excluded, job.budget)
-    return Outcome(following, reason, 1, cause, bad)
+    next_state, reason = decide_bad_nodes(why, len(total), job.profile.preflight.max_excluded, job.budget)
+    return Outcome(next_state, reason, 1, cause, bad)
 
 
 def _train(job: Job, nodes: Sequence[str]) -> Outcome:
@@ -254,10 +254,10 @@ def _outcome(job: Job, cause: Cause, by_slurm: str | None, *, restarts: bool) ->
         by_slurm=by_slurm,
         restarts=restarts,
     )
-    following, reason = decide(end, job.budget)
+    next_state, reason = decide(end, job.budget)
     if by_slurm == PREEMPTED:
         cause = replace(cause, kind=PREEMPTED)
-    return Outcome(following, reason, cause.exit_code, cause, restarts=restarts)
+    return Outcome(next_state, reason, cause.exit_code, cause, restarts=restarts)
 
 
 def _finish(job: Job, row: Attempt, outcome: Outcome) -> int:

@@ -63,15 +63,15 @@ def watch(
     `hang_after_s`: seconds without any write after which ranks are taken to hang; 0: no limit.
     """
     # It polls rarely, because a poll stats every file of the attempt on a shared file system.
-    look_s, poll_s = min(5.0, wait_s / 10), min(60.0, hang_after_s / 10)
+    ends_poll_s, poll_s = min(5.0, wait_s / 10), min(60.0, hang_after_s / 10)
     seen, changed = _signature(attempt_dir, run_dir), time.monotonic()
-    looked, polled, first_end = changed, changed, float("inf")
+    ends_polled, polled, first_end = changed, changed, float("inf")
 
     def hang() -> str | None:
-        nonlocal seen, changed, looked, polled, first_end
+        nonlocal seen, changed, ends_polled, polled, first_end
         now = time.monotonic()
-        if now - looked >= look_s:
-            looked = now
+        if now - ends_polled >= ends_poll_s:
+            ends_polled = now
             if any(attempt_dir.glob("rank*.end.json")) or _ENDED.search(errors.read_text(errors="replace")):
                 first_end = min(first_end, now)
             if now - first_end > wait_s:
