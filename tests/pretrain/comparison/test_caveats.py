@@ -78,7 +78,7 @@ def test_grave_ones(texts: Callable[..., tuple[str, str]], how: dict, expected: 
             {"edit": lambda t: t.replace("tuning =", "#")},
             "All arms use one learning rate, and the comparison does not",
         ),
-        ({"edit": lambda t: "jobs = 2\n" + t}, "a machine that was shared"),
+        ({"edit": lambda t: "concurrent_runs = 2\n" + t}, "a machine that was shared"),
         (
             {"multiplier": lambda arm, _: 0.7 if arm == "mot" else 1.0},
             "mot did not reach all losses that dense had",

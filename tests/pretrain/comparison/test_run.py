@@ -82,7 +82,7 @@ def test_a_layout_that_cannot_be_is_refused_where_runs_are_started(
 
 def test_fewer_than_one_run_at_a_time_is_refused(synthetic_plan: Callable[..., ComparisonPlan]) -> None:
     with pytest.raises(ConfigError, match="--concurrent-runs 0: at least one"):
-        run_comparison(synthetic_plan().path, jobs=0)
+        run_comparison(synthetic_plan().path, concurrent_runs=0)
 
 
 def test_a_comparison_that_runs_already_is_not_started_twice(
