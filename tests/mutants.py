@@ -1,10 +1,10 @@
-"""Whether the tests see faults: a known fault at a time is put into a copy of the sources, and tests must fail.
+"""Whether tests see faults: one known fault at a time is put into a copy of the sources, and tests must fail.
 
     python -m tests.mutants [--jobs 2] [WORD ...]       only mutants whose file or fault holds a WORD
 
-The faults are those of mutants.toml, which are small and would hurt: a sign, a factor, a rank, a sum that is left
-out. Each is tried with the tests that mirror its file and with those that the table names, which must be green
-without it. A mutant that no test sees is named at the end, and the exit code is 1.
+The faults are those of mutants.toml. They are small and would hurt: a sign, a factor, a rank, a sum that is
+left out. A fault is tried with the tests that mirror its file and with those that the table names; without the
+fault these tests must be green. Mutants that no test sees are named at the end, and the exit code is then 1.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Mutant:
 
 
 def mutants(root: Path) -> Iterator[Mutant]:
-    """All mutants of mutants.toml. Raises ValueError for one whose old text is not in its file exactly once."""
+    """All mutants of mutants.toml. Raises ValueError where an old text is not in its file exactly once."""
     for file, entry in tomllib.loads((Path(__file__).with_suffix(".toml")).read_text()).items():
         text = (root / file).read_text()
         mirrored = f"tests/{file.rpartition('/')[0]}/test_{file.rpartition('/')[2]}"
@@ -51,7 +51,7 @@ def mutants(root: Path) -> Iterator[Mutant]:
 
 
 def outcome(mutant: Mutant, copy: Path) -> str:
-    """ "killed", "survived", or what went wrong, of a mutant whose tests are run in `copy` of the repository."""
+    """ "killed", "survived", or what went wrong, after a mutant's tests have run in `copy`, a repository."""
     place = copy / mutant.file
     good = place.read_text()
     place.write_text(good.replace(mutant.old, mutant.new))
