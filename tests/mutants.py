@@ -1,30 +1,32 @@
 """Whether tests see faults: one known fault at a time is put into a copy of the sources, and tests must fail.
 
-    python -m tests.mutants [--jobs 2] [WORD ...]       only mutants whose file or fault holds a WORD
+    python -m tests.mutants [WORD ...]       with words: only mutants whose file or fault holds one of them
 
 The faults are those of mutants.toml. They are small and would hurt: a sign, a factor, a rank, a sum that is
-left out. A fault is tried with the tests that mirror its file and with those that the table names; without the
-fault these tests must be green. Mutants that no test sees are named at the end, and the exit code is then 1.
+left out. A fault is tried with the tests that mirror its file and with those that the table names, which must
+be green without it. Mutants that no test sees are named at the end, and the exit code is then 1.
 """
 
 import argparse
+import importlib
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 240.0
 """Of the tests of one mutant. A mutant that makes them hang is seen."""
+_LIBRARIES = ("torch", "deepspeed", "megatron.core.tensor_parallel", "pytest", "hypothesis", "beartype")
+"""They take seconds to import: imported once, and not for every mutant."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +58,34 @@ def outcome(mutant: Mutant, copy: Path) -> str:
     good = place.read_text()
     place.write_text(good.replace(mutant.old, mutant.new))
     try:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-xq",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:xdist",
-            *mutant.tests,
-        ]
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        return "killed"
+        code = exit_code(copy, mutant.tests)
     finally:
         place.write_text(good)
     # 1: a test failed; all else, such as a file that cannot be imported, is a mistake in mutants.toml.
-    verdicts = {0: "survived", 1: "killed"}
-    return verdicts.get(done.returncode) or f"pytest ended with {done.returncode}: {done.stdout[-1500:]}"
+    return {0: "survived", 1: "killed", -signal.SIGKILL: "killed"}.get(code, f"pytest ended with {code}")
+
+
+def exit_code(folder: Path, tests: Sequence[str]) -> int:
+    """Of pytest on `tests` of the repository in `folder`; -SIGKILL where they took longer than TIMEOUT_S."""
+    sys.stdout.flush()
+    if not (pid := os.fork()):
+        os.setsid()
+        os.chdir(folder)
+        output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        sys.path[:] = [str(folder), *(place for place in sys.path if place not in ("", str(ROOT)))]
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        pytest = importlib.import_module("pytest")
+        os._exit(pytest.main(["-xq", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+    deadline = time.monotonic() + TIMEOUT_S
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def copy_of(root: Path, folder: Path) -> Path:
@@ -89,31 +100,25 @@ def copy_of(root: Path, folder: Path) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants")
     parser.add_argument("words", nargs="*", metavar="WORD")
-    parser.add_argument("--jobs", type=int, default=1)
-    args = parser.parse_args(argv)
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    chosen = [
-        mutant
-        for mutant in mutants(ROOT)
-        if not args.words or any(word in f"{mutant.file} {mutant.fault}" for word in args.words)
-    ]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
-        copies: SimpleQueue[Path] = SimpleQueue()
-        for number in range(args.jobs):
-            copies.put(copy_of(ROOT, Path(folder, str(number))))
-
-        def tried(mutant: Mutant) -> tuple[Mutant, str, float]:
-            copy, began = copies.get(), time.monotonic()
+    words = parser.parse_args(argv).words
+    os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    sys.dont_write_bytecode = True  # of a file that changes within a second
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    for library in _LIBRARIES:
+        importlib.import_module(library)
+    unseen, count = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copy_of(ROOT, Path(folder))
+        for mutant in mutants(ROOT):
+            if words and not any(word in f"{mutant.file} {mutant.fault}" for word in words):
+                continue
+            began, count = time.monotonic(), count + 1
             result = outcome(mutant, copy)
-            copies.put(copy)
-            return mutant, result, time.monotonic() - began
-
-        results = []
-        for mutant, result, seconds in pool.map(tried, chosen):
+            seconds = time.monotonic() - began
             print(f"{seconds:5.0f} s  {result}  {mutant.file}: {mutant.fault}", flush=True)
-            results.append((mutant, result))
-    unseen = [mutant for mutant, result in results if result != "killed"]
-    print(f"{len(results)} mutants, {len(results) - len(unseen)} killed; not killed:")
+            if result != "killed":
+                unseen.append(mutant)
+    print(f"{count} mutants, {count - len(unseen)} killed; not killed:")
     for file, group in itertools.groupby(unseen, key=lambda mutant: mutant.file):
         print(f"  {file}: {'; '.join(mutant.fault for mutant in group)}")
     return 1 if unseen else 0

@@ -1,4 +1,4 @@
-"""Which rows of a product of parameters to test: few, in which every pair of values of two parameters is seen."""
+"""Which rows of a product of parameters to test: few, which hold every pair of values of two parameters."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
