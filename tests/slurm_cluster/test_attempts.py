@@ -23,7 +23,7 @@ from tests.slurm_cluster.cluster import Cluster, environment_of
 from tests.slurm_cluster.conftest import REPOSITORY, REQUIRED, Submitted
 from tests.slurm_cluster.running import LONG, Make, kill_rank, rank_processes, saved, signal_rank, wait_until
 
-pytestmark = pytest.mark.xdist_group("slurm_cluster")
+pytestmark = pytest.mark.xdist_group("cluster 3")
 
 
 def test_a_preempted_job_starts_again(tiny: Make, cluster: Cluster) -> None:

@@ -12,7 +12,7 @@ from tests.slurm_cluster.cluster import Cluster
 from tests.slurm_cluster.conftest import Submitted
 from tests.slurm_cluster.running import LONG, kill_rank, saved, wait_until
 
-pytestmark = pytest.mark.xdist_group("slurm_cluster")
+pytestmark = pytest.mark.xdist_group("cluster 1")
 
 
 def overwrite_shards(run: Submitted, job: int) -> None:

@@ -16,7 +16,7 @@ from tests.slurm_cluster.cluster import Cluster, end_orphans, environment_of, ru
 from tests.slurm_cluster.conftest import REPOSITORY
 from tests.slurm_cluster.running import LONG, Make, kill_rank, saved, wait_until
 
-pytestmark = pytest.mark.xdist_group("slurm_cluster")
+pytestmark = pytest.mark.xdist_group("cluster 2")
 
 
 def test_two_nodes_train_to_the_end(tiny: Make, cluster: Cluster) -> None:

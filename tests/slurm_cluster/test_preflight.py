@@ -11,7 +11,7 @@ from tests.slurm_cluster.cluster import Cluster
 from tests.slurm_cluster.conftest import Submitted
 from tests.slurm_cluster.running import wait_until
 
-pytestmark = pytest.mark.xdist_group("slurm_cluster")
+pytestmark = pytest.mark.xdist_group("cluster 3")
 Make = Callable[..., Submitted]
 
 
