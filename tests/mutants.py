@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 600.0
-"""Of the tests of one mutant. Ranks that hang because of it are a failure much sooner (parallel/testing.py)."""
+"""Of the tests of one mutant. Ranks that hang fail their test much sooner (parallel/testing.py)."""
 _LIBRARIES = ("torch", "deepspeed", "megatron.core.tensor_parallel", "pytest", "hypothesis", "beartype")
 """They take seconds to import: imported once, and not for every mutant."""
 

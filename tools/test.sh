@@ -11,7 +11,8 @@ bash tools/setup.sh
 PATH="$PWD/.venv/bin:$PATH"
 # One thread a process: pytest-xdist already fills the cores, and sums then have one order.
 export OMP_NUM_THREADS=1 DS_ACCELERATOR="${DS_ACCELERATOR:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}"
-workers=(-n "$(python -c 'import os; print(min(8, os.cpu_count() or 1))')" --dist loadgroup)
+# By file: what the tests of a file share is made once.
+workers=(-n "$(python -c 'import os; print(min(8, os.cpu_count() or 1))')" --dist loadfile)
 quick=(
   tests/architecture tests/data_pipeline/{shards,stream} tests/parallel/test_{layout,partition,routing,towers}.py
   tests/pretrain/{checkpoint,models} tests/pretrain/comparison/test_{statistics,verdict}.py
@@ -28,9 +29,9 @@ pyright
 # Jobs of Slurm mostly wait: three clusters beside the tests that fill the cores.
 log=$(mktemp)
 pytest -n 3 --dist loadgroup tests/slurm_cluster >"$log" 2>&1 &
-failed=0
+slurm=$! failed=0
+trap 'kill "$slurm" 2>/dev/null || true; rm "$log"' EXIT
 pytest "${workers[@]}" --ignore=tests/slurm_cluster "$@" || failed=$?
-wait "$!" || failed=$?
+wait "$slurm" || failed=$?
 cat "$log"
-rm "$log"
 exit "$failed"

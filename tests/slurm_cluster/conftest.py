@@ -1,7 +1,7 @@
 """One cluster for all tests of a worker, and runs to submit to it.
 
-Tests mostly wait for Slurm: their files are in three groups that wait about equally long, so that three clusters
-may run side by side (tools/test.sh).
+Tests mostly wait for Slurm. Their files are in three groups that wait about equally long, so that three
+clusters may run side by side (tools/test.sh).
 """
 
 import contextlib
