@@ -178,7 +178,7 @@ def test_a_plain_user_submits_and_is_told_what_may_not_be_written(cluster: Clust
             pytest.skip(reason)
 
         def submit(*arguments: str) -> "subprocess.CompletedProcess[str]":
-            command = [*become, python, *run.command(*arguments)[1:]]
+            command = [*become, python, *run.command(*arguments, nodes=1, tasks_per_node=1)[1:]]
             return subprocess.run(
                 command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300
             )
@@ -192,7 +192,7 @@ def test_a_plain_user_submits_and_is_told_what_may_not_be_written(cluster: Clust
         ended = run.finish(int(done.stdout.partition(":")[0].removeprefix("job ")))
         assert (ended["JobState"], ended["UserId"]) == ("COMPLETED", "nobody(65534)"), run.text()
         (attempt,) = run.attempts()
-        assert (attempt["next"], attempt["to_step"], attempt["world_size"]) == ("done", 24, 4)
+        assert (attempt["next"], attempt["to_step"], attempt["world_size"]) == ("done", 24, 1)
         assert (run.run_dir / "metrics.jsonl").stat().st_uid == 65534
     finally:
         shutil.rmtree(folder, ignore_errors=True)
