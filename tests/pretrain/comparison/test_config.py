@@ -159,7 +159,9 @@ def test_the_plan_is_written_before_anything_runs_and_binds(comparison_files: Ca
     assert written["comparison"]["question"] == plan.config.question
     assert written["runs"]["mot_seed2"]["model"]["towers"]["image"] == "image"
     write_plan(make_plan(files.comparison))  # the same plan goes on
-    write_plan(make_plan(files.comparison, ["comparison.concurrent_runs=2"]))  # how it is run is no part of it
+    write_plan(
+        make_plan(files.comparison, ["comparison.concurrent_runs=2"])
+    )  # how it is run is no part of it
     for change, shown in (
         ("optimizer.learning_rate=2e-3", r"dense_seed1.optimizer.learning_rate: 0.002 .* 0.001 there"),
         ("comparison.seeds=[1, 2]", r"comparison.seeds: .*\n  run dense_seed3: only there"),
