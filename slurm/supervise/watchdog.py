@@ -56,19 +56,21 @@ def watch(
     hang_after_s: float,
     *,
     wait_s: float = WAIT_S + _PATIENCE_S,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Callable[[], str | None]:
     """A function that says what is wrong once ranks hang, None so long as they do not.
 
     `errors`: of srun. `wait_s`: from the first sign that a rank has ended. `hang_after_s` 0: silence is none.
+    `clock` returns seconds.
     """
     # Looks are seldom: they are stats of every file of an attempt, on a file system that others use.
     look_s, poll_s = min(5.0, wait_s / 10), min(60.0, hang_after_s / 10)
-    seen, changed = _signature(attempt_dir, run_dir), time.monotonic()
+    seen, changed = _signature(attempt_dir, run_dir), clock()
     looked, polled, first_end = changed, changed, float("inf")
 
     def hang() -> str | None:
         nonlocal seen, changed, looked, polled, first_end
-        now = time.monotonic()
+        now = clock()
         if now - looked >= look_s:
             looked = now
             if any(attempt_dir.glob("rank*.end.json")) or _ENDED.search(errors.read_text(errors="replace")):

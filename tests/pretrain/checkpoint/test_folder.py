@@ -84,11 +84,12 @@ def test_a_manifest_of_the_first_format_has_no_tensors(tmp_path: Path) -> None:
 
 
 def test_prune_never_counts_a_damaged_one_as_kept(tmp_path: Path) -> None:
-    two, three, four = (_checkpoint(tmp_path, step) for step in (2, 3, 4))
+    two, three, four, six = (_checkpoint(tmp_path, step) for step in (2, 3, 4, 6))
     (four / "engine" / "a").unlink()
+    (six / "engine" / "a").write_bytes(b"cut short")
     _checkpoint(tmp_path, 5, {"format": 1})
     assert prune(tmp_path, 1) == [two]
-    assert [step for step, _ in checkpoints(tmp_path)] == [3, 4, 5]
+    assert [step for step, _ in checkpoints(tmp_path)] == [3, 4, 5, 6]
     assert three.is_dir()
 
 
