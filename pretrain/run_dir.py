@@ -19,9 +19,8 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.toml_config import ConfigError, validate
 from parallel.layout import data_parallel_size
 from pretrain.config import RunConfig, differences
+from pretrain.run_files import CHECKPOINTS, CONFIG, LOCK, LOGS, RECORD
 
-CONFIG, RECORD, LOCK = "config.resolved.json", "record.json", "lock"
-LOGS, CHECKPOINTS = "logs", "checkpoints"
 PACKAGES = ("torch", "deepspeed", "megatron-core", "motley", "numpy")
 
 FREE_KEYS = (

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
-from parallel.launch import LaunchError, own_arguments, rank_facts
+from parallel.launch import LaunchError, RankFacts, own_arguments, rank_facts
 from parallel.rank_end import EndRecord, behind, kind_of_error
-from pretrain.config import load
-from pretrain.run_dir import LOGS, RunDir
+from pretrain.config import RunConfig, load
+from pretrain.run_dir import RunDir
+from pretrain.run_files import LOGS
 from pretrain.train.checks import check_run
-from pretrain.train.loop import train
 from pretrain.train.rank_log import log_rank
 from pretrain.train.stop_signal import StopSignal
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
             run = RunDir.open(config, world_size=facts.world_size, command=["motley", "train", *argv])
         if facts.world_size > 1 and facts.attempt_dir is None:
             terminal = log_rank(config.run_dir / LOGS, facts.rank)
-        step, code = train(config, facts, run, stop)
+        step, code = _train(config, facts, run, stop)
         stopped = f"{stop.received[0]}" if stop.requested else "another rank was told to stop"
         status, reason = ("done", "all steps done") if code == ExitCode.DONE else ("stopped", stopped)
         if run is not None:
@@ -57,6 +57,16 @@ def main(argv: Sequence[str]) -> int:
         if terminal is not None:
             print(f"motley train: {type(error).__name__} on a rank; see {terminal.log}", file=terminal.stream)
         return code
+
+
+def _train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSignal) -> tuple[int, int]:
+    """(steps done, exit code). Imports torch here: a process that only starts ranks does without it."""
+    from parallel.world import start
+
+    world = start(config.parallel, facts)  # before the loop imports megatron-core, which would warn
+    from pretrain.train.loop import train
+
+    return train(config, world, run, stop)
 
 
 def _explain(error: Exception) -> tuple[int, bool]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from parallel.exit_codes import ExitCode
 from parallel.rank_end import SUFFIX, kind_of_text, one_line
+from pretrain.run_files import rank_log
 
 _ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,\[\]-]+): ((?!running|exited\b).+)")
 _NODE_FAILURE = re.compile(r"Node failure on ([^\s,;]+)|DUE TO NODE FAILURE", re.IGNORECASE)
@@ -141,7 +142,7 @@ def _of_record(end: dict[str, Any], srun_log: str) -> Cause:
 
 def _of_silent(end: _End, attempt_dir: Path, srun_log: str) -> Cause:
     """Of a rank without a record."""
-    tail = end_of_log(attempt_dir / f"rank{end.rank}.log")
+    tail = end_of_log(attempt_dir / rank_log(end.rank))
     code = _code(end.text) or 1
     killed = end.text == "" or any(end.text.startswith(name) for name in _SIGNALS if name)
     if code == ExitCode.REQUEUE:

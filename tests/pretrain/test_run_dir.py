@@ -9,7 +9,8 @@ import pytest
 
 from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.config import RunConfig
-from pretrain.run_dir import CONFIG, LOCK, RECORD, RunDir, check_config, check_writable, finished_step
+from pretrain.run_dir import RunDir, check_config, check_writable, finished_step
+from pretrain.run_files import CONFIG, LOCK, RECORD
 
 
 def _config(runs_dir: Path, **changes) -> RunConfig:
