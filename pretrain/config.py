@@ -23,14 +23,17 @@ class SourceConfig(_Frozen):
 
 
 class DataConfig(_Frozen):
+    removed: ClassVar[dict[str, str]] = {
+        "num_workers": "one thread reads ahead now, whose length data.prefetch_steps says"
+    }
+
     train: tuple[SourceConfig, ...] = Field(min_length=1)
     heldout: str | None = None
     """Folder of token shards for evaluation."""
     document_mask: bool = True
     """False lets attention cross documents of a sequence."""
-    num_workers: NonNegativeInt = 1
-    prefetch_steps: PositiveInt = 4
-    """Optimizer steps read ahead by each worker."""
+    prefetch_steps: NonNegativeInt = 2
+    """Optimizer steps that a thread reads and packs ahead; 0: each step waits for its data."""
 
 
 class ScheduleConfig(_Frozen):

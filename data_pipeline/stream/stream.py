@@ -17,6 +17,7 @@ in the stream, with a fingerprint of all sequences before it.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,7 @@ class Stream:
         self._identity = tuple(
             (source.index_hash, str(share)) for source, share in zip(self.sources, self.shares, strict=True)
         )
-        self._blocks: dict[int, _Block] = {}
+        self._block = lru_cache(_KEPT_BLOCKS)(self._plan_block)
 
     def start(self) -> StreamState:
         """The state before the first sequence."""
@@ -214,13 +215,6 @@ class Stream:
             (drawn + int(now)) / source.num_documents
             for drawn, now, source in zip(before, begun, self.sources, strict=True)
         )
-
-    def _block(self, block: int) -> _Block:
-        if block not in self._blocks:
-            while len(self._blocks) >= _KEPT_BLOCKS:
-                del self._blocks[next(iter(self._blocks))]
-            self._blocks[block] = self._plan_block(block)
-        return self._blocks[block]
 
     def _plan_block(self, block: int) -> _Block:
         source, document, slots, crc32 = self._draw(block)

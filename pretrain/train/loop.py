@@ -3,7 +3,7 @@
     stream        documents -> packed sequences, in one order for all layouts   data_pipeline/stream/stream.py
       v           a rank's share of the step, cut into micro-batches
     Batch         ids, targets, loss weights, positions  [sequences, tokens]    data_pipeline/stream/batch.py
-      v           tokens sorted by tower, mask of documents
+      v           tokens sorted by tower, mask of documents; up to here a thread works ahead (loader.py)
     ModelInputs   the same values sorted, flat  [tokens]                        pretrain/models/inputs.py
       v           embedding, blocks, head, cross-entropy
     sums          of weighted losses and of loss weights, per modality          pretrain/models/pretraining.py
@@ -22,6 +22,7 @@ Importing this module imports torch and megatron-core: parallel.world.start come
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from data_pipeline.stream.loader import StepBatch
 from data_pipeline.stream.stream import Stream, describe
@@ -39,7 +40,7 @@ from pretrain.evaluation.losses import (
     routing_states,
     tokens_that_ran,
 )
-from pretrain.models.inputs import ModelInputs, build_inputs
+from pretrain.models.inputs import ModelInputs
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_dir import RunDir
 from pretrain.run_files import CHECKPOINTS
@@ -112,22 +113,10 @@ def announce(config: RunConfig, run: RunDir, data: Stream, state: TrainState, wo
     print("\n".join((*describe(data), f"{config.run_dir}: {place}")), flush=True)
 
 
-def routing_state(config: RunConfig, state: TrainState) -> RoutingState:
-    """What routers choose tokens by in the step that comes next: constant within the step."""
-    return RoutingState(thresholds=state.thresholds, progress=state.step / config.num_steps)
-
-
 def inputs_of_step(config: RunConfig, batch: StepBatch, state: TrainState) -> list[ModelInputs]:
-    """What the engine trains on in this step: one ModelInputs for each micro-batch of the rank."""
-    return [
-        build_inputs(
-            micro_batch,
-            config.model,
-            document_mask=config.data.document_mask,
-            routing_state=routing_state(config, state),
-        )
-        for micro_batch in batch.micro_batches
-    ]
+    """What the engine trains on: the inputs made ahead, with the RoutingState, which only now is known."""
+    routing_state = RoutingState(thresholds=state.thresholds, progress=state.step / config.num_steps)
+    return [replace(inputs, routing_state=routing_state) for inputs in batch.inputs]
 
 
 def step_and_count(

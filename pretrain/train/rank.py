@@ -87,10 +87,10 @@ def _why(error: Exception) -> tuple[str, str]:
 
 def _kind(error: BaseException) -> str | None:
     """The kind of an error of our own; None for another's."""
-    from data_pipeline.shards.faults import ChangedIndex, ReaderDied, SpanTooLong
+    from data_pipeline.shards.faults import ChangedIndex, SpanTooLong
     from data_pipeline.shards.tar import ShardError
 
-    if isinstance(error, ShardError | ChangedIndex | SpanTooLong | ReaderDied):
+    if isinstance(error, ShardError | ChangedIndex | SpanTooLong):
         return "data"
     if isinstance(error, ConfigError | LaunchError):
         return "user_error"

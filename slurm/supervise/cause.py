@@ -80,7 +80,7 @@ def find_cause(
     code = srun_code or 1
     failures = [end for end in records if end["kind"] not in ("done", "stopped", "lost_peer")]
     if failures:
-        return _of_record(_first(failures), srun_log)
+        return _of_record(_first(failures))
     if hang is not None:
         return Cause("hang", None, None, hang, code)
     if lost := _NODE_FAILURE.search(srun_log):
@@ -105,7 +105,7 @@ def find_cause(
     if culprits := [cause for cause in causes if cause.kind not in ("stopped", "lost_peer")]:
         return culprits[0]
     if lost_peers:
-        return _of_record(_first(lost_peers), srun_log)
+        return _of_record(_first(lost_peers))
     if causes := [cause for cause in causes if cause.kind == "lost_peer"]:
         return causes[0]
     if stopped:
@@ -132,12 +132,8 @@ def _first(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def _of_record(end: dict[str, Any], srun_log: str) -> Cause:
-    kind = end["kind"]
-    # A process that reads the data died: of what, only Slurm knows.
-    if kind == "data" and "is killed by signal: Killed" in end["message"] and _OOM_KILL.search(srun_log):
-        kind = "out_of_memory"
-    return Cause(kind, end["rank"], end["host"], end["message"], end["exit_code"])
+def _of_record(end: dict[str, Any]) -> Cause:
+    return Cause(end["kind"], end["rank"], end["host"], end["message"], end["exit_code"])
 
 
 def _of_silent(end: _End, attempt_dir: Path, srun_log: str) -> Cause:
