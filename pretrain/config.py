@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from data_pipeline.files.toml_config import ConfigError, load_config
+from parallel.adamw import adamw
 from parallel.layout import ParallelConfig, Precision, check_layout
+from parallel.optimizer import OptimizerSpec
 from pretrain.models.config import SHARED_TOWER, ModelConfig
 
 
@@ -70,6 +72,11 @@ class OptimizerConfig(_Frozen):
     schedule: ScheduleConfig = ScheduleConfig()
     towers: dict[str, TowerOptimizerConfig] = {}
     """Tower -> what differs for its weights; "shared" names embedding, head and tied parts."""
+
+    @property
+    def spec(self) -> OptimizerSpec:
+        """The optimizer as engines, checkpoints and plans know it."""
+        return adamw(beta1=self.beta1, beta2=self.beta2, eps=self.eps)
 
 
 class EveryStepsConfig(_Frozen):

@@ -5,7 +5,6 @@ from functools import partial
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.stream.loader import Loader
 from data_pipeline.stream.stream import Stream, StreamState
-from parallel.engine import AdamWSettings
 from parallel.partition import partition
 from parallel.pipeline_engine import PipelineEngine
 from parallel.world import World
@@ -44,7 +43,8 @@ def engine(config: RunConfig, world: World) -> ZeroEngine:
         module,
         parameter_groups(module.named_parameters(), optimizer),
         world,
-        settings=AdamWSettings(optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.max_grad_norm),
+        optimizer=optimizer.spec,
+        max_grad_norm=optimizer.max_grad_norm,
         learning_rate_at=learning_rate_at,
         zero_stage=config.parallel.zero_stage,
         precision=config.precision,
