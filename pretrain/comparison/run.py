@@ -14,6 +14,7 @@ from pretrain.comparison.config import ComparisonPlan, PlannedRun, check_same_pl
 from pretrain.comparison.run_queue import Job, Outcome, only_one, run_jobs
 from pretrain.config import RunConfig
 from pretrain.run_dir import check_config, finished_step
+from pretrain.run_files import COMPARE_LOG, LOGS, METRICS
 from pretrain.train.checks import check_run
 
 START = (
@@ -146,8 +147,8 @@ def _job(plan: ComparisonPlan, run: PlannedRun, concurrent_runs: int) -> Job:
         name=run.name,
         argv=(sys.executable, "-c", START, str(run_file), str(processes)),
         env=child_environment(concurrent_runs * processes, threads=plan.config.threads_per_run),
-        log=config.run_dir / "logs" / "compare.log",
-        metrics=config.run_dir / "metrics.jsonl",
+        log=config.run_dir / LOGS / COMPARE_LOG,
+        metrics=config.run_dir / METRICS,
         num_steps=config.num_steps,
     )
 

@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from pretrain.checkpoint.folder import SAVING
+from pretrain.run_files import CHECKPOINTS, METRICS
+
 WAIT_S = 60
 """srun's --wait: from the end of the first task to that of the others, which it then ends."""
 _PATIENCE_S = 30
@@ -100,9 +103,9 @@ def _signature(attempt_dir: Path, run_dir: Path) -> tuple[int, int, int]:
 
 def _files(attempt_dir: Path, run_dir: Path) -> Iterable[Path]:
     yield from attempt_dir.glob("*")
-    yield run_dir / "metrics.jsonl"
-    checkpoints = run_dir / "checkpoints"
+    yield run_dir / METRICS
+    checkpoints = run_dir / CHECKPOINTS
     yield checkpoints
-    for unfinished in checkpoints.glob("saving.*"):
+    for unfinished in checkpoints.glob(f"{SAVING}*"):
         for folder, _, names in os.walk(unfinished):
             yield from (Path(folder, name) for name in names)
