@@ -23,7 +23,7 @@ def deepspeed_config(
 
     Stage 0 gets no clipping, because DeepSpeed clips there without reporting the norm; the engine does both.
     `persistent_elements`: the largest size of a parameter that ZeRO-3 keeps whole on every rank.
-    Raises ValueError for stage 0 with bf16, which steps Adam on zero gradients at start-up
+    Raises ValueError for stage 0 with bf16, which steps the optimizer on zero gradients at start-up
     (runtime/fp16/unfused_optimizer.py:425).
     """
     if zero_stage == 0 and precision == "bf16":
@@ -42,7 +42,7 @@ def deepspeed_config(
             "reduce_bucket_size": BUCKET_ELEMENTS,
             "allgather_bucket_size": BUCKET_ELEMENTS,
         },
-        # torch's AdamW is not on ZeRO's list of optimizers, but it is elementwise, which suffices.
+        # torch's optimizer is not on ZeRO's list of optimizers, but it is elementwise (optimizer.py).
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
         "wall_clock_breakdown": False,

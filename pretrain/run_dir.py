@@ -20,15 +20,13 @@ from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.toml_config import ConfigError, validate
 from parallel.layout import data_parallel_size
 from pretrain.config import RunConfig, differences
+from pretrain.run_files import CHECKPOINTS, CONFIG, LOCK, LOGS, RECORD
 
-CONFIG, RECORD = "config.resolved.json", "record.json"
-LOGS, CHECKPOINTS = "logs", "checkpoints"
 PACKAGES = ("torch", "deepspeed", "megatron-core", "motley", "numpy")
 
 FREE_KEYS = (
     "runs_dir",
     "keep_checkpoints",
-    "data.num_workers",
     "data.prefetch_steps",
     "parallel",
 )
@@ -142,6 +140,7 @@ def _lock(path: Path) -> ExitStack:
                     f"{path} is in use by {holder}; a run directory has one writer: "
                     "wait for it, stop it, or give this run another name=..."
                 ),
+                name=LOCK,
             )
         )
     except OSError as error:

@@ -1,11 +1,13 @@
 """The files of checkpoints: listing, checking, removing and quarantining them.
 
 checkpoints/step_00000500/       a whole checkpoint; it is renamed to this when all files are on disk
-    engine/rank_00000.safetensors  a rank's fragments of logical tensors: NAME/parameter, NAME/exp_avg ...
+    engine/rank_00000.safetensors  a rank's fragments of logical tensors: NAME/parameter, and NAME/exp_avg
+                                 and so on, by the names of the optimizer's states
     rng/rank_00000.pt            a rank's states of random-number generators
     state.json                   step, and the state of the training loop
     manifest.json                size and SHA-256 of every file above; shape, digests and ranges of every
-                                 logical tensor; layout, versions, seconds that the save took
+                                 logical tensor; name and counters of the optimizer; layout, versions, seconds
+                                 that the save took
 checkpoints/saving.step_.../     a checkpoint that is being written, or whose writer was killed
     reports/rank_00000.json      a rank's share of the manifest, written when its files are on disk
 checkpoints/removing.step_.../   a checkpoint that is being removed
@@ -23,7 +25,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
+"""Format 2, which is read too, has "adam_step" where 3 has "optimizer": {"name", "counters"}."""
 MANIFEST, STATE = "manifest.json", "state.json"
 SAVING, CORRUPT = "saving.", ".corrupt"
 _REMOVING = "removing."
@@ -66,12 +69,12 @@ def report_file(rank: int) -> str:
 def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     """(manifest, []), or ({}, problems). Raises CheckpointError for a manifest of another format."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = _of_this_format(json.loads((path / MANIFEST).read_text()))
         version, step = manifest["format"], manifest["step"]
         whole = version != FORMAT or (
             all({"bytes", "sha256"} <= entry.keys() for entry in manifest["files"].values())
             and STATE in manifest["files"]
-            and {"tensors", "adam_step", "layout"} <= manifest.keys()
+            and {"tensors", "optimizer", "layout"} <= manifest.keys()
         )
     except FileNotFoundError:
         return {}, [f"{MANIFEST}: missing"]
@@ -81,12 +84,21 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"{MANIFEST}: not a checkpoint's manifest"]
     if version != FORMAT:
         raise CheckpointError(
-            f"{path / MANIFEST} is of format {version}, this version reads {FORMAT}; "
+            f"{path / MANIFEST} is of format {version}, this version reads 2 and {FORMAT}; "
             "resume with the version that wrote it"
         )
     if not whole or path.name != checkpoint_path(path.parent, step).name:
         return {}, [f"{MANIFEST}: not the manifest of {path.name}"]
     return manifest, []
+
+
+def _of_this_format(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of format 2, which only AdamW wrote, as one of format 3; any other as it is."""
+    if manifest["format"] != 2:
+        return manifest
+    updates = manifest["adam_step"]
+    optimizer = {"name": "adamw", "counters": {"step": float(updates)} if updates else None}
+    return manifest | {"format": FORMAT, "optimizer": optimizer}
 
 
 def find_corruption(path: Path, share: slice = slice(None)) -> list[str]:

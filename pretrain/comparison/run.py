@@ -3,6 +3,7 @@
 This module imports no torch.
 """
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from pretrain.comparison.config import ComparisonPlan, PlannedRun, check_same_pl
 from pretrain.comparison.run_queue import Outcome, RunCommand, lock_comparison, run_commands
 from pretrain.config import RunConfig
 from pretrain.run_dir import check_config, finished_step
+from pretrain.run_files import COMPARE_LOG, LOGS, METRICS
 from pretrain.train.checks import check_run
 
 START = (
@@ -62,7 +64,7 @@ def run_comparison(
             f"Stopped. To go on: motley compare {path} {' '.join(overrides)}".rstrip(), file=out, flush=True
         )
         return ExitCode.FAILED if failed else ExitCode.REQUEUE
-    _report_finished(plan, failed, out)
+    _report_finished(plan, todo, failed, out)
     for outcome in failed:
         print(f"{outcome.name} failed ({outcome.log}); the same command tries it again", file=out, flush=True)
     return ExitCode.FAILED if failed else ExitCode.DONE
@@ -70,26 +72,46 @@ def run_comparison(
 
 def report(plan: ComparisonPlan, out: TextIO) -> Path:
     """Write the report, print its verdict and return its page. Raises ConfigError if nothing has run."""
-    # Matplotlib, Jinja and SciPy take a second to import, so a refused comparison does not import them.
-    from pretrain.comparison.caveats import caveats
+    # Matplotlib, Jinja and SciPy take seconds to import, so a refused comparison does not import them.
     from pretrain.comparison.findings import find
     from pretrain.comparison.report.page import write_report
     from pretrain.comparison.results import load_results
-    from pretrain.comparison.verdict import headline, verdicts
 
-    findings = find(plan, load_results(plan))
-    page = write_report(findings, plan.directory / "report")
-    lines = [""]
-    for arm in plan.others:
-        lines += [headline(findings, arm), *(f"  {v.sentence}" for v in verdicts(findings, arm)), ""]
-    lines += [f"  Mind: {caveat.text}" for caveat in caveats(findings) if caveat.grave]
-    lines.append(f"Report: {page.resolve()}")
-    print("\n".join(lines), file=out, flush=True)
+    page = write_report(find(plan, load_results(plan)), plan.directory / "report")
+    print_verdict(plan, page, out)
     return page
 
 
-def _report_finished(plan: ComparisonPlan, failed: Sequence[Outcome], out: TextIO) -> None:
-    """Write the report; if runs failed and no seed is finished, say that there is none."""
+def print_verdict(plan: ComparisonPlan, page: Path, out: TextIO) -> None:
+    """Print the headlines of a report, a sentence per modality, grave caveats and the path of the page."""
+    stated = json.loads((page.parent / "summary.json").read_text())
+    modalities = plan.runs[0].config.model.modalities
+    lines = [""]
+    for arm, headline in stated["headlines"].items():
+        sentences = [
+            c["sentence"] for c in stated["contrasts"] if c["arm"] == arm and c["modality"] in modalities
+        ]
+        lines += [headline, *(f"  {sentence}" for sentence in sentences), ""]
+    lines += [f"  Mind: {caveat['text']}" for caveat in stated["caveats"] if caveat["grave"]]
+    lines.append(f"Report: {page.resolve()}")
+    print("\n".join(lines), file=out, flush=True)
+
+
+def finished_page(plan: ComparisonPlan) -> Path | None:
+    """The page of the report if it is newer than the rows of all runs; None if it must be written."""
+    page = plan.directory / "report" / "index.html"  # the page is the last file of a report
+    metrics = [run.config.run_dir / "metrics.jsonl" for run in plan.runs]
+    if not page.exists() or any(path.stat().st_mtime_ns > page.stat().st_mtime_ns for path in metrics):
+        return None
+    return page
+
+
+def _report_finished(
+    plan: ComparisonPlan, todo: Sequence[PlannedRun], failed: Sequence[Outcome], out: TextIO
+) -> None:
+    """Write the report, or print an up-to-date one again. If runs failed, there may be no finished seed."""
+    if not todo and (page := finished_page(plan)):
+        return print_verdict(plan, page, out)
     try:
         report(plan, out)
     except ConfigError as error:
@@ -131,8 +153,8 @@ def _command(plan: ComparisonPlan, run: PlannedRun, concurrent_runs: int) -> Run
         name=run.name,
         argv=(sys.executable, "-c", START, str(run_file), str(processes)),
         env=child_environment(concurrent_runs * processes, threads=plan.config.threads_per_run),
-        log=config.run_dir / "logs" / "compare.log",
-        metrics=config.run_dir / "metrics.jsonl",
+        log=config.run_dir / LOGS / COMPARE_LOG,
+        metrics=config.run_dir / METRICS,
         num_steps=config.num_steps,
     )
 

@@ -13,16 +13,14 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.files.lock import LOCK
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.run_queue import rows_from_end
 from pretrain.config import RunConfig
-from pretrain.run_dir import RECORD
+from pretrain.run_files import LOCK, METRICS, RECORD
 from slurm.commands import Queued, final_state, in_queue
 from slurm.monitor.targets import RunTarget
 from slurm.records import FOLDER, JOB, Attempt, last_submission, names_of, read_attempts, read_json
 
-METRICS = "metrics.jsonl"
 LIVE = ("queued", "requeued, waiting", "running", "training without Slurm")
 """States in which a run goes on by itself."""
 _PACE_ROWS = 20

@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from pretrain.checkpoint.folder import SAVING
+from pretrain.run_files import CHECKPOINTS, METRICS
+
 WAIT_S = 60
 """srun's --wait: seconds from the end of the first task until srun ends the other tasks."""
 _PATIENCE_S = 30
@@ -56,20 +59,22 @@ def watch(
     hang_after_s: float,
     *,
     wait_s: float = WAIT_S + _PATIENCE_S,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Callable[[], str | None]:
     """A function that returns None while ranks work, and the problem in words once they hang.
 
     `errors`: the file of srun's stderr. `wait_s`: seconds that srun may take to end after a rank has ended.
-    `hang_after_s`: seconds without any write after which ranks are taken to hang; 0: no limit.
+    `hang_after_s`: seconds without any write after which ranks are taken to hang; 0: no limit. `clock`
+    returns seconds.
     """
     # It polls rarely, because a poll stats every file of the attempt on a shared file system.
     ends_poll_s, poll_s = min(5.0, wait_s / 10), min(60.0, hang_after_s / 10)
-    seen, changed = _signature(attempt_dir, run_dir), time.monotonic()
+    seen, changed = _signature(attempt_dir, run_dir), clock()
     ends_polled, polled, first_end = changed, changed, float("inf")
 
     def hang() -> str | None:
         nonlocal seen, changed, ends_polled, polled, first_end
-        now = time.monotonic()
+        now = clock()
         if now - ends_polled >= ends_poll_s:
             ends_polled = now
             if any(attempt_dir.glob("rank*.end.json")) or _ENDED.search(errors.read_text(errors="replace")):
@@ -100,9 +105,9 @@ def _signature(attempt_dir: Path, run_dir: Path) -> tuple[int, int, int]:
 def _files(attempt_dir: Path, run_dir: Path) -> Iterable[Path]:
     """The files and folders that ranks write: logs, metrics and checkpoints."""
     yield from attempt_dir.glob("*")
-    yield run_dir / "metrics.jsonl"
-    checkpoints = run_dir / "checkpoints"
+    yield run_dir / METRICS
+    checkpoints = run_dir / CHECKPOINTS
     yield checkpoints
-    for unfinished in checkpoints.glob("saving.*"):
+    for unfinished in checkpoints.glob(f"{SAVING}*"):
         for folder, _, names in os.walk(unfinished):
             yield from (Path(folder, name) for name in names)

@@ -1,4 +1,4 @@
-"""`motley bench data`: packed tokens per second of one worker, compared with other readers.
+"""`motley bench data`: packed tokens per second of one thread, compared with other readers.
 
 All readers read the same shards from the page cache, in turns, several times. The table also shows the CPU
 time of all processes of a reader together, which a busy machine changes less.
@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # imports of torch and webdataset take seconds, and --help ne
 
 DOCUMENTS_PER_SHARD = 2_000
 READERS = {
-    "motley, one worker": "order, packing, reading with crc32, Batch; sent by a worker process",
-    "motley, in process": "the same in the calling process",
+    "motley, ahead": "order, packing, reading with crc32, Batch; in a thread that reads ahead",
+    "motley": "the same in the calling thread",
     "motley, plan alone": "order and packing of the global batch; nothing is read",
     "webdataset": "tar members -> ids in shard order; no shuffle, packing or Batch",
     "raw, same order": "one pread a document at a known offset; no check, packing or Batch",
@@ -114,8 +114,8 @@ def _readers(
     Tokens are filled slots, or ids if the reader packs nothing.
     """
     runs = (
-        lambda: _load(stream, num_steps, num_workers=1),
-        lambda: _load(stream, num_steps, num_workers=0),
+        lambda: _load(stream, num_steps, prefetch_steps=2),
+        lambda: _load(stream, num_steps, prefetch_steps=0),
         lambda: _plan_alone(stream, num_steps),
         lambda: _webdataset(source),
         _same_order(stream, source, num_steps),
@@ -124,7 +124,7 @@ def _readers(
     return dict(zip(READERS, runs, strict=True))
 
 
-def _load(stream: "Stream", num_steps: int, *, num_workers: int) -> tuple[int, float]:
+def _load(stream: "Stream", num_steps: int, *, prefetch_steps: int) -> tuple[int, float]:
     from data_pipeline.stream.loader import Loader
 
     step_slots = stream.sequences_per_step * stream.context_tokens
@@ -133,8 +133,7 @@ def _load(stream: "Stream", num_steps: int, *, num_workers: int) -> tuple[int, f
         dp_rank=0,
         dp_size=1,
         micro_batch_sequences=stream.sequences_per_step,
-        num_workers=num_workers,
-        prefetch_steps=4,
+        prefetch_steps=prefetch_steps,
     ) as loader:
         loader.next_step()  # start-up is not measured
         begin = time.perf_counter()

@@ -207,7 +207,7 @@ def some_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_shipped_comparisons_are_planned(path: Path, some_data: str) -> None:
     plan = make_plan(path, [some_data])
     assert len(plan.runs) == len(plan.arms) * len(plan.config.seeds)
-    assert plan.config.name == path.stem or plan.config.name == "demo"
+    assert plan.config.name == path.stem
 
 
 def test_the_moe_arms_cost_what_dense_costs(some_data: str) -> None:
