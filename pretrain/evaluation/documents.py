@@ -12,7 +12,6 @@ from data_pipeline.shards.vocabulary import BOS, EOS, TEXT, Vocabulary
 from data_pipeline.stream.order import documents_at, key_of
 from data_pipeline.stream.packing import cut, pack
 
-IMAGE = "image"
 ORDER_KEY = key_of(0)
 """Held-out documents are read in one pseudo-random order, the same for every run whatever its seed."""
 

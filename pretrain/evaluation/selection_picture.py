@@ -11,9 +11,12 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from data_pipeline.shards.index import TokenSource
-from data_pipeline.tokenize.image import PatchTokenizer
-from pretrain.evaluation.documents import IMAGE, Text
+from data_pipeline.tokenize.registry import open_tokenizer
+from data_pipeline.tokenize.tokenizer import Tokenizer
+from pretrain.evaluation.documents import Text
 
+IMAGE = "image"
+"""The modality whose tokens are drawn."""
 LAYERS_DRAWN = 12
 """At most; of more, evenly spaced ones."""
 CELL_PX, LABEL_PX, GAP_PX = 128, 18, 8
@@ -22,14 +25,14 @@ _SLATE, _GREY = np.array([110, 130, 165]), 235
 """What skips is three quarters slate, neither black nor white; grey stands for pixels that are not known."""
 
 
-def image_tokenizer(source: TokenSource) -> PatchTokenizer | str:
+def image_tokenizer(source: TokenSource) -> Tokenizer | str:
     """The one that made the images of `source`, from the tokenizers in its folder or beside it; or why there
     is none."""
     data, made_by = source.folder, source.fingerprints[IMAGE]
     for folder in (data / "tokenizers" / IMAGE, data.parent / "tokenizers" / IMAGE):
         if folder.is_dir():
             try:
-                tokenizer = PatchTokenizer.load(folder)
+                tokenizer = open_tokenizer(folder, IMAGE)
             except (OSError, ValueError) as error:
                 return f"{folder}: {error}"
             fits = tokenizer.fingerprint == made_by
@@ -52,7 +55,8 @@ def sheet(
     for row, text in enumerate(texts):
         is_image = source.vocabulary.modality_of(text.ids) == source.vocabulary.modalities.index(IMAGE)
         start = int(is_image.argmax())
-        codes = text.ids[start : start + int((~is_image[start:]).argmax())] - source.vocabulary.start(IMAGE)
+        ids = text.ids[start : start + int((~is_image[start:]).argmax())]
+        codes = ids - source.vocabulary.first_code(IMAGE)
         for column, layer in enumerate((None, *layers)):
             runs = None if layer is None else ran[layer][row, start : start + len(codes)]
             label = text.name.rpartition("/")[2] if runs is None else f"layer {layer}: {runs.mean():.2f}"
@@ -62,7 +66,7 @@ def sheet(
 
 
 def _panel(
-    codes: Int[np.ndarray, " n"], runs: Bool[np.ndarray, " n"] | None, tokenizer: PatchTokenizer | str
+    codes: Int[np.ndarray, " n"], runs: Bool[np.ndarray, " n"] | None, tokenizer: Tokenizer | str
 ) -> Image.Image:
     """Tokens that are no square are the grid that comes nearest to one."""
     rows = max(n for n in range(1, isqrt(len(codes)) + 1) if len(codes) % n == 0)
