@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -28,6 +28,9 @@ class TokenizerConfig(BaseModel):
 class Tokenizer(Protocol):
     """A fitted tokenizer. What content is, such as str or uint8 [H, W, 3], is the tokenizer's own affair."""
 
+    medium: ClassVar["Medium | None"]
+    """How a person judges the content; None: tokens are counted and nothing else is measured."""
+
     @property
     def config(self) -> TokenizerConfig:
         """The settings that the tokenizer was made with, for the manifest and to open it again."""
@@ -41,11 +44,6 @@ class Tokenizer(Protocol):
     @property
     def fingerprint(self) -> str:
         """A hash that differs between tokenizers whose encode or decode differ; see `fingerprint_of`."""
-        ...
-
-    @property
-    def medium(self) -> "Medium | None":
-        """How a person judges the content; None: tokens are counted and nothing else is measured."""
         ...
 
     def read(self, data: Any) -> Any:

@@ -10,13 +10,13 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from data_pipeline.tokenize.raw import SampleError
-from data_pipeline.tokenize.tokenizer import TokenizerConfig, TokenizerKind, fingerprint_of
+from data_pipeline.tokenize.tokenizer import Medium, TokenizerConfig, TokenizerKind, fingerprint_of
 
 
 class VideoConfig(TokenizerConfig):
@@ -27,10 +27,10 @@ class VideoConfig(TokenizerConfig):
 class Video:
     """The code of a frame is the number of `thresholds` float32 [num_codes - 1] below its mean brightness."""
 
+    medium: ClassVar[Medium | None] = None
+
     config: VideoConfig
     thresholds: np.ndarray
-
-    medium = None
 
     @property
     def size(self) -> int:

@@ -35,7 +35,7 @@ class BpeConfig(TokenizerConfig):
 class BpeTokenizer:
     """A trained sentencepiece model; `model` is the content of its file."""
 
-    medium: ClassVar[Medium] = TEXT_MEDIUM
+    medium: ClassVar[Medium | None] = TEXT_MEDIUM
 
     config: BpeConfig
     model: bytes

@@ -60,7 +60,7 @@ class UnitTokenizer:
     repetitions, both for decoding.
     """
 
-    medium: ClassVar[Medium] = WAVES
+    medium: ClassVar[Medium | None] = WAVES
 
     config: UnitConfig
     centres: np.ndarray

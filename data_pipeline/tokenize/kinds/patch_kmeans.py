@@ -50,7 +50,7 @@ class PatchTokenizer:
     number of threads.
     """
 
-    medium: ClassVar[Medium] = PICTURES
+    medium: ClassVar[Medium | None] = PICTURES
 
     config: PatchConfig
     codebook: np.ndarray
