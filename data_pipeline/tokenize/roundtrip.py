@@ -10,7 +10,7 @@ from data_pipeline.shards.tar import read_samples
 from data_pipeline.tokenize.raw import SampleError, parse_document
 from data_pipeline.tokenize.registry import KINDS
 from data_pipeline.tokenize.sources import Split
-from data_pipeline.tokenize.tokenizer import Tokenizer
+from data_pipeline.tokenize.tokenizer import Medium, Tokenizer
 
 STEM = "roundtrip"
 
@@ -34,30 +34,35 @@ def add_figures(modality: str, figures: Mapping[str, float], measured: "Counter[
 
 
 def show_roundtrip(splits: list[Split], tokenizers: Mapping[str, Tokenizer], out: Path) -> None:
-    """Write a file per modality whose medium can be shown, where it is missing: roundtrip.png (originals above
-    their decoded copies), roundtrip.wav (in turn).
+    """Write the missing files of modalities whose medium can be shown: roundtrip.png (originals above their
+    decoded copies), roundtrip.wav (in turn).
     """
-    missing: dict[str, Path] = {}
-    for modality, tokenizer in tokenizers.items():
-        if tokenizer.medium is not None and tokenizer.medium.show is not None:
-            stem = STEM if modality in KINDS else f"{STEM}_{modality}"
-            path = out / f"{stem}.{tokenizer.medium.suffix}"
-            if not path.exists():
-                missing[modality] = path
+    missing = {
+        modality: (path, tokenizer.medium.show)
+        for modality, tokenizer in tokenizers.items()
+        if tokenizer.medium is not None
+        and tokenizer.medium.show is not None
+        and not (path := _path(out, modality, tokenizer.medium)).exists()
+    }
     if not missing:
         return
-    for modality, contents in _first_contents(splits[0], {m: tokenizers[m] for m in missing}).items():
+    contents = _first_contents(splits[0], {modality: tokenizers[modality] for modality in missing})
+    for modality, (path, show) in missing.items():
         tokenizer = tokenizers[modality]
-        if contents and tokenizer.medium is not None and tokenizer.medium.show is not None:
-            pairs = [(content, tokenizer.decode(tokenizer.encode(content))) for content in contents]
-            with atomic_file(missing[modality]) as file:
-                file.write(tokenizer.medium.show(pairs))
+        pairs = [(content, tokenizer.decode(tokenizer.encode(content))) for content in contents[modality]]
+        if pairs:
+            with atomic_file(path) as file:
+                file.write(show(pairs))
+
+
+def _path(out: Path, modality: str, medium: Medium) -> Path:
+    return out / f"{STEM if modality in KINDS else f'{STEM}_{modality}'}.{medium.suffix}"
 
 
 def _first_contents(split: Split, tokenizers: Mapping[str, Tokenizer]) -> dict[str, list[Any]]:
     """Modality -> the first contents of a split that can be encoded, as many as its medium shows."""
     num_shown = {name: t.medium.num_shown for name, t in tokenizers.items() if t.medium is not None}
-    contents: dict[str, list[Any]] = {name: [] for name, count in num_shown.items() if count}
+    contents: dict[str, list[Any]] = {name: [] for name in num_shown}
     for _, sample in read_samples(split.urls[0]):
         if all(len(listed) >= num_shown[modality] for modality, listed in contents.items()):
             break
