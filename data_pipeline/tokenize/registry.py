@@ -44,6 +44,12 @@ def load_kind(modality: str, kind: object, where: str) -> TokenizerKind:
     try:
         module = importlib.import_module(path)
     except (ImportError, ValueError) as error:
+        package = getattr(error, "name", None) or path
+        if not f"{path}.".startswith(f"{package}."):
+            raise ConfigError(
+                f'{where} = "{kind}": {path} needs the package {package}, which is not installed; install '
+                "it, or choose another kind"
+            ) from None
         raise ConfigError(f'{where} = "{kind}": {path} cannot be imported ({error}); {advice}') from None
     definition = getattr(module, "TOKENIZER", None)
     if not isinstance(definition, TokenizerKind):

@@ -71,6 +71,20 @@ def test_a_saved_tokenizer_of_a_kind_that_is_not_here_is_said(tmp_path: Path) ->
         open_tokenizer(tmp_path, "video")
 
 
+def test_a_kind_that_needs_a_package_which_is_not_installed_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "heavy_kinds").mkdir()
+    (tmp_path / "heavy_kinds" / "vqgan.py").write_text("import no_such_codec\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        load_kind("image", "heavy_kinds.vqgan", "data.toml: image.kind")
+    assert str(error.value) == (
+        'data.toml: image.kind = "heavy_kinds.vqgan": heavy_kinds.vqgan needs the package no_such_codec, '
+        "which is not installed; install it, or choose another kind"
+    )
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", json.dumps({"settings": 3, "fingerprint": ""})])
 def test_a_folder_that_is_no_saved_tokenizer_is_said(tmp_path: Path, content: str | None) -> None:
     if content is not None:
