@@ -4,8 +4,7 @@ from pathlib import Path
 
 from data_pipeline.files.atomic import atomic_file
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.evaluation.documents import IMAGE
-from pretrain.evaluation.selection_picture import image_tokenizer
+from pretrain.evaluation.selection_picture import IMAGE, image_tokenizer
 from tools.selected_tokens import Inspection, inspect
 from tools.selection_figure import selection_png
 

@@ -12,7 +12,6 @@ from data_pipeline.shards.vocabulary import BOS, EOS, TEXT, Vocabulary
 from data_pipeline.stream.order import documents_at, key_of
 from data_pipeline.stream.packing import cut, pack
 
-IMAGE = "image"
 ORDER_KEY = key_of(0)
 """Key of the pseudo-random order of held-out documents, which is the same for all runs and seeds."""
 

@@ -15,7 +15,8 @@ from data_pipeline.stream.batch import Batch, make_batch
 from parallel.engine import Engine
 from parallel.world import World
 from pretrain.config import RunConfig
-from pretrain.evaluation.documents import IMAGE, Text, heldout_texts, pack_texts, pair_text, pairs
+from pretrain.evaluation.documents import Text, heldout_texts, pack_texts, pair_text, pairs
+from pretrain.evaluation.selection_picture import IMAGE
 from pretrain.metrics import losses
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs

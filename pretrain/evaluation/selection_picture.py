@@ -11,9 +11,12 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from data_pipeline.shards.index import TokenSource
-from data_pipeline.tokenize.image import PatchTokenizer
-from pretrain.evaluation.documents import IMAGE, Text
+from data_pipeline.tokenize.registry import open_tokenizer
+from data_pipeline.tokenize.tokenizer import Tokenizer
+from pretrain.evaluation.documents import Text
 
+IMAGE = "image"
+"""The modality whose tokens are drawn."""
 LAYERS_DRAWN = 12
 """Largest number of layers drawn; if there are more, evenly spaced ones are."""
 CELL_PX, LABEL_PX, GAP_PX = 128, 18, 8
@@ -22,7 +25,7 @@ _SLATE, _GREY = np.array([110, 130, 165]), 235
 """Tokens that skip are mixed with slate, which is neither black nor white; unknown pixels are grey."""
 
 
-def image_tokenizer(source: TokenSource) -> PatchTokenizer | str:
+def image_tokenizer(source: TokenSource) -> Tokenizer | str:
     """The tokenizer that made the images of `source`, or a text that says why there is none.
 
     It is searched in the folder `tokenizers` inside the data's folder and beside it.
@@ -31,7 +34,7 @@ def image_tokenizer(source: TokenSource) -> PatchTokenizer | str:
     for folder in (data / "tokenizers" / IMAGE, data.parent / "tokenizers" / IMAGE):
         if folder.is_dir():
             try:
-                tokenizer = PatchTokenizer.load(folder)
+                tokenizer = open_tokenizer(folder, IMAGE)
             except (OSError, ValueError) as error:
                 return f"{folder}: {error}"
             fits = tokenizer.fingerprint == made_by
@@ -57,7 +60,8 @@ def sheet(
     for row, text in enumerate(texts):
         is_image = source.vocabulary.modality_of(text.ids) == source.vocabulary.modalities.index(IMAGE)
         start = int(is_image.argmax())
-        codes = text.ids[start : start + int((~is_image[start:]).argmax())] - source.vocabulary.start(IMAGE)
+        ids = text.ids[start : start + int((~is_image[start:]).argmax())]
+        codes = ids - source.vocabulary.first_code(IMAGE)
         for column, layer in enumerate((None, *layers)):
             runs = None if layer is None else ran[layer][row, start : start + len(codes)]
             label = text.name.rpartition("/")[2] if runs is None else f"layer {layer}: {runs.mean():.2f}"
@@ -67,7 +71,7 @@ def sheet(
 
 
 def _panel(
-    codes: Int[np.ndarray, " n"], runs: Bool[np.ndarray, " n"] | None, tokenizer: PatchTokenizer | str
+    codes: Int[np.ndarray, " n"], runs: Bool[np.ndarray, " n"] | None, tokenizer: Tokenizer | str
 ) -> Image.Image:
     """One image; if its number of tokens is not a square, a grid that is nearest to a square."""
     rows = max(n for n in range(1, isqrt(len(codes)) + 1) if len(codes) % n == 0)

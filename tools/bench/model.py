@@ -222,6 +222,7 @@ def random_batch(case: Case, modalities: int) -> Batch:
         positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
         document_ids=np.zeros(shape, np.int32),
         input_modality=modality,
+        input_special=np.zeros(shape, bool),
         target_modality=modality,
         samples=((),) * shape[0],
     )

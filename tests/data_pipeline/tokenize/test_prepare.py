@@ -65,14 +65,14 @@ def test_documents_come_out_as_they_went_in(data: Path) -> None:
             parts = read_spans(ids, source.vocabulary)
             merged = [(part.modality, ids[part.start : part.end]) for part in parts]
             texts = [tokenizers["text"].decode(part) for kind, part in merged if kind == "text"]
-            assert "".join(texts) == "".join(part.content for part in expected if part.kind == "text")
-            kinds = [part.kind for part in expected]
+            assert "".join(texts) == "".join(part.data for part in expected if part.modality == "text")
+            kinds = [part.modality for part in expected]
             joined = [
                 kind for i, kind in enumerate(kinds) if kind != "text" or i == 0 or kinds[i - 1] != "text"
             ]
             assert [kind for kind, _ in merged] == joined
             pixels = next(part for kind, part in merged if kind == "image")[1:-1]
-            original = tokenizers["image"].read(next(p.content for p in expected if p.kind == "image"))
+            original = tokenizers["image"].read(next(p.data for p in expected if p.modality == "image"))
             decoded = tokenizers["image"].decode(pixels.astype(int) - source.vocabulary.start("image"))
             assert np.abs(decoded.astype(int) - original).max() == 0, "27 colours of patch, 32 codes"
 
