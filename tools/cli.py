@@ -166,12 +166,23 @@ def _bench(args: argparse.Namespace) -> int:
     return bench(args.arguments)
 
 
+class _Version(argparse.Action):
+    """Print the installed version and stop. It is looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"motley {version('motley')}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """All verbs with their arguments."""
     top = argparse.ArgumentParser(
         prog="motley",
         description="Pretrain multimodal transformers and compare dense with sparse under matched compute.",
     )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the installed version and exit")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     verb = verbs.add_parser("demo-corpus", help="write the demo corpus as raw WebDataset shards")
