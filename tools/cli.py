@@ -357,8 +357,8 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; a user's mistake is one message on stderr and exit code 2."""
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of one verb; a usage error ends the process with exit code 2."""
     top = parser()
     args, rest = top.parse_known_args(argv)
     # argparse takes a list of positionals in one place only; people write key=value behind options too.
@@ -366,6 +366,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides += rest
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; a user's mistake is one message on stderr and exit code 2."""
+    args = parse(argv)
     try:
         code = args.work(args)
         sys.stdout.flush()
