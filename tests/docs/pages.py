@@ -1,8 +1,8 @@
 """README and docs as data: their fenced blocks, config examples, commands, links and mentioned paths.
 
 A ```toml block names its file in its first line. `# run.toml` is a whole file; `# in run.toml` is a part of one,
-laid over the whole file of that name on the same page, or else over the README's. The first letters of the name
-say what it configures: run, compare, site, data.
+laid over the whole file of that name, which the same page or another shows. The first letters of the name say what
+it configures: run, compare, site, data.
 """
 
 import re
@@ -95,9 +95,9 @@ def _config_example(block: Block) -> ConfigExample:
 
 
 def whole_files(page: Path) -> dict[str, str]:
-    """File name -> text of the whole config files that a page shows, after those of the README."""
-    examples = [e for source in (README, page) for e in config_examples(source) if not e.is_part]
-    return {example.file: example.block.text for example in examples}
+    """File name -> text of the whole config files that README and docs show; of equal names the page's own."""
+    examples = [e for source in (README, *EXAMPLE_PAGES, page) for e in config_examples(source)]
+    return {example.file: example.block.text for example in examples if not example.is_part}
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

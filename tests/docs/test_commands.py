@@ -41,8 +41,8 @@ def test_command_is_legal(block: Block, words: list[str], folder: Path) -> None:
     files = whole_files(block.page)
     for name, text in files.items():
         Path(name).write_text(text)
-    run_of_readme = whole_files(README)["run.toml"]
-    Path("RUN.toml").write_text(run_of_readme)
+    for name, kind in PLACEHOLDERS.items():
+        Path(name).write_text(files[f"{kind}.toml"])
     match program:
         case "motley":
             check_motley(arguments, files.keys())
@@ -59,7 +59,7 @@ def test_command_is_legal(block: Block, words: list[str], folder: Path) -> None:
         case "torchrun":
             module = arguments[arguments.index("-m") + 1]
             assert (ROOT / module.replace(".", "/") / "__main__.py").exists()
-        case "ruff" | "lint-imports" | "pyright" | "git" | "export" | "git-clone":
+        case "ruff" | "lint-imports" | "pyright" | "export":
             pass
         case _:
             pytest.fail(f"{block.place}: what does {program} have to do with Motley?")
