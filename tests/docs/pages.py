@@ -1,8 +1,8 @@
 """README and docs as data: their fenced blocks, config examples, commands, links and mentioned paths.
 
-A ```toml block names its file in its first line. `# run.toml` is a whole file; `# in run.toml` is a part of one,
-laid over the whole file of that name, which the same page or another shows. The first letters of the name say what
-it configures: run, compare, site, data.
+A ```toml block names its file in its first line. `# run.toml` is a whole file. `# in run.toml` is a part of one,
+which is laid over the whole file of that name; the same page or another shows that. The first letters of the
+name say what the file configures: run, compare, site, data.
 """
 
 import re
@@ -95,7 +95,8 @@ def _config_example(block: Block) -> ConfigExample:
 
 
 def whole_files(page: Path) -> dict[str, str]:
-    """File name -> text of the whole config files that README and docs show; of equal names the page's own."""
+    """File name -> text of the whole config files that README and docs show. Of equal names the page's own
+    counts."""
     examples = [e for source in (README, *EXAMPLE_PAGES, page) for e in config_examples(source)]
     return {example.file: example.block.text for example in examples if not example.is_part}
 
