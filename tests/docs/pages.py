@@ -1,8 +1,8 @@
 """README and docs as data: their fenced blocks, config examples, commands, links and mentioned paths.
 
-A ```toml block names its file in its first line. `# run.toml` is a whole file. `# in run.toml` is a part of one,
-which is laid over the whole file of that name; the same page or another shows that. The first letters of the
-name say what the file configures: run, compare, site, data.
+A ```toml block names its file in its first line. `# run.toml` is a whole file. `# in run.toml` is a part of
+one, which is laid over the whole file of that name; the same page or another shows that. The first letters of
+the name say what the file configures: run, compare, site, data.
 """
 
 import re
