@@ -9,7 +9,7 @@ from tests.docs.pages import LINKING_PAGES, PAGES, PLACEHOLDERS, README, ROOT, p
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _CODE = re.compile(r"`([^`\n]+)`")
-_FILE = re.compile(r"(?<![\w/.<>-])((?:[\w.-]+/)*[\w-]+\.(?:py|toml|md|sh|j2|txt))(?![\w/])")
+_FILE = re.compile(r"(?<![\w/.<>*-])((?:[\w.-]+/)*[\w-]+\.(?:py|toml|md|sh|j2|txt))(?![\w/])")
 TREES = ("pretrain", "parallel", "data_pipeline", "slurm", "tools", "tests", "docs")
 _FOLDER = re.compile(rf"(?<![\w/.<>-])((?:{'|'.join(TREES)})/(?:\w+/)*)(?![\w<*.])")
 NAMES = {path.name for tree in TREES for path in (ROOT / tree).rglob("*")} | {p.name for p in ROOT.iterdir()}
