@@ -176,12 +176,23 @@ def _bench(args: argparse.Namespace) -> int:
 Verbs = Any  # of argparse, whose type is private
 
 
+class _Version(argparse.Action):
+    """Print the installed version and stop. It is looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"motley {version('motley')}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all verbs with their arguments."""
     top = argparse.ArgumentParser(
         prog="motley",
         description="Pretrain multimodal transformers and compare dense with sparse under matched compute.",
     )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the installed version and exit")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for add in (_add_data, _add_runs, _add_monitoring, _add_compare, _add_weights, _add_models, _add_bench):
         add(verbs)
@@ -379,8 +390,8 @@ def _add_overrides(verb: argparse.ArgumentParser, text: str | None = None) -> No
     verb.add_argument("overrides", nargs="*", metavar="key=value", help=text)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code. A mistake of the user gives one message on stderr and code 2."""
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of one verb; a usage error ends the process with exit code 2."""
     top = parser()
     args, rest = top.parse_known_args(argv)
     # argparse accepts a list of positionals in one place only, but people write key=value after options too.
@@ -388,6 +399,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides += rest
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code. A mistake of the user gives one message on stderr and code 2."""
+    args = parse(argv)
     try:
         code = args.work(args)
         sys.stdout.flush()
