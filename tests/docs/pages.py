@@ -8,14 +8,14 @@ the name say what the file configures: run, compare, site, data.
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from data_pipeline.tokenize.config import TokenizeConfig
+from data_pipeline.files.toml_config import validate
+from data_pipeline.tokenize.config import tokenize_config
 from pretrain.comparison.config import CompareConfig
 from pretrain.config import RunConfig
 from slurm.profile import Profile
@@ -30,12 +30,13 @@ PAGES = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))
 """Pages whose commands and config examples must work."""
 LINKING_PAGES = (*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs/results").glob("*.md")))
 
-MODELS: dict[str, type[BaseModel]] = {
-    "run": RunConfig,
-    "compare": CompareConfig,
-    "site": Profile,
-    "data": TokenizeConfig,
+CHECKS: dict[str, Callable[[dict[str, Any], str], object]] = {
+    "run": partial(validate, RunConfig),
+    "compare": partial(validate, CompareConfig),
+    "site": partial(validate, Profile),
+    "data": tokenize_config,
 }
+"""What a file configures -> a function of (values, source) that raises ConfigError for illegal values."""
 PLACEHOLDERS = {"RUN.toml": "run", "COMPARE.toml": "compare", "SITE.toml": "site", "DATA.toml": "data"}
 """Files that a command leaves to the reader -> what they configure."""
 
@@ -65,7 +66,7 @@ class ConfigExample:
     block: Block
     file: str
     kind: str
-    """A key of MODELS."""
+    """A key of CHECKS."""
     is_part: bool
 
     @property
