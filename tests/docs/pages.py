@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from data_pipeline.tokenize.config import TokenizeConfig
+from data_pipeline.files.toml_config import validate
+from data_pipeline.tokenize.config import tokenize_config
 from pretrain.comparison.config import CompareConfig
 from pretrain.config import RunConfig
 from slurm.profile import Profile
@@ -30,12 +31,7 @@ PAGES = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))
 """Pages whose commands and config examples must work."""
 LINKING_PAGES = (*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs/results").glob("*.md")))
 
-MODELS: dict[str, type[BaseModel]] = {
-    "run": RunConfig,
-    "compare": CompareConfig,
-    "site": Profile,
-    "data": TokenizeConfig,
-}
+MODELS: dict[str, type[BaseModel]] = {"run": RunConfig, "compare": CompareConfig, "site": Profile}
 PLACEHOLDERS = {"RUN.toml": "run", "COMPARE.toml": "compare", "SITE.toml": "site", "DATA.toml": "data"}
 """Files that a command leaves to the reader -> what they configure."""
 
@@ -65,7 +61,7 @@ class ConfigExample:
     block: Block
     file: str
     kind: str
-    """A key of MODELS."""
+    """run, compare, site or data."""
     is_part: bool
 
     @property
@@ -108,6 +104,14 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         old = result.get(key)
         result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
+
+
+def check_values(kind: str, values: dict[str, Any], source: str) -> None:
+    """Raise ConfigError unless the values are those of a config file of the kind."""
+    if kind == "data":
+        tokenize_config(values, source)
+    else:
+        validate(MODELS[kind], values, source)
 
 
 def commands(block: Block) -> Iterator[list[str]]:

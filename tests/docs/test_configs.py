@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.files.toml_config import validate
 from pretrain.comparison.config import make_plan
-from tests.docs.pages import MODELS, PAGES, ConfigExample, config_examples, merged, whole_files
+from tests.docs.pages import PAGES, ConfigExample, check_values, config_examples, merged, whole_files
 from tests.toml_text import toml_text
 
 EXAMPLES = [example for page in PAGES for example in config_examples(page)]
@@ -29,7 +28,7 @@ def whole(example: ConfigExample) -> dict[str, Any]:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=place)
 def test_config_example_is_valid(example: ConfigExample) -> None:
-    validate(MODELS[example.kind], whole(example), source=place(example))
+    check_values(example.kind, whole(example), place(example))
 
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e.kind == "compare"], ids=place)
