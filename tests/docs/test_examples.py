@@ -48,7 +48,7 @@ def test_opening_example(page: Path, tmp_path: Path) -> None:
     assert any(block.language == "bash" for block in opening), f"{page}: opens without a command"
     for name, text in whole_files(page).items():
         (tmp_path / name).write_text(text)
-    write_tiny_data(tmp_path / "data" / "demo")
+    write_tiny_data(tmp_path / "data" / "demo_small")
     output = ""
     for block in opening:
         match block.language:
