@@ -49,7 +49,7 @@ def test_where_none_fits_the_least_is_named_with_what_to_change() -> None:
 def test_an_illegal_layout_is_one_message() -> None:
     with pytest.raises(ConfigError, match=r"with --gpus 64: parallel\.tp = 3 does not divide") as error:
         lines_of("mot_7b.toml", "parallel.tp=3", gpus=64)
-    assert "`--layouts` shows those that are legal" in str(error.value)
+    assert "`--layouts` shows the legal ones" in str(error.value)
     with pytest.raises(ConfigError, match="no layout of 67 GPUs is legal for 768 sequences"):
         lines_of("mot_7b.toml", gpus=67, layouts=True)
 

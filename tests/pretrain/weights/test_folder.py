@@ -129,7 +129,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "model.json is not JSON": (lambda f: (f / MODEL).write_text("{"), [f"{MODEL}: not valid JSON"]),
     "model.json lists no files": (
         _edit_json(MODEL, lambda v: v.update(files={})),
-        [MODEL, "says nothing of"],
+        [MODEL, "does not list"],
     ),
     "its vocabulary is a number": (
         _edit_json(MODEL, lambda v: v.update(vocabulary=5)),
