@@ -49,17 +49,9 @@ def _train(stage: Stage, absent: str, precision: Literal["fp32", "bf16"]) -> lis
     ]
 
 
-@pytest.mark.parametrize("absent", ["nowhere", "first rank", "everywhere"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_equal_one_process(stage: Stage, absent: str) -> None:
-    ranks = run_on_ranks(_train, 2, stage, absent, "fp32")
-    assert ranks[0] == ranks[1]
-    # Sums in another order: 1e-7 measured, at every stage.
-    assert_same(ranks[0], plain_torch(absent), rtol=1e-5)
-
-
 @pytest.mark.parametrize("stage", [1, 3])
 def test_four_ranks_equal_one_process(stage: Stage) -> None:
+    """Two ranks are in test_zero_decoder.py. Sums in another order: 1e-7 measured, at every stage."""
     ranks = run_on_ranks(_train, 4, stage, "nowhere", "fp32")
     assert all(rank == ranks[0] for rank in ranks)
     assert_same(ranks[0], plain_torch("nowhere"), rtol=1e-5)

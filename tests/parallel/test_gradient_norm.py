@@ -7,7 +7,7 @@ import torch
 
 from parallel import world
 from parallel.engine import ParameterGroup
-from parallel.gradient_norm import GradientNorm, Norms
+from parallel.gradient_norm import GradientNorm, Norms, _clip
 from parallel.layout import ParallelConfig
 from parallel.logical import LogicalTensor, mark
 from parallel.testing import RanksFailed, run_on_ranks
@@ -139,3 +139,13 @@ def test_a_norm_that_deepspeed_reports_wrongly_is_seen() -> None:
     assert run_on_ranks(_applied, 1, right)[0].total == right
     with pytest.raises(RanksFailed, match="is a tensor-parallel parameter not marked as such"):
         run_on_ranks(_applied, 1, 1.01 * right)
+
+
+@pytest.mark.parametrize(("bound", "scale"), [(10.0, 1.0), (2.5, 0.5), (0.0, 1.0)])
+def test_only_a_gradient_above_the_bound_is_scaled(bound: float, scale: float) -> None:
+    """Of norm 5; a bound of 0 is none."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 4.0])
+    _clip(torch.optim.SGD([parameter], lr=1.0), 5.0, bound)
+    # DeepSpeed adds 1e-6 to the norm before it divides.
+    torch.testing.assert_close(parameter.grad, scale * torch.tensor([3.0, 4.0]), rtol=1e-5, atol=0)
