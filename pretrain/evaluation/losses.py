@@ -3,7 +3,7 @@
 The sequences are fixed: no seed, no layout and no arm of a comparison changes them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +17,11 @@ from parallel.world import World
 from pretrain.config import RunConfig
 from pretrain.evaluation.documents import IMAGE, Text, heldout_texts, pack_texts, pair_text, pairs
 from pretrain.metrics import losses
+from pretrain.models import modality_sums
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
+from pretrain.models.modality_sums import TargetSums
+from pretrain.models.router_report import RouterReport
 from pretrain.models.routing_state import RoutingState
 
 Direction = tuple[str, str]
@@ -156,25 +159,22 @@ def conditional_losses(
 
 
 def tokens_that_ran(
-    forward: Callable[..., object],
+    report_of: Callable[[Sequence[ModelInputs]], RouterReport],
     images: HeldoutImages,
     routing_state: RoutingState,
     world: World | None = None,
 ) -> dict[int, Bool[np.ndarray, "texts tokens"]]:
-    """Layer with a router for images -> which tokens of `images` ran, after `forward` of a list of inputs.
-    Every rank of `world` calls it: layers may be on several stages."""
-    inputs = [replace(each, routing_state=routing_state, ran={}) for each in images.inputs]
-    forward(inputs)
-    mine = [each.ran or {} for each in inputs]
+    """Layer with a router for images -> which tokens of `images` ran. `report_of`: what routers report of a
+    forward pass of some inputs. Every rank of `world` calls it: layers may be on several stages."""
+    report = report_of([replace(i, routing_state=routing_state, report_ran=True) for i in images.inputs])
+    mine = {layer: block.ran for layer, block in report.layers.items() if IMAGE in block.depth}
     stages = [mine] if world is None else world.gather(mine, world.model_group)
-    places = [(stage, place) for stage in stages for place in stage[0] if place[1] == IMAGE]
-    return {place[0]: np.concatenate([ran[place] for ran in stage]) for stage, place in places}
+    return {layer: np.concatenate(ran) for stage in stages for layer, ran in stage.items()}
 
 
 def _sums(
-    engine: Engine, heldout: Heldout, inputs: Sequence[ModelInputs], routing_state: RoutingState
-) -> dict[str, tuple[float, float]]:
-    """modality -> (sum of nats, targets that count), over all ranks."""
-    stats = engine.eval_step([replace(each, routing_state=routing_state) for each in inputs])
-    count = len(heldout.modalities)
-    return dict(zip(heldout.modalities, zip(stats[:count], stats[count:], strict=True), strict=True))
+    engine: Engine, heldout: Heldout, inputs: Iterable[ModelInputs], routing_state: RoutingState
+) -> dict[str, TargetSums]:
+    """Modality -> sums over its targets, of all ranks."""
+    stats, _ = engine.eval_step([replace(each, routing_state=routing_state) for each in inputs])
+    return modality_sums.unpack(stats, heldout.modalities)

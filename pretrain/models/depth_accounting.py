@@ -10,11 +10,6 @@ from itertools import pairwise
 
 from pretrain.models.config import ModelConfig
 
-SUMS = ("tokens", "run", "gate", "gate_squared", "visible_pairs")
-"""What a router's ScoreCounts sums, of tokens that may skip (neither padding nor special): all of them,
-those that run, the gates of all and their squares; and (the block's first router alone) the pairs that
-attention looks at."""
-
 
 @dataclass(frozen=True)
 class Skipped:

@@ -76,17 +76,18 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
                     for micro_batch in batch.micro_batches
                 ]
                 result = engine.train_step(inputs, state.step)
-                counted = depth_steps.count_step(engine.module, config.model, world)
+                report = depth_steps.sum_over_ranks(result.report, config.model, world)
             require_finite(result, inputs, config.model.modalities, step=state.step + 1, world=world)
             chosen_next = depth_steps.thresholds_after(
                 state.thresholds,
                 state.shares,
-                counted,
+                report,
                 config.model,
                 step=state.step + 1,
                 num_steps=config.num_steps,
             )
-            state = state.advance(batch, meter.sums(batch, inputs, result, counted), *chosen_next)
+            sums = meter.sums(batch, inputs, result, report)
+            state = state.advance(batch, sums, depth_steps.router_sums(config.model, report), *chosen_next)
             meter.show(state)
             evaluation: dict[str, float] = {}
             began = time.perf_counter()
@@ -98,7 +99,9 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
                 if due(every.eval_conditional or every.eval):
                     evaluation |= conditional_losses(engine, heldout, prefix, routing_state)
                     if heldout.images is not None:
-                        ran = tokens_that_ran(engine.eval_step, heldout.images, routing_state, world)
+                        ran = tokens_that_ran(
+                            lambda inputs: engine.eval_step(inputs)[1], heldout.images, routing_state, world
+                        )
                         meter.picture(state.step, f"{prefix}/image_tokens", heldout.images, ran)
             if evaluation:
                 evaluation["time/eval_s"] = time.perf_counter() - began

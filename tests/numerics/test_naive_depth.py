@@ -11,10 +11,9 @@ from torch import Tensor
 
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
-from pretrain.models.depth_accounting import SUMS
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.models.routing_state import BINS, RoutingState, counts_in
+from pretrain.models.routing_state import RoutingState
 from tests.numerics.naive_depth import NaiveDepth
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
@@ -56,15 +55,6 @@ def assert_close(ours: Tensor, reference: Tensor, what: str) -> None:
     assert difference <= RELATIVE * scale, f"{what}: {difference:.3g} on a scale of {scale:.3g}"
 
 
-def taken(decoder: Decoder) -> list[dict[str, float]]:
-    """What the routers have summed since the last time."""
-    return [
-        dict(zip(SUMS, counts.take()[BINS:].tolist(), strict=False))
-        for counts in counts_in(decoder)
-        if ".depth." in counts.name
-    ]
-
-
 def compare(
     config: ModelConfig, routing_state: RoutingState, present: tuple[int, ...] | None = None,
     document_mask: bool = True,
@@ -84,10 +74,10 @@ def compare(
     filled = torch.from_numpy(batch.document_ids >= 0)
     logits = decoder(inputs)[inputs.routing.to_sequence].unflatten(0, tuple(filled.shape))
     assert_close(logits[filled], expected_logits[filled], "logits")
-    taken(decoder)
-    objective, _ = Pretraining(decoder)(inputs)
+    objective, _, report = Pretraining(decoder)(inputs)
     if next(iter(config.depth.values())).parts != "feed_forward":
-        assert sum(sums["visible_pairs"] for sums in taken(decoder)) == reference.routed_pairs
+        pairs = sum(int(block.visible_pairs) for block in report.layers.values())
+        assert pairs == reference.routed_pairs
     assert_close(objective, expected, "objective")
     expected.backward()
     objective.backward()
@@ -175,7 +165,7 @@ def test_no_row_at_all() -> None:
     for keys in ("selected", "all"):
         config = depth_config(DENSE, ("text", "image", "speech"), rule="threshold", keys=keys)
         decoder = perturbed(config)
-        objective, _ = Pretraining(decoder)(build_inputs(batch, config, routing_state=chosen))
+        objective, *_ = Pretraining(decoder)(build_inputs(batch, config, routing_state=chosen))
         objective.backward()
         block = {n: p for n, p in decoder.named_parameters() if n.startswith("blocks.1.")}
         assert block and all(p.grad is not None and not p.grad.any() for p in block.values())

@@ -29,7 +29,6 @@ from pretrain.models.pretraining import Pretraining
 from pretrain.train import depth_steps
 from pretrain.train.expert_steps import rows_taken
 from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
-from tests.pretrain.models.test_accounting import counted_in
 
 PLACES = [{"keys": "all"}, {"keys": "selected"}, {"parts": "feed_forward"}]
 
@@ -65,12 +64,12 @@ def test_flops_equal_torchs_counter(towers: dict[str, str], experts: str, place:
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
             decoder(inputs)
-        counted = counted_in(decoder)
         with FlopCounterMode(display=False) as training:
-            Pretraining(decoder)(inputs)[0].backward()
-    seen = depth_steps.skipped(config, counted, inputs.visible_pairs)
+            objective, _, report = Pretraining(decoder)(inputs)
+            objective.backward()
+    seen = depth_steps.skipped(config, report, inputs.visible_pairs)
     assert seen is not None and all(seen.tokens.values())
-    rows = rows_taken(config, counted)
+    rows = rows_taken(config, report)
     square = sum(n * n for n in inputs.mask.segments)
     pairs = sum(_pairs_computed(config, inputs, decoder, layer) for layer in range(3))
     hidden = Skipped(seen.tokens, 3 * square - pairs)
@@ -85,7 +84,8 @@ def _pairs_computed(config: ModelConfig, inputs: Any, decoder: Decoder, layer: i
     assert isinstance(routing, DepthRouting)
     seen = []
 
-    def keep(_module: Any, _inputs: Any, chosen: Any) -> None:
+    def keep(_module: Any, _inputs: Any, out: Any) -> None:
+        chosen, _ = out
         seen.append(chosen.tokens)
 
     hook = routing.register_forward_hook(keep)
