@@ -97,16 +97,16 @@ def _sorted_by(key: Integer[np.ndarray, " tokens"], counts: tuple[int, ...], ide
 
 def tokens_of_towers(
     counts: Sequence[int],
-    places: Integer[np.ndarray, " rows"],
+    offsets: Integer[np.ndarray, " rows"],
     filled: Bool[np.ndarray, " rows"],
     num_sequences: int,
     sequence_tokens: int,
 ) -> tuple[TowerTokens, ...]:
-    """Of rows in sorted order, `counts` of each tower: their places in sequence order, flat over all slots of
+    """Of rows in sorted order, `counts` of each tower: their offsets in sequence order, flat over all slots of
     the sequences, and which are no padding."""
     found, start = [], 0
     for count in counts:
-        mine = places[start : start + count]
+        mine = offsets[start : start + count]
         # A slice of several modalities may be sorted by them.
         rows = mine.argsort(kind="stable")
         rows = rows[filled[start : start + count][rows]]

@@ -70,8 +70,9 @@ def set_key(values: dict[str, Any], dotted_key: str, value: Any) -> None:
 def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
     """Make the model, or raise one ConfigError that lists every bad field with the nearest legal key.
 
-    A model says what keys and values of earlier versions are called now in a class variable, `renamed`:
-    old key -> new key, and "key=old value" -> new value.
+    A model says what became of keys and values of earlier versions in two class variables. `renamed`: old
+    key -> new key in the same table, and "key=old value" -> new value. `moved`: key -> where it is now, from
+    the root of the file.
     """
     try:
         return model.model_validate(values)
@@ -90,6 +91,8 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
             return (
                 f'{field}: this key is called "{renamed[location[-1]]}" now; its values mean what they meant'
             )
+        if (now := getattr(here, "moved", {}).get(location[-1])) is not None:
+            return f'{field}: this key has moved to "{now}"; its values mean what they meant'
         legal = [] if here is None else list(here.model_fields)
         near = difflib.get_close_matches(location[-1], legal, n=1, cutoff=0.5)
         hint = f'; did you mean "{near[0]}"?' if near else ""

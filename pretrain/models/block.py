@@ -127,7 +127,7 @@ class Block(nn.Module):
         self, x: Tensor, inputs: ModelInputs, rotary: Rotary, depth: DepthRouting
     ) -> tuple[Tensor, BlockReport]:
         x = whole_rows(x, self.tp)
-        if depth.style.parts == "feed_forward":
+        if depth.config.parts == "feed_forward":
             x = x + self._run(self._attended, x, inputs.routing, inputs.mask, rotary)
         # Outside of what is computed twice, so that the same tokens run in both.
         chosen, report = depth(x, inputs)
@@ -143,11 +143,12 @@ class Block(nn.Module):
         rotary: Rotary,
         depth: DepthRouting,
     ) -> tuple[Tensor, dict[str, ExpertCounts]]:
-        """The stream after the chosen tokens have run (see DepthConfig.scale), and what experts count."""
-        rows, scale = chosen.tokens.rows, depth.style.scale
+        """The stream after the chosen tokens have run (see DepthBlockConfig.scale), and what experts'
+        routers count."""
+        rows, scale = chosen.tokens.rows, depth.config.scale
         before = x.index_select(0, rows)
         added, attended = [], before
-        if depth.style.parts != "feed_forward":
+        if depth.config.parts != "feed_forward":
             added.append(self._chosen_attended(x, before, chosen, inputs.routing, rotary))
             attended = before + added[0]
         fed, experts = self._fed_forward(attended, chosen.tokens.routing, inputs.routing_state)

@@ -75,9 +75,9 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList()
         for index in range(config.num_layers):
             mine: tuple[Sublayer, ...] = tuple(
-                kind for place, kind in enumerate(SUBLAYERS, 2 * index + 1) if place in held
+                kind for number, kind in enumerate(SUBLAYERS, 2 * index + 1) if number in held
             )
-            if not mine:  # of another stage: its place in the names is held
+            if not mine:  # of another stage: the list keeps its index for the names
                 self.blocks.append(nn.Identity())
                 continue
             self.blocks.append(

@@ -66,8 +66,7 @@ class DepthRouting(nn.Module):
                 config.norm_eps,
             )
             self.add_module(modality, router.draw(config.d_model, weights))
-        self.style = next(iter(config.depth.values()))
-        """Whose scale, parts and keys are those of all modalities."""
+        self.config = config.depth_block
 
     def routers(self) -> Mapping[str, DepthRouter]:
         """By modality, in the order of the config."""
@@ -107,7 +106,7 @@ class DepthRouting(nn.Module):
             keep,
             table,
             inputs.routing.counts,
-            keys=self.style.keys if self.style.parts != "feed_forward" else "all",
+            keys=self.config.keys,
             with_tokens=self.with_experts,
         )
         counts = {
@@ -116,7 +115,7 @@ class DepthRouting(nn.Module):
         }
         ran = ()
         if inputs.report_ran:
-            ran = (keep[np.argsort(table.places)].reshape(-1, table.sequence_tokens),)
+            ran = (keep[np.argsort(table.offsets)].reshape(-1, table.sequence_tokens),)
         report = BlockReport(
             visible_pairs=torch.tensor(tokens.visible_pairs),
             depth=counts,

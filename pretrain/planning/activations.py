@@ -35,12 +35,12 @@ def sublayer_activations(
     tokens, rows = layout.micro_batch_sequences * model.context_tokens, rows_on_rank(config, layout)
     if run is None:
         return _feed_forward(config, layout, rows, tokens), _attention(config, layout, rows, tokens, tokens)
-    ran, style = round(run * tokens), next(iter(model.depth.values()))
-    whole = style.parts == "feed_forward"  # attention
-    queries, keys = (tokens if whole else ran), (ran if style.keys == "selected" else tokens)
+    ran, block = round(run * tokens), model.depth_block
+    whole = block.parts == "feed_forward"  # attention
+    queries, keys = (tokens if whole else ran), (ran if block.keys == "selected" else tokens)
     # In pre-norm what keys and values are made of is normalised.
     rows = queries if model.norm_placement == "post" else (queries + keys) // 2
-    gated = {"selected": ran, "all_as_released": 2 * ran, "all": tokens + ran}[style.scale]
+    gated = {"selected": ran, "all_as_released": 2 * ran, "all": tokens + ran}[block.scale]
     routing = (tokens + gated) * model.d_model * b
     routing += 16 * tokens + ran * (24 if whole else 24 + 4 * model.head_dim)
     attention = _attention(config, layout, rows, queries, keys)
@@ -121,7 +121,7 @@ def stage_activations(
 def _routed_input(config: RunConfig, layout: ParallelConfig, run: float) -> int:
     """Of a checkpointed block: the whole stream, also behind an attention that none skips, and its choice."""
     model, tokens = config.model, layout.micro_batch_sequences * config.model.context_tokens
-    streams = 2 if next(iter(model.depth.values())).parts == "feed_forward" else 1
+    streams = 2 if model.depth_block.parts == "feed_forward" else 1
     return tokens * (streams * model.d_model * format_bytes(config.precision) + 16) + 24 * round(run * tokens)
 
 

@@ -78,7 +78,7 @@ def skipped(model: ModelConfig, report: "RouterReport", visible_pairs: int) -> S
     tokens = dict.fromkeys(model.depth, 0)
     for _, router, counts in _counts(report, model):
         tokens[router.modality] += int(counts.tokens) - int(counts.run)
-    if next(iter(model.depth.values())).parts == "feed_forward":
+    if model.depth_block.parts == "feed_forward":
         return Skipped(tokens, 0)
     pairs = sum(int(report.layers[layer].visible_pairs) for layer in model.whole_blocks)
     return Skipped(tokens, visible_pairs * len(model.whole_blocks) - pairs)

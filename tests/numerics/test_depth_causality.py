@@ -19,7 +19,7 @@ from pretrain.models.routing_state import RoutingState
 from pretrain.train.depth_steps import router_sums, routers, row, thresholds_after
 from pretrain.train.optimizer import parameter_groups
 from tests.numerics.test_naive_depth import perturbed
-from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
+from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_batch, tiny_config
 
 CONTEXT = 24
 PLACES = [{"keys": "all"}, {"keys": "selected"}, {"parts": "feed_forward"}]
@@ -28,7 +28,7 @@ PLACES = [{"keys": "all"}, {"keys": "selected"}, {"parts": "feed_forward"}]
 def config(towers: dict[str, str], **depth: Any) -> ModelConfig:
     table = {"schedule": "constant", "mean_ratio": 0.5, "rule": "threshold", **depth}
     return tiny_config(
-        towers, context_tokens=CONTEXT, num_layers=3, depth=dict.fromkeys(("text", "image"), table)
+        towers, context_tokens=CONTEXT, num_layers=3, **depth_tables(("text", "image"), **table)
     )
 
 

@@ -25,7 +25,14 @@ from tests.numerics.test_naive_depth import (
     depth_config,
 )
 from tests.numerics.test_tied_copies import assert_close
-from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
+from tests.pretrain.models.random_batch import (
+    DENSE,
+    IMAGE_SPEECH_SHARED,
+    MOT,
+    depth_tables,
+    random_batch,
+    tiny_config,
+)
 from tests.pretrain.models.test_depth import EVERYTHING
 
 EXPERTS: dict[str, dict[str, Any]] = {
@@ -131,10 +138,11 @@ def test_ratio_1_with_neutral_gates_is_experts_alone(
     towers: dict[str, str], scale: str, experts: str
 ) -> None:
     alone = tiny_config(towers, experts=dict.fromkeys(towers.values(), EXPERTS[experts]))
-    depth = tiny_config(towers, depth=dict.fromkeys(towers, EVERYTHING | {"scale": scale})).depth
+    config = tiny_config(towers, **depth_tables(towers, **EVERYTHING, scale=scale))
+    depth = {"depth": config.depth, "depth_block": config.depth_block}
     batch = random_batch(alone, sequences=3, seed=2)
     _, objective, plain = run(alone, batch)
-    _, routed_objective, routed = run(alone.model_copy(update={"depth": depth}), batch)
+    _, routed_objective, routed = run(alone.model_copy(update=depth), batch)
     assert_close(routed_objective, objective, "objective")
     for name, expected in plain.items():
         difference, size = (float(x.abs().max()) for x in (routed[name] - expected, expected))

@@ -15,7 +15,7 @@ from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
 from tests.numerics.naive_depth import NaiveDepth
-from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
+from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_batch, tiny_config
 
 RELATIVE, FLOOR = 1e-4, 1e-2
 """fp32 against fp64, relative to the largest magnitude in the tensor, or to FLOOR in one that should be 0.
@@ -35,7 +35,7 @@ def depth_config(
     of a whole stream then have no gradient."""
     table = {"schedule": "alternating", "mean_ratio": 0.8, "min_ratio": 0.1} | depth
     changes = {"num_layers": 3, **(changes or {})}
-    return tiny_config(towers, depth={modality: table for modality in modalities}, **changes)
+    return tiny_config(towers, **depth_tables(modalities, **table), **changes)
 
 
 def perturbed(config: ModelConfig, seed: int = 5) -> Decoder:
@@ -75,7 +75,7 @@ def compare(
     logits = decoder(inputs)[inputs.routing.to_sequence].unflatten(0, tuple(filled.shape))
     assert_close(logits[filled], expected_logits[filled], "logits")
     objective, _, report = Pretraining(decoder)(inputs)
-    if next(iter(config.depth.values())).parts != "feed_forward":
+    if config.depth_block.parts != "feed_forward":
         pairs = sum(int(block.visible_pairs) for block in report.layers.values())
         assert pairs == reference.routed_pairs
     assert_close(objective, expected, "objective")

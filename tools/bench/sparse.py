@@ -58,12 +58,11 @@ def configs(case: Case) -> dict[str, ModelConfig]:
             "mean_ratio": ratio,
             "dense_above": 1.0,
             "rule": rule,
-            "keys": keys,
             "threshold_momentum": 0.0,
             "dense_frac": 0.0,
             "ramp_frac": 0.0,
         }
-        return model_config(case, 1, depth={"text": table})
+        return model_config(case, 1, depth={"text": table}, depth_block={"keys": keys})
 
     def experts(norm_placement: str = "post", **table: object) -> ModelConfig:
         return model_config(

@@ -12,7 +12,14 @@ from pretrain.models.depth import DepthRouter, DepthRouting
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
-from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
+from tests.pretrain.models.random_batch import (
+    DENSE,
+    IMAGE_SPEECH_SHARED,
+    MOT,
+    depth_tables,
+    random_batch,
+    tiny_config,
+)
 
 EVERYTHING = {
     "schedule": "constant", "mean_ratio": 1.0, "dense_above": 1.0, "gate": "none", "rule": "top_k",
@@ -81,9 +88,9 @@ def assert_no_routing(
     depth: dict[str, str], norm: str, tolerance: float,
 ) -> None:  # fmt: skip
     """Ratio 1 with neutral gates against no routing, relative to the largest value of each tensor."""
-    table = dict.fromkeys(("text", "image", "speech"), EVERYTHING | depth)
+    tables = depth_tables(("text", "image", "speech"), **EVERYTHING, **depth)
     plain = gradients(tiny_config(towers, norm_placement=norm))
-    routed = gradients(tiny_config(towers, norm_placement=norm, depth=table))
+    routed = gradients(tiny_config(towers, norm_placement=norm, **tables))
     for name, expected in plain.items():
         scale_of = max(float(expected.abs().max()), 1.0)
         assert float((routed[name] - expected).abs().max()) <= tolerance * scale_of, name
@@ -116,9 +123,9 @@ def test_ratio_1_with_a_neutral_gate_changes_no_bit_where_rows_keep_their_order(
     place: dict[str, str], scale: str
 ) -> None:
     config = tiny_config(MOT)
-    table = dict.fromkeys(MOT, EVERYTHING | place | {"scale": scale})
+    tables = depth_tables(MOT, **EVERYTHING, **place, scale=scale)
     logits = []
-    for model in (config, tiny_config(MOT, depth=table)):
+    for model in (config, tiny_config(MOT, **tables)):
         inputs = build_inputs(random_batch(model, padding_tokens=0), model)
         logits.append(decoder_of(model)(inputs))
     assert torch.equal(*logits)
@@ -128,7 +135,7 @@ def test_ratio_1_with_a_neutral_gate_changes_no_bit_where_rows_keep_their_order(
 @pytest.mark.parametrize("rule", ["top_k", "threshold"])
 def test_recomputation_changes_nothing(place: dict[str, str], rule: str) -> None:
     table = {"schedule": "constant", "mean_ratio": 0.5, "rule": rule, **place}
-    config = tiny_config(MOT, depth={"image": table, "text": table})
+    config = tiny_config(MOT, **depth_tables(("image", "text"), **table))
     kept, again = gradients(config), gradients(config, checkpointing=True)
     assert kept.keys() == again.keys()
     assert all(torch.equal(kept[name], again[name]) for name in kept)

@@ -16,7 +16,7 @@ from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.router_report import BlockReport
 from pretrain.planning import activations
-from tests.pretrain.models.random_batch import DENSE, MOT, random_batch
+from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_batch
 from tests.pretrain.planning.test_layout_plan import run_config
 
 
@@ -55,7 +55,7 @@ def saved_bytes(config: RunConfig, tp: TensorParallel) -> tuple[int, dict[int, f
         if config.parallel.activation_checkpointing:
             stream: torch.nn.Module | None = block
             if block.depth is not None:  # takes the whole stream; if none skips attention, twice
-                stream = block.attention if block.depth.style.parts == "feed_forward" else None
+                stream = block.attention if block.depth.config.parts == "feed_forward" else None
             if stream is not None:
                 stream.register_forward_pre_hook(lambda _, args: void(keep(args[0])))
         if block.depth is not None:
@@ -98,7 +98,7 @@ def depth(changes: dict[str, Any] | None = None, precision: str = "fp32", **tabl
     layout = ("activation_checkpointing", "tp", "sequence_parallel")
     parallel = {name: table.pop(name) for name in layout if name in table}
     table = {"schedule": "linear", "mean_ratio": 0.6, "min_ratio": 0.2, "rule": "top_k", **table}
-    changes = {"depth": dict.fromkeys(MOT, table), **(changes or {})}
+    changes = {**depth_tables(MOT, **table), **(changes or {})}
     return run_config(changes, precision, **parallel)
 
 

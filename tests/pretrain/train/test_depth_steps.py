@@ -22,7 +22,7 @@ from pretrain.train.depth_steps import (
     sum_over_ranks,
     thresholds_after,
 )
-from tests.pretrain.models.random_batch import MOT, tiny_config
+from tests.pretrain.models.random_batch import MOT, depth_tables, tiny_config
 
 
 def config(**depth: Any) -> ModelConfig:
@@ -30,7 +30,7 @@ def config(**depth: Any) -> ModelConfig:
         "schedule": "alternating", "mean_ratio": 0.75, "rule": "threshold", "dense_frac": 0.1,
         "ramp_frac": 0.4, "threshold_momentum": 0.5,
     } | depth  # fmt: skip
-    return tiny_config(MOT, num_layers=4, depth={"image": table, "speech": table})
+    return tiny_config(MOT, num_layers=4, **depth_tables(("image", "speech"), **table))
 
 
 def report(
