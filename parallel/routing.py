@@ -102,8 +102,8 @@ def tokens_of_towers(
     num_sequences: int,
     sequence_tokens: int,
 ) -> tuple[TowerTokens, ...]:
-    """Of rows in sorted order, `counts` of each tower: their offsets in sequence order, flat over all slots of
-    the sequences, and which are no padding."""
+    """TowerTokens of each tower, for rows in sorted order, `counts` of each tower. `offsets`: of the rows in
+    sequence order, all sequences in one; `filled`: which rows are no padding."""
     found, start = [], 0
     for count in counts:
         mine = offsets[start : start + count]
