@@ -20,15 +20,15 @@ from pretrain.models.router_report import BlockReport, DepthCounts, score_histog
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a block makes of its routers' scores."""
+    """The tokens of a micro-batch that run in a block, and the gates of all its tokens."""
 
     tokens: ChosenTokens
     gates: Float[Tensor, "tokens 1"]
-    """fp32, of all tokens; 1 for modalities without a router."""
+    """fp32; 1 for modalities without a router."""
 
 
 class DepthRouter(nn.Module):
-    """One vector, which scores tokens."""
+    """The router of one modality in one block: a vector that scores tokens."""
 
     def __init__(self, config: DepthConfig, ratio: float, name: str, tower: str, eps: float) -> None:
         """`ratio`: that of the layer after warm-up. `name`: "blocks.3.depth.image"."""
@@ -37,7 +37,7 @@ class DepthRouter(nn.Module):
         self.weight = nn.ParameterDict()
 
     def draw(self, d_model: int, weights: InitialWeights) -> "DepthRouter":
-        """With weights as at the start of a run."""
+        """The same router with its initial weight."""
         weight = torch.empty(d_model)
         weights.depth_router(f"{self.name}.weight", zero=self.config.zero_init)(weight)
         self.weight[self.tower] = nn.Parameter(weight)
@@ -49,7 +49,7 @@ class DepthRouter(nn.Module):
 
 
 class DepthRouting(nn.Module):
-    """The routers of one block, by modality."""
+    """The depth routers of one block, one for each modality that has a ratio in the layer."""
 
     def __init__(
         self, config: ModelConfig, index: int, weights: InitialWeights, *, tp: TensorParallel = ONE_RANK
@@ -69,7 +69,7 @@ class DepthRouting(nn.Module):
         self.config = config.depth_block
 
     def routers(self) -> Mapping[str, DepthRouter]:
-        """By modality, in the order of the config."""
+        """Modality -> its router, in the order of the config."""
         return {name: module for name, module in self.named_children() if isinstance(module, DepthRouter)}
 
     def forward(self, x: Float[Tensor, "tokens d_model"], inputs: ModelInputs) -> tuple[Chosen, BlockReport]:
@@ -141,7 +141,8 @@ def _counts(scores: Tensor, gates: Tensor, runs: np.ndarray, table: TokenTable, 
 
 
 def _documents(config: DepthConfig, table: TokenTable, rows: slice, device: torch.device) -> Tensor | None:
-    """Numbers from 0 of the documents of a modality's tokens, where its gates ask for them."""
+    """Number of each token's document, from 0, for a modality whose gates are a softmax over the document;
+    None for other gates."""
     if config.has_causal_gate:
         return None
     return torch.from_numpy(np.unique(table.documents[rows], return_inverse=True)[1]).to(device)

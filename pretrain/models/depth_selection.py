@@ -22,21 +22,21 @@ from pretrain.models.depth_config import DepthConfig
 
 @dataclass(frozen=True)
 class TokenTable:
-    """What choosing looks at, for all T tokens of a micro-batch. On the host, whatever the device."""
+    """What routers know of all T tokens of a micro-batch beside scores. It stays on the host."""
 
     offsets: Int[np.ndarray, " tokens"]
     """int64, sorted order: offset of the token in sequence order, all sequences in one."""
     documents: Int[np.ndarray, " tokens"]
     """int64, sorted order: number of its document in the micro-batch; -1 for padding."""
     special: Bool[np.ndarray, " tokens"]
-    """Sorted order: a token that always runs."""
+    """Sorted order: whether the token always runs."""
     segments: Int[np.ndarray, " tokens"]
     """int64, sequence order: number of the stretch in which attention sees it (AttentionMask.segments)."""
     sequence_tokens: int
 
 
 def token_table(batch: Batch, routing: Routing, mask: AttentionMask) -> TokenTable:
-    """On the host, before anything is moved."""
+    """The table of a batch, made on the host."""
     order = routing.to_sorted.numpy()
     padding = batch.document_ids < 0
     # Documents are numbered anew in each sequence.
@@ -92,7 +92,7 @@ def top_k(
 
 @dataclass(frozen=True)
 class ChosenTokens:
-    """The tokens that run, as a stream of their own."""
+    """The tokens that run in a block, as a stream of their own."""
 
     rows: Int[Tensor, " chosen"]
     """int64, ascending: their rows in the sorted order of all tokens."""
