@@ -1,19 +1,23 @@
-"""The training data as one logical stream of packed sequences; which rank and worker read it is no input.
+"""The training data as one stream of packed sequences, the same for any number of ranks.
 
-    sources (lengths, weights), seed, context_tokens
-      -> block b: exact shares of each source          mixture.py
-      -> which documents those are                     order.py
-      -> pieces, packed into sequences, shuffled       packing.py
-      -> sequences, numbered over all blocks           here
-    step: the next G sequences; rank r of D reads positions r, r + D, ... of them.
+    documents     lengths, spans, crc32 of every document, from the index     data_pipeline/shards/index.py
+      v           exact share of each source in each block                    mixture.py
+    order         which documents a block takes: a keyed permutation          order.py
+      v
+    blocks        up to BLOCK_DOCUMENTS documents, packed together
+      v           long documents cut between images, best fit                 packing.py
+    sequences     lists of pieces, shuffled, numbered over all blocks         BlockPlan, here
+      v           step: the next G sequences; rank r of D takes r, r + D, ...
+    batches       pieces read, checked and laid out in slots                  loader.py, batch.py
 
-Everything is computed from the index, before a document is read, and is the same in every process. The state
-is a place in the stream: two integers, and a fingerprint of all that lies before it.
+Everything but the last step is computed from the index, before a document is read. StreamState is a position
+in the stream, with a fingerprint of all sequences before it.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -133,7 +137,7 @@ class Stream:
         """`sources`: (source, weight); a weight is a share of the documents drawn.
 
         Raises ForeignTokenizer if sources were tokenized differently, SpanTooLong if more than
-        `max_rejected_frac` of the documents of a source have an image or utterance longer than the context.
+        `max_rejected_frac` of the documents of a source have a span (an image ...) longer than the context.
         """
         if not sources or context_tokens < 1 or sequences_per_step < 1:
             raise ConfigError("a stream needs a source, context_tokens >= 1 and sequences_per_step >= 1")
@@ -144,15 +148,15 @@ class Stream:
         self.shares = shares([weight for _, weight in sources])
         """Of the documents drawn, per source; they sum to 1."""
         self.rejected = tuple(_rejected(source, context_tokens, max_rejected_frac) for source in self.sources)
-        """Per source, documents that are left out: an image or utterance in them is longer than the
-        context.
+        """Per source, documents that are left out: a span in them (an image, an utterance ...) is longer than
+        the context.
         """
         self._block_documents = block_documents([s.num_documents for s in self.sources], self.shares)
         self._keys = [key_of(seed, 1, i) for i in range(len(self.sources))]
         self._identity = tuple(
             (source.index_hash, str(share)) for source, share in zip(self.sources, self.shares, strict=True)
         )
-        self._blocks: dict[int, _Block] = {}
+        self._block = lru_cache(_KEPT_BLOCKS)(self._plan_block)
 
     def start(self) -> StreamState:
         """The state before the first sequence."""
@@ -211,13 +215,6 @@ class Stream:
             (drawn + int(now)) / source.num_documents
             for drawn, now, source in zip(before, begun, self.sources, strict=True)
         )
-
-    def _block(self, block: int) -> _Block:
-        if block not in self._blocks:
-            while len(self._blocks) >= _KEPT_BLOCKS:
-                del self._blocks[next(iter(self._blocks))]
-            self._blocks[block] = self._plan_block(block)
-        return self._blocks[block]
 
     def _plan_block(self, block: int) -> _Block:
         source, document, slots, crc32 = self._draw(block)
@@ -320,9 +317,9 @@ def _rejected(source: TokenSource, context_tokens: int, max_frac: float) -> np.n
     if len(documents) > max_frac * source.num_documents:
         first = source.name(int(documents[0]))
         raise SpanTooLong(
-            f"{source.folder}: {len(documents)} of {source.num_documents} documents hold an image or "
-            f"utterance longer than context_tokens = {context_tokens}; raise it: the longest takes "
-            f'{source.longest_span_tokens} tokens with its delimiters, the first is in "{first}"'
+            f"{source.folder}: {len(documents)} of {source.num_documents} documents hold a span (an "
+            f"image, an utterance ...) longer than context_tokens = {context_tokens}; raise it: the longest "
+            f'takes {source.longest_span_tokens} tokens with its delimiters, the first is in "{first}"'
         )
     return documents
 
@@ -340,7 +337,7 @@ def describe(stream: Stream) -> list[str]:
             names = ", ".join(source.name(int(document)) for document in rejected[:3])
             more = ", ..." if len(rejected) > 3 else ""
             lines.append(
-                f"{source.folder}: {len(rejected):,} documents left out, an image or utterance in them is "
-                f"longer than the context of {stream.context_tokens}: {names}{more}"
+                f"{source.folder}: {len(rejected):,} documents left out, a span in them (an image, an "
+                f"utterance ...) is longer than the context of {stream.context_tokens}: {names}{more}"
             )
     return lines

@@ -52,6 +52,7 @@ def config_of(towers: dict[str, str], experts: dict[str, Any], **options: Any) -
     return depth_config(towers, changes=changes, **options)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("rule", "gate", "scale", "place", "experts"),
     [
@@ -70,6 +71,7 @@ def test_every_form(rule: str, gate: str, scale: str, place: dict[str, str], exp
     assert len(set(ran.values())) == 2, "the test needs tokens that run and tokens that do not"
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("towers", [DENSE, IMAGE_SPEECH_SHARED], ids=["dense", "shared"])
 @pytest.mark.parametrize("place", PLACE_KEYS, ids=str)
 @pytest.mark.parametrize("experts", EXPERTS)
@@ -112,6 +114,7 @@ def test_an_absent_modality(present: tuple[int, ...], experts: str) -> None:
     compare(config_of(MOT, EXPERTS[experts], rule="top_k"), RoutingState(), present)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
 @pytest.mark.parametrize("routing", ["expert_choice", "token_choice"])
 @pytest.mark.parametrize("place", PLACE_KEYS, ids=str)
@@ -131,6 +134,7 @@ def test_one_expert_is_none(towers: dict[str, str], routing: str, place: dict[st
             assert_close(grad.view_as(plain[name]), plain[name], name)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("towers", [DENSE, MOT, IMAGE_SPEECH_SHARED], ids=["dense", "mot", "shared"])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("experts", EXPERTS)
@@ -169,6 +173,7 @@ def test_recomputation_changes_and_counts_nothing(rule: str, experts: str) -> No
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "one_document"])
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
 @pytest.mark.parametrize("place", PLACE_KEYS, ids=str)

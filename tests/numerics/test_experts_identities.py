@@ -37,6 +37,7 @@ def run(
     return logits, objective.detach(), found
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("placement", ["post", "pre"])
 @pytest.mark.parametrize("routing", ["expert_choice", "token_choice"])
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])

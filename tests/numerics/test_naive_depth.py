@@ -1,6 +1,5 @@
 """Depth routing against the token-by-token reference: logits, objective and every gradient."""
 
-from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -15,7 +14,14 @@ from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
 from tests.numerics.naive_depth import NaiveDepth
-from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_batch, tiny_config
+from tests.pretrain.models.random_batch import (
+    DENSE,
+    MOT,
+    depth_tables,
+    random_batch,
+    tiny_config,
+    with_ids,
+)
 
 RELATIVE, FLOOR = 1e-4, 1e-2
 """fp32 against fp64, relative to the largest magnitude in the tensor, or to FLOOR in one that should be 0.
@@ -98,6 +104,7 @@ THRESHOLDS = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("rule", "gate", "scale", "place"), product(RULES, GATES, SCALES, PLACES), ids=lambda v: str(v)
 )
@@ -111,6 +118,7 @@ def test_every_form(rule: str, gate: str, scale: str, place: tuple[str, str]) ->
     assert len(set(ran.values())) == 2, "the test needs tokens that run and tokens that do not"
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("place", PLACES, ids=str)
@@ -128,6 +136,7 @@ def test_towers_and_norms(towers: dict[str, str], norm: str, place: tuple[str, s
     assert len(compare(config, RoutingState())) == 3
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
 @pytest.mark.parametrize("place", PLACES, ids=str)
 @pytest.mark.parametrize(("rule", "gate"), [("top_k", "softmax"), ("threshold", "tanh")])
@@ -147,6 +156,7 @@ def test_an_absent_modality(present: tuple[int, ...], place: tuple[str, str]) ->
     compare(config, RoutingState(), present)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("threshold", [-1e3, 1e3], ids=["everything", "nothing"])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("place", PLACES, ids=str)
@@ -160,7 +170,7 @@ def test_everything_and_nothing_runs(threshold: float, scale: str, place: tuple[
 
 def test_no_row_at_all() -> None:
     batch = random_batch(tiny_config(DENSE))
-    batch = replace(batch, input_ids=np.maximum(batch.input_ids, 7))
+    batch = with_ids(batch, np.maximum(batch.input_ids, 7))
     chosen = RoutingState(thresholds=dict.fromkeys(THRESHOLDS, 1e3))
     for keys in ("selected", "all"):
         config = depth_config(DENSE, ("text", "image", "speech"), rule="threshold", keys=keys)

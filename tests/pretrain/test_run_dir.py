@@ -9,7 +9,8 @@ import pytest
 
 from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.config import RunConfig
-from pretrain.run_dir import CONFIG, LOCK, RECORD, RunDir, check_config, check_writable, finished_step
+from pretrain.run_dir import RunDir, check_config, check_writable, finished_step
+from pretrain.run_files import CONFIG, LOCK, RECORD
 
 
 def _config(runs_dir: Path, **changes) -> RunConfig:
@@ -79,7 +80,7 @@ def test_a_run_directory_tells_who_made_it_and_every_attempt(tmp_path: Path):
 
 def test_an_attempt_that_was_killed_is_recorded_by_the_next(tmp_path: Path):
     run = _open(_config(tmp_path))
-    run._lock.release()  # what the kernel does for a killed process
+    run._lock.close()  # what the kernel does for a killed process
     _open(_config(tmp_path))
     record = json.loads((run.path / RECORD).read_text())
     assert "killed" in record["attempts"][0]["reason"]
@@ -106,9 +107,9 @@ def test_another_config_is_refused_showing_each_difference(tmp_path: Path):
 
 def test_what_does_not_reach_the_numbers_may_change(tmp_path: Path):
     _open(_config(tmp_path)).close(status="stopped", reason="", exit_code=85, step=0)
-    _open(_config(tmp_path, data__num_workers=3, keep_checkpoints=7, parallel={"zero_stage": 3}))
+    _open(_config(tmp_path, data__prefetch_steps=3, keep_checkpoints=7, parallel={"zero_stage": 3}))
     free = json.loads((tmp_path / "tiny" / RECORD).read_text())["attempts"][1]["free_keys"]
-    assert free["data.num_workers"] == 3
+    assert free["data.prefetch_steps"] == 3
     assert free["parallel"]["zero_stage"] == 3
     with pytest.raises(ConfigError, match='precision: "fp32" there, "bf16" now'):
         check_config(_config(tmp_path, precision="bf16"))
@@ -125,8 +126,8 @@ def test_an_edited_file_is_named(tmp_path: Path, name: str):
 HOLD = """
 import sys, time
 from pathlib import Path
-from pretrain.run_dir import _Lock
-lock = _Lock(Path(sys.argv[1]))
+from pretrain.run_dir import _lock
+lock = _lock(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(600)
 """

@@ -70,6 +70,13 @@ def test_grave_ones(texts: Callable[..., tuple[str, str]], how: dict, expected: 
     assert expected in grave
 
 
+def test_an_attempt_that_never_had_a_device_says_nothing_of_devices(
+    texts: Callable[..., tuple[str, str]],
+) -> None:
+    grave, _ = texts(multiplier=better, device=lambda arm: "cpu" if arm == "dense" else None)
+    assert "device" not in grave
+
+
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
@@ -78,7 +85,7 @@ def test_grave_ones(texts: Callable[..., tuple[str, str]], how: dict, expected: 
             {"edit": lambda t: t.replace("tuning =", "#")},
             "All arms use one learning rate, and the comparison does not",
         ),
-        ({"edit": lambda t: "jobs = 2\n" + t}, "a machine that was shared"),
+        ({"edit": lambda t: "concurrent_runs = 2\n" + t}, "a machine that was shared"),
         (
             {"multiplier": lambda arm, _: 0.7 if arm == "mot" else 1.0},
             "mot did not reach all losses that dense had",

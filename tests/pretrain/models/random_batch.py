@@ -1,10 +1,12 @@
 """Batches of random documents with random modality spans, for tests of the model."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from data_pipeline.shards.vocabulary import SPECIAL_TOKENS
 from data_pipeline.stream.batch import Batch
 from pretrain.models.config import ModelConfig
 
@@ -28,6 +30,11 @@ def depth_tables(modalities: Iterable[str], **keys: Any) -> dict[str, Any]:
     all other keys into the table of each modality."""
     block = {key: keys.pop(key) for key in ("scale", "parts", "keys") if key in keys}
     return {"depth": dict.fromkeys(modalities, keys), "depth_block": block}
+
+
+def with_ids(batch: Batch, ids: np.ndarray) -> Batch:
+    """The batch with other input ids, of which those below len(SPECIAL_TOKENS) are special tokens."""
+    return replace(batch, input_ids=ids.astype(np.int32), input_special=ids < len(SPECIAL_TOKENS))
 
 
 def random_batch(
@@ -66,6 +73,7 @@ def random_batch(
         loss_weights=filled.astype(np.float32),
         positions=positions,
         document_ids=documents,
+        input_special=ids[0] < len(SPECIAL_TOKENS),
         input_modality=np.where(filled, spans(), 0).astype(np.uint8),
         target_modality=np.where(filled, spans(), 0).astype(np.uint8),
         samples=tuple((f"shard/{row}",) for row in range(sequences)),

@@ -74,6 +74,7 @@ def backward(decoder: Decoder, objective: torch.Tensor) -> dict[str, torch.Tenso
 
 def every_form(test: Callable[..., None]) -> Callable[..., None]:
     for mark in (
+        pytest.mark.pairwise,
         pytest.mark.parametrize("towers", [DENSE, MOT, IMAGE_SPEECH_SHARED], ids=["dense", "mot", "shared"]),
         pytest.mark.parametrize("place", PLACES, ids=str),
         pytest.mark.parametrize("norm", ["pre", "post"]),
