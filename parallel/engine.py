@@ -44,7 +44,7 @@ class ParameterGroup(TypedDict):
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step. All but `local_stats` is equal on all ranks."""
+    """One optimizer step. All but `local_stats` and `report` is equal on all ranks."""
 
     stats: list[float]
     """Sum of the module's stats over micro-batches and data-parallel ranks."""
@@ -60,10 +60,13 @@ class StepResult:
     local_stats: list[list[float]] = field(default_factory=list, compare=False)
     """The module's stats for each micro-batch of this rank: where a number of `stats` came from. Empty on
     all pipeline stages but the last."""
+    report: Any = field(default=None, compare=False)
+    """The module's reports, summed over the micro-batches of this rank."""
 
 
 class Engine(Protocol):
-    """Drives a module whose forward(micro_batch) gives (objective_sum, stats), neither of them normalised."""
+    """Drives a module whose forward(micro_batch) gives (objective_sum, stats, report), none of them
+    normalised. A report is any value without gradient that `+` sums over micro-batches."""
 
     @property
     def optimizer(self) -> OptimizerSpec:
@@ -80,9 +83,9 @@ class Engine(Protocol):
         objective_sum over all ranks and micro-batches, divided once by the sum of all weights."""
         ...
 
-    def eval_step(self, micro_batches: Sequence[MicroBatch]) -> list[float]:
-        """Stats summed over micro-batches and data-parallel ranks; no gradient, nothing changes. Every rank
-        brings equally many micro-batches."""
+    def eval_step(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[float], Any]:
+        """Stats summed over micro-batches and data-parallel ranks, and reports summed over the micro-batches
+        of this rank; no gradient, nothing changes. Every rank brings equally many micro-batches."""
         ...
 
     def fragments(self) -> list[Fragment]:

@@ -16,10 +16,10 @@ class PipelineEngine(ZeroEngine):
     """As ZeroEngine, where `module` is this rank's stage alone: module(micro_batch, hidden).
 
     `hidden` [rows, features] is what the stage before returned, None on the first stage; the last stage
-    returns (objective_sum, stats), the others (hidden, what they add to objective_sum, or None). The sum of
-    all their parts is minimised. Nothing but hidden travels between stages: every rank of a data-parallel
-    coordinate brings the same micro-batches to a step, of one shape in the whole run, and the k-th forward
-    pass of a stage is that of micro-batch k, in 1F1B as in evaluation.
+    returns (objective_sum, stats, report), the others (hidden, what they add to objective_sum, or None,
+    report). The sum of all their parts is minimised. Nothing but hidden travels between stages: every rank of
+    a data-parallel coordinate brings the same micro-batches to a step, of one shape in the whole run, and the
+    k-th forward pass of a stage is that of micro-batch k, in 1F1B as in evaluation.
     """
 
     def _absent_groups(self, groups: Sequence[ParameterGroup]) -> Sequence[ParameterGroup]:
@@ -51,7 +51,7 @@ class PipelineEngine(ZeroEngine):
         )
         return engine
 
-    def _train(self, micro_batches: Sequence[MicroBatch], weight: float) -> list[Tensor]:
+    def _train(self, micro_batches: Sequence[MicroBatch], weight: float) -> tuple[list[Tensor], Any]:
         # DeepSpeed averages over data-parallel ranks and over micro-batches.
         scale = self.world.dp_size * len(micro_batches) / weight
         self.stage.bring(micro_batches, scale)
@@ -59,14 +59,14 @@ class PipelineEngine(ZeroEngine):
             placeholder.tensor_model_parallel = True  # type: ignore[attr-defined]  # or only the first would
             placeholder.grad = torch.zeros_like(placeholder)
         self.deepspeed.train_batch(self._nothing())
-        return self.stage.stats
+        return self.stage.stats, self.stage.report
 
-    def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
+    def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[Tensor], Any]:
         self.stage.bring(micro_batches, 1.0)
         self.deepspeed.eval_batch(
             self._nothing(), reduce_output=None, bcast_loss=False, num_micro_batches=len(micro_batches)
         )
-        return self.stage.stats
+        return self.stage.stats, self.stage.report
 
     def _nothing(self) -> Iterator[tuple[Tensor, Tensor]]:
         """What DeepSpeed's loader gives for each micro-batch: our stages have theirs already."""
@@ -91,18 +91,22 @@ class _Stage(nn.Module):
         self.device = world.device
         self.is_first, self.is_last = world.pp_rank == 0, world.pp_rank == world.pp_size - 1
         self.stats: list[Tensor] = []
+        self.report: Any = None
         self.shape: torch.Size | None = None
 
     def bring(self, micro_batches: Sequence[MicroBatch], scale: float) -> None:
         """For the passes to come. The objective is multiplied by `scale`, before DeepSpeed averages over
         them: what the last stage returns, and so the gradients that it sends."""
-        self.micro_batches, self.scale, self.stats = iter(micro_batches), scale, []
+        self.micro_batches, self.scale = iter(micro_batches), scale
+        self.stats, self.report = [], None
         self.scale_of_own = scale / len(micro_batches)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden for the next stage; on the last the scaled objective, its stats left in `stats`."""
+        """hidden for the next stage; on the last the scaled objective. DeepSpeed's schedule passes on nothing
+        else, so stats and report are left in `stats` and `report`."""
         micro_batch = next(self.micro_batches).to(self.device)
-        result, other = self.module(micro_batch, None if self.is_first else hidden)
+        result, other, report = self.module(micro_batch, None if self.is_first else hidden)
+        self.report = report if self.report is None else self.report + report
         if self.is_last:
             self.stats.append(other.double())
             return result * self.scale

@@ -95,7 +95,7 @@ class ZeroEngine:
             group["lr"] = learning_rate * group["lr_scale"]
         self.gradient_norm.begin()
         self.deepspeed.train()
-        local = self._train(micro_batches, weight)
+        local, report = self._train(micro_batches, weight)
         stats = self._sum_stats(local)
         # float: a tensor in stages 1 and 2
         reported = None if self.zero_stage == 0 else float(self.deepspeed.get_global_grad_norm() or 0.0)
@@ -107,34 +107,44 @@ class ZeroEngine:
             grad_norm=norms.total,
             grad_norm_by_group=norms.by_tower,
             learning_rate=learning_rate,
+            report=report,
         )
 
-    def _train(self, micro_batches: Sequence[MicroBatch], weight: float) -> list[torch.Tensor]:
-        """Forward and backward passes and the update; returns the stats of each micro-batch, in float64."""
+    def _train(self, micro_batches: Sequence[MicroBatch], weight: float) -> tuple[list[torch.Tensor], Any]:
+        """Forward and backward passes and the update; returns the stats of each micro-batch, in float64, and
+        the sum of their reports."""
         local: list[torch.Tensor] = []
+        total: Any = None
         for batch in micro_batches:
-            objective_sum, stats = self.deepspeed(batch.to(self.world.device))
+            objective_sum, stats, report = self.deepspeed(batch.to(self.world.device))
+            total = report if total is None else total + report
             # The one normalisation: DeepSpeed averages over data-parallel ranks, hence the factor dp.
             self.deepspeed.backward(objective_sum * (self.world.dp_size / weight), scale_wrt_gas=False)
             local.append(stats.double())
             self.deepspeed.step()
-        return local
+        return local, total
 
-    def eval_step(self, micro_batches: Sequence[MicroBatch]) -> list[float]:
+    def eval_step(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[float], Any]:
         if self.zero_stage == 3:  # a forward pass gathers parameters: unequal numbers of them would hang
             counts = self.world.gather(len(micro_batches))
             if len(set(counts)) != 1:
                 raise ValueError(f"ranks bring different numbers of micro-batches to an evaluation: {counts}")
         self.deepspeed.eval()
         assert micro_batches, "an evaluation needs a micro-batch"
-        local = self._evaluate(micro_batches)
+        local, report = self._evaluate(micro_batches)
         self.deepspeed.train()
-        return self._sum_stats(local)
+        return self._sum_stats(local), report
 
-    def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
-        """Forward passes; returns the stats of each micro-batch, in float64."""
+    def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[torch.Tensor], Any]:
+        """Forward passes; returns the stats of each micro-batch, in float64, and the sum of their reports."""
+        local: list[torch.Tensor] = []
+        total: Any = None
         with torch.no_grad():
-            return [self.deepspeed(batch.to(self.world.device))[1].double() for batch in micro_batches]
+            for batch in micro_batches:
+                _, stats, report = self.deepspeed(batch.to(self.world.device))
+                total = report if total is None else total + report
+                local.append(stats.double())
+        return local, total
 
     def _sum_stats(self, local: Sequence[torch.Tensor]) -> list[float]:
         """Over micro-batches and data-parallel ranks; equal on all ranks."""

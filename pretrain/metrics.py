@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,10 @@ from pretrain import run_files
 
 Sums = dict[str, float]
 """Sums over optimizer steps by name. They are plain numbers, so a checkpoint holds them unchanged."""
+
+RouterSums = dict[str, Sums]
+"""Name of a router, such as "blocks.3.depth.image" -> its sums, by the names of its counts
+(pretrain/models/router_report.py)."""
 
 STEP_KEYS = ("steps", "tokens", "flops", "step_s", "wait_s", "fill", "grad_norm")
 
@@ -131,11 +135,14 @@ def add(total: Mapping[str, float], more: Mapping[str, float]) -> Sums:
     return {name: total.get(name, 0.0) + more.get(name, 0.0) for name in total.keys() | more.keys()}
 
 
+def add_by_router(total: Mapping[str, Sums], more: Mapping[str, Sums]) -> RouterSums:
+    """Sums of routers with `more` added; routers that are missing count as 0."""
+    return {name: add(total.get(name, {}), more.get(name, {})) for name in total.keys() | more.keys()}
+
+
 def step_sums(
     *,
-    modalities: Sequence[str],
-    loss_sums: Sequence[float],
-    weights: Sequence[float],
+    targets: Mapping[str, tuple[float, float]],
     tokens: int,
     flops: float,
     step_s: float,
@@ -144,10 +151,13 @@ def step_sums(
     grad_norm: float,
     grad_norm_by_tower: Mapping[str, float],
 ) -> Sums:
-    """The Sums of one optimizer step over all ranks: nats and targets per modality, slots, FLOPs, seconds."""
+    """The Sums of one optimizer step over all ranks: nats and targets per modality, slots, FLOPs, seconds.
+
+    `targets`: modality -> (sum of nats, weight).
+    """
     sums = dict(zip(STEP_KEYS, (1.0, tokens, flops, step_s, wait_s, fill_frac, grad_norm), strict=True))
-    sums |= {f"loss/{m}": value for m, value in zip(modalities, loss_sums, strict=True)}
-    sums |= {f"weight/{m}": value for m, value in zip(modalities, weights, strict=True)}
+    sums |= {f"loss/{m}": nats for m, (nats, _) in targets.items()}
+    sums |= {f"weight/{m}": weight for m, (_, weight) in targets.items()}
     return sums | {f"grad_norm/{tower}": value for tower, value in grad_norm_by_tower.items()}
 
 

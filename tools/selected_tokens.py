@@ -30,7 +30,8 @@ from pretrain.evaluation.losses import (
 )
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
-from pretrain.models.routing_state import BINS, RoutingState, counts_in
+from pretrain.models.router_report import RouterReport, no_counts
+from pretrain.models.routing_state import RoutingState
 from pretrain.run_files import CHECKPOINTS, CONFIG
 from pretrain.train import depth_steps, expert_steps
 from pretrain.weights.folder import WeightSource
@@ -109,15 +110,17 @@ def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspecti
     decoder = _decoder(config, source)
     device = next(decoder.parameters()).device
 
-    def forward(inputs: Iterable[ModelInputs]) -> None:
-        for batch in inputs:
-            decoder.hidden(batch.to(device))
+    def report_of(inputs: Iterable[ModelInputs]) -> RouterReport:
+        total = no_counts(model)
+        for micro_batch in inputs:
+            _, report = decoder.hidden(micro_batch.to(device))
+            total = total + report.on_host()
+        return total
 
-    forward(
+    report = report_of(
         build_inputs(batch, model, document_mask=config.data.document_mask, routing_state=routing_state)
         for batch in micro_batches(pack_texts(texts, model.context_tokens), data.vocabulary, config)
     )
-    sums = {counts.name: counts.take()[BINS:].tolist() for counts in counts_in(decoder)}
     images = images_of(texts, data, config, documents)
     return Inspection(
         config=config,
@@ -125,10 +128,10 @@ def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspecti
         step=step,
         by=by,
         tokens=sum(len(text.weights) for text in texts),
-        depth=_depth_rows(model, sums, progress),
-        experts=_expert_rows(model, sums),
+        depth=_depth_rows(model, report, progress),
+        experts=_expert_rows(model, report),
         images=images,
-        ran={} if images is None else tokens_that_ran(forward, images, routing_state),
+        ran={} if images is None else tokens_that_ran(report_of, images, routing_state),
     )
 
 
@@ -193,28 +196,33 @@ def _decoder(config: RunConfig, source: WeightSource) -> "Decoder":
     for name, parameter in decoder.named_parameters():
         parameter.copy_(source.tensors[name].read())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # The decoder is in training mode because routers count only there; it is not trained.
-    return decoder.to(device, _DTYPES[config.precision]).train()
+    return decoder.to(device, _DTYPES[config.precision]).eval()
 
 
-def _depth_rows(model: ModelConfig, sums: Mapping[str, list[float]], progress: float) -> tuple[DepthRow, ...]:
+def _depth_rows(model: ModelConfig, report: RouterReport, progress: float) -> tuple[DepthRow, ...]:
     rows = []
-    for name, (layer, modality, ratio) in depth_steps.places(model).items():
-        tokens, ran, gate, squared = sums[name][:4]
-        share, mean, square = (value / tokens if tokens else np.nan for value in (ran, gate, squared))
-        spread = sqrt(max(0.0, square - mean * mean)) if tokens else np.nan
-        scheduled = model.depth[modality].ratio_at(ratio, progress)
-        rows.append(DepthRow(layer, modality, scheduled, share, mean, spread))
+    for layer, modality, ratio in depth_steps.routers(model).values():
+        counts = report.layers[layer].depth[modality]
+        tokens = float(counts.tokens) or np.nan
+        mean, square = float(counts.gate) / tokens, float(counts.gate_squared) / tokens
+        rows.append(
+            DepthRow(
+                layer,
+                modality,
+                scheduled=model.depth[modality].ratio_at(ratio, progress),
+                realised=float(counts.run) / tokens,
+                gate_mean=mean,
+                gate_std=sqrt(max(0.0, square - mean * mean)) if counts.tokens else np.nan,
+            )
+        )
     return tuple(rows)
 
 
-def _expert_rows(model: ModelConfig, sums: Mapping[str, list[float]]) -> tuple[ExpertRow, ...]:
-    rows: dict[tuple[int, str], list[list[float]]] = {}
-    for name, router in expert_steps.places(model).items():
-        rows.setdefault((router.layer, router.tower), []).append(sums[name])
-    result = []
-    for (layer, tower), experts in rows.items():
-        _, tokens, dropped = experts[0][:3]
-        shares = tuple(rows_taken / tokens if tokens else np.nan for rows_taken, *_ in experts)
-        result.append(ExpertRow(layer, tower, shares, dropped / tokens if tokens else np.nan))
-    return tuple(result)
+def _expert_rows(model: ModelConfig, report: RouterReport) -> tuple[ExpertRow, ...]:
+    rows = []
+    for layer, tower in expert_steps.routers(model).values():
+        counts = report.layers[layer].experts[tower]
+        tokens = float(counts.tokens) or np.nan
+        shares = tuple(taken / tokens for taken in counts.taken.tolist())
+        rows.append(ExpertRow(layer, tower, shares, dropped=float(counts.dropped) / tokens))
+    return tuple(rows)

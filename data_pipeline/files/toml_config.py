@@ -71,8 +71,9 @@ def validate(model: type[Model], values: Mapping[str, Any], source: str, table: 
     """Make the model, or raise one ConfigError that lists every bad field with the nearest legal key.
 
     `source` names the file in messages, and `table` the table of the file that `values` come from. A model
-    names the keys and values of earlier versions in two class variables. `renamed`: old key -> new key, and
-    "key=old value" -> new value. `removed`: old key -> what is done instead.
+    names the keys and values of earlier versions in three class variables. `renamed`: old key -> new key in
+    the same table, and "key=old value" -> new value. `moved`: key -> where it is now, from the root of the
+    file. `removed`: old key -> what is done instead.
     """
     try:
         return model.model_validate(values)
@@ -91,6 +92,8 @@ def _explain(model: type[BaseModel], problem: Any, table: str) -> str:
             return (
                 f'{field}: this key is called "{renamed[location[-1]]}" now; its values mean what they meant'
             )
+        if (now := getattr(here, "moved", {}).get(location[-1])) is not None:
+            return f'{field}: this key has moved to "{now}"; its values mean what they meant'
         removed: Mapping[str, str] = getattr(here, "removed", {})
         if location[-1] in removed:
             return f"{field}: there is no such key any more: {removed[location[-1]]}; take the key out"

@@ -27,7 +27,9 @@ class Caveat:
 
 def caveats(findings: Findings) -> tuple[Caveat, ...]:
     """All caveats that apply to the findings, grave ones first."""
-    parts = (_of_scope, _of_data, _of_records, _of_seeds, _of_compute, _of_matching, _of_curves)
+    parts = (
+        _of_scope, _of_data, _of_records, _of_seeds, _of_compute, _of_expert_choice, _of_matching, _of_curves,
+    )  # fmt: skip
     unsorted = [caveat for part in parts for caveat in part(findings)]
     return tuple(sorted(unsorted, key=lambda caveat: not caveat.grave))
 
@@ -153,6 +155,25 @@ def _of_compute(findings: Findings) -> Iterator[Caveat]:
     if plan.config.concurrent_runs > 1:
         yield Caveat(
             f"{plan.config.concurrent_runs} runs at a time: seconds are those of a machine that was shared."
+        )
+
+
+def _of_expert_choice(findings: Findings) -> Iterator[Caveat]:
+    """Experts that choose take tokens of a whole sequence, and a sequence packs several documents."""
+    plan = findings.plan
+    arms = [
+        arm
+        for arm in plan.arms
+        if any(
+            experts.routing == "expert_choice" and experts.capacity_factor < experts.num_experts
+            for experts in plan.run(arm, findings.seeds[0]).config.model.experts.values()
+        )
+    ]
+    if arms:
+        yield Caveat(
+            f"Expert choice in {join(arms)}: documents that are packed into one sequence compete for "
+            "experts, in training and in eval/loss, so the loss of a document depends on the others. Only "
+            "eval/causal chooses by thresholds, token by token."
         )
 
 

@@ -18,8 +18,11 @@ from pretrain.config import RunConfig
 from pretrain.evaluation.documents import Text, heldout_texts, pack_texts, pair_text, pairs
 from pretrain.evaluation.selection_picture import IMAGE
 from pretrain.metrics import losses
+from pretrain.models import modality_sums
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
+from pretrain.models.modality_sums import TargetSums
+from pretrain.models.router_report import RouterReport
 from pretrain.models.routing_state import RoutingState
 
 Direction = tuple[str, str]
@@ -161,27 +164,25 @@ def conditional_losses(
 
 
 def tokens_that_ran(
-    forward: Callable[..., object],
+    report_of: Callable[[Sequence[ModelInputs]], RouterReport],
     images: HeldoutImages,
     routing_state: RoutingState,
     world: World | None = None,
 ) -> dict[int, Bool[np.ndarray, "texts tokens"]]:
-    """By layer with a router for images, the tokens of `images` that ran in `forward` of a list of inputs.
+    """By layer with a router for images, the tokens of `images` that ran.
 
-    All ranks of `world` call it, since layers may be on several stages.
+    `report_of` returns what routers report of a forward pass of a list of inputs. All ranks of `world` call
+    it, since layers may be on several stages.
     """
-    inputs = [replace(text_inputs, routing_state=routing_state, ran={}) for text_inputs in images.inputs]
-    forward(inputs)
-    own = [text_inputs.ran or {} for text_inputs in inputs]
+    report = report_of([replace(i, routing_state=routing_state, report_ran=True) for i in images.inputs])
+    own = {layer: block.ran for layer, block in report.layers.items() if IMAGE in block.depth}
     stages = [own] if world is None else world.gather(own, world.model_group)
-    routers = [(stage, router) for stage in stages for router in stage[0] if router[1] == IMAGE]
-    return {router[0]: np.concatenate([ran[router] for ran in stage]) for stage, router in routers}
+    return {layer: np.concatenate(ran) for stage in stages for layer, ran in stage.items()}
 
 
 def _sums(
     engine: Engine, heldout: Heldout, inputs: Sequence[ModelInputs], routing_state: RoutingState
-) -> dict[str, tuple[float, float]]:
-    """By modality, (sum of nats, number of targets that count) over all ranks."""
-    stats = engine.eval_step([replace(batch, routing_state=routing_state) for batch in inputs])
-    count = len(heldout.modalities)
-    return dict(zip(heldout.modalities, zip(stats[:count], stats[count:], strict=True), strict=True))
+) -> dict[str, TargetSums]:
+    """By modality, the sums over its targets of all ranks."""
+    stats, _ = engine.eval_step([replace(batch, routing_state=routing_state) for batch in inputs])
+    return modality_sums.unpack(stats, heldout.modalities)

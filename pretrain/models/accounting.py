@@ -142,7 +142,7 @@ def kv_numbers_per_token(config: ModelConfig, modality: str) -> float:
     """Keys and values that a decoding cache holds of one token of the modality, over all layers and after
     warm-up: numbers, not bytes."""
     layers: float = config.num_layers
-    if modality in config.depth and config.depth[modality].keys == "selected":
+    if modality in config.depth and config.depth_block.keys == "selected":
         layers -= depth_accounting.skipped_per_token(config, modality)
     return 2 * config.kv_heads * config.head_dim * layers
 

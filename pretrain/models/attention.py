@@ -120,13 +120,13 @@ def attend_queries(
     sizes, spans = query_pieces(mask)
     outs = [q[:0]]
     pieces = zip(
-        *(q.split(sizes), _Spans.apply(k, spans), _Spans.apply(v, spans), mask.places.split(sizes), spans),
+        *(q.split(sizes), _Spans.apply(k, spans), _Spans.apply(v, spans), mask.offsets.split(sizes), spans),
         strict=True,
     )
-    for *qkv, places, (first, end) in pieces:
+    for *qkv, offsets, (first, end) in pieces:
         queries, keys, values = map(_one_document, qkv, heads)
-        causal = end - first == places.shape[0]  # a query at every key
-        seen = None if causal else torch.arange(first, end, device=q.device) <= places[:, None]
+        causal = end - first == offsets.shape[0]  # a query at every key
+        seen = None if causal else torch.arange(first, end, device=q.device) <= offsets[:, None]
         out = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=seen, is_causal=causal, enable_gqa=grouped
         )
@@ -151,7 +151,7 @@ def query_pieces(mask: QueryMask) -> tuple[list[int], list[tuple[int, int]]]:
         for size in [rest] * (rest > 0) + [_PIECE] * full:
             start += size
             sizes.append(size)
-            spans.append((first, int(mask.places[start - 1]) + 1))
+            spans.append((first, int(mask.offsets[start - 1]) + 1))
         first += tokens
     return sizes, spans
 

@@ -53,8 +53,8 @@ class AttentionMask:
 class QueryMask:
     """What chosen queries see of all T tokens of a micro-batch. Made by `mask_queries`, moved by `to`."""
 
-    places: Int[Tensor, " queries"]
-    """int32, ascending: their places in sequence order, flat over sequences."""
+    offsets: Int[Tensor, " queries"]
+    """int32, ascending: their offsets in sequence order, all sequences in one."""
     documents: Int[Tensor, " tokens"]
     """int32, ascending: number of each token's document, over all sequences."""
     lengths: tuple[tuple[int, int], ...]
@@ -64,36 +64,36 @@ class QueryMask:
 
     def to(self, device: torch.device) -> "QueryMask":
         """On `device`, in the form that its attention kernel takes."""
-        if device.type != "cuda" or not self.places.shape[0]:
-            return replace(self, places=self.places.to(device), documents=self.documents.to(device))
+        if device.type != "cuda" or not self.offsets.shape[0]:
+            return replace(self, offsets=self.offsets.to(device), documents=self.documents.to(device))
         return self.with_blocks(device)
 
     def with_blocks(self, device: torch.device) -> "QueryMask":
         """The same mask on `device` for flex attention. Block lists are made on the host: called there."""
-        places, documents = self.places.to(device), self.documents.to(device)
+        offsets, documents = self.offsets.to(device), self.documents.to(device)
         lists = [
             torch.from_numpy(values)[None, None].to(device, non_blocking=True)
-            for values in _query_block_lists(self.places.numpy(), self.documents.numpy())
+            for values in _query_block_lists(self.offsets.numpy(), self.documents.numpy())
         ]
 
         def causal_in_document(sequence: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return (places[query] >= key) & (documents[places[query]] == documents[key])
+            return (offsets[query] >= key) & (documents[offsets[query]] == documents[key])
 
         block_mask = BlockMask.from_kv_blocks(
             *lists,
             BLOCK_SIZE=BLOCK,
             mask_mod=causal_in_document,
-            seq_lengths=(places.shape[0], documents.shape[0]),
+            seq_lengths=(offsets.shape[0], documents.shape[0]),
         )
-        return replace(self, places=places, documents=documents, block_mask=block_mask)
+        return replace(self, offsets=offsets, documents=documents, block_mask=block_mask)
 
 
-def mask_queries(places: np.ndarray, documents: np.ndarray) -> QueryMask:
-    """Causal attention inside documents, of queries at `places` over all tokens. Both ascend."""
+def mask_queries(offsets: np.ndarray, documents: np.ndarray) -> QueryMask:
+    """Causal attention inside documents, of queries at `offsets` over all tokens. Both ascend."""
     tokens = np.bincount(documents)
-    queries = np.bincount(documents[places], minlength=tokens.size)
+    queries = np.bincount(documents[offsets], minlength=tokens.size)
     return QueryMask(
-        torch.from_numpy(places.astype(np.int32)),
+        torch.from_numpy(offsets.astype(np.int32)),
         torch.from_numpy(documents.astype(np.int32)),
         tuple(zip(queries.tolist(), tokens.tolist(), strict=True)),
     )
@@ -147,21 +147,21 @@ def _block_lists(runs: np.ndarray) -> tuple[np.ndarray, ...]:
     return _listed(seen & ~full, full)
 
 
-def _query_block_lists(places: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, ...]:
+def _query_block_lists(offsets: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, ...]:
     """As `_block_lists`, for chosen queries over all tokens and without a dimension of sequences.
 
-    Places and documents ascend, so again the first and last of a block tell everything.
+    Offsets and documents ascend, so again the first and last of a block tell everything.
     """
 
     def ends(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         last = np.minimum(np.arange(BLOCK, values.size + BLOCK, BLOCK), values.size) - 1
         return values[::BLOCK], values[last]
 
-    first_place, last_place = ends(places)
+    first_offset, last_offset = ends(offsets)
     first_key, last_key = ends(np.arange(documents.size))
-    first, last = documents[first_place][:, None], documents[last_place][:, None]
-    seen = (first_key <= last_place[:, None]) & (documents[last_key] >= first)
-    full = (last_key <= first_place[:, None]) & (documents[first_key] == last)
+    first, last = documents[first_offset][:, None], documents[last_offset][:, None]
+    seen = (first_key <= last_offset[:, None]) & (documents[last_key] >= first)
+    full = (last_key <= first_offset[:, None]) & (documents[first_key] == last)
     return _listed(seen & ~full, full)
 
 

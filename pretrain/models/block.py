@@ -1,9 +1,8 @@
 """One block of the decoder: attention and feed-forward, each added to the residual stream through a norm."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,7 +20,8 @@ from pretrain.models.feed_forward import ExpertFeedForward, FeedForward
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.query_key import Rotary
-from pretrain.models.routing_state import RoutingState, uncounted
+from pretrain.models.router_report import BlockReport, ExpertCounts
+from pretrain.models.routing_state import RoutingState
 
 Sublayer = Literal["attention", "feed_forward"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "feed_forward")
@@ -68,26 +68,26 @@ class Block(nn.Module):
         mask: AttentionMask,
         rotary: Rotary,
         inputs: ModelInputs | None = None,
-    ) -> Float[Tensor, "rows d_model"]:
-        """`x`, `rotary` and the result are sorted by tower; `mask` is in sequence order. With sequence
-        parallel `x` and the result are this rank's chunk of the sorted stream; all else is whole. `inputs`:
-        what routing and mask are of; for depth routing, and for experts that choose by thresholds."""
+    ) -> tuple[Float[Tensor, "rows d_model"], BlockReport]:
+        """The stream after the block, and what its routers report.
+
+        `x`, `rotary` and the stream are sorted by tower; `mask` is in sequence order. With sequence parallel
+        `x` and the result are this rank's chunk of the sorted stream; all else is whole. `inputs`: the
+        micro-batch of `routing` and `mask`; needed for depth routing, and for experts that choose by
+        thresholds."""
         if self.depth is not None:
             assert inputs is not None
             return self._forward_routed(x, inputs, rotary, self.depth)
         routing_state = None if inputs is None else inputs.routing_state
-        return self._run(self._forward, x, routing, mask, rotary, routing_state)
+        x, experts = self._run(self._forward, x, routing, mask, rotary, routing_state)
+        return x, BlockReport(experts=experts)
 
-    def _run(self, part: Callable[..., Tensor], *args: object) -> Tensor:
+    def _run(self, part: Callable[..., Any], *args: object) -> Any:
+        """part(*args), computed a second time in the backward pass with activation checkpointing."""
         if self.activation_checkpointing and self.training:
             # Nothing here draws random numbers, so their state need not be kept for the second forward.
-            return checkpoint(  # type: ignore[return-value]
-                part,
-                *args,
-                use_reentrant=False,
-                preserve_rng_state=False,
-                context_fn=lambda: (nullcontext(), uncounted(self)),
-            )
+            # Its results are dropped: what is returned, counts included, is of the first.
+            return checkpoint(part, *args, use_reentrant=False, preserve_rng_state=False)
         return part(*args)
 
     def _forward(
@@ -97,12 +97,14 @@ class Block(nn.Module):
         mask: AttentionMask,
         rotary: Rotary,
         routing_state: RoutingState | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, dict[str, ExpertCounts]]:
+        experts: dict[str, ExpertCounts] = {}
         if "attention" in self.sublayers:
             x = x + self._attended(x, routing, mask, rotary)
         if "feed_forward" in self.sublayers:
-            x = x + self._fed_forward(x, routing, routing_state)
-        return x
+            added, experts = self._fed_forward(x, routing, routing_state)
+            x = x + added
+        return x, experts
 
     def _attended(self, x: Tensor, routing: Routing, mask: AttentionMask, rotary: Rotary) -> Tensor:
         """What attention adds to x."""
@@ -111,21 +113,26 @@ class Block(nn.Module):
             return self.attention_norm(self.attention(x, routing, mask, rotary), counts)
         return self.attention(self.attention_norm(x, counts), routing, mask, rotary)
 
-    def _fed_forward(self, x: Tensor, routing: Routing, routing_state: RoutingState | None) -> Tensor:
-        """What the feed-forward adds to x."""
+    def _fed_forward(
+        self, x: Tensor, routing: Routing, routing_state: RoutingState | None
+    ) -> tuple[Tensor, dict[str, ExpertCounts]]:
+        """What the feed-forward adds to x, and what its experts' routers count."""
         counts = routing.counts
         if self.post:
-            return self.feed_forward_norm(self.feed_forward(x, routing, routing_state), counts)
+            added, experts = self.feed_forward(x, routing, routing_state)
+            return self.feed_forward_norm(added, counts), experts
         return self.feed_forward(self.feed_forward_norm(x, counts), routing, routing_state)
 
-    def _forward_routed(self, x: Tensor, inputs: ModelInputs, rotary: Rotary, depth: DepthRouting) -> Tensor:
+    def _forward_routed(
+        self, x: Tensor, inputs: ModelInputs, rotary: Rotary, depth: DepthRouting
+    ) -> tuple[Tensor, BlockReport]:
         x = whole_rows(x, self.tp)
-        if depth.style.parts == "feed_forward":
+        if depth.config.parts == "feed_forward":
             x = x + self._run(self._attended, x, inputs.routing, inputs.mask, rotary)
-        # Outside of what is computed twice: the same tokens run again, and are counted once.
-        chosen = depth(x, inputs)
-        x = self._run(self._through, x, chosen.gates, chosen, inputs, rotary, depth)
-        return own_chunk(x, self.tp)
+        # Outside of what is computed twice, so that the same tokens run in both.
+        chosen, report = depth(x, inputs)
+        x, experts = self._run(self._through, x, chosen.gates, chosen, inputs, rotary, depth)
+        return own_chunk(x, self.tp), replace(report, experts=experts)
 
     def _through(
         self,
@@ -135,22 +142,23 @@ class Block(nn.Module):
         inputs: ModelInputs,
         rotary: Rotary,
         depth: DepthRouting,
-    ) -> Tensor:
-        """The stream after the chosen tokens have run. See DepthConfig.scale."""
-        rows, scale = chosen.tokens.rows, depth.style.scale
+    ) -> tuple[Tensor, dict[str, ExpertCounts]]:
+        """The stream after the chosen tokens have run (see DepthBlockConfig.scale), and what experts'
+        routers count."""
+        rows, scale = chosen.tokens.rows, depth.config.scale
         before = x.index_select(0, rows)
         added, attended = [], before
-        if depth.style.parts != "feed_forward":
+        if depth.config.parts != "feed_forward":
             added.append(self._chosen_attended(x, before, chosen, inputs.routing, rotary))
             attended = before + added[0]
-        fed = self._fed_forward(attended, chosen.tokens.routing, inputs.routing_state)
+        fed, experts = self._fed_forward(attended, chosen.tokens.routing, inputs.routing_state)
         if scale == "all":
-            return (gates * x.index_copy(0, rows, attended + fed)).to(x.dtype)
+            return (gates * x.index_copy(0, rows, attended + fed)).to(x.dtype), experts
         chosen_gates = gates.index_select(0, rows)
         if scale == "all_as_released":
             ran = attended + (chosen_gates * fed).to(x.dtype)
-            return (gates * x).to(x.dtype).index_copy(0, rows, ran)
-        return add_gated(x, rows, chosen_gates, *added, fed)
+            return (gates * x).to(x.dtype).index_copy(0, rows, ran), experts
+        return add_gated(x, rows, chosen_gates, *added, fed), experts
 
     def _chosen_attended(
         self, x: Tensor, before: Tensor, chosen: Chosen, routing: Routing, rotary: Rotary

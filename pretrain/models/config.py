@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from pretrain.models.depth_config import DepthConfig
+from pretrain.models.depth_config import DepthBlockConfig, DepthConfig
 from pretrain.models.experts_config import ExpertsConfig
 
 UntiedPart = Literal["attention", "feed_forward", "norm"]
@@ -38,6 +38,8 @@ class ModelConfig(BaseModel):
     """Tower -> experts in its feed-forward; a tower that is not named has one feed-forward."""
     depth: dict[str, DepthConfig] = {}
     """Modality -> which of its tokens run in which layers; a modality that is not named runs in all."""
+    depth_block: DepthBlockConfig = DepthBlockConfig()
+    """What blocks with depth routers do, one for the tokens of all modalities."""
     norm_placement: Literal["post", "pre"] = "post"
     """post: norm on the sublayer output before the residual add (MoT Eq. 1-2); pre: Llama."""
     qk_norm: bool = True
@@ -97,11 +99,11 @@ class ModelConfig(BaseModel):
                 depth.ratios(self.num_layers)
             except ValueError as error:
                 raise ValueError(f"depth.{modality}: {error}") from None
-        for key in ("scale", "parts", "keys"):
-            values = {modality: getattr(depth, key) for modality, depth in self.depth.items()}
-            if len(set(values.values())) > 1:
-                told = ", ".join(f'depth.{modality}.{key} = "{value}"' for modality, value in values.items())
-                raise ValueError(f"{told}: a block does one for all its tokens; set the same for all")
+        if not self.depth and self.depth_block != DepthBlockConfig():
+            raise ValueError(
+                "depth_block is set, but no block has depth routers: there is no model.depth.<modality>; add "
+                f"one (modalities: {', '.join(self.modalities)}), or leave depth_block out"
+            )
 
     def depth_ratios(self, layer: int) -> dict[str, float]:
         """Modality -> share of its tokens that run in the layer after warm-up, of those with a router

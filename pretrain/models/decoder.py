@@ -1,6 +1,5 @@
 """The decoder: one list of layers for dense and sparse models alike."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -10,10 +9,10 @@ from pretrain.models.block import SUBLAYERS, Block, Sublayer
 from pretrain.models.config import SHARED_TOWER, ModelConfig
 from pretrain.models.cross_entropy import linear_cross_entropy
 from pretrain.models.depth import DepthRouting
-from pretrain.models.feed_forward import ExpertFeedForward
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.query_key import rotary_table
+from pretrain.models.router_report import BlockReport, RouterReport
 
 
 class Head(TowerColumnParallelLinear):
@@ -76,9 +75,9 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList()
         for index in range(config.num_layers):
             mine: tuple[Sublayer, ...] = tuple(
-                kind for place, kind in enumerate(SUBLAYERS, 2 * index + 1) if place in held
+                kind for number, kind in enumerate(SUBLAYERS, 2 * index + 1) if number in held
             )
-            if not mine:  # of another stage: its place in the names is held
+            if not mine:  # of another stage: the list keeps its index for the names
                 self.blocks.append(nn.Identity())
                 continue
             self.blocks.append(
@@ -99,32 +98,25 @@ class Decoder(nn.Module):
     def forward(self, inputs: ModelInputs) -> Float[Tensor, "tokens vocab_local"]:
         """Logits in sorted order, of a decoder with all layers."""
         assert self.head is not None
-        return self.head(self.hidden(inputs), inputs)
+        hidden, _ = self.hidden(inputs)
+        return self.head(hidden, inputs)
 
     def hidden(
         self, inputs: ModelInputs, x: Float[Tensor, "rows d_model"] | None = None
-    ) -> Float[Tensor, "rows d_model"]:
-        """What comes before the head, in sorted order: all rows, or this rank's chunk with sequence parallel.
+    ) -> tuple[Float[Tensor, "rows d_model"], RouterReport]:
+        """Hidden states before the head, in sorted order: all rows, or this rank's chunk with sequence
+        parallel. And what the routers of this stage's layers report.
 
-        `x`: the same of the stage before; None where this stage has the embedding.
+        `x`: hidden states of the stage before; None where this stage has the embedding.
         """
         rotary = rotary_table(inputs.positions, self.config.head_dim, self.config.rope_theta)
         if self.embedding is not None:
             x = self.embedding(inputs.input_ids)
-        for block in self.blocks:
+        layers: dict[int, BlockReport] = {}
+        for index, block in enumerate(self.blocks):
             if isinstance(block, Block):
-                x = block(x, inputs.routing, inputs.mask, rotary, inputs)
+                x, layers[index] = block(x, inputs.routing, inputs.mask, rotary, inputs)
         assert x is not None, "a stage without the embedding continues from the one before"
-        return x if self.final_norm is None else self.final_norm(x, inputs.routing.counts)
-
-    def expert_layers(self) -> dict[int, ExpertFeedForward]:
-        """Index of the block -> its feed-forward, of those with experts that this stage holds."""
-        found = {i: getattr(block, "feed_forward", None) for i, block in enumerate(self.blocks)}
-        return {i: layer for i, layer in found.items() if isinstance(layer, ExpertFeedForward)}
-
-    def auxiliary(self) -> Float[Tensor, ""] | None:
-        """Auxiliary losses of the last forward pass, weighted and summed over its tokens; None where no layer
-        has experts."""
-        found = [layer.auxiliary for layer in self.expert_layers().values()]
-        losses = [loss for loss in found if loss is not None]
-        return torch.stack(losses).sum() if losses else None
+        if self.final_norm is not None:
+            x = self.final_norm(x, inputs.routing.counts)
+        return x, RouterReport(layers)

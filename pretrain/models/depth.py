@@ -15,30 +15,29 @@ from pretrain.models.depth_config import DepthConfig
 from pretrain.models.depth_selection import ChosenTokens, TokenTable, choose_tokens, runs
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
-from pretrain.models.routing_state import ScoreCounts
+from pretrain.models.router_report import BlockReport, DepthCounts, score_histogram
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a block makes of its routers' scores."""
+    """The tokens of a micro-batch that run in a block, and the gates of all its tokens."""
 
     tokens: ChosenTokens
     gates: Float[Tensor, "tokens 1"]
-    """fp32, of all tokens; 1 for modalities without a router."""
+    """fp32; 1 for modalities without a router."""
 
 
 class DepthRouter(nn.Module):
-    """One vector, which scores tokens."""
+    """The router of one modality in one block: a vector that scores tokens."""
 
     def __init__(self, config: DepthConfig, ratio: float, name: str, tower: str, eps: float) -> None:
-        """`ratio`: of the layer, after warm-up. `name`: of the place, "blocks.3.depth.image"."""
+        """`ratio`: that of the layer after warm-up. `name`: "blocks.3.depth.image"."""
         super().__init__()
         self.config, self.ratio, self.name, self.tower, self.eps = config, ratio, name, tower, eps
         self.weight = nn.ParameterDict()
-        self.score_counts = (ScoreCounts(name),)
 
     def draw(self, d_model: int, weights: InitialWeights) -> "DepthRouter":
-        """With weights as at the start of a run."""
+        """The same router with its initial weight."""
         weight = torch.empty(d_model)
         weights.depth_router(f"{self.name}.weight", zero=self.config.zero_init)(weight)
         self.weight[self.tower] = nn.Parameter(weight)
@@ -50,13 +49,13 @@ class DepthRouter(nn.Module):
 
 
 class DepthRouting(nn.Module):
-    """The routers of one block, by modality."""
+    """The depth routers of one block, one for each modality that has a ratio in the layer."""
 
     def __init__(
         self, config: ModelConfig, index: int, weights: InitialWeights, *, tp: TensorParallel = ONE_RANK
     ) -> None:
         super().__init__()
-        self.tp, self.index, self.modalities = tp, index, config.modalities
+        self.tp, self.modalities = tp, config.modalities
         self.with_experts = bool(config.experts)
         for modality, ratio in config.depth_ratios(index).items():
             router = DepthRouter(
@@ -67,29 +66,28 @@ class DepthRouting(nn.Module):
                 config.norm_eps,
             )
             self.add_module(modality, router.draw(config.d_model, weights))
-        self.style = next(iter(config.depth.values()))
-        """Whose scale, parts and keys are those of all modalities."""
+        self.config = config.depth_block
 
     def routers(self) -> Mapping[str, DepthRouter]:
-        """By modality, in the order of the config."""
+        """Modality -> its router, in the order of the config."""
         return {name: module for name, module in self.named_children() if isinstance(module, DepthRouter)}
 
-    def forward(self, x: Float[Tensor, "tokens d_model"], inputs: ModelInputs) -> Chosen:
+    def forward(self, x: Float[Tensor, "tokens d_model"], inputs: ModelInputs) -> tuple[Chosen, BlockReport]:
         """Choose among the whole sorted stream. The host waits once, for the scores (depth_selection.py)."""
         table, routing_state = inputs.table, inputs.routing_state
         assert table is not None, "inputs of a model without depth routing"
         of_modality = dict(zip(self.modalities, inputs.routing.modality_rows, strict=True))
-        # In the order of their rows.
-        places = sorted(
-            ((*of_modality[m], router) for m, router in self.routers().items()), key=lambda place: place[:2]
+        # Routers in the order of their tokens' rows.
+        routers = sorted(
+            ((*of_modality[m], m, router) for m, router in self.routers().items()), key=lambda row: row[:2]
         )
-        raw = [router(x[first:end]) for first, end, router in places]
+        raw = [router(x[first:end]) for first, end, _, router in routers]
         # All tensor-parallel ranks must choose the same, and a sum over ranks may differ in its last bit.
         ranked = of_first_rank(torch.cat(raw).detach(), self.tp).cpu().split([s.shape[0] for s in raw])
         keep: Bool[np.ndarray, " tokens"] = np.ones(x.shape[0], bool)
         ones = x.new_ones(x.shape[0], dtype=torch.float32)
         pieces, last = [], 0
-        for (first, end, router), score, on_host in zip(places, raw, ranked, strict=True):
+        for (first, end, _, router), score, on_host in zip(routers, raw, ranked, strict=True):
             rows = slice(first, end)
             keep[rows] = runs(
                 router.config,
@@ -108,36 +106,43 @@ class DepthRouting(nn.Module):
             keep,
             table,
             inputs.routing.counts,
-            keys=self.style.keys if self.style.parts != "feed_forward" else "all",
+            keys=self.config.keys,
             with_tokens=self.with_experts,
         )
-        if inputs.ran is not None:
-            ran = keep[np.argsort(table.places)].reshape(-1, table.sequence_tokens)
-            inputs.ran.update({(self.index, modality): ran for modality in self.routers()})
-        if self.training:
-            pairs = tokens.visible_pairs
-            for (first, end, router), on_host in zip(places, ranked, strict=True):
-                rows = slice(first, end)
-                free = (table.documents[rows] >= 0) & ~table.special[rows]
-                _count(router, on_host, gates[rows], keep[rows], free, pairs)
-                pairs = 0
-        return Chosen(tokens.to(x.device), gates.unsqueeze(1))
+        counts = {
+            modality: _counts(on_host, gates[first:end], keep[first:end], table, slice(first, end))
+            for (first, end, modality, _), on_host in zip(routers, ranked, strict=True)
+        }
+        ran = ()
+        if inputs.report_ran:
+            ran = (keep[np.argsort(table.offsets)].reshape(-1, table.sequence_tokens),)
+        report = BlockReport(
+            visible_pairs=torch.tensor(tokens.visible_pairs),
+            depth=counts,
+            ran=ran,
+        )
+        return Chosen(tokens.to(x.device), gates.unsqueeze(1)), report
 
 
 @torch.no_grad()
-def _count(
-    router: DepthRouter, scores: Tensor, gates: Tensor, runs: np.ndarray, free: np.ndarray, pairs: int
-) -> None:
-    """`free`: tokens that may skip."""
+def _counts(scores: Tensor, gates: Tensor, runs: np.ndarray, table: TokenTable, rows: slice) -> DepthCounts:
+    """Counts over the tokens of `rows` that may skip; `scores` are on the host, `gates` on the device."""
+    free = (table.documents[rows] >= 0) & ~table.special[rows]
     if not free.all():
-        mine = torch.from_numpy(free)
-        scores, gates = scores[mine], gates[mine.to(gates.device)]
-    (counts,) = router.score_counts
-    counts.add(scores, int(free.sum()), int((runs & free).sum()), gates.sum(), gates.square().sum(), pairs)
+        may_skip = torch.from_numpy(free)
+        scores, gates = scores[may_skip], gates[may_skip.to(gates.device)]
+    return DepthCounts(
+        histogram=score_histogram(scores),
+        tokens=torch.tensor(int(free.sum())),
+        run=torch.tensor(int((runs & free).sum())),
+        gate=gates.sum(),
+        gate_squared=gates.square().sum(),
+    )
 
 
 def _documents(config: DepthConfig, table: TokenTable, rows: slice, device: torch.device) -> Tensor | None:
-    """Numbers from 0 of the documents of a modality's tokens, where its gates ask for them."""
+    """Number of each token's document, from 0, for a modality whose gates are a softmax over the document;
+    None for other gates."""
     if config.has_causal_gate:
         return None
     return torch.from_numpy(np.unique(table.documents[rows], return_inverse=True)[1]).to(device)

@@ -10,11 +10,6 @@ from itertools import pairwise
 
 from pretrain.models.config import ModelConfig
 
-SUMS = ("tokens", "run", "gate", "gate_squared", "visible_pairs")
-"""What a router's ScoreCounts sums, of tokens that may skip (neither padding nor special): all of them,
-those that run, the gates of all and their squares; and (the block's first router alone) the pairs that
-attention looks at."""
-
 
 @dataclass(frozen=True)
 class Skipped:
@@ -29,11 +24,10 @@ class Skipped:
 def skippable_flops(config: ModelConfig, modality: str) -> dict[str, int]:
     """Module -> forward FLOPs that a token saves by skipping one layer, attention's pairs left out."""
     d, heads, kv_heads = config.d_model, config.num_heads, config.kv_heads
-    depth = config.depth[modality]
     active = config.feed_forward_parameters(config.towers[modality], active=True)
     found = {"attention": 0, "feed_forward": 2 * active}
-    if depth.parts != "feed_forward":
-        matrices = 2 * heads + (2 * kv_heads if depth.keys == "selected" else 0)
+    if config.depth_block.parts != "feed_forward":
+        matrices = 2 * heads + (2 * kv_heads if config.depth_block.keys == "selected" else 0)
         found["attention"] = 2 * d * matrices * config.head_dim
     return found
 
@@ -63,11 +57,10 @@ def pairs_share(config: ModelConfig, layer: int, tokens: Mapping[str, float], pr
     ratios = _ratios(config, layer, progress)
     if not ratios or not (total := sum(tokens.values())):
         return 1.0
-    style = next(iter(config.depth.values()))
-    if style.parts == "feed_forward":
+    if config.depth_block.parts == "feed_forward":
         return 1.0
     queries = sum(count * ratios.get(modality, 1.0) for modality, count in tokens.items()) / total
-    return queries * queries if style.keys == "selected" else queries
+    return queries * queries if config.depth_block.keys == "selected" else queries
 
 
 def query_share(config: ModelConfig, modality: str) -> float:
@@ -77,7 +70,7 @@ def query_share(config: ModelConfig, modality: str) -> float:
     for layer in range(config.num_layers):
         ratios, share = config.depth_ratios(layer), pairs_share(config, layer, alike)
         if share < 1:
-            keys = share**0.5 if next(iter(config.depth.values())).keys == "selected" else 1.0
+            keys = share**0.5 if config.depth_block.keys == "selected" else 1.0
             share = ratios.get(modality, 1.0) * keys
         total += share
     return total / config.num_layers
@@ -85,12 +78,12 @@ def query_share(config: ModelConfig, modality: str) -> float:
 
 def describe(config: ModelConfig, modality: str) -> str:
     """A line for a person."""
-    depth = config.depth[modality]
+    depth, block = config.depth[modality], config.depth_block
     ratios = ["1" if r is None else f"{r:.2f}" for r in depth.ratios(config.num_layers)]
     causal = "causal" if depth.is_causal else "looks at later tokens"
     return (
         f"depth of {modality}: {depth.schedule}, mean {depth.mean_ratio:g}, {depth.rule} ({causal}), gate "
-        f"{depth.gate} on {depth.scale}; {depth.parts}, keys {depth.keys}; layers {' '.join(ratios)}"
+        f"{depth.gate} on {block.scale}; {block.parts}, keys {block.keys}; layers {' '.join(ratios)}"
     )
 
 

@@ -16,21 +16,45 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validat
 Schedule = Literal["constant", "alternating", "stepped", "linear", "cosine", "bathtub"]
 Rule = Literal["top_k", "threshold"]
 Gate = Literal["tanh", "sigmoid", "softmax", "shifted_softmax", "none"]
-Scale = Literal["selected", "all", "all_as_released"]
 
 
-class DepthConfig(BaseModel):
-    """Table `model.depth.<modality>`.
-
-    A layer has a ratio: the share of the modality's tokens that run in it; or it is dense and has no router.
-    Special tokens (<bos>, <boi> and the like) always run, padding never, and neither counts in the ratio.
-    """
+class DepthBlockConfig(BaseModel):
+    """Table `model.depth_block`: how a block with depth routers treats the tokens of all modalities."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     renamed: ClassVar[dict[str, str]] = {
         "scale=string": "all",
         "scale=string_code": "all_as_released",
     }
+
+    scale: Literal["selected", "all", "all_as_released"] = "selected"
+    """Where the gate g acts. With T the block: selected (MoD): x + g (T(x) - x) for tokens that run, x for
+    others. all (p-MoD's figure): g T(x) and g x. all_as_released (p-MoD's code): a + g FFN(a) with a = x +
+    Attention(x), and g x."""
+    parts: Literal["attention+feed_forward", "feed_forward"] = "attention+feed_forward"
+    """What tokens may skip."""
+    keys: Literal["all", "selected"] = "all"
+    """Tokens that attention can look at: all, or as in both papers those that run."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DepthBlockConfig":
+        if self.parts == "feed_forward" and self.keys == "selected":
+            raise ValueError(
+                'keys = "selected" with parts = "feed_forward": attention then runs for all tokens; set keys '
+                '= "all", or parts = "attention+feed_forward"'
+            )
+        return self
+
+
+class DepthConfig(BaseModel):
+    """Table `model.depth.<modality>`: which of the modality's tokens run in which layer.
+
+    A layer has a ratio: the share of the modality's tokens that run in it; or it is dense and has no router.
+    Special tokens (<bos>, <boi> and the like) always run, padding never, and neither counts in the ratio.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    moved: ClassVar[dict[str, str]] = {key: f"model.depth_block.{key}" for key in ("scale", "parts", "keys")}
 
     schedule: Schedule
     """Ratio over the layers; L of them after dense_first and dense_last, l = 0 ... L - 1, shifted by one
@@ -62,14 +86,6 @@ class DepthConfig(BaseModel):
     none: 1, so that the router learns nothing."""
     alpha: float = Field(0.2, gt=0, lt=1)
     """Of the tanh gate (p-MoD: 0.2)."""
-    scale: Scale = "selected"
-    """Where the gate g acts. With T the block: selected (MoD): x + g (T(x) - x) for tokens that run, x for
-    others. all (p-MoD's figure): g T(x) and g x. all_as_released (p-MoD's code): a + g FFN(a) with a = x +
-    Attention(x), and g x."""
-    parts: Literal["attention+feed_forward", "feed_forward"] = "attention+feed_forward"
-    """What tokens may skip."""
-    keys: Literal["all", "selected"] = "all"
-    """Tokens that attention can look at: all, or as in both papers those that run."""
     zero_init: bool = False
     """Routers start at 0, so that every tanh gate is 1 (p-MoD's way into a trained model). Otherwise so
     that scores have a standard deviation of 0.1."""
@@ -80,11 +96,6 @@ class DepthConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "DepthConfig":
-        if self.parts == "feed_forward" and self.keys == "selected":
-            raise ValueError(
-                'keys = "selected" with parts = "feed_forward": attention then runs for all tokens; set keys '
-                '= "all", or parts = "attention+feed_forward"'
-            )
         if self.zero_init and self.rule == "threshold":
             raise ValueError(
                 'zero_init = true with rule = "threshold": equal scores lie all on one side of any '

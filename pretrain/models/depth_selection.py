@@ -1,6 +1,6 @@
 """Which tokens run in a layer, decided on the host from their scores, and what attention must know of them.
 
-Copying a layer's scores to the host (4 bytes a token) is the one place where the model waits for its device.
+Copying a layer's scores to the host (4 bytes a token) is the one point where the model waits for its device.
 It makes sizes plain ints again: from there on the chosen tokens are a shorter stream with the same rules as
 the whole one (parallel/routing.py).
 """
@@ -21,21 +21,21 @@ from pretrain.models.depth_config import DepthConfig
 
 @dataclass(frozen=True)
 class TokenTable:
-    """What choosing looks at, for all T tokens of a micro-batch. On the host, whatever the device."""
+    """What routers know of all T tokens of a micro-batch beside scores. It stays on the host."""
 
-    places: Int[np.ndarray, " tokens"]
-    """int64, sorted order: place of the token in sequence order, flat over sequences."""
+    offsets: Int[np.ndarray, " tokens"]
+    """int64, sorted order: offset of the token in sequence order, all sequences in one."""
     documents: Int[np.ndarray, " tokens"]
     """int64, sorted order: number of its document in the micro-batch; -1 for padding."""
     special: Bool[np.ndarray, " tokens"]
-    """Sorted order: a token that always runs."""
+    """Sorted order: whether the token always runs."""
     segments: Int[np.ndarray, " tokens"]
     """int64, sequence order: number of the stretch in which attention sees it (AttentionMask.segments)."""
     sequence_tokens: int
 
 
 def token_table(batch: Batch, routing: Routing, mask: AttentionMask) -> TokenTable:
-    """On the host, before anything is moved."""
+    """The table of a batch, made on the host."""
     order = routing.to_sorted.numpy()
     padding = batch.document_ids < 0
     # Documents are numbered anew in each sequence.
@@ -43,7 +43,7 @@ def token_table(batch: Batch, routing: Routing, mask: AttentionMask) -> TokenTab
     documents = np.where(padding, -1, numbers).reshape(-1).astype(np.int64)
     special = batch.input_special.reshape(-1)
     return TokenTable(
-        places=order.copy(),
+        offsets=order.copy(),
         documents=documents[order],
         special=special[order] & (documents[order] >= 0),
         segments=np.repeat(np.arange(len(mask.segments)), mask.segments),
@@ -91,7 +91,7 @@ def top_k(
 
 @dataclass(frozen=True)
 class ChosenTokens:
-    """The tokens that run, as a stream of their own."""
+    """The tokens that run in a block, as a stream of their own."""
 
     rows: Int[Tensor, " chosen"]
     """int64, ascending: their rows in the sorted order of all tokens."""
@@ -120,31 +120,31 @@ def choose_tokens(
 ) -> ChosenTokens:
     """`runs`: in sorted order, of towers of `counts` tokens. `with_tokens`: with `Routing.tokens`."""
     (rows,) = np.nonzero(runs)
-    places = table.places[rows]
-    to_sequence = np.argsort(places, kind="stable")
+    offsets = table.offsets[rows]
+    to_sequence = np.argsort(offsets, kind="stable")
     to_sorted = np.empty_like(to_sequence)
     to_sorted[to_sequence] = np.arange(rows.size)
     filled = table.documents[rows] >= 0
-    ends, sequences = np.cumsum(counts), len(table.places) // table.sequence_tokens
+    ends, sequences = np.cumsum(counts), len(table.offsets) // table.sequence_tokens
     per_tower = np.diff(np.searchsorted(rows, np.concatenate(([0], ends)))).tolist()
     routing = Routing(
         counts=tuple(per_tower),
         to_sorted=torch.from_numpy(to_sorted),
         to_sequence=torch.from_numpy(to_sequence),
         identity=bool((to_sorted == np.arange(rows.size)).all()),
-        tokens=tokens_of_towers(per_tower, places, filled, sequences, table.sequence_tokens)
+        tokens=tokens_of_towers(per_tower, offsets, filled, sequences, table.sequence_tokens)
         if with_tokens
         else (),
     )
-    places = places[to_sequence]
-    segments = table.segments[places]
+    offsets = offsets[to_sequence]
+    segments = table.segments[offsets]
     if keys == "selected":
         lengths = tuple(np.unique(segments, return_counts=True)[1].tolist())
         mask = AttentionMask(torch.from_numpy(segments.astype(np.int32))[None], lengths)
         seen = np.arange(rows.size) - np.searchsorted(segments, segments) + 1
     else:
-        mask = mask_queries(places, table.segments)
-        seen = places - np.searchsorted(table.segments, segments) + 1
+        mask = mask_queries(offsets, table.segments)
+        seen = offsets - np.searchsorted(table.segments, segments) + 1
     return ChosenTokens(torch.from_numpy(rows), routing, mask, int(seen[filled[to_sequence]].sum()))
 
 

@@ -15,9 +15,10 @@ from parallel.logical import LogicalTensor
 from parallel.routing import Routing
 from parallel.towers import TowerColumnParallelLinear, TowerRowParallelLinear, rows_of_shards
 from pretrain.models.config import ModelConfig
-from pretrain.models.experts import Choice, Router, choose
+from pretrain.models.experts import Choice, Router, assign
 from pretrain.models.initial_weights import InitialWeights
-from pretrain.models.routing_state import RoutingState, ScoreCounts
+from pretrain.models.router_report import ExpertCounts
+from pretrain.models.routing_state import RoutingState
 
 
 class FeedForward(nn.Module):
@@ -35,9 +36,10 @@ class FeedForward(nn.Module):
         self.down = TowerRowParallelLinear(width, d_model, shards, weights.residual(f"{name}.down"), tp=tp)
 
     def forward(
-        self, x: Float[Tensor, "rows d_model"], routing: Routing, _selection: RoutingState | None = None
-    ) -> Float[Tensor, "rows d_model"]:
-        return self.down(swiglu(self.gate_up(x, routing.counts)), routing.counts)
+        self, x: Float[Tensor, "rows d_model"], routing: Routing, _routing_state: RoutingState | None = None
+    ) -> tuple[Float[Tensor, "rows d_model"], dict[str, ExpertCounts]]:
+        """The result, and no counts: see ExpertFeedForward."""
+        return self.down(swiglu(self.gate_up(x, routing.counts)), routing.counts), {}
 
 
 class ExpertFeedForward(nn.Module):
@@ -65,27 +67,17 @@ class ExpertFeedForward(nn.Module):
             config.norm_eps,
             weights.normal(f"{name}.router"),
         )
-        self.auxiliary: Tensor | None = None
-        """Auxiliary losses of the last forward pass, a sum over its tokens; to be added to its objective."""
-        block = name.rpartition(".")[0]
-        self.places = [
-            [
-                ScoreCounts(f"{block}.experts.{tower}.{e}")
-                for e in range(experts.num_experts if experts else 0)
-            ]
-            for tower, experts in zip(config.tower_names, self.experts, strict=True)
-        ]
-        """Of each tower's experts: scores, and the sums of pretrain/train/expert_steps.py."""
-        self.score_counts = [place for of_tower in self.places for place in of_tower]
+        self.towers, self.block = config.tower_names, name.rpartition(".")[0]
 
     def forward(
         self, x: Float[Tensor, "rows d_model"], routing: Routing, routing_state: RoutingState | None = None
-    ) -> Float[Tensor, "rows d_model"]:
+    ) -> tuple[Float[Tensor, "rows d_model"], dict[str, ExpertCounts]]:
+        """The result, and tower -> what its router counts."""
         whole = whole_rows(x, self.tp)
         rows = rows_of_shards(routing.counts, self.shards)
         pieces = whole.split(rows)
         choices = self._choices(pieces, routing, routing_state or RoutingState())
-        taken = [choice and choice.taken for choice in choices]
+        taken = [choice and choice.assignment for choice in choices]
         # To be summed where ranks compute parts of it: gradients of a token's row, and of its gates.
         inputs = sum_gradient(whole, self.tp).split(rows)
         xs = [x if by is None else dispatch(x, by) for x, by in zip(inputs, taken, strict=True)]
@@ -97,54 +89,47 @@ class ExpertFeedForward(nn.Module):
         out = torch.cat(
             [y if by is None else collect(y, by, count) for y, by, count in zip(ys, taken, rows, strict=True)]
         )
-        return combine(out, self.tp)
+        counts = {
+            tower: choice.counts
+            for tower, choice in zip(self.towers, choices, strict=True)
+            if choice is not None
+        }
+        return combine(out, self.tp), counts
 
     def _choices(
         self, pieces: Sequence[Tensor], routing: Routing, routing_state: RoutingState
     ) -> list[Choice | None]:
-        """Of each tower; None where there are no experts."""
-        of_towers = list(zip(self.experts, pieces, routing.tokens, self.places, strict=True))
+        """The choice of each tower's router; None where a tower has no experts."""
+        of_towers = list(zip(self.towers, self.experts, pieces, routing.tokens, strict=True))
         logits = iter(
             self.router(
                 [
                     piece if tokens.rows is None else piece.index_select(0, tokens.rows)
-                    for experts, piece, tokens, _ in of_towers
+                    for _, experts, piece, tokens in of_towers
                     if experts is not None
                 ]
             )
         )
-        choices, auxiliary = [], []
-        for experts, piece, tokens, places in of_towers:
+        choices: list[Choice | None] = []
+        for tower, experts, piece, tokens in of_towers:
             if experts is None:
                 choices.append(None)
                 continue
             thresholds = None
             if routing_state.causal and not experts.causal:
-                thresholds = [routing_state.thresholds.get(place.name, -math.inf) for place in places]
-            choice = choose(
-                experts,
-                next(logits),
-                tokens,
-                thresholds=thresholds,
-                counts_on_device=grouped(piece),
-                tp=self.tp,
+                names = (f"{self.block}.experts.{tower}.{e}" for e in range(experts.num_experts))
+                thresholds = [routing_state.thresholds.get(name, -math.inf) for name in names]
+            choices.append(
+                assign(
+                    experts,
+                    next(logits),
+                    tokens,
+                    thresholds=thresholds,
+                    counts_on_device=grouped(piece),
+                    tp=self.tp,
+                )
             )
-            choices.append(choice)
-            balance, z = choice.auxiliary
-            auxiliary.append(experts.load_balance * balance + experts.router_z * z)
-            if self.training:
-                _count(places, choice, causal=experts.causal)
-        self.auxiliary = torch.stack(auxiliary).sum()
         return choices
-
-
-def _count(places: Sequence[ScoreCounts], choice: Choice, *, causal: bool) -> None:
-    """In the order of pretrain.train.expert_steps; scores only where a threshold is made of them."""
-    tokens = choice.scores.shape[0]
-    of_all = (tokens, choice.load[-1], *choice.auxiliary)
-    for expert, place in enumerate(places):
-        scores = choice.scores[: 0 if causal else tokens, expert]
-        place.add(scores, choice.load[expert], *(of_all if expert == 0 else ()))
 
 
 def swiglu(gate_up: Float[Tensor, "tokens twice_width"]) -> Float[Tensor, "tokens width"]:

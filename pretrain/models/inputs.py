@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from data_pipeline.stream.batch import Batch
@@ -44,10 +44,9 @@ class ModelInputs:
     table: TokenTable | None = None
     """On the host; only for models with depth routing."""
     routing_state: RoutingState = field(default_factory=RoutingState)
-    """What tokens are chosen by."""
-    ran: dict[tuple[int, str], Bool[np.ndarray, "sequences tokens"]] | None = None
-    """Where routers of depth note, by (layer, modality), which tokens ran, in sequence order; None: they
-    do not."""
+    """By what routers choose tokens."""
+    report_ran: bool = False
+    """Whether the forward pass also reports which tokens ran in blocks with depth routers."""
 
     @property
     def weight(self) -> float:

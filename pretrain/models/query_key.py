@@ -153,7 +153,7 @@ def _pairs(x: Tensor) -> Tensor:
 
 
 def _in_fp32(view: Tensor) -> tuple[Tensor, Callable[[], object]]:
-    """Where to compute in place of `view`, and what then puts the result there: nothing, if it is fp32."""
+    """Where to compute instead of `view`, and what then puts the result there: nothing, if it is fp32."""
     if view.dtype == torch.float32:
         return view, lambda: None
     work = view.float()

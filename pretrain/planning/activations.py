@@ -37,12 +37,12 @@ def sublayer_activations(
     tokens, rows = layout.micro_batch_sequences * model.context_tokens, rows_on_rank(config, layout)
     if run_share is None:
         return _feed_forward(config, layout, rows, tokens), _attention(config, layout, rows, tokens, tokens)
-    ran, depth = round(run_share * tokens), next(iter(model.depth.values()))
-    whole_attention = depth.parts == "feed_forward"
-    queries, keys = (tokens if whole_attention else ran), (ran if depth.keys == "selected" else tokens)
+    ran, block = round(run_share * tokens), model.depth_block
+    whole_attention = block.parts == "feed_forward"
+    queries, keys = (tokens if whole_attention else ran), (ran if block.keys == "selected" else tokens)
     # In pre-norm the inputs of keys and values are normalised too.
     rows = queries if model.norm_placement == "post" else (queries + keys) // 2
-    gated = {"selected": ran, "all_as_released": 2 * ran, "all": tokens + ran}[depth.scale]
+    gated = {"selected": ran, "all_as_released": 2 * ran, "all": tokens + ran}[block.scale]
     routing = (tokens + gated) * model.d_model * b
     routing += 16 * tokens + ran * (24 if whole_attention else 24 + 4 * model.head_dim)
     attention = _attention(config, layout, rows, queries, keys)
@@ -136,7 +136,7 @@ def _routed_input(config: RunConfig, layout: ParallelConfig, run_share: float) -
     If no token skips attention, the stream after attention is kept as well.
     """
     model, tokens = config.model, layout.micro_batch_sequences * config.model.context_tokens
-    streams = 2 if next(iter(model.depth.values())).parts == "feed_forward" else 1
+    streams = 2 if model.depth_block.parts == "feed_forward" else 1
     return tokens * (streams * model.d_model * element_bytes(config.precision) + 16) + 24 * round(
         run_share * tokens
     )

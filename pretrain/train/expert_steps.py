@@ -1,88 +1,110 @@
-"""What routers of experts count in an optimizer step, and what comes of it: metrics, and thresholds by which
+"""What follows from the reports of experts' routers in an optimizer step: metrics, and thresholds by which
 experts choose where no later token may have a say (pretrain/train/thresholds.py). Imports no torch."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from pretrain.metrics import Sums
+from pretrain.metrics import RouterSums, Sums
 from pretrain.models.config import ModelConfig
+from pretrain.models.experts_config import ExpertsConfig
 
 if TYPE_CHECKING:
-    from pretrain.train.thresholds import RouterCounts, ShareTarget
+    from pretrain.models.router_report import RouterReport
+    from pretrain.train.thresholds import Histogram, ShareTarget
 
 MOMENTUM = 0.95
 """Share of the old threshold in the new one."""
-_AUXILIARY = ("load_balance", "router_z")
-_SUMS = ("taken", "tokens", "dropped", *_AUXILIARY)
-"""Of an expert: tokens that it took; of the first one of a layer also tokens, those that none took, and
-auxiliary losses without their weights."""
 
 
-class Place(NamedTuple):
+class ExpertRouter(NamedTuple):
     layer: int
     tower: str
-    expert: int
 
 
-def places(model: ModelConfig) -> dict[str, Place]:
-    """Name of each expert -> where it is."""
+def routers(model: ModelConfig) -> dict[str, ExpertRouter]:
+    """Name of each router of experts, as metrics know it -> where it is."""
     return {
-        f"blocks.{layer}.experts.{tower}.{expert}": Place(layer, tower, expert)
+        f"blocks.{layer}.experts.{tower}": ExpertRouter(layer, tower)
         for layer in range(model.num_layers)
-        for tower, experts in model.experts.items()
-        for expert in range(experts.num_experts)
+        for tower in model.experts
     }
 
 
-def wanted(model: ModelConfig) -> "dict[str, ShareTarget]":
-    """What thresholds are to let through: of expert choice, as much as it takes."""
+def expert_names(router: str, experts: ExpertsConfig) -> list[str]:
+    """Names of a router's experts, as thresholds and metrics know them, in their order."""
+    return [f"{router}.{expert}" for expert in range(experts.num_experts)]
+
+
+def share_targets(model: ModelConfig) -> "dict[str, ShareTarget]":
+    """Name of each expert that chooses tokens -> the share that its threshold is to let through: as much as
+    the expert takes."""
     from pretrain.train.thresholds import ShareTarget
 
-    found = {}
-    for name, place in places(model).items():
-        experts = model.experts[place.tower]
+    targets = {}
+    for router, (_, tower) in routers(model).items():
+        experts = model.experts[tower]
         if not experts.causal:
             share = experts.capacity_factor / experts.num_experts
-            found[name] = ShareTarget(share, share, MOMENTUM)
-    return found
+            target = ShareTarget(share, share, MOMENTUM)
+            targets |= dict.fromkeys(expert_names(router, experts), target)
+    return targets
 
 
-def rows_taken(model: ModelConfig, counted: "Mapping[str, RouterCounts]") -> dict[str, int]:
+def histograms(report: "RouterReport", model: ModelConfig) -> "dict[str, Histogram]":
+    """Name of each expert -> histogram of its scores; without bins under token choice."""
+    return {
+        name: histogram
+        for router, (layer, tower) in routers(model).items()
+        for name, histogram in zip(
+            expert_names(router, model.experts[tower]),
+            report.layers[layer].experts[tower].histogram.numpy(),
+            strict=True,
+        )
+    }
+
+
+def rows_taken(model: ModelConfig, report: "RouterReport") -> dict[str, int]:
     """Tower -> tokens that its experts took, in all layers together; for the FLOPs ledger."""
-    found = dict.fromkeys(model.experts, 0)
-    for name, place in places(model).items():
-        found[place.tower] += round(counted[name].sums[0])
-    return found
+    return {
+        tower: sum(int(report.layers[layer].experts[tower].taken.sum()) for layer in range(model.num_layers))
+        for tower in model.experts
+    }
 
 
-def step_sums(model: ModelConfig, counted: "Mapping[str, RouterCounts]") -> Sums:
-    """What a step adds to the sums that rows are made of."""
-    found: Sums = {}
-    if not counted:
-        return found
-    for name, (layer, tower, expert) in places(model).items():
-        values = dict(zip(_SUMS, counted[name].sums, strict=False))
-        found[f"experts/taken/{tower}/{layer}/{expert}"] = values["taken"]
-        if expert == 0:
-            found |= {f"experts/{what}/{tower}/{layer}": values[what] for what in _SUMS[1:]}
-    return found
+def router_sums(model: ModelConfig, report: "RouterReport") -> RouterSums:
+    """What a step adds to the sums that rows of metrics are made of, by router and by expert."""
+    sums: RouterSums = {}
+    for router, (layer, tower) in routers(model).items():
+        counts = report.layers[layer].experts[tower]
+        sums[router] = {
+            "tokens": float(counts.tokens),
+            "dropped": float(counts.dropped),
+            "load_balance": float(counts.load_balance),
+            "router_z": float(counts.router_z),
+        }
+        names = expert_names(router, model.experts[tower])
+        for name, taken in zip(names, counts.taken.tolist(), strict=True):
+            sums[name] = {"taken": float(taken)}
+    return sums
 
 
-def row(model: ModelConfig, window: Mapping[str, float]) -> dict[str, float]:
+def row(model: ModelConfig, window: Mapping[str, Sums]) -> dict[str, float]:
     """experts/load_max_over_mean/<tower>, experts/drop_frac/<tower> and the auxiliary losses that have a
-    weight, means over layers, from the sums of a window. A tower without a token in it has none."""
-    found: dict[str, float] = {}
+    weight, means over layers, from the routers' sums of a window. A tower without a token in it has none."""
+    metrics: dict[str, float] = {}
     for tower, experts in model.experts.items():
-        per_token = {"dropped": "drop_frac"} | {name: name for name in _AUXILIARY if getattr(experts, name)}
+        per_token = {"dropped": "drop_frac"}
+        per_token |= {name: name for name in ("load_balance", "router_z") if getattr(experts, name)}
         of_layers: dict[str, list[float]] = {}
-        for layer in range(model.num_layers):
-            names = [f"experts/taken/{tower}/{layer}/{e}" for e in range(experts.num_experts)]
-            taken = [window.get(name, 0.0) for name in names]
+        for router, (_, of_tower) in routers(model).items():
+            if of_tower != tower or router not in window:
+                continue
+            taken = [window[name]["taken"] for name in expert_names(router, experts)]
             if not sum(taken):
                 continue
             of_layers.setdefault("load_max_over_mean", []).append(max(taken) * len(taken) / sum(taken))
-            tokens = window[f"experts/tokens/{tower}/{layer}"]
             for what, name in per_token.items():
-                of_layers.setdefault(name, []).append(window[f"experts/{what}/{tower}/{layer}"] / tokens)
-        found |= {f"experts/{name}/{tower}": sum(each) / len(each) for name, each in of_layers.items()}
-    return found
+                value = window[router][what] / window[router]["tokens"]
+                of_layers.setdefault(name, []).append(value)
+        metrics |= {f"experts/{name}/{tower}": sum(v) / len(v) for name, v in of_layers.items()}
+    return metrics

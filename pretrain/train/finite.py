@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from parallel.engine import StepResult
 from parallel.world import World
+from pretrain.models import modality_sums
 from pretrain.models.inputs import ModelInputs
 
 _SAMPLES_SHOWN = 8
@@ -43,11 +44,8 @@ def _bad_losses(
 ) -> list[str]:
     lines = []
     for number, (stats, micro_batch) in enumerate(zip(result.local_stats, inputs, strict=True)):
-        bad = [
-            f"{m} loss {value}"
-            for m, value in zip(modalities, stats, strict=False)
-            if not math.isfinite(value)
-        ]
+        targets = modality_sums.unpack(stats, modalities)
+        bad = [f"{m} loss {sums.nats}" for m, sums in targets.items() if not math.isfinite(sums.nats)]
         if bad:
             lines.append(
                 f"rank {rank}, micro-batch {number}: {', '.join(bad)}; samples {_names(micro_batch)}"

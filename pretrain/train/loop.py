@@ -21,12 +21,11 @@ Importing this module imports torch and megatron-core: parallel.world.start come
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from data_pipeline.stream.loader import StepBatch
 from data_pipeline.stream.stream import Stream, describe
-from parallel.engine import StepResult
 from parallel.exit_codes import ExitCode
 from parallel.world import World
 from parallel.zero_engine import ZeroEngine
@@ -41,17 +40,18 @@ from pretrain.evaluation.losses import (
     tokens_that_ran,
 )
 from pretrain.models.inputs import ModelInputs
+from pretrain.models.router_report import RouterReport
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_dir import RunDir
 from pretrain.run_files import CHECKPOINTS
 from pretrain.train import build, depth_steps
+from pretrain.train.depth_steps import router_sums
 from pretrain.train.device_peak import device_name
 from pretrain.train.finite import require_finite
 from pretrain.train.meter import Meter
 from pretrain.train.same_batch import require_same_batch
 from pretrain.train.state import TrainState
 from pretrain.train.stop_signal import StopSignal
-from pretrain.train.thresholds import RouterCounts
 from pretrain.weights.folder import digest
 from pretrain.weights.warm_start import initial_weights
 
@@ -77,10 +77,11 @@ def train(config: RunConfig, world: World, run: RunDir | None, stop: StopSignal)
             require_same_batch(batch.micro_batches, step=state.step + 1, world=world)
             with meter.timing():
                 inputs = inputs_of_step(config, batch, state)
-                result, counts = step_and_count(config, engine, inputs, state, world)
+                result = engine.train_step(inputs, state.step)
+                report = depth_steps.sum_over_ranks(result.report, config.model, world)
             require_finite(result, inputs, config.model.modalities, step=state.step + 1, world=world)
-            sums = meter.sums(batch, inputs, result, counts)
-            state = state.advance(batch, sums, *thresholds_after(config, state, counts))
+            sums, routers = meter.sums(batch, inputs, result, report), router_sums(config.model, report)
+            state = state.advance(batch, sums, routers, *thresholds_after(config, state, report))
             meter.show(state)
             evaluation = evaluate_if_due(config, engine, heldout, state, world, meter)
             if evaluation or is_due(config, state, config.every_steps.log):
@@ -119,22 +120,15 @@ def inputs_of_step(config: RunConfig, batch: StepBatch, state: TrainState) -> li
     return [replace(inputs, routing_state=routing_state) for inputs in batch.inputs]
 
 
-def step_and_count(
-    config: RunConfig, engine: ZeroEngine, inputs: Sequence[ModelInputs], state: TrainState, world: World
-) -> tuple[StepResult, dict[str, RouterCounts]]:
-    """Make one optimizer step; returns its result and what the routers of all ranks counted in it."""
-    result = engine.train_step(inputs, state.step)
-    return result, depth_steps.count_step(engine.module, config.model, world)
-
-
 def thresholds_after(
-    config: RunConfig, state: TrainState, counts: Mapping[str, RouterCounts]
+    config: RunConfig, state: TrainState, report: RouterReport
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Thresholds and target shares of the next step, from those in `state` and the counts of this step."""
+    """Thresholds and target shares of the next step, from those in `state` and the routers' report of this
+    step."""
     return depth_steps.thresholds_after(
         state.thresholds,
         state.shares,
-        counts,
+        report,
         config.model,
         step=state.step + 1,
         num_steps=config.num_steps,
@@ -156,13 +150,18 @@ def evaluate_if_due(
     every = config.every_steps
     row: dict[str, float] = {}
     began = time.perf_counter()
+
+    def report_of(inputs: Sequence[ModelInputs]) -> RouterReport:
+        _, report = engine.eval_step(inputs)
+        return report
+
     for prefix, rule in routing_states(config.model, state.thresholds, state.step / config.num_steps):
         if is_due(config, state, every.eval):
             row |= heldout_losses(engine, heldout, prefix, rule)
         if is_due(config, state, every.eval_conditional or every.eval):
             row |= conditional_losses(engine, heldout, prefix, rule)
             if heldout.images is not None:
-                ran = tokens_that_ran(engine.eval_step, heldout.images, rule, world)
+                ran = tokens_that_ran(report_of, heldout.images, rule, world)
                 meter.picture(state.step, f"{prefix}/image_tokens", heldout.images, ran)
     return row | {"time/eval_s": time.perf_counter() - began} if row else row
 

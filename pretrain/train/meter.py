@@ -17,13 +17,14 @@ from pretrain.config import RunConfig
 from pretrain.evaluation.losses import HeldoutImages
 from pretrain.evaluation.selection_picture import sheet
 from pretrain.metrics import MetricsLog, Sums, step_sums, train_row
+from pretrain.models import modality_sums
 from pretrain.models.accounting import train_flops
 from pretrain.models.inputs import ModelInputs
+from pretrain.models.router_report import RouterReport
 from pretrain.run_dir import RunDir
 from pretrain.train import depth_steps, expert_steps
 from pretrain.train.device_peak import device_name, measure_peak_flops, peak_key, table_peak_flops
 from pretrain.train.state import TrainState
-from pretrain.train.thresholds import RouterCounts
 
 LOG_EVERY_S = 10.0
 
@@ -56,27 +57,22 @@ class Meter:
         batch: StepBatch,
         inputs: Sequence[ModelInputs],
         result: StepResult,
-        counted: Mapping[str, RouterCounts] | None = None,
+        report: RouterReport,
     ) -> Sums:
         """What the step that was timed last adds, over all ranks. All call it; times are each rank's own.
-        `counted`: by the routers of all ranks."""
+        `report`: that of the routers of all ranks."""
         config, modalities = self._config, self._config.model.modalities
-        counted = counted or {}
         mine = [0.0] * (1 + len(modalities))
         for each in inputs:
             counts = (each.visible_pairs, *each.input_tokens)
             mine = [total + count for total, count in zip(mine, counts, strict=True)]
         pairs, *summed = map(int, self._world.sum_over_dp(mine))
         tokens = dict(zip(modalities, summed, strict=True))
-        skipped = depth_steps.skipped(config.model, counted, pairs)
-        expert_rows = expert_steps.rows_taken(config.model, counted)
+        skipped = depth_steps.skipped(config.model, report, pairs)
+        expert_rows = expert_steps.rows_taken(config.model, report)
         flops = train_flops(config.model, tokens, pairs, expert_rows, skipped)
-        of_routers = depth_steps.step_sums(config.model, counted)
-        of_routers |= expert_steps.step_sums(config.model, counted)
-        return of_routers | step_sums(
-            modalities=modalities,
-            loss_sums=result.stats[: len(modalities)],
-            weights=result.stats[len(modalities) :],
+        return step_sums(
+            targets=modality_sums.unpack(result.stats, modalities),
             tokens=config.tokens_per_step,
             flops=flops,
             step_s=self._step_s,
@@ -90,7 +86,8 @@ class Meter:
         """Write the row of `state.step`; returns the state with its window closed."""
         if self._log is not None:
             row: dict[str, Any] = train_row(state.window, state.total, peak_flops=self._peak_flops)
-            row |= depth_steps.row(state.window) | expert_steps.row(self._config.model, state.window)
+            row |= depth_steps.row(self._config.model, state.router_window)
+            row |= expert_steps.row(self._config.model, state.router_window)
             row |= evaluation
             row["optim/learning_rate"] = result.learning_rate
             row["memory/peak_bytes"] = _peak_bytes(self._world.device)

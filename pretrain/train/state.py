@@ -7,7 +7,7 @@ from typing import Any
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.stream.loader import StepBatch
 from data_pipeline.stream.stream import StreamState
-from pretrain.metrics import Sums, add
+from pretrain.metrics import RouterSums, Sums, add, add_by_router
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class TrainState:
     step: int
     """Optimizer steps done."""
     stream: StreamState
-    """Place in the data after them."""
+    """Position in the data after them."""
     epochs: tuple[float, ...]
     """Passes over each source."""
     total: Sums
@@ -24,11 +24,13 @@ class TrainState:
     """Sums since the last row of metrics."""
     num_rows: int
     """Rows of metrics written."""
+    router_window: RouterSums = field(default_factory=dict)
+    """Sums of the routers since the last row of metrics (pretrain.train.depth_steps.router_sums)."""
     thresholds: dict[str, float] = field(default_factory=dict)
-    """Place where tokens are chosen -> threshold of the next step (pretrain.train.thresholds): fp32
-    values, which JSON keeps exactly."""
+    """Name of a router -> threshold of the next step (pretrain.train.thresholds): fp32 values, which JSON
+    keeps exactly."""
     shares: dict[str, float] = field(default_factory=dict)
-    """Place -> share of the scores that its threshold was asked to let through."""
+    """Name of a router -> share of the scores that its threshold is to let through."""
 
     @classmethod
     def start(cls, stream: StreamState) -> "TrainState":
@@ -38,11 +40,12 @@ class TrainState:
         self,
         batch: StepBatch,
         sums: Sums,
+        router_sums: RouterSums | None = None,
         thresholds: Mapping[str, float] | None = None,
         shares: Mapping[str, float] | None = None,
     ) -> "TrainState":
-        """One step further, which consumed `batch` and measured `sums`; `thresholds` and `shares` of the
-        next."""
+        """The state after one more step, which consumed `batch` and measured `sums` and `router_sums`;
+        `thresholds` and `shares` are those of the next step."""
         return replace(
             self,
             step=self.step + 1,
@@ -50,13 +53,14 @@ class TrainState:
             epochs=batch.epochs,
             total=add(self.total, sums),
             window=add(self.window, sums),
+            router_window=add_by_router(self.router_window, router_sums or {}),
             thresholds=dict(thresholds or {}),
             shares=dict(shares or {}),
         )
 
     def logged(self) -> "TrainState":
         """A row was written: its window is closed."""
-        return replace(self, window={}, num_rows=self.num_rows + 1)
+        return replace(self, window={}, router_window={}, num_rows=self.num_rows + 1)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""

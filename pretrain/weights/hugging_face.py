@@ -138,9 +138,11 @@ def to_hugging_face(source: WeightSource) -> tuple[WeightSource, dict[str, Any]]
     """(weights with Hugging Face's names, config.json). Raises ConfigError for a model of another kind."""
     model, theirs = source.model, {}
     split = [part for part in ("attention", "feed_forward", "norm") if len(model.shards_of(part)) > 1]
-    if split or model.experts or model.norm_placement != "pre":
+    if split or model.experts or model.depth or model.norm_placement != "pre":
         why = (
-            f"model.experts of {', '.join(model.experts)}: they have one feed-forward"
+            f"model.depth of {', '.join(model.depth)}: every token runs in all of their layers"
+            if model.depth
+            else f"model.experts of {', '.join(model.experts)}: they have one feed-forward"
             if model.experts
             else f"model.untied = {split} over towers {', '.join(model.tower_names)}: they have one set of "
             "weights"

@@ -10,7 +10,7 @@ from parallel.zero_engine import ZeroEngine
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import build_inputs
 from pretrain.models.routing_state import RoutingState
-from pretrain.train.depth_steps import count_step, thresholds_after
+from pretrain.train.depth_steps import sum_over_ranks, thresholds_after
 from tests.numerics.layouts import MICRO_BATCHES, share
 from tests.pretrain.models.random_batch import random_batch
 
@@ -39,17 +39,17 @@ def train_depth(
     chosen_by: tuple[dict[str, float], dict[str, float]] = ({}, {}),
     before: Callable[[int, tuple[dict[str, float], dict[str, float]]], None] = lambda *_: None,
 ) -> Steps:
-    """`steps` of `num_steps`, after others that left `chosen_by`: thresholds, and shares that they were asked
-    for. `batches`: of all data-parallel ranks. `before` is called with each step and what it chooses by."""
+    """Train `steps` of `num_steps`, after others that left `chosen_by`: thresholds and target shares.
+    `batches`: of all data-parallel ranks. `before` is called with each step and its `chosen_by`."""
     found, (thresholds, shares) = [], chosen_by
     for step in steps:
         before(step, (thresholds, shares))
         routing_state = RoutingState(thresholds=thresholds, progress=step / num_steps)
         inputs = [build_inputs(batch, model, routing_state=routing_state) for batch in batches(model, step)]
         result = engine.train_step(share(w, inputs), step)
-        counted = count_step(engine.module, model, w)
+        report = sum_over_ranks(result.report, model, w)
         thresholds, shares = thresholds_after(
-            thresholds, shares, counted, model, step=step + 1, num_steps=num_steps
+            thresholds, shares, report, model, step=step + 1, num_steps=num_steps
         )
         found.append((result, thresholds))
     return found

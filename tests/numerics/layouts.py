@@ -22,7 +22,7 @@ from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
 from pretrain.train.optimizer import parameter_groups
 from tests.numerics.plain_loop import MAX_GRAD_NORM, OPTIMIZER, assert_same, plain_steps
-from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
+from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_batch, tiny_config
 
 Towers = Literal[
     "dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward", "top_k",
@@ -82,8 +82,8 @@ def model_config(towers: Towers) -> ModelConfig:
     """Cut into 2 stages inside a block, into 4 inside each; with depth routing between blocks."""
     modalities = DENSE if towers in ("dense", "moe", "pmod", "depth_feed_forward") else MOT
     table = _DEPTH.get(towers.removesuffix("_experts"))
-    depth = {modality: table for modality in ("text", "image")} if table else {}
-    return tiny_config(modalities, num_layers=3, z_loss=1e-3, experts=_EXPERTS.get(towers, {}), depth=depth)
+    depth = depth_tables(("text", "image"), **table) if table else {}
+    return tiny_config(modalities, num_layers=3, z_loss=1e-3, experts=_EXPERTS.get(towers, {}), **depth)
 
 
 def micro_batches(config: ModelConfig, step: int, sequences: int = 1) -> list[ModelInputs]:

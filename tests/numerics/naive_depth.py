@@ -63,7 +63,7 @@ class NaiveDepth(NaiveExperts):
             xs = [xs[i] + attended[i] for i in everyone]
             fed = self._fed(index, dict(enumerate(xs)), modality, document)
             return [xs[i] + fed[i] for i in everyone]
-        style = next(iter(self.config.depth.values()))
+        style = self.config.depth_block
         if style.parts == "feed_forward":
             attended = self._attended(index, xs, everyone, everyone, modality, position, document)
             xs = [xs[i] + attended[i] for i in everyone]

@@ -42,8 +42,10 @@ def plain_steps(
         weight = sum(batch.weight for batch in batches)
         optimizer.zero_grad()
         stats: Any = 0.0
+        total: Any = None
         for batch in batches:
-            objective, part = module(batch)
+            objective, part, report = module(batch)
+            total = report if total is None else total + report
             (objective / weight).backward()
             stats = stats + part.double()
         squares: dict[str, float] = {}
@@ -63,6 +65,7 @@ def plain_steps(
                 grad_norm=math.sqrt(sum(squares.values())),
                 grad_norm_by_group={tower: math.sqrt(square) for tower, square in squares.items()},
                 learning_rate=learning_rate_at(step),
+                report=total,
             )
         )
     return results

@@ -10,7 +10,7 @@ from parallel import world
 from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
 from pretrain.models.config import ModelConfig
-from pretrain.train.depth_steps import places
+from pretrain.train.depth_steps import routers
 from tests.numerics.depth_loop import Steps, random_step, train_depth
 from tests.numerics.layouts import RTOL, Towers, engine_of, model_config
 from tests.numerics.plain_loop import assert_same
@@ -51,7 +51,7 @@ def test_ranks_that_miss_a_modality_equal_one_process(towers: Towers) -> None:
     for (_, thresholds), (_, expected) in zip(found, alone, strict=True):
         # Equal here. A score at the edge of a bin may fall into its neighbour, 1e-4 away.
         assert thresholds == pytest.approx(expected, abs=1e-4)
-    for name in places(model_config(towers)):
+    for name in routers(model_config(towers)):
         after = [thresholds[name] for _, thresholds in found[1:]]  # step 1, 2, ...
         assert (after[2] == after[1]) == name.endswith("text")
         assert after[3] == after[2] and after[4] != after[3]

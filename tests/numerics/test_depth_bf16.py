@@ -16,7 +16,8 @@ from parallel.testing import run_on_ranks
 from pretrain.models.config import ModelConfig
 from pretrain.models.depth import Chosen, DepthRouter, DepthRouting
 from pretrain.models.inputs import ModelInputs
-from pretrain.train.depth_steps import places
+from pretrain.models.router_report import BlockReport
+from pretrain.train.depth_steps import routers
 from tests.numerics.depth_loop import Steps, random_step, train_depth
 from tests.numerics.layouts import Towers, engine_of, model_config
 from tests.pretrain.models.random_batch import with_ids
@@ -56,8 +57,10 @@ def _train(layout: ParallelConfig, towers: Towers) -> tuple[Steps, list[Place], 
     seen: list[Place] = []
     dtypes = set()
 
-    def look(module: DepthRouting, given: tuple[torch.Tensor, ModelInputs], chosen: Chosen) -> None:
-        x, inputs = given
+    def look(
+        module: DepthRouting, given: tuple[torch.Tensor, ModelInputs], out: tuple[Chosen, BlockReport]
+    ) -> None:
+        (x, inputs), (chosen, _) = given, out
         assert inputs.table is not None
         runs = np.zeros(x.shape[0], bool)
         runs[chosen.tokens.rows.numpy()] = True
@@ -103,7 +106,7 @@ def test_it_learns(towers: Towers) -> None:
     losses = [sum(result.stats[:3]) / result.weight for result, _ in steps]
     assert losses[-1] < losses[0] - 0.2  # of 4.05; 0.33 measured
     for _, thresholds in steps[1:]:
-        assert thresholds.keys() == places(model_config(towers)).keys()
+        assert thresholds.keys() == routers(model_config(towers)).keys()
         assert all(map(math.isfinite, thresholds.values()))
     assert dtypes == {str((torch.bfloat16, torch.bfloat16, torch.float32))}  # stream, weights, gates
 

@@ -10,17 +10,23 @@ import torch
 
 from data_pipeline.stream.batch import Batch
 from pretrain.config import OptimizerConfig
-from pretrain.metrics import add
+from pretrain.metrics import RouterSums, add_by_router
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.models.routing_state import BINS, RoutingState, counts_in
-from pretrain.train.depth_steps import places, row, step_sums, thresholds_after
+from pretrain.models.routing_state import RoutingState
+from pretrain.train.depth_steps import router_sums, routers, row, thresholds_after
 from pretrain.train.optimizer import parameter_groups
-from pretrain.train.thresholds import RouterCounts
 from tests.numerics.test_naive_depth import perturbed
-from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config, with_ids
+from tests.pretrain.models.random_batch import (
+    DENSE,
+    MOT,
+    depth_tables,
+    random_batch,
+    tiny_config,
+    with_ids,
+)
 
 CONTEXT = 24
 PLACES = [{"keys": "all"}, {"keys": "selected"}, {"parts": "feed_forward"}]
@@ -29,7 +35,7 @@ PLACES = [{"keys": "all"}, {"keys": "selected"}, {"parts": "feed_forward"}]
 def config(towers: dict[str, str], **depth: Any) -> ModelConfig:
     table = {"schedule": "constant", "mean_ratio": 0.5, "rule": "threshold", **depth}
     return tiny_config(
-        towers, context_tokens=CONTEXT, num_layers=3, depth=dict.fromkeys(("text", "image"), table)
+        towers, context_tokens=CONTEXT, num_layers=3, **depth_tables(("text", "image"), **table)
     )
 
 
@@ -132,7 +138,7 @@ def test_realised_ratios_are_those_wanted_on_shifted_data_too() -> None:
     optimizer = torch.optim.AdamW([{"params": group["params"]} for group in groups], lr=3e-4)
     half, steps = 50, 100
     thresholds, shares = {}, {}
-    windows: dict[int, dict[str, float]] = {half: {}, steps: {}}
+    windows: dict[int, RouterSums] = {half: {}, steps: {}}
     for step in range(steps):
         batch = random_batch(model, sequences=8, seed=step, document_tokens=(20, 120), padding_tokens=0)
         # All ids are of plain tokens: in the first half of the steps the lower 1000, then the upper.
@@ -140,20 +146,17 @@ def test_realised_ratios_are_those_wanted_on_shifted_data_too() -> None:
         batch = with_ids(batch, ids + 1000 * (step >= half))
         routing_state = RoutingState(thresholds=thresholds, progress=step / steps)
         inputs = build_inputs(batch, model, routing_state=routing_state)
-        objective, _ = module(inputs)
+        objective, _, report = module(inputs)
         optimizer.zero_grad()
         (objective / inputs.weight).backward()
         optimizer.step()
-        taken = {counts.name: counts.take().numpy() for counts in counts_in(module)}
-        assert taken.keys() == places(model).keys()
-        counted = {name: RouterCounts(v[:BINS], tuple(v[BINS:])) for name, v in taken.items()}
         thresholds, shares = thresholds_after(
-            thresholds, shares, counted, model, step=step + 1, num_steps=steps
+            thresholds, shares, report, model, step=step + 1, num_steps=steps
         )
         for end, window in windows.items():
             if end - 35 <= step < end:
-                window |= add(window, step_sums(model, counted))
+                window |= add_by_router(window, router_sums(model, report))
     for window in windows.values():
-        found = row(window)
-        for layer, modality, wanted in places(model).values():
+        found = row(model, window)
+        for layer, modality, wanted in routers(model).values():
             assert found[f"depth/ratio/{modality}/{layer}"] == pytest.approx(wanted, abs=0.01)

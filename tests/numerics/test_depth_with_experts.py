@@ -11,7 +11,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.models.routing_state import RoutingState, counts_in
+from pretrain.models.routing_state import RoutingState
 from pretrain.train import expert_steps
 from tests.numerics.test_depth_causality import CONTEXT, reached
 from tests.numerics.test_experts_identities import run
@@ -25,7 +25,14 @@ from tests.numerics.test_naive_depth import (
     depth_config,
 )
 from tests.numerics.test_tied_copies import assert_close
-from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
+from tests.pretrain.models.random_batch import (
+    DENSE,
+    IMAGE_SPEECH_SHARED,
+    MOT,
+    depth_tables,
+    random_batch,
+    tiny_config,
+)
 from tests.pretrain.models.test_depth import EVERYTHING
 
 EXPERTS: dict[str, dict[str, Any]] = {
@@ -90,7 +97,7 @@ def test_depth_and_experts_of_different_towers(experts: str) -> None:
 @pytest.mark.parametrize("experts", EXPERTS)
 def test_evaluation_by_thresholds_of_both(towers: dict[str, str], experts: str) -> None:
     config = config_of(towers, EXPERTS[experts], modalities=("image", "text"), rule="top_k")
-    thresholds = THRESHOLDS | dict.fromkeys(expert_steps.places(config), -1.2)
+    thresholds = THRESHOLDS | dict.fromkeys(expert_steps.share_targets(config), -1.2)
     compare(config, RoutingState(causal=True, thresholds=thresholds))
 
 
@@ -135,10 +142,11 @@ def test_ratio_1_with_neutral_gates_is_experts_alone(
     towers: dict[str, str], scale: str, experts: str
 ) -> None:
     alone = tiny_config(towers, experts=dict.fromkeys(towers.values(), EXPERTS[experts]))
-    depth = tiny_config(towers, depth=dict.fromkeys(towers, EVERYTHING | {"scale": scale})).depth
+    config = tiny_config(towers, **depth_tables(towers, **EVERYTHING, scale=scale))
+    depth = {"depth": config.depth, "depth_block": config.depth_block}
     batch = random_batch(alone, sequences=3, seed=2)
     _, objective, plain = run(alone, batch)
-    _, routed_objective, routed = run(alone.model_copy(update={"depth": depth}), batch)
+    _, routed_objective, routed = run(alone.model_copy(update=depth), batch)
     assert_close(routed_objective, objective, "objective")
     for name, expected in plain.items():
         difference, size = (float(x.abs().max()) for x in (routed[name] - expected, expected))
@@ -155,14 +163,14 @@ def test_recomputation_changes_and_counts_nothing(rule: str, experts: str) -> No
     found = []
     for again in (False, True):
         module = Pretraining(Decoder(config, activation_checkpointing=again))
-        objective, _ = module(inputs)
+        objective, _, report = module(inputs)
         objective.backward()
         tensors = {name: p.grad for name, p in module.named_parameters()}
-        tensors |= {counts.name: counts.take() for counts in counts_in(module)}
-        found.append(tensors | {"objective": objective})
+        found.append(tensors | {"objective": objective, "report": report.pack()})
+        block = report.layers[1]
+        assert block.experts["all"].taken.any() and block.depth["text"].run > 0
     kept, recomputed = found
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
-    assert kept["blocks.1.experts.all.0"].any() and kept["blocks.1.depth.text"].any()
 
 
 @pytest.mark.pairwise
@@ -183,7 +191,7 @@ def test_causal_rules_of_both_see_no_later_token(
     # Either one that looks ahead is seen, and their causal forms do not.
     for rule, experts in (("top_k", "token_choice"), ("threshold", "expert_choice")):
         model = config_of(towers, EXPERTS[experts], rule=rule, **options)
-        thresholds = THRESHOLDS | dict.fromkeys(expert_steps.places(model), -1.1)
+        thresholds = THRESHOLDS | dict.fromkeys(expert_steps.share_targets(model), -1.1)
         assert not model.is_causal and model.has_causal_form
         assert packed or reached(model, packed, RoutingState(thresholds=thresholds))
         assert not reached(model, packed, RoutingState(causal=True, thresholds=thresholds))

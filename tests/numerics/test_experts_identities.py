@@ -15,7 +15,7 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
-from pretrain.train.expert_steps import places
+from pretrain.train.expert_steps import share_targets
 from tests.numerics.test_tied_copies import assert_close
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
@@ -30,7 +30,7 @@ def run(
     decoder = Decoder(config, seed=3, **options)
     inputs = build_inputs(batch, config, routing_state=routing_state)
     logits = decoder(inputs)[inputs.routing.to_sequence].detach()
-    objective, _ = Pretraining(decoder)(inputs)
+    objective, *_ = Pretraining(decoder)(inputs)
     objective.backward()
     found = {name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}
     assert len(found) == len(list(decoder.parameters()))
@@ -100,7 +100,7 @@ def test_later_tokens_change_no_logit_by_thresholds(packed: bool) -> None:
     batch = random_batch(
         config, sequences=2, document_tokens=(2, 8) if packed else (32, 32), padding_tokens=0
     )
-    by_thresholds = RoutingState(causal=True, thresholds=dict.fromkeys(places(config), -1.1))
+    by_thresholds = RoutingState(causal=True, thresholds=dict.fromkeys(share_targets(config), -1.1))
     before, objective, _ = run(config, batch, by_thresholds)
     after, *_ = run(config, change_after(batch, config, 15), by_thresholds)
     seen, later = (before - after).view(2, 32, 40).abs().split([16, 16], dim=1)

@@ -10,12 +10,18 @@ from torch import Tensor
 
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
-from pretrain.models.depth_accounting import SUMS
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.models.routing_state import BINS, RoutingState, counts_in
+from pretrain.models.routing_state import RoutingState
 from tests.numerics.naive_depth import NaiveDepth
-from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config, with_ids
+from tests.pretrain.models.random_batch import (
+    DENSE,
+    MOT,
+    depth_tables,
+    random_batch,
+    tiny_config,
+    with_ids,
+)
 
 RELATIVE, FLOOR = 1e-4, 1e-2
 """fp32 against fp64, relative to the largest magnitude in the tensor, or to FLOOR in one that should be 0.
@@ -35,7 +41,7 @@ def depth_config(
     of a whole stream then have no gradient."""
     table = {"schedule": "alternating", "mean_ratio": 0.8, "min_ratio": 0.1} | depth
     changes = {"num_layers": 3, **(changes or {})}
-    return tiny_config(towers, depth={modality: table for modality in modalities}, **changes)
+    return tiny_config(towers, **depth_tables(modalities, **table), **changes)
 
 
 def perturbed(config: ModelConfig, seed: int = 5) -> Decoder:
@@ -53,15 +59,6 @@ def assert_close(ours: Tensor, reference: Tensor, what: str) -> None:
     scale = max(FLOOR, float(reference.detach().abs().max()))
     difference = float((ours.detach().double() - reference.detach()).abs().max())
     assert difference <= RELATIVE * scale, f"{what}: {difference:.3g} on a scale of {scale:.3g}"
-
-
-def taken(decoder: Decoder) -> list[dict[str, float]]:
-    """What the routers have summed since the last time."""
-    return [
-        dict(zip(SUMS, counts.take()[BINS:].tolist(), strict=False))
-        for counts in counts_in(decoder)
-        if ".depth." in counts.name
-    ]
 
 
 def compare(
@@ -83,10 +80,10 @@ def compare(
     filled = torch.from_numpy(batch.document_ids >= 0)
     logits = decoder(inputs)[inputs.routing.to_sequence].unflatten(0, tuple(filled.shape))
     assert_close(logits[filled], expected_logits[filled], "logits")
-    taken(decoder)
-    objective, _ = Pretraining(decoder)(inputs)
-    if next(iter(config.depth.values())).parts != "feed_forward":
-        assert sum(sums["visible_pairs"] for sums in taken(decoder)) == reference.routed_pairs
+    objective, _, report = Pretraining(decoder)(inputs)
+    if config.depth_block.parts != "feed_forward":
+        pairs = sum(int(block.visible_pairs) for block in report.layers.values())
+        assert pairs == reference.routed_pairs
     assert_close(objective, expected, "objective")
     expected.backward()
     objective.backward()
@@ -178,7 +175,7 @@ def test_no_row_at_all() -> None:
     for keys in ("selected", "all"):
         config = depth_config(DENSE, ("text", "image", "speech"), rule="threshold", keys=keys)
         decoder = perturbed(config)
-        objective, _ = Pretraining(decoder)(build_inputs(batch, config, routing_state=chosen))
+        objective, *_ = Pretraining(decoder)(build_inputs(batch, config, routing_state=chosen))
         objective.backward()
         block = {n: p for n, p in decoder.named_parameters() if n.startswith("blocks.1.")}
         assert block and all(p.grad is not None and not p.grad.any() for p in block.values())

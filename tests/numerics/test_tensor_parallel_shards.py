@@ -37,7 +37,7 @@ def _pass(config: ModelConfig, layout: ParallelConfig | None, checkpointing: boo
     for name, present in PRESENT.items():
         batch = random_batch(config, sequences=2, seed=4, present=present, padding_tokens=3)
         module.zero_grad(set_to_none=True)
-        objective, stats = module(build_inputs(batch, config))
+        objective, stats, _ = module(build_inputs(batch, config))
         objective.backward()
         grads = {n: (p.grad, logical_of(p)) for n, p in module.named_parameters()}
         found[name] = (objective.detach(), stats, grads)

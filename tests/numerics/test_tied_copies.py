@@ -38,7 +38,7 @@ def run(config: ModelConfig, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor
     module = Pretraining(decoder)
     inputs = build_inputs(random_batch(config, sequences=3, seed=2), config)
     logits = decoder(inputs)[inputs.routing.to_sequence].detach()
-    objective, _ = module(inputs)
+    objective, *_ = module(inputs)
     objective.backward()
     return logits, objective.detach(), {name: p.grad for name, p in decoder.named_parameters()}
 

@@ -76,9 +76,9 @@ def test_bf16_is_the_same_on_one_and_two_ranks_and_close_to_fp32(stage: Stage) -
 class MeanOfMeans(Toy):
     """The usual mistake: every micro-batch divides by its own weight, and means are averaged."""
 
-    def forward(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        objective, stats = super().forward(batch)
-        return objective / batch.weight * batch.mean_weight, stats
+    def forward(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
+        objective, stats, rows = super().forward(batch)
+        return objective / batch.weight * batch.mean_weight, stats, rows
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ class ToyBatch:
 
 
 class Toy(torch.nn.Module):
-    """Shared projection, hidden layer per tower, shared head. Stats: loss sums, then weights, per tower."""
+    """Shared projection, hidden layer per tower, shared head. Stats: loss sums, then weights, per
+    tower. Report: rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class Toy(torch.nn.Module):
             for parameter in self.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
 
-    def forward(self, batch: ToyBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: ToyBatch) -> tuple[torch.Tensor, torch.Tensor, int]:
         x = torch.tanh(self.enter(batch.inputs.to(self.enter.weight.dtype)))
         pieces = torch.split(x, batch.counts)
         x = x + torch.cat([self.hidden[tower](piece) for tower, piece in zip(TOWERS, pieces, strict=True)])
@@ -47,7 +48,7 @@ class Toy(torch.nn.Module):
         weighted = losses * batch.weights
         sums = [part.sum() for part in torch.split(weighted.detach(), batch.counts)]
         weights = [part.sum() for part in torch.split(batch.weights, batch.counts)]
-        return weighted.sum(), torch.stack(sums + weights)
+        return weighted.sum(), torch.stack(sums + weights), len(batch.targets)
 
 
 def toy_groups(

@@ -53,15 +53,17 @@ class Stage(nn.Module):
         if stage == 0:
             self.first = nn.Parameter(torch.linspace(0.5, 1.5, 4))
 
-    def forward(self, rows: Rows, hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, rows: Rows, hidden: Tensor | None) -> tuple[Tensor, Tensor | None, list[int]]:
         """Every stage looks at the micro-batch, so that one with another would be noticed."""
         if hidden is None:
             hidden = rows.inputs.to(self.first.dtype) * self.first
         hidden = torch.tanh(self.linear(hidden)) + rows.inputs.mean().to(hidden.dtype)
         if self.stage < STAGES - 1:
-            return hidden, hidden.float().square().sum() * rows.weight if self.stage == 1 else None
+            own = hidden.float().square().sum() * rows.weight if self.stage == 1 else None
+            return hidden, own, [self.stage]
         objective = (hidden.float() - 0.3).square().sum() * rows.weight
-        return objective, torch.stack([objective.detach(), objective.new_tensor(rows.weight)])
+        stats = torch.stack([objective.detach(), objective.new_tensor(rows.weight)])
+        return objective, stats, [self.stage]
 
 
 class Whole(nn.Module):
@@ -69,11 +71,11 @@ class Whole(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(Stage(stage) for stage in range(STAGES))
 
-    def forward(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: Rows) -> tuple[Tensor, Tensor, list[int]]:
         first, middle, last = self.stages
-        hidden, own = middle(rows, first(rows, None)[0])
-        objective, stats = last(rows, hidden)
-        return objective + own, stats
+        hidden, own, _ = middle(rows, first(rows, None)[0])
+        objective, stats, report = last(rows, hidden)
+        return objective + own, stats, report
 
 
 def _is_before_the_last(module: nn.Module, name: str) -> bool:
@@ -125,7 +127,7 @@ def _weights(engine: PipelineEngine) -> Weights:
 
 def _train(
     zero_stage: Literal[0, 1],
-) -> tuple[list[StepResult], list[list[int]], list[str], list[float], str]:
+) -> tuple[list[StepResult], list[list[int]], list[str], tuple[list[float], list[int]], str]:
     w = world.start(ParallelConfig(pp=STAGES))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         engine = _engine(w, zero_stage)
@@ -150,9 +152,11 @@ def test_each_stage_brings_its_micro_batches_once_and_in_order(zero_stage: Liter
         assert_same(results, expected, rtol=1e-5)  # sums in another order: 2e-7 measured
         assert moved == [[0, 1, 2, 3]] * 3
         assert names == [name for name, _ in Stage(stage).named_parameters()]
-        assert evaluated == pytest.approx(heldout.tolist(), rel=1e-5)  # type: ignore[union-attr]
+        assert evaluated[0] == pytest.approx(heldout.tolist(), rel=1e-5)  # type: ignore[union-attr]
+        assert evaluated[1] == [stage] * 3
         assert printed == ""
         for result in results:
+            assert result.report == [stage] * 4  # of its own passes
             parts = torch.tensor(result.local_stats).sum(0).tolist() if stage == STAGES - 1 else []
             assert parts == pytest.approx(result.stats if parts else [])
 

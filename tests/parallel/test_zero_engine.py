@@ -86,24 +86,25 @@ def test_a_gradient_that_is_not_finite_updates_nothing_and_is_reported(
         assert all(math.isnan(norm) for norm in result.grad_norm_by_group.values())
 
 
-def _evaluate(stage: Stage) -> tuple[list[float], Weights, Weights, list[float], float]:
+def _evaluate(stage: Stage) -> tuple[tuple[list[float], int], Weights, Weights, StepResult]:
     w = world.start(ParallelConfig())
     module = Toy()
     engine = engine_of(module, w, stage)
     batches = toy_step(0, dp_size=w.dp_size)[w.dp_rank]
     before = _weights(module)
-    stats = engine.eval_step(batches)
+    evaluated = engine.eval_step(batches)
     after = _weights(module)
     result = engine.train_step(batches, 3)
-    return stats, before, after, result.stats, result.learning_rate
+    return evaluated, before, after, result
 
 
 @STAGES
 def test_evaluation_sums_over_ranks_and_changes_nothing(stage: Stage) -> None:
-    for stats, before, after, trained, learning_rate in run_on_ranks(_evaluate, 2, stage):
+    for rank, (evaluated, before, after, result) in enumerate(run_on_ranks(_evaluate, 2, stage)):
         assert all(torch.equal(before[name], after[name]) for name in before)
-        assert stats == trained  # the same weights saw the same batches
-        assert learning_rate == learning_rate_at(3)
+        rows = sum(len(batch.targets) for batch in toy_step(0, dp_size=2)[rank])  # of this rank alone
+        assert evaluated == (result.stats, result.report) and result.report == rows
+        assert result.learning_rate == learning_rate_at(3)
 
 
 def _evaluate_unequally() -> None:

@@ -11,9 +11,7 @@ from pretrain.metrics import METRICS, MetricsLog, add, losses, metric, read_rows
 
 def _step(**changes):
     values = dict(
-        modalities=("text", "image"),
-        loss_sums=(30.0, 8.0),
-        weights=(10.0, 2.0),
+        targets={"text": (30.0, 10.0), "image": (8.0, 2.0)},
         tokens=16,
         flops=3e6,
         step_s=0.5,
@@ -27,7 +25,8 @@ def _step(**changes):
 
 def test_a_row_divides_sums_by_counts_and_never_means_by_means():
     first = _step()
-    second = _step(loss_sums=(1.0, 100.0), weights=(2.0, 40.0), grad_norm=4.0, wait_s=0.0, fill_frac=0.25)
+    targets = {"text": (1.0, 2.0), "image": (100.0, 40.0)}
+    second = _step(targets=targets, grad_norm=4.0, wait_s=0.0, fill_frac=0.25)
     total = add({}, first)
     window = add(add({}, first), second)
     total = add(add(total, second), first)
@@ -48,7 +47,7 @@ def test_a_row_divides_sums_by_counts_and_never_means_by_means():
 
 
 def test_a_modality_without_targets_has_no_loss_and_no_zero():
-    sums = add({}, _step(loss_sums=(30.0, 0.0), weights=(10.0, 0.0)))
+    sums = add({}, _step(targets={"text": (30.0, 10.0), "image": (0.0, 0.0)}))
     row = train_row(sums, sums, peak_flops=None)
     assert row["train/loss"] == 3.0
     assert "train/loss/image" not in row
@@ -76,7 +75,7 @@ def test_every_name_that_is_written_is_in_the_table_once():
 
 
 def test_sums_survive_json_bit_for_bit():
-    sums = _step(loss_sums=(0.1 + 0.2, math.pi), step_s=1e-17)
+    sums = _step(targets={"text": (0.1 + 0.2, 10.0), "image": (math.pi, 2.0)}, step_s=1e-17)
     assert json.loads(json.dumps(sums)) == sums
 
 

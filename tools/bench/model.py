@@ -24,12 +24,13 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.query_key import rotary_table
+from pretrain.models.router_report import RouterReport
 from tools.bench.published_mot import PublishedDecoder
 
 BASELINE = "dense"
 
-ModelPass = Callable[[torch.nn.Module, ModelInputs], None]
-"""A function that runs a forward and backward pass and leaves no gradient."""
+ModelPass = Callable[[torch.nn.Module, ModelInputs], RouterReport]
+"""A function that runs a forward and backward pass and leaves no gradient; it returns the routers' report."""
 
 
 @dataclass(frozen=True)
@@ -236,20 +237,37 @@ def model_pass(
     decoder = Decoder(config).to(device, dtype)
     inputs = build_inputs(batch, config).to(device)
     if case.num_layers is not None:
-        return Pretraining(decoder), inputs, lambda module, of: _backward(module(of)[0], module)
+
+        def run_decoder(module: torch.nn.Module, of: ModelInputs) -> RouterReport:
+            objective, _, report = module(of)
+            _backward(objective, module)
+            return report
+
+        return Pretraining(decoder), inputs, run_decoder
     rotary = rotary_table(inputs.positions, config.head_dim, config.rope_theta)
     x, grad = _stream(case, device, dtype)
 
-    def run(block: torch.nn.Module, of: ModelInputs) -> None:
-        _backward(block(x, of.routing, of.mask, rotary, of), block, x, grad)
+    def run_block(block: torch.nn.Module, of: ModelInputs) -> RouterReport:
+        out, report = block(x, of.routing, of.mask, rotary, of)
+        _backward(out, block, x, grad)
+        return RouterReport({0: report})
 
-    return decoder.blocks[0], inputs, run
+    return decoder.blocks[0], inputs, run_block
 
 
 def _ours(case: Case, towers: int, device: torch.device) -> Callable[[], None]:
     config = model_config(case, towers)
     module, inputs, run = model_pass(case, config, random_batch(case, len(config.modalities)), device)
-    return lambda: run(module, inputs)
+    return bound(module, inputs, run)
+
+
+def bound(module: torch.nn.Module, inputs: ModelInputs, run: ModelPass) -> Callable[[], None]:
+    """A pass that is only timed."""
+
+    def timed() -> None:
+        run(module, inputs)
+
+    return timed
 
 
 def _published(case: Case, towers: int, device: torch.device) -> Callable[[], None]:

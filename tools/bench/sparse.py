@@ -13,14 +13,15 @@ import torch
 from pretrain.models.accounting import forward_flops, module_costs
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs
-from pretrain.models.routing_state import BINS, RoutingState, counts_in
+from pretrain.models.router_report import RouterReport
+from pretrain.models.routing_state import RoutingState
 from pretrain.train import depth_steps, expert_steps
-from pretrain.train.thresholds import RouterCounts
 from tools.bench.model import (
     BASELINE,
     Case,
     ModelPass,
     Row,
+    bound,
     measure,
     model_config,
     model_pass,
@@ -57,12 +58,11 @@ def configs(case: Case) -> dict[str, ModelConfig]:
             "mean_ratio": ratio,
             "dense_above": 1.0,
             "rule": rule,
-            "keys": keys,
             "threshold_momentum": 0.0,
             "dense_frac": 0.0,
             "ramp_frac": 0.0,
         }
-        return model_config(case, 1, depth={"text": table})
+        return model_config(case, 1, depth={"text": table}, depth_block={"keys": keys})
 
     def experts(norm_placement: str = "post", **table: object) -> ModelConfig:
         return model_config(
@@ -88,47 +88,35 @@ def variants(case: Case, device: torch.device) -> tuple[dict[str, Callable[[], N
     batch, dense = random_batch(case, 1), 0
     for name, config in configs(case).items():
         module, inputs, run = model_pass(case, config, batch, device)
-        inputs, counted = settled(module, inputs, run, config)
-        flops, ran = _ledger(case, config, inputs, counted)
+        inputs, report = settled(module, inputs, run, config)
+        flops, ran = _ledger(case, config, inputs, report)
         dense = dense or flops
         promises[name] = Promise(ran, flops / dense)
-        passes[name] = _bound(module, inputs, run)
+        passes[name] = bound(module, inputs, run)
     return passes, promises
 
 
 def settled(
     module: torch.nn.Module, inputs: ModelInputs, run: ModelPass, config: ModelConfig
-) -> tuple[ModelInputs, dict[str, RouterCounts]]:
-    """(inputs with thresholds that reach the scheduled ratios on these tokens, the routers' counts of a
+) -> tuple[ModelInputs, RouterReport]:
+    """(inputs with thresholds that reach the scheduled ratios on these tokens, the routers' report of a
     pass).
 
     The scores of a layer depend on the layers before, so every pass settles the thresholds of one more layer.
     """
-    counted = _counted(module, inputs, run)
+    report = run(module, inputs).on_host()
     for _ in range(config.num_layers if config.depth else 0):
-        thresholds, _ = depth_steps.thresholds_after({}, {}, counted, config, step=1, num_steps=1)
+        thresholds, _ = depth_steps.thresholds_after({}, {}, report, config, step=1, num_steps=1)
         inputs = replace(inputs, routing_state=RoutingState(thresholds=thresholds))
-        counted = _counted(module, inputs, run)
-    return inputs, counted
+        report = run(module, inputs).on_host()
+    return inputs, report
 
 
-def _counted(module: torch.nn.Module, inputs: ModelInputs, run: ModelPass) -> dict[str, RouterCounts]:
-    """The counts of all routers in a pass."""
-    run(module, inputs)
-    routers = {}
-    for counts in counts_in(module):
-        values = counts.take().numpy()
-        routers[counts.name] = RouterCounts(values[:BINS], tuple(values[BINS:].tolist()))
-    return routers
-
-
-def _ledger(
-    case: Case, config: ModelConfig, inputs: ModelInputs, counted: dict[str, RouterCounts]
-) -> tuple[int, float]:
+def _ledger(case: Case, config: ModelConfig, inputs: ModelInputs, report: RouterReport) -> tuple[int, float]:
     """(forward FLOPs, rows that ran over tokens) of a pass."""
     tokens = dict(zip(config.modalities, inputs.input_tokens, strict=True))
-    skipped = depth_steps.skipped(config, counted, inputs.visible_pairs)
-    taken = expert_steps.rows_taken(config, counted)
+    skipped = depth_steps.skipped(config, report, inputs.visible_pairs)
+    taken = expert_steps.rows_taken(config, report)
     flops = forward_flops(config, tokens, inputs.visible_pairs, taken, skipped)
     if case.num_layers is None:  # a block has no head
         head = module_costs(config)["head"].flops
@@ -137,10 +125,6 @@ def _ledger(
     if skipped is not None:
         return flops, 1 - sum(skipped.tokens.values()) / (total * config.num_layers)
     return flops, sum(taken.values()) / (total * config.num_layers) if config.experts else 1.0
-
-
-def _bound(module: torch.nn.Module, inputs: ModelInputs, run: ModelPass) -> Callable[[], None]:
-    return lambda: run(module, inputs)
 
 
 def table(rows: Sequence[Row], promises: dict[str, Promise]) -> str:

@@ -100,3 +100,22 @@ def test_an_attempt_that_never_had_a_device_says_nothing_of_devices(
 def test_others(texts: Callable[..., tuple[str, str]], how: dict, expected: str) -> None:
     _, other = texts(**{"multiplier": better if "shift" not in how else lambda *_: 1.0, **how})
     assert expected in other
+
+
+@pytest.mark.parametrize(
+    ("experts", "coupled"),
+    [
+        ("{num_experts = 4}", True),
+        ("{num_experts = 4, capacity_factor = 4}", False),  # each expert takes every token
+        ('{num_experts = 4, routing = "token_choice", top_k = 2}', False),
+    ],
+)
+def test_expert_choice_couples_documents(
+    texts: Callable[..., tuple[str, str]], experts: str, coupled: bool
+) -> None:
+    def edit(text: str) -> str:
+        text = text.replace('vary = ["model.towers"]', 'vary = ["model.towers", "model.experts"]')
+        return text.replace("[arms.mot]", f"[arms.mot.model]\nexperts.text = {experts}")
+
+    _, other = texts(edit=edit)
+    assert ("Expert choice in mot: documents that are packed into one sequence compete" in other) == coupled

@@ -16,6 +16,7 @@ from pretrain.evaluation.losses import Heldout, build_heldout, conditional_losse
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
+from pretrain.models.router_report import RouterReport
 from tests.pretrain.tiny_data import CONTEXT_TOKENS, VOCABULARY, tiny_run, write_tiny_data
 
 DIRECTIONS = {(a, b) for a in VOCABULARY.modalities for b in VOCABULARY.modalities if a != b}
@@ -29,10 +30,10 @@ class Forward:
         self.sums: list[list[float]] = []
 
     @torch.no_grad()
-    def eval_step(self, micro_batches: Sequence[ModelInputs]) -> list[float]:
+    def eval_step(self, micro_batches: Sequence[ModelInputs]) -> tuple[list[float], RouterReport]:
         stats = [self.module(batch)[1].double() for batch in micro_batches]
         self.sums.append(torch.stack(stats).sum(0).tolist())
-        return self.sums[-1]
+        return self.sums[-1], RouterReport()
 
 
 class Replay:
@@ -43,8 +44,8 @@ class Replay:
             [np.sum(calls, axis=0).tolist() for calls in zip(*(r.sums for r in ranks), strict=True)]
         )
 
-    def eval_step(self, _: Any) -> list[float]:
-        return next(self.answers)
+    def eval_step(self, _: Any) -> tuple[list[float], RouterReport]:
+        return next(self.answers), RouterReport()
 
 
 @pytest.fixture(scope="module")

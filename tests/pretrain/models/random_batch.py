@@ -1,7 +1,8 @@
 """Batches of random documents with random modality spans, for tests of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,13 @@ def tiny_config(towers: dict[str, str], **changes: object) -> ModelConfig:
         "context_tokens": 12, "vocab_tokens": 40, "init_std": 0.2,
     }  # fmt: skip
     return ModelConfig.model_validate({**values, "towers": towers, **changes})
+
+
+def depth_tables(modalities: Iterable[str], **keys: Any) -> dict[str, Any]:
+    """Tables `depth` and `depth_block` of a model config: scale, parts and keys go into the block's table,
+    all other keys into the table of each modality."""
+    block = {key: keys.pop(key) for key in ("scale", "parts", "keys") if key in keys}
+    return {"depth": dict.fromkeys(modalities, keys), "depth_block": block}
 
 
 def with_ids(batch: Batch, ids: np.ndarray) -> Batch:

@@ -24,9 +24,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.models.routing_state import BINS, counts_in
 from pretrain.train.expert_steps import rows_taken
-from pretrain.train.thresholds import RouterCounts
 from tests.pretrain.models.random_batch import (
     DENSE,
     IMAGE_SPEECH_SHARED,
@@ -56,12 +54,6 @@ CONFIGS = {
     ),
 }
 configs = pytest.mark.parametrize(("towers", "changes"), CONFIGS.values(), ids=CONFIGS.keys())
-
-
-def counted_in(decoder: Decoder) -> dict[str, RouterCounts]:
-    """By all routers since the last time."""
-    taken = {counts.name: counts.take().numpy() for counts in counts_in(decoder)}
-    return {name: RouterCounts(values[:BINS], tuple(values[BINS:])) for name, values in taken.items()}
 
 
 def module_of(name: str) -> str:
@@ -103,9 +95,10 @@ def test_flops_equal_torchs_counter(towers: dict[str, str], changes: dict, prese
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
             decoder(inputs)
-        rows = rows_taken(config, counted_in(decoder))
         with FlopCounterMode(display=False) as training:
-            Pretraining(decoder)(inputs)[0].backward()
+            objective, _, report = Pretraining(decoder)(inputs)
+            objective.backward()
+        rows = rows_taken(config, report)
     assert forward.get_total_flops() == forward_flops(config, tokens, pairs, rows)
     assert training.get_total_flops() == train_flops(config, tokens, pairs, rows)
     sequences = inputs.mask.documents.shape[0]

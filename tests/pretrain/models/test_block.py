@@ -15,7 +15,7 @@ from tests.pretrain.models.random_batch import MOT, random_batch, tiny_config
 
 def objective_and_gradients(module: Pretraining, inputs: ModelInputs) -> tuple[Tensor, dict[str, Tensor]]:
     module.zero_grad()
-    objective, _ = module(inputs)
+    objective, *_ = module(inputs)
     objective.backward()
     gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
     assert all(gradient is not None for gradient in gradients.values())
@@ -52,7 +52,7 @@ def test_forward_and_backward_ask_the_device_nothing(checkpointing: bool) -> Non
     inputs = build_inputs(random_batch(config), config)
     module = Pretraining(Decoder(config, activation_checkpointing=checkpointing))
     with Recorder() as recorder:
-        objective, _ = module(inputs)
+        objective, *_ = module(inputs)
         objective.backward()
     asking = (
         "_local_scalar_dense",

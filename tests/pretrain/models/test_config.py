@@ -72,8 +72,8 @@ def depth_table(**changes: object) -> dict[str, object]:
             r"depth\.image: mean_ratio = 0\.01 cannot be had",
         ),
         (
-            {"depth": {"image": depth_table(), "text": depth_table(keys="selected")}},
-            r'depth\.image\.keys = "all", depth\.text\.keys = "selected": .* set the same for all',
+            {"depth_block": {"keys": "selected"}},
+            r"depth_block is set, but .* no model\.depth\.<modality>; add one \(modalities: text, image\)",
         ),
     ],
 )

@@ -9,11 +9,17 @@ import torch
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.depth import DepthRouter, DepthRouting
-from pretrain.models.depth_accounting import SUMS
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.models.routing_state import BINS, RoutingState
-from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
+from pretrain.models.routing_state import RoutingState
+from tests.pretrain.models.random_batch import (
+    DENSE,
+    IMAGE_SPEECH_SHARED,
+    MOT,
+    depth_tables,
+    random_batch,
+    tiny_config,
+)
 
 EVERYTHING = {
     "schedule": "constant", "mean_ratio": 1.0, "dense_above": 1.0, "gate": "none", "rule": "top_k",
@@ -45,7 +51,7 @@ def decoder_of(config: ModelConfig, checkpointing: bool = False) -> Decoder:
 def gradients(config: ModelConfig, checkpointing: bool = False, **batch: Any) -> dict[str, torch.Tensor]:
     """Objective and gradients."""
     decoder = decoder_of(config, checkpointing)
-    objective, _ = Pretraining(decoder)(build_inputs(random_batch(config, **batch), config))
+    objective, *_ = Pretraining(decoder)(build_inputs(random_batch(config, **batch), config))
     return backward(decoder, objective)
 
 
@@ -83,9 +89,9 @@ def assert_no_routing(
     depth: dict[str, str], norm: str, tolerance: float,
 ) -> None:  # fmt: skip
     """Ratio 1 with neutral gates against no routing, relative to the largest value of each tensor."""
-    table = dict.fromkeys(("text", "image", "speech"), EVERYTHING | depth)
+    tables = depth_tables(("text", "image", "speech"), **EVERYTHING, **depth)
     plain = gradients(tiny_config(towers, norm_placement=norm))
-    routed = gradients(tiny_config(towers, norm_placement=norm, depth=table))
+    routed = gradients(tiny_config(towers, norm_placement=norm, **tables))
     for name, expected in plain.items():
         scale_of = max(float(expected.abs().max()), 1.0)
         assert float((routed[name] - expected).abs().max()) <= tolerance * scale_of, name
@@ -118,9 +124,9 @@ def test_ratio_1_with_a_neutral_gate_changes_no_bit_where_rows_keep_their_order(
     place: dict[str, str], scale: str
 ) -> None:
     config = tiny_config(MOT)
-    table = dict.fromkeys(MOT, EVERYTHING | place | {"scale": scale})
+    tables = depth_tables(MOT, **EVERYTHING, **place, scale=scale)
     logits = []
-    for model in (config, tiny_config(MOT, depth=table)):
+    for model in (config, tiny_config(MOT, **tables)):
         inputs = build_inputs(random_batch(model, padding_tokens=0), model)
         logits.append(decoder_of(model)(inputs))
     assert torch.equal(*logits)
@@ -130,43 +136,39 @@ def test_ratio_1_with_a_neutral_gate_changes_no_bit_where_rows_keep_their_order(
 @pytest.mark.parametrize("rule", ["top_k", "threshold"])
 def test_recomputation_changes_nothing(place: dict[str, str], rule: str) -> None:
     table = {"schedule": "constant", "mean_ratio": 0.5, "rule": rule, **place}
-    config = tiny_config(MOT, depth={"image": table, "text": table})
+    config = tiny_config(MOT, **depth_tables(("image", "text"), **table))
     kept, again = gradients(config), gradients(config, checkpointing=True)
     assert kept.keys() == again.keys()
     assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
-def test_what_a_training_pass_counts() -> None:
+def test_what_routers_count() -> None:
     table = {"schedule": "alternating", "mean_ratio": 0.8, "rule": "top_k", "ramp_frac": 0.0}
     config = tiny_config(MOT, depth={"text": table, "speech": table}, context_tokens=40)
     batch = random_batch(config, padding_tokens=6)
     decoder = Decoder(config, activation_checkpointing=True)
     inputs = build_inputs(batch, config)
-    decoder.eval()
-    with torch.no_grad():
-        decoder(inputs)
-    routers = routing_of(decoder, 1).routers()
-    assert not any(router.score_counts[0].take().any() for router in routers.values())
-    decoder.train()
-    decoder(inputs).sum().backward()
+    _, report = decoder.hidden(inputs)
     assert decoder.blocks[0].depth is None
+    assert report.layers[0].depth == {} and report.layers[0].visible_pairs == 0
+    assert report.layers[1].visible_pairs > 0
+    routers = routing_of(decoder, 1).routers()
+    assert report.layers[1].depth.keys() == routers.keys()
     for modality, router in routers.items():
         assert router.name == f"blocks.1.depth.{modality}"
-        counted = router.score_counts[0].take()
-        sums = dict(zip(SUMS, counted[BINS:].tolist(), strict=False))
+        counts = report.layers[1].depth[modality]
         m = config.modalities.index(modality)
         of_modality = (batch.input_modality == m) & (batch.document_ids >= 0)
         special = of_modality & (batch.input_ids < 7)
         assert special.any()  # ids of a random batch know no modality
         free = of_modality & ~special
-        assert counted[:BINS].sum() == sums["tokens"] == free.sum()
-        assert sums["tokens"] + special.sum() == inputs.input_tokens[m]
+        assert counts.histogram.sum() == counts.tokens == int(free.sum())
+        assert int(counts.tokens) + special.sum() == inputs.input_tokens[m]
         # top_k: of each document the ratio of its tokens that may skip, the rest of the division dropped.
         documents = [free[row] & (batch.document_ids[row] == d) for row in (0, 1) for d in range(40)]
-        assert sums["run"] == sum(int(router.ratio * each.sum() + 1e-9) for each in documents) > 0
-        assert sums["gate"] == pytest.approx(sums["tokens"], rel=0.05)
-        assert sums["gate_squared"] >= sums["gate"] ** 2 / sums["tokens"]
-        assert (sums["visible_pairs"] > 0) == (modality == "text")
+        assert counts.run == sum(int(router.ratio * each.sum() + 1e-9) for each in documents) > 0
+        assert float(counts.gate) == pytest.approx(int(counts.tokens), rel=0.05)
+        assert counts.gate_squared >= counts.gate**2 / counts.tokens
 
 
 def test_weights_depend_on_seed_and_place_and_zero_init() -> None:

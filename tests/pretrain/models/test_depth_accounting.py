@@ -29,7 +29,6 @@ from pretrain.models.pretraining import Pretraining
 from pretrain.train import depth_steps
 from pretrain.train.expert_steps import rows_taken
 from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
-from tests.pretrain.models.test_accounting import counted_in
 
 PLACES = [{"keys": "all"}, {"keys": "selected"}, {"parts": "feed_forward"}]
 
@@ -53,7 +52,7 @@ EXPERTS = {
 def test_flops_equal_torchs_counter(towers: dict[str, str], experts: str, place: dict[str, str]) -> None:
     """Experts of all towers, of tokens with a depth router and of others."""
     config = tiny_config(
-        towers, depth={"image": depth(**place), "text": depth(mean_ratio=0.3, **place)},
+        towers, depth={"image": depth(), "text": depth(mean_ratio=0.3)}, depth_block=place,
         num_layers=3, context_tokens=30,
         experts=dict.fromkeys(towers.values(), EXPERTS[experts]) if EXPERTS[experts] else {},
     )  # fmt: skip
@@ -66,12 +65,12 @@ def test_flops_equal_torchs_counter(towers: dict[str, str], experts: str, place:
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
             decoder(inputs)
-        counted = counted_in(decoder)
         with FlopCounterMode(display=False) as training:
-            Pretraining(decoder)(inputs)[0].backward()
-    seen = depth_steps.skipped(config, counted, inputs.visible_pairs)
+            objective, _, report = Pretraining(decoder)(inputs)
+            objective.backward()
+    seen = depth_steps.skipped(config, report, inputs.visible_pairs)
     assert seen is not None and all(seen.tokens.values())
-    rows = rows_taken(config, counted)
+    rows = rows_taken(config, report)
     square = sum(n * n for n in inputs.mask.segments)
     pairs = sum(_pairs_computed(config, inputs, decoder, layer) for layer in range(3))
     hidden = Skipped(seen.tokens, 3 * square - pairs)
@@ -86,16 +85,17 @@ def _pairs_computed(config: ModelConfig, inputs: Any, decoder: Decoder, layer: i
     assert isinstance(routing, DepthRouting)
     seen = []
 
-    def keep(_module: Any, _inputs: Any, chosen: Any) -> None:
+    def keep(_module: Any, _inputs: Any, out: Any) -> None:
+        chosen, _ = out
         seen.append(chosen.tokens)
 
     hook = routing.register_forward_hook(keep)
     decoder(inputs)
     hook.remove()
     (tokens,) = seen
-    if next(iter(config.depth.values())).parts == "feed_forward":
+    if config.depth_block.parts == "feed_forward":
         return sum(n * n for n in inputs.mask.segments)
-    if next(iter(config.depth.values())).keys == "selected":
+    if config.depth_block.keys == "selected":
         return sum(n * n for n in tokens.mask.segments)
     # In pieces, each over the keys of its document up to its last query.
     sizes, spans = query_pieces(tokens.mask)
@@ -124,8 +124,9 @@ LLAVA = {
 @pytest.mark.parametrize("text", [43, 63])
 def test_p_mod_7b(text: int) -> None:
     """LLaVA-1.5: 576 image tokens; keys 53.8 %, FLOPs of the prefill 58.7 % (p-MoD, table 1)."""
-    table = depth(schedule="cosine", mean_ratio=0.5375, keys="selected", scale="all_as_released")
-    config = ModelConfig.model_validate(LLAVA | {"depth": {"image": table}})
+    table = {"image": depth(schedule="cosine", mean_ratio=0.5375)}
+    block = {"keys": "selected", "scale": "all_as_released"}
+    config = ModelConfig.model_validate(LLAVA | {"depth": table, "depth_block": block})
     dense = ModelConfig.model_validate(LLAVA)
     tokens = {"text": text, "image": 576}
     pairs = visible_pairs([text + 576])
@@ -136,7 +137,7 @@ def test_p_mod_7b(text: int) -> None:
     kept = kv_numbers_per_token(config, "image") / kv_numbers_per_token(dense, "image")
     assert kept == pytest.approx(0.538, abs=1e-3)
     assert kv_numbers_per_token(config, "text") == kv_numbers_per_token(dense, "text") == 2 * 4096 * 32
-    all_keys = ModelConfig.model_validate(LLAVA | {"depth": {"image": table | {"keys": "all"}}})
+    all_keys = ModelConfig.model_validate(LLAVA | {"depth": table})
     assert kv_numbers_per_token(all_keys, "image") == kv_numbers_per_token(dense, "image")
     assert forward_flops(dense, tokens, pairs) == pytest.approx(8.38e12, rel=0.05)
 
@@ -145,10 +146,10 @@ def test_p_mod_7b(text: int) -> None:
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_expected_costs_add_up(place: dict[str, str], experts: str) -> None:
     """Sublayers, tokens and the whole agree where every modality has as many tokens."""
-    table = depth(schedule="cosine", mean_ratio=0.6, **place)
+    table = depth(schedule="cosine", mean_ratio=0.6)
     shape = {"num_layers": 6, "context_tokens": 24}
     shape |= {"experts": {"image": EXPERTS[experts]}} if EXPERTS[experts] else {}
-    config = tiny_config(MOT, depth={"image": table, "speech": table}, **shape)
+    config = tiny_config(MOT, depth={"image": table, "speech": table}, depth_block=place, **shape)
     tokens = dict.fromkeys(MOT, 8)
     total = forward_flops(config, tokens, visible_pairs([24]))
     assert sum(sublayer_costs(config)) == pytest.approx(total, rel=1e-4)
@@ -174,7 +175,7 @@ def test_describe_tells_ratios_and_what_is_saved() -> None:
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_what_a_whole_run_skips_is_the_mean_of_its_steps(place: dict[str, str]) -> None:
     config = tiny_config(
-        MOT, depth={"image": depth(dense_frac=0.1, ramp_frac=0.3, **place), "text": depth(**place)}
+        MOT, depth={"image": depth(dense_frac=0.1, ramp_frac=0.3), "text": depth()}, depth_block=place
     )
     tokens, steps = {"text": 7, "image": 20, "speech": 3}, 2000
     each = [expected(config, tokens, 900, (step + 0.5) / steps) for step in range(steps)]

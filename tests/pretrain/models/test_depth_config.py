@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.models.depth_config import DepthConfig
+from data_pipeline.files.toml_config import ConfigError, validate
+from pretrain.models.config import ModelConfig
+from pretrain.models.depth_config import DepthBlockConfig, DepthConfig
 
 SCHEDULES = ["constant", "alternating", "stepped", "linear", "cosine", "bathtub"]
 
@@ -94,7 +96,6 @@ def test_a_mean_that_cannot_be_had_is_refused(values: dict[str, Any], layers: in
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"parts": "feed_forward", "keys": "selected"}, 'set keys = "all"'),
         ({"zero_init": True}, 'rule = "top_k"'),
         ({"dense_frac": 0.6, "ramp_frac": 0.6}, "more than the run"),
     ],
@@ -102,6 +103,24 @@ def test_a_mean_that_cannot_be_had_is_refused(values: dict[str, Any], layers: in
 def test_what_does_not_fit_together_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         depth(**values)
+
+
+def test_a_block_whose_attention_runs_for_all_tokens_has_the_keys_of_all() -> None:
+    with pytest.raises(ValueError, match='set keys = "all"'):
+        DepthBlockConfig(parts="feed_forward", keys="selected")
+
+
+def test_keys_of_a_block_that_a_modalitys_table_had_are_told_where_they_are() -> None:
+    values = {
+        "num_layers": 2, "d_model": 8, "num_heads": 2, "context_tokens": 4, "vocab_tokens": 8,
+        "towers": {"text": "all"}, "depth": {"text": depth().model_dump() | {"scale": "all"}},
+    }  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        validate(ModelConfig, values, source="f.toml")
+    assert str(error.value) == (
+        'f.toml: depth.text.scale: this key has moved to "model.depth_block.scale"; '
+        "its values mean what they meant"
+    )
 
 
 def test_warm_up() -> None:

@@ -74,7 +74,7 @@ def test_the_chosen_stream(towers: dict[str, str], share: float) -> None:
     assert sum(selected.mask.segments) == rows.size  # type: ignore[union-attr]
     whole = choose_tokens(keep, table, routing.counts, keys="all")
     assert isinstance(whole.mask, QueryMask)
-    assert whole.mask.places.tolist() == places.tolist()
+    assert whole.mask.offsets.tolist() == places.tolist()
     of_all = (documents[places][:, None] == documents[None]) & (places[:, None] >= np.arange(120))
     assert whole.visible_pairs == (of_all & ~padding[:, None]).sum()
     per_sequence = [tokens.per_sequence for tokens in selected.routing.tokens]

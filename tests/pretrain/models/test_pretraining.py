@@ -1,9 +1,11 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 
+from pretrain.models import modality_sums
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
@@ -16,15 +18,18 @@ def test_objective_and_stats_are_sums_over_tokens() -> None:
     weights = np.random.default_rng(0).random(batch.loss_weights.shape, np.float32) * batch.loss_weights
     inputs = build_inputs(dataclasses.replace(batch, loss_weights=weights), config)
     decoder = Decoder(config)
-    objective, stats = Pretraining(decoder)(inputs)
+    objective, stats, _ = Pretraining(decoder)(inputs)
     logits = decoder(inputs)
     nll = F.cross_entropy(logits, inputs.target_ids, reduction="none")
     token_weights = inputs.loss_weights.sum(dim=0)
     expected = (token_weights * (nll + 0.05 * logits.logsumexp(-1).square())).sum()
     torch.testing.assert_close(objective, expected, rtol=2e-6, atol=0)
     assert not stats.requires_grad
-    torch.testing.assert_close(stats[:3], inputs.loss_weights @ nll, rtol=2e-6, atol=0)
-    np.testing.assert_allclose(stats[3:], inputs.weight_per_modality, rtol=1e-6)
+    targets = modality_sums.unpack(stats.tolist(), config.modalities)
+    nats = dict(zip(config.modalities, (inputs.loss_weights @ nll).tolist(), strict=True))
+    assert {m: sums.nats for m, sums in targets.items()} == pytest.approx(nats, rel=2e-6)
+    weights = dict(zip(config.modalities, inputs.weight_per_modality, strict=True))
+    assert {m: sums.weight for m, sums in targets.items()} == pytest.approx(weights, rel=1e-6)
 
 
 def test_two_micro_batches_sum_to_one_of_both() -> None:
@@ -78,7 +83,7 @@ def test_a_batch_of_padding_has_zero_objective_and_gradients() -> None:
     )
     module = Pretraining(Decoder(config))
     inputs = build_inputs(empty, config)
-    objective, stats = module(inputs)
+    objective, stats, _ = module(inputs)
     objective.backward()
     assert inputs.weight == 0 and objective.item() == 0 and not stats.any()
     assert all(p.grad is not None and not p.grad.any() for p in module.parameters())

@@ -14,8 +14,9 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.depth import Chosen
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
+from pretrain.models.router_report import BlockReport
 from pretrain.planning import activations
-from tests.pretrain.models.random_batch import DENSE, MOT, random_batch
+from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_batch
 from tests.pretrain.planning.test_layout_plan import run_config
 
 
@@ -54,12 +55,15 @@ def saved_bytes(config: RunConfig, tp: TensorParallel) -> tuple[int, dict[int, f
         if config.parallel.activation_checkpointing:
             stream: torch.nn.Module | None = block
             if block.depth is not None:  # takes the whole stream; if none skips attention, twice
-                stream = block.attention if block.depth.style.parts == "feed_forward" else None
+                stream = block.attention if block.depth.config.parts == "feed_forward" else None
             if stream is not None:
                 stream.register_forward_pre_hook(lambda _, args: void(keep(args[0])))
         if block.depth is not None:
 
-            def chose(_: torch.nn.Module, args: Any, chosen: Chosen, index: int = index) -> None:
+            def chose(
+                _: torch.nn.Module, args: Any, out: tuple[Chosen, BlockReport], index: int = index
+            ) -> None:
+                chosen, _report = out
                 rows = chosen.tokens.rows
                 run[index] = rows.shape[0] / inputs.num_tokens
                 if config.parallel.activation_checkpointing:
@@ -69,7 +73,7 @@ def saved_bytes(config: RunConfig, tp: TensorParallel) -> tuple[int, dict[int, f
 
             block.depth.register_forward_hook(chose)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        objective, _ = module(inputs)
+        objective, *_ = module(inputs)
     assert objective.requires_grad
     return sum(storage.nbytes() for storage in kept.values()), run
 
@@ -94,7 +98,7 @@ def depth(changes: dict[str, Any] | None = None, precision: str = "fp32", **tabl
     layout = ("activation_checkpointing", "tp", "sequence_parallel")
     parallel = {name: table.pop(name) for name in layout if name in table}
     table = {"schedule": "linear", "mean_ratio": 0.6, "min_ratio": 0.2, "rule": "top_k", **table}
-    changes = {"depth": dict.fromkeys(MOT, table), **(changes or {})}
+    changes = {**depth_tables(MOT, **table), **(changes or {})}
     return run_config(changes, precision, **parallel)
 
 

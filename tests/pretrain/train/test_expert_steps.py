@@ -2,11 +2,13 @@
 
 import pytest
 
+from pretrain.metrics import RouterSums
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
-from pretrain.models.routing_state import counts_in
+from pretrain.models.pretraining import Pretraining
+from pretrain.models.router_report import RouterReport, no_counts
 from pretrain.train import expert_steps
-from pretrain.train.thresholds import RouterCounts, next_thresholds
+from pretrain.train.thresholds import next_thresholds
 from tests.pretrain.models.random_batch import MOT, random_batch, tiny_config
 
 CONFIG = tiny_config(
@@ -20,40 +22,40 @@ CONFIG = tiny_config(
 
 
 @pytest.fixture(scope="module")
-def counted() -> dict[str, RouterCounts]:
-    """Of two training passes, and an evaluation that must not count."""
-    decoder = Decoder(CONFIG)
-    for seed, training in ((1, True), (2, True), (3, False)):
-        decoder.train(training)(build_inputs(random_batch(CONFIG, sequences=4, seed=seed), CONFIG))
-    found = {}
-    for counts in counts_in(decoder):
-        values = counts.take().numpy()
-        found[counts.name] = RouterCounts(values[:-8], tuple(values[-8:]))
-    return found
+def report() -> RouterReport:
+    """The report of two passes."""
+    module, total = Pretraining(Decoder(CONFIG)), no_counts(CONFIG)
+    for seed in (1, 2):
+        _, _, of_pass = module(build_inputs(random_batch(CONFIG, sequences=4, seed=seed), CONFIG))
+        total = total + of_pass.on_host()
+    return total
 
 
-def format_tokens(tower: int) -> int:
+def tokens_of(tower: int) -> int:
     inputs = [build_inputs(random_batch(CONFIG, sequences=4, seed=seed), CONFIG) for seed in (1, 2)]
     return sum(sum(each.routing.tokens[tower].per_sequence) for each in inputs)
 
 
-def test_every_place_counts_under_its_name(counted: dict[str, RouterCounts]) -> None:
-    assert list(counted) == list(expert_steps.places(CONFIG)) and len(counted) == 2 * (4 + 3)
-    sums = expert_steps.step_sums(CONFIG, counted)
+def test_every_router_and_expert_counts_under_its_name(report: RouterReport) -> None:
+    sums = expert_steps.router_sums(CONFIG, report)
+    assert len(sums) == 2 * (1 + 4 + 1 + 3)
     for layer in range(2):
-        assert sums[f"experts/tokens/text/{layer}"] == format_tokens(0)
-        assert sums[f"experts/tokens/image/{layer}"] == format_tokens(1)
-        assert sums[f"experts/dropped/image/{layer}"] == 0 < sums[f"experts/dropped/text/{layer}"]
-        assert sum(sums[f"experts/taken/image/{layer}/{e}"] for e in range(3)) == 2 * format_tokens(1)
-        assert sums[f"experts/router_z/image/{layer}"] > 0 == sums[f"experts/load_balance/image/{layer}"]
-    taken = [value for name, value in sums.items() if name.startswith("experts/taken/text/")]
-    assert expert_steps.rows_taken(CONFIG, counted) == {"text": sum(taken), "image": 2 * 2 * format_tokens(1)}
-    assert counted["blocks.1.experts.text.3"].histogram.sum() == format_tokens(0)
-    assert not counted["blocks.1.experts.image.2"].histogram.any()  # causal already: no threshold
+        text, image = (sums[f"blocks.{layer}.experts.{tower}"] for tower in ("text", "image"))
+        assert (text["tokens"], image["tokens"]) == (tokens_of(0), tokens_of(1))
+        assert image["dropped"] == 0 < text["dropped"]
+        taken = [sums[f"blocks.{layer}.experts.image.{e}"]["taken"] for e in range(3)]
+        assert sum(taken) == 2 * tokens_of(1)
+        assert image["router_z"] > 0 == image["load_balance"]
+    taken = sum(sums[f"blocks.{layer}.experts.text.{e}"]["taken"] for layer in range(2) for e in range(4))
+    assert expert_steps.rows_taken(CONFIG, report) == {"text": taken, "image": 2 * 2 * tokens_of(1)}
+    histograms = expert_steps.histograms(report, CONFIG)
+    assert histograms["blocks.1.experts.text.3"].sum() == tokens_of(0)
+    assert not histograms["blocks.1.experts.image.2"].size  # causal already: no threshold
 
 
-def test_thresholds_are_for_experts_that_choose(counted: dict[str, RouterCounts]) -> None:
-    found, asked = next_thresholds({}, {}, counted, expert_steps.wanted(CONFIG))
+def test_thresholds_are_for_experts_that_choose(report: RouterReport) -> None:
+    histograms = expert_steps.histograms(report, CONFIG)
+    found, asked = next_thresholds({}, {}, histograms, expert_steps.share_targets(CONFIG))
     assert set(asked.values()) == {0.25}
     assert list(found) == [f"blocks.{layer}.experts.text.{e}" for layer in range(2) for e in range(4)]
     for name, threshold in found.items():
@@ -61,12 +63,13 @@ def test_thresholds_are_for_experts_that_choose(counted: dict[str, RouterCounts]
 
 
 def test_a_row_has_load_and_drops() -> None:
-    window = {f"experts/taken/image/{layer}/{e}": 10.0 for layer in range(2) for e in range(3)}
-    window |= {f"experts/taken/text/{layer}/{e}": float(e) for layer in range(2) for e in range(4)}
-    for tower in ("text", "image"):
-        window |= {f"experts/tokens/{tower}/{layer}": 20.0 for layer in range(2)}
-        window |= {f"experts/dropped/{tower}/{layer}": 4.0 + layer for layer in range(2)}
-        window |= {f"experts/router_z/{tower}/{layer}": 10.0 + 2 * layer for layer in range(2)}
+    window: RouterSums = {}
+    for layer in range(2):
+        for tower in ("text", "image"):
+            sums = {"tokens": 20.0, "dropped": 4.0 + layer, "router_z": 10.0 + 2 * layer, "load_balance": 0.0}
+            window[f"blocks.{layer}.experts.{tower}"] = sums
+        window |= {f"blocks.{layer}.experts.image.{e}": {"taken": 10.0} for e in range(3)}
+        window |= {f"blocks.{layer}.experts.text.{e}": {"taken": float(e)} for e in range(4)}
     row = expert_steps.row(CONFIG, window)
     assert row == pytest.approx(
         {
@@ -77,5 +80,5 @@ def test_a_row_has_load_and_drops() -> None:
             "experts/router_z/image": 11 / 20,  # that of text has no weight
         }
     )
-    nothing = dict.fromkeys(window, 0.0)
-    assert expert_steps.row(CONFIG, nothing) == {}
+    nothing = {name: dict.fromkeys(sums, 0.0) for name, sums in window.items()}
+    assert expert_steps.row(CONFIG, nothing) == {} == expert_steps.row(CONFIG, {})

@@ -18,6 +18,7 @@ from pretrain.config import RunConfig
 from pretrain.metrics import read_rows
 from pretrain.models.accounting import train_flops
 from pretrain.models.inputs import build_inputs
+from pretrain.models.router_report import RouterReport
 from pretrain.run_dir import RunDir
 from pretrain.train.meter import Meter
 from pretrain.train.state import TrainState
@@ -50,7 +51,7 @@ def _measure(folder: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
         for _ in range(2):
             with meter.timing():
                 pass
-            sums = meter.sums(BATCH, inputs, result)
+            sums = meter.sums(BATCH, inputs, result, RouterReport())
             state = state.advance(BATCH, sums)
             meter.show(state)
         state = meter.log(state, result, {"eval/loss": 3.5})

@@ -32,9 +32,13 @@ def test_a_state_advances_and_comes_back_from_json_bit_for_bit():
 def test_thresholds_are_those_of_the_next_step_and_come_back_exactly():
     thresholds = {"blocks.3.depth.image": float.fromhex("0x1.99999ap-4"), "blocks.3.depth.text": -1e-7}
     shares = {"blocks.3.depth.image": 1 / 3, "blocks.3.depth.text": 0.25}
-    state = TrainState.start(START).advance(BATCH, {"steps": 1.0}, thresholds, shares)
+    routers = {"blocks.3.depth.image": {"tokens": 10.0, "gate": 1 / 3}}
+    state = TrainState.start(START).advance(BATCH, {"steps": 1.0}, routers, thresholds, shares)
     back = TrainState.from_json(json.loads(json.dumps(state.to_json())))
-    assert (back.thresholds, back.shares) == (thresholds, shares)
+    assert (back.thresholds, back.shares, back.router_window) == (thresholds, shares, routers)
+    twice = back.advance(BATCH, {"steps": 1.0}, routers)
+    assert twice.router_window == {"blocks.3.depth.image": {"tokens": 20.0, "gate": 2 / 3}}
+    assert twice.logged().router_window == {}
     older = TrainState.start(START).to_json()
     del older["thresholds"], older["shares"]
     assert TrainState.from_json(older).thresholds == {}

@@ -157,6 +157,14 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path, case: str) -> None:
             {"norm_placement": "pre", "experts": {"text": {"num_experts": 2}}},
             "experts of text: they have one feed-forward",
         ),
+        (
+            {"text": "text"},
+            {
+                "norm_placement": "pre",
+                "depth": {"text": {"schedule": "constant", "mean_ratio": 0.5, "rule": "top_k"}},
+            },
+            "depth of text: every token runs in all of their layers",
+        ),
         ({"text": "text"}, {"norm_placement": "post"}, 'norm_placement = "post": their norms stand before'),
     ],
 )

@@ -277,7 +277,8 @@ def _with_routers(folder: Path, changes: dict[str, Any]) -> list[torch.Tensor]:
     ran = torch.zeros(batch.input_ids.size, dtype=torch.bool)
     depth = decoder.blocks[1].depth  # type: ignore[union-attr]
     with torch.no_grad():
-        rows = depth(torch.randn(ran.shape[0], config.d_model), inputs).tokens.rows  # all scores are 0
+        chosen, _ = depth(torch.randn(ran.shape[0], config.d_model), inputs)  # all scores are 0
+    rows = chosen.tokens.rows
     ran[inputs.routing.to_sorted[rows]] = True
     return [*found, ran]
 

@@ -21,7 +21,7 @@ def test_boolean_masks_compute_what_the_sorted_stream_computes(towers: dict[str,
             parameter.mul_(1 + 0.01 * index)
     published = PublishedDecoder(config)
     published.copy_weights(decoder)
-    ours, _ = Pretraining(decoder)(build_inputs(batch, config))
+    ours, *_ = Pretraining(decoder)(build_inputs(batch, config))
     ids, targets, tower, positions = (
         torch.from_numpy(values.reshape(-1)).long()
         for values in (batch.input_ids, batch.target_ids, batch.input_modality, batch.positions)

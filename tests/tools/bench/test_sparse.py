@@ -37,15 +37,15 @@ def test_flops_are_those_of_the_timed_pass(name: str) -> None:
     """torch's counter sees products as they run, but not attention, whose CPU kernels it does not know. A
     router's own product (2 d_model a token) is not in the ledger."""
     config = configs(BLOCK)[name]
-    inputs, counted, run, module = _settled(BLOCK, config)
-    ours, _ = _ledger(BLOCK, config, inputs, counted)
+    inputs, report, run, module = _settled(BLOCK, config)
+    ours, _ = _ledger(BLOCK, config, inputs, report)
     with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
         run(module, inputs)
     counts = counter.get_flop_counts()["Global"]
     products = sum(flops for op, flops in counts.items() if "attention" not in str(op))
     pairs = inputs.visible_pairs
     if config.depth:
-        pairs = round(counted["blocks.0.depth.text"].sums[4])
+        pairs = int(report.layers[0].visible_pairs)
     ours -= pairs * flops_per_pair(config)
     router = 2 * BLOCK.d_model * 128 if config.depth else 0
     # The counter does not know all of its operators.
@@ -54,16 +54,16 @@ def test_flops_are_those_of_the_timed_pass(name: str) -> None:
 
 def test_a_later_layer_is_settled_on_what_the_first_let_through() -> None:
     config = configs(DECODER)["depth 0.25"]
-    _, counted, _, _ = _settled(DECODER, config)
+    _, report, _, _ = _settled(DECODER, config)
     for layer in range(2):
-        tokens, ran = counted[f"blocks.{layer}.depth.text"].sums[:2]
-        assert tokens == 128 and ran == pytest.approx(32, abs=3), layer
+        counts = report.layers[layer].depth["text"]
+        assert counts.tokens == 128 and float(counts.run) == pytest.approx(32, abs=3), layer
 
 
 def _settled(case: Case, config: ModelConfig):
     module, inputs, run = model_pass(case, config, random_batch(case, 1), CPU)
-    inputs, counted = settled(module, inputs, run, config)
-    return inputs, counted, run, module
+    inputs, report = settled(module, inputs, run, config)
+    return inputs, report, run, module
 
 
 def test_table_aligns() -> None:
