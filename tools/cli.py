@@ -227,9 +227,7 @@ def _add_data(verbs: Verbs) -> None:
     jobs = verb.add_argument_group("with --profile")
     jobs.add_argument("--parts", type=_count, metavar="N", help="parts of the array, a job each; required")
     jobs.add_argument("--concurrent-parts", type=_count, metavar="M", help="parts at a time (default: all)")
-    jobs.add_argument(
-        "--dry-run", action="store_true", help="print the batch scripts; submit and write nothing"
-    )
+    jobs.add_argument("--dry-run", action="store_true", help="print the scripts; submit and write nothing")
     verb.set_defaults(work=_tokenize)
 
 
@@ -256,9 +254,7 @@ def _add_runs(verbs: Verbs) -> None:
         help="for a comparison: runs at a time (default: the file's)",
     )
     verb.add_argument("--wait", action="store_true", help="stay until the job has ended; exit with its code")
-    verb.add_argument(
-        "--dry-run", action="store_true", help="print the batch script; submit and write nothing"
-    )
+    verb.add_argument("--dry-run", action="store_true", help="print the script; submit and write nothing")
     verb.set_defaults(work=_submit)
 
 
@@ -282,9 +278,7 @@ def _add_monitoring(verbs: Verbs) -> None:
     verb.add_argument("run", help="RUN.toml, or the run's directory")
     _add_overrides(verb, "as it was submitted with")
     verb.add_argument("-f", "--follow", action="store_true", help="stay until the run ends, over attempts")
-    verb.add_argument(
-        "--rank", type=int, metavar="R", help="this rank's log (default: the job's and rank 0's)"
-    )
+    verb.add_argument("--rank", type=int, metavar="R", help="its log (default: the job's and rank 0's)")
     verb.add_argument("--attempt", type=int, metavar="K", help="as `motley status` numbers them, from 0")
     verb.add_argument("--all", action="store_true", help="from the first line on (default: the last 200)")
     verb.set_defaults(work=_logs)

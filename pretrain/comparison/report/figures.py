@@ -60,7 +60,6 @@ STYLE: dict[Any, Any] = {
 
 Draw = Callable[[Axes], None]
 MATCH_UNIT = {"tokens": "tokens", "train_flops": "training FLOPs"}
-"""By value of `match`, the words for what is equal in all arms."""
 
 
 def colour(findings: Findings, arm: str) -> str:
@@ -241,15 +240,8 @@ def draw_gap(ax: Axes, findings: Findings, contrast: Contrast) -> None:
         ax.fill_between(x, gap - noise, gap + noise, color=shade, alpha=0.18, linewidth=0)
     ax.plot(x, gap, color=shade, linewidth=1.8)
     for crossing in contrast.crossings:
-        ax.plot(
-            [crossing.x],
-            [0],
-            "o",
-            markersize=5.5,
-            markerfacecolor=PAPER,
-            markeredgecolor=INK,
-            markeredgewidth=1.2,
-        )
+        ring: dict[str, Any] = {"markerfacecolor": PAPER, "markeredgecolor": INK, "markeredgewidth": 1.2}
+        ax.plot([crossing.x], [0], "o", markersize=5.5, **ring)
         ax.annotate(
             format_tokens(crossing.x).removesuffix(" tokens"), (crossing.x, 0), xytext=(0, 7),
             textcoords="offset points", ha="center", color=INK, fontsize=7.5,
