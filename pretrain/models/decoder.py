@@ -117,6 +117,5 @@ class Decoder(nn.Module):
             if isinstance(block, Block):
                 x, layers[index] = block(x, inputs.routing, inputs.mask, rotary, inputs)
         assert x is not None, "a stage without the embedding continues from the one before"
-        if self.final_norm is not None:
-            x = self.final_norm(x, inputs.routing.counts)
-        return x, RouterReport(layers)
+        hidden = x if self.final_norm is None else self.final_norm(x, inputs.routing.counts)
+        return hidden, RouterReport(layers)
