@@ -108,13 +108,14 @@ class Decoder(nn.Module):
 
         `x`: the same of the stage before; None where this stage has the embedding.
         """
-        rotary = rotary_table(inputs.positions, self.config.head_dim, self.config.rope_theta)
         if self.embedding is not None:
             x = self.embedding(inputs.input_ids)
+        assert x is not None, "a stage without the embedding continues from the one before"
+        angles = torch.float64 if x.dtype == torch.float64 else torch.float32
+        rotary = rotary_table(inputs.positions, self.config.head_dim, self.config.rope_theta, angles)
         for block in self.blocks:
             if isinstance(block, Block):
                 x = block(x, inputs.routing, inputs.mask, rotary, inputs)
-        assert x is not None, "a stage without the embedding continues from the one before"
         return x if self.final_norm is None else self.final_norm(x, inputs.routing.counts)
 
     def expert_layers(self) -> dict[int, ExpertFeedForward]:
