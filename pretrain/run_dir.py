@@ -99,6 +99,8 @@ class RunDir:
                 "command": list(command),
                 "host": socket.gethostname(),
                 "device": None,
+                "processor": None,
+                "arithmetic": None,
                 "layout": {
                     "processes": world_size,
                     "dp": data_parallel_size(config.parallel, world_size),
@@ -116,10 +118,24 @@ class RunDir:
         run._save()
         return run
 
-    def started(self, step: int, *, device: str, initial_weights: str | None) -> None:
-        """This attempt goes on from `step`; at step 0 from weights of that digest, None: drawn ones."""
-        facts = {"from_step": step, "device": device, "initial_weights": initial_weights}
-        self.record["attempts"][-1] |= facts
+    def started(
+        self,
+        step: int,
+        *,
+        device: str,
+        processor: str | None,
+        arithmetic: str,
+        initial_weights: str | None,
+    ) -> None:
+        """This attempt goes on from `step`; at step 0 from weights of that digest, None: drawn ones.
+        `processor`, `arithmetic`: as in pretrain/train/arithmetic.py."""
+        self.record["attempts"][-1] |= {
+            "from_step": step,
+            "device": device,
+            "processor": processor,
+            "arithmetic": arithmetic,
+            "initial_weights": initial_weights,
+        }
         self._save()
 
     def keep_peak(self, key: str, flops: float) -> None:

@@ -4,7 +4,7 @@ import time
 from typing import TYPE_CHECKING
 
 from parallel.exit_codes import ExitCode
-from parallel.launch import RankFacts
+from parallel.launch import RankFacts, arithmetic_settings
 from pretrain.config import RunConfig
 from pretrain.run_dir import CHECKPOINTS, RunDir
 from pretrain.train.stop_signal import StopSignal
@@ -30,6 +30,7 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
     from pretrain.models.inputs import build_inputs
     from pretrain.models.routing_state import RoutingState
     from pretrain.train import build, depth_steps
+    from pretrain.train.arithmetic import arithmetic_path, processor
     from pretrain.train.device_peak import device_name
     from pretrain.train.finite import require_finite
     from pretrain.train.meter import Meter
@@ -44,7 +45,13 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
     if run is not None:
         weights = initial_weights(config)
         digest_of_weights = None if weights is None else digest(weights)
-        run.started(state.step, device=device_name(world.device), initial_weights=digest_of_weights)
+        run.started(
+            state.step,
+            device=device_name(world.device),
+            processor=processor(world.device),
+            arithmetic=arithmetic_path(world.device, arithmetic_settings()),
+            initial_weights=digest_of_weights,
+        )
         beginning = "starts" if weights is None else f"starts from {weights}"
         place = f"goes on after step {state.step}" if state.step else beginning
         print("\n".join((*describe(data), f"{config.run_dir}: {place}")), flush=True)

@@ -54,6 +54,7 @@ def test_a_clean_comparison_has_only_what_its_size_brings(texts: Callable[..., t
         ),
         ({"commit": lambda arm: arm}, "made by 2 versions of the code"),
         ({"device": lambda arm: arm}, "differ in device or layout"),
+        ({"arithmetic": lambda arm: arm}, "computed by 2 kinds of processor or arithmetic path"),
         ({"fingerprint_salt": lambda arm: arm}, "did not read the same data: seed 1: mot and dense"),
         (
             {"flops_per_token": lambda arm: 3.3e6 if arm == "mot" else 3e6},
@@ -78,7 +79,7 @@ def test_grave_ones(texts: Callable[..., tuple[str, str]], how: dict, expected: 
             {"edit": lambda t: t.replace("tuning =", "#")},
             "All arms use one learning rate, and the comparison does not",
         ),
-        ({"edit": lambda t: "jobs = 2\n" + t}, "a machine that was shared"),
+        ({"edit": lambda t: "concurrent_runs = 2\n" + t}, "a machine that was shared"),
         (
             {"multiplier": lambda arm, _: 0.7 if arm == "mot" else 1.0},
             "mot did not reach all losses that dense had",
