@@ -23,7 +23,7 @@ def deepspeed_config(
 
     Stage 0 is given no clipping: DeepSpeed clips there without reporting the norm, so the engine does both.
     `persistent_elements`: ZeRO-3 keeps parameters up to this size whole on every rank.
-    Raises ValueError for stage 0 with bf16, which steps Adam on zero gradients at start-up
+    Raises ValueError for stage 0 with bf16, which steps the optimizer on zero gradients at start-up
     (runtime/fp16/unfused_optimizer.py:425).
     """
     if zero_stage == 0 and precision == "bf16":
@@ -42,7 +42,7 @@ def deepspeed_config(
             "reduce_bucket_size": BUCKET_ELEMENTS,
             "allgather_bucket_size": BUCKET_ELEMENTS,
         },
-        # The client's torch AdamW is one that ZeRO was not written for by name, though it is elementwise.
+        # ZeRO was not written for the client's torch optimizer by name; it is elementwise (optimizer.py).
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
         "wall_clock_breakdown": False,

@@ -7,6 +7,7 @@ from typing import Any, NotRequired, Protocol, TypedDict
 import torch
 
 from parallel.fragments import Fragment
+from parallel.optimizer import OptimizerSpec
 
 
 class NothingToLearn(ValueError):
@@ -42,17 +43,6 @@ class ParameterGroup(TypedDict):
 
 
 @dataclass(frozen=True)
-class AdamWSettings:
-    """What all groups share; the learning rate comes with the step."""
-
-    beta1: float
-    beta2: float
-    eps: float
-    max_grad_norm: float
-    """The gradient is scaled down to this global norm; 0 leaves it as it is."""
-
-
-@dataclass(frozen=True)
 class StepResult:
     """One optimizer step. All but `local_stats` is equal on all ranks."""
 
@@ -76,6 +66,11 @@ class Engine(Protocol):
     """Drives a module whose forward(micro_batch) gives (objective_sum, stats), neither of them normalised."""
 
     @property
+    def optimizer(self) -> OptimizerSpec:
+        """What updates the parameters; names the states in `fragments` and the counters."""
+        ...
+
+    @property
     def layout(self) -> Mapping[str, Any]:
         """How its ranks are laid out. A checkpoint keeps it for the record; any layout loads it."""
         ...
@@ -94,11 +89,11 @@ class Engine(Protocol):
         """What this rank holds of parameters and optimizer state: views of the live tensors."""
         ...
 
-    def adam_step(self) -> int:
-        """Optimizer steps made."""
+    def counters(self) -> dict[str, float] | None:
+        """The optimizer's counters, equal on all ranks; None before its first update: there are no states."""
         ...
 
-    def load(self, adam_step: int, fill: Callable[[Sequence[Fragment]], None]) -> None:
-        """Let `fill` overwrite `fragments()`, as they are after `adam_step` steps; the next forward pass uses
-        them. All ranks call it."""
+    def load(self, counters: Mapping[str, float] | None, fill: Callable[[Sequence[Fragment]], None]) -> None:
+        """Set the optimizer's counters and let `fill` overwrite `fragments()`, which then have states unless
+        `counters` is None. The next forward pass uses what was written. All ranks call it."""
         ...

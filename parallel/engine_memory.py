@@ -4,16 +4,16 @@ torch.
 A model's trainable parameters come as groups (name -> sizes in order), the elements of this tensor-parallel
 rank and pipeline stage. One group is one flat tensor in stages 1 and 2, padded to a multiple of 2 dp
 elements (nccl_start_alignment_factor); stage 3 pads each parameter to a multiple of dp. b is 2 bytes in
-bf16, 4 in fp32:
+bf16, 4 in fp32; s is OptimizerSpec.state_bytes, 8 for AdamW:
 
-    stage        parameters      gradients                            optimizer (fp32 master, two moments)
-    0 fp32       4 n             4 n                                  8 n: AdamW on the parameters themselves
-    1 fp32       4 flat          4 n: whole until the step            12 flat / dp
-    1 bf16       2 flat          4 flat + 2 n: see below              12 flat / dp
-    2 fp32       4 flat          4 (whole parameters that this        12 flat / dp
+    stage        parameters      gradients                            optimizer (fp32 master, states)
+    0 fp32       4 n             4 n                                  s n: on the parameters themselves
+    1 fp32       4 flat          4 n: whole until the step            (4 + s) flat / dp
+    1 bf16       2 flat          4 flat + 2 n: see below              (4 + s) flat / dp
+    2 fp32       4 flat          4 (whole parameters that this        (4 + s) flat / dp
                                  rank has any part of)
-    2 bf16       2 flat          4 flat / dp                          12 flat / dp
-    3            b parts         4 parts                              12 parts
+    2 bf16       2 flat          4 flat / dp                          (4 + s) flat / dp
+    3            b parts         4 parts                              (4 + s) parts
 
 Sources, below deepspeed/runtime: stages 1 in fp32 and 2 zero/stage_1_and_2.py (flat tensors line 505,
 master 560, gradients of stage 2 in fp32 2142, in bf16 1268); stage 1 in bf16 bf16_optimizer.py (flat 167,
@@ -35,7 +35,6 @@ Groups = Mapping[str, Sequence[int]]
 ZeroStage = Literal[0, 1, 2, 3]
 
 _FP32 = 4
-_MASTER_AND_MOMENTS = 12
 _ENGINE_BUCKET_ELEMENTS = 500_000_000
 """MEMORY_OPT_ALLREDUCE_SIZE, engine.py:151: buckets of gradients in stage 0, and in stage 1 with bf16."""
 _SUB_GROUP_ELEMENTS = _LIVE_ELEMENTS = 1_000_000_000
@@ -63,19 +62,25 @@ class MemoryUse:
 
 
 def group_memory(
-    sizes: Sequence[int], *, dp: int, zero_stage: ZeroStage, precision: Precision, dp_rank: int | None = None
+    sizes: Sequence[int],
+    *,
+    dp: int,
+    zero_stage: ZeroStage,
+    precision: Precision,
+    state_bytes: int,
+    dp_rank: int | None = None,
 ) -> MemoryUse:
-    """What a group of trainable parameters costs. `dp_rank` matters in stage 2 with fp32 alone; None: the
-    rank that holds most."""
+    """What a group of trainable parameters costs. `state_bytes`: of OptimizerSpec. `dp_rank` matters in stage
+    2 with fp32 alone; None: the rank that holds most."""
     b = format_bytes(precision)
     n, flat = sum(sizes), _flat(sizes, dp)
     if zero_stage == 0:
-        return MemoryUse(_FP32 * n, _FP32 * n, 2 * _FP32 * n)
+        return MemoryUse(_FP32 * n, _FP32 * n, state_bytes * n)
     if zero_stage == 3:
         parts = _parts(sizes, dp)
         whole = sum(size for size in sizes if size <= PERSISTENT_ELEMENTS) if dp > 1 else 0
-        return MemoryUse(b * (parts + whole), _FP32 * parts, _MASTER_AND_MOMENTS * parts)
-    optimizer = _MASTER_AND_MOMENTS * flat // dp
+        return MemoryUse(b * (parts + whole), _FP32 * parts, (_FP32 + state_bytes) * parts)
+    optimizer = (_FP32 + state_bytes) * flat // dp
     if zero_stage == 1:
         return MemoryUse(b * flat, _FP32 * n if precision == "fp32" else _FP32 * flat + b * n, optimizer)
     if precision == "bf16":
@@ -89,7 +94,8 @@ def group_memory(
 def frozen_memory(sizes: Sequence[int], *, dp: int, zero_stage: ZeroStage, precision: Precision) -> MemoryUse:
     """What parameters that are not trained cost: stage 3 cuts them too, the others leave them."""
     if zero_stage == 3:
-        return MemoryUse(group_memory(sizes, dp=dp, zero_stage=3, precision=precision).parameters)
+        cut = group_memory(sizes, dp=dp, zero_stage=3, precision=precision, state_bytes=0)
+        return MemoryUse(cut.parameters)
     return MemoryUse(format_bytes(precision) * sum(sizes))
 
 

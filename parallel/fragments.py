@@ -1,4 +1,4 @@
-"""What a rank holds of every logical tensor, weights and Adam's moments: found without communication.
+"""What a rank holds of every logical tensor, weights and optimizer states: found without communication.
 
 A checkpoint is made of fragments, so it does not know the layout that wrote it. DeepSpeed's own checkpoints
 do: its universal form is wrong for ZeRO-3 without an error (0.19.8: one `step` tensor for all sub-groups,
@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from parallel.logical import LogicalTensor, logical_of
+from parallel.optimizer import OptimizerSpec
 from parallel.world import World
 
 PARAMETER = "parameter"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Names in the state of torch's AdamW."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Fragment:
     start: int
     """Offset in the part's elements, flattened."""
     values: Mapping[str, Tensor]
-    """kind -> 1-D view of the live tensor, equally long: PARAMETER, and MOMENTS if it is trained and a step
-    was made. PARAMETER is the fp32 master, for a frozen parameter the model's own weights."""
+    """kind -> 1-D view of the live tensor, equally long: PARAMETER, and the optimizer's states if it is
+    trained and an update was made. PARAMETER is the fp32 master, or the model's own weights where frozen."""
     replica: int = 0
     """Which copy it is, where several ranks hold the same elements. Copy 0 is the one to save."""
 
@@ -45,7 +44,7 @@ class Fragment:
 
 @dataclass(frozen=True)
 class _Held:
-    """Elements of a parameter's part from `start` on; `master` has them from `offset` on and keys moments."""
+    """Elements of a parameter's part from `start` on; `master` has them from `offset` on and keys states."""
 
     view: Tensor
     start: int
@@ -55,7 +54,10 @@ class _Held:
 
 
 def local_fragments(
-    deepspeed_engine: Any, named_parameters: Mapping[str, nn.Parameter], world: World
+    deepspeed_engine: Any,
+    named_parameters: Mapping[str, nn.Parameter],
+    world: World,
+    optimizer: OptimizerSpec,
 ) -> list[Fragment]:
     """This rank's fragments, ordered as `named_parameters`: name in the whole model -> parameter.
 
@@ -70,9 +72,10 @@ def local_fragments(
             continue
         logical = logical_of(parameter)
         count = held.view.numel()
-        # (Looking a state up in AdamW's defaultdict would make one.)
+        # (Looking a state up in torch's defaultdict would make one.)
         state = states[held.master] if held.master is not None and held.master in states else {}
-        moments = {kind: state[kind].view(-1).narrow(0, held.offset, count) for kind in MOMENTS if state}
+        kinds = optimizer.states if state else ()
+        values = {kind: state[kind].view(-1).narrow(0, held.offset, count) for kind in kinds}
         copies = 1 if logical.dim is not None else world.tp_size
         fragments.append(
             Fragment(
@@ -81,44 +84,52 @@ def local_fragments(
                 tp_rank=world.tp_rank if copies == 1 else 0,
                 tp_size=world.tp_size if copies == 1 else 1,
                 start=held.start,
-                values={PARAMETER: held.view, **moments},
+                values={PARAMETER: held.view, **values},
                 replica=held.replica * copies + (world.tp_rank if copies > 1 else 0),
             )
         )
     return fragments
 
 
-def adam_step(deepspeed_engine: Any) -> int:
-    """Optimizer steps made so far; 0: there are no moments yet."""
-    steps = {int(state["step"]) for state in deepspeed_engine.basic_optimizer.state.values()}
-    assert len(steps) <= 1, f"parts of the optimizer are at different steps: {steps}"
-    return steps.pop() if steps else 0
+def counters(deepspeed_engine: Any, optimizer: OptimizerSpec) -> dict[str, float] | None:
+    """The optimizer's counters; None before its first update, when it has no states."""
+    states = list(deepspeed_engine.basic_optimizer.state.values())
+    if not states:
+        return None
+    found = {}
+    for name in optimizer.counters:
+        values = {float(state[name]) for state in states}
+        assert len(values) == 1, f"parts of the optimizer differ in {name}: {values}"
+        found[name] = values.pop()
+    return found
 
 
 def load_fragments(
     deepspeed_engine: Any,
     named_parameters: Mapping[str, nn.Parameter],
     world: World,
-    step: int,
+    optimizer: OptimizerSpec,
+    counters: Mapping[str, float] | None,
     fill: Callable[[Sequence[Fragment]], None],
 ) -> None:
     """Let `fill` write into this rank's fragments, then bring the model's own weights up to date.
 
-    `step`: of Adam; every state gets its own count of it. Learning rates and other settings of the groups
-    stay as they are. All ranks call it.
+    `counters`: every state gets its own copy of them; None removes all states. Learning rates and other
+    settings of the groups stay as they are. All ranks call it.
     """
     zero = deepspeed_engine.optimizer
     states = deepspeed_engine.basic_optimizer.state
     for master in _masters(deepspeed_engine):
-        if step == 0:
+        if counters is None:
             states.pop(master, None)
             continue
         state = states[master]
-        state["step"] = torch.tensor(float(step), dtype=torch.float32, device=master.device)
-        for kind in MOMENTS:
-            state.setdefault(kind, torch.zeros_like(master, requires_grad=False))
+        if not state:
+            state.update(optimizer.new_state(master))
+        for name in optimizer.counters:
+            state[name].fill_(counters[name])
     with torch.no_grad():
-        fill(local_fragments(deepspeed_engine, named_parameters, world))
+        fill(local_fragments(deepspeed_engine, named_parameters, world, optimizer))
     if hasattr(zero, "update_lp_params"):  # stages 1 and 2, BF16_Optimizer
         zero.update_lp_params()
     elif hasattr(zero, "fp16_groups"):  # stage 3
@@ -129,7 +140,7 @@ def load_fragments(
 
 
 def _masters(deepspeed_engine: Any) -> Iterator[Tensor]:
-    """The tensors that AdamW steps. Stage 3 puts them into its groups only while it steps."""
+    """The tensors that the optimizer updates. Stage 3 puts them into its groups only while it steps."""
     flat = getattr(deepspeed_engine.optimizer, "fp32_partitioned_groups_flat", None)
     if flat is not None:
         yield from flat

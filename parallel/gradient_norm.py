@@ -21,7 +21,7 @@ class Norms:
 
 
 class GradientNorm:
-    """Looks at gradients where AdamW takes them: `before_update` is its pre-hook.
+    """Looks at gradients where the optimizer takes them: `before_update` is its pre-hook.
 
     What a rank holds there, of one group, and hence who counts in the sum of squares over all ranks:
 
@@ -108,7 +108,7 @@ def _clip(optimizer: torch.optim.Optimizer, norm: float, max_grad_norm: float) -
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     for parameter in parameters:
         if not math.isfinite(norm):
-            parameter.grad = None  # AdamW passes such parameters over
+            parameter.grad = None  # torch's optimizers pass such parameters over
         elif 0 < max_grad_norm < norm:
             parameter.grad.mul_(max_grad_norm / (norm + 1e-6))
 

@@ -47,7 +47,7 @@ class PipelineEngine(ZeroEngine):
             partition_method="uniform",
         )
         engine, *_ = deepspeed.initialize(
-            model=model, optimizer=self.adamw, config=config, dist_init_required=False
+            model=model, optimizer=self.torch_optimizer, config=config, dist_init_required=False
         )
         return engine
 

@@ -1,17 +1,18 @@
-"""The engine of one pipeline stage: DeepSpeed's ZeRO 0-3 around a torch AdamW."""
+"""The engine of one pipeline stage: DeepSpeed's ZeRO 0-3 around a torch optimizer."""
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
 from parallel.deepspeed_config import PERSISTENT_ELEMENTS, deepspeed_config
-from parallel.engine import AdamWSettings, MicroBatch, NothingToLearn, ParameterGroup, StepResult
-from parallel.fragments import Fragment, adam_step, load_fragments, local_fragments
+from parallel.engine import MicroBatch, NothingToLearn, ParameterGroup, StepResult
+from parallel.fragments import Fragment, counters, load_fragments, local_fragments
 from parallel.gradient_norm import GradientNorm
 from parallel.layout import Precision
+from parallel.optimizer import OptimizerSpec
 from parallel.world import World
 
 
@@ -28,7 +29,8 @@ class ZeroEngine:
         groups: Sequence[ParameterGroup],
         world: World,
         *,
-        settings: AdamWSettings,
+        optimizer: OptimizerSpec,
+        max_grad_norm: float,
         learning_rate_at: Callable[[int], float],
         zero_stage: Literal[0, 1, 2, 3] = 1,
         precision: Precision = "fp32",
@@ -37,10 +39,10 @@ class ZeroEngine:
         persistent_elements: int = PERSISTENT_ELEMENTS,
         prefix: str = "",
     ) -> None:
-        """`learning_rate_at(step)`: the rate of the step that `step` others came before. `prefix`: what the
-        module puts before the names that its parameters have in every layout."""
-        self.world, self.module = world, module
-        self.settings = settings
+        """`learning_rate_at(step)`: the rate of the step that `step` others came before. `max_grad_norm`: the
+        gradient is scaled down to this global norm; 0 leaves it as it is. `prefix`: what the module puts
+        before the names that its parameters have in every layout."""
+        self.world, self.module, self.optimizer = world, module, optimizer
         self.learning_rate_at = learning_rate_at
         self.zero_stage = zero_stage
         self.precision = precision
@@ -54,19 +56,14 @@ class ZeroEngine:
             precision=precision,
             micro_batch_sequences=micro_batch_sequences,
             accumulation_steps=accumulation_steps,
-            max_grad_norm=settings.max_grad_norm,
+            max_grad_norm=max_grad_norm,
             persistent_elements=persistent_elements,
         )
-        self.adamw = torch.optim.AdamW(
-            [dict(group, lr=0.0) for group in (*groups, *self._absent_groups(groups))],
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.eps,
-            fused=True,
+        self.torch_optimizer = optimizer.build(
+            [dict(group, lr=0.0) for group in (*groups, *self._absent_groups(groups))]
         )
-        self.gradient_norm = GradientNorm(
-            groups, world, zero_stage=zero_stage, max_grad_norm=settings.max_grad_norm
-        )
-        self.adamw.register_step_pre_hook(self.gradient_norm.before_update)
+        self.gradient_norm = GradientNorm(groups, world, zero_stage=zero_stage, max_grad_norm=max_grad_norm)
+        self.torch_optimizer.register_step_pre_hook(self.gradient_norm.before_update)
         with _unasked_prints_dropped():
             self.deepspeed = self._initialise(module, config)
 
@@ -79,7 +76,7 @@ class ZeroEngine:
 
         engine, *_ = deepspeed.initialize(
             model=module.to(self.world.device),
-            optimizer=self.adamw,
+            optimizer=self.torch_optimizer,
             config=config,
             mpu=self.world.mpu,
             dist_init_required=False,
@@ -94,7 +91,7 @@ class ZeroEngine:
                 f"step {step}: the loss weights of the global batch sum to {weight}; nothing to learn"
             )
         learning_rate = self.learning_rate_at(step)
-        for group in self.adamw.param_groups:
+        for group in self.torch_optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
         self.gradient_norm.begin()
         self.deepspeed.train()
@@ -144,13 +141,13 @@ class ZeroEngine:
         return self.world.sum_over_dp(torch.stack(list(local)).sum(dim=0).tolist())
 
     def fragments(self) -> list[Fragment]:
-        return local_fragments(self.deepspeed, self.named_parameters, self.world)
+        return local_fragments(self.deepspeed, self.named_parameters, self.world, self.optimizer)
 
-    def adam_step(self) -> int:
-        return adam_step(self.deepspeed)
+    def counters(self) -> dict[str, float] | None:
+        return counters(self.deepspeed, self.optimizer)
 
-    def load(self, adam_step: int, fill: Callable[[Sequence[Fragment]], None]) -> None:
-        load_fragments(self.deepspeed, self.named_parameters, self.world, adam_step, fill)
+    def load(self, counters: Mapping[str, float] | None, fill: Callable[[Sequence[Fragment]], None]) -> None:
+        load_fragments(self.deepspeed, self.named_parameters, self.world, self.optimizer, counters, fill)
 
     @property
     def layout(self) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from data_pipeline.files.toml_config import ConfigError, load_config
+from parallel.adamw import adamw
 from parallel.layout import ParallelConfig, Precision, check_layout
+from parallel.optimizer import OptimizerSpec
 from pretrain.models.config import SHARED_TOWER, ModelConfig
 
 
@@ -23,14 +25,17 @@ class SourceConfig(_Frozen):
 
 
 class DataConfig(_Frozen):
+    removed: ClassVar[dict[str, str]] = {
+        "num_workers": "one thread reads ahead now, whose length data.prefetch_steps says"
+    }
+
     train: tuple[SourceConfig, ...] = Field(min_length=1)
     heldout: str | None = None
     """Folder of token shards for evaluation."""
     document_mask: bool = True
     """False lets attention cross documents of a sequence."""
-    num_workers: NonNegativeInt = 1
-    prefetch_steps: PositiveInt = 4
-    """Optimizer steps read ahead by each worker."""
+    prefetch_steps: NonNegativeInt = 2
+    """Optimizer steps that a thread reads and packs ahead; 0: each step waits for its data."""
 
 
 class ScheduleConfig(_Frozen):
@@ -67,6 +72,11 @@ class OptimizerConfig(_Frozen):
     schedule: ScheduleConfig = ScheduleConfig()
     towers: dict[str, TowerOptimizerConfig] = {}
     """Tower -> what differs for its weights; "shared" names embedding, head and tied parts."""
+
+    @property
+    def spec(self) -> OptimizerSpec:
+        """The optimizer as engines, checkpoints and plans know it."""
+        return adamw(beta1=self.beta1, beta2=self.beta2, eps=self.eps)
 
 
 class EveryStepsConfig(_Frozen):

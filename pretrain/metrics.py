@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipeline.files.toml_config import ConfigError
+from pretrain import run_files
 
 Sums = dict[str, float]
 """Name -> sum over optimizer steps. Plain numbers, so that they travel in a checkpoint unchanged."""
@@ -208,7 +209,7 @@ class MetricsLog:
     """
 
     def __init__(self, run_dir: Path, *, step: int, num_rows: int) -> None:
-        self.path = run_dir / "metrics.jsonl"
+        self.path = run_dir / run_files.METRICS
         rows, ends = _parse(self.path)
         kept = sum(row["step"] <= step for row in rows)
         if kept != num_rows:
@@ -220,7 +221,7 @@ class MetricsLog:
             os.truncate(self.path, ends[kept - 1] if kept else 0)
         self.num_rows = num_rows
         self._file: TextIO = self.path.open("a")
-        self.tensorboard = TensorBoardView(run_dir / "tensorboard", purge_from_step=step + 1)
+        self.tensorboard = TensorBoardView(run_dir / run_files.TENSORBOARD, purge_from_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one row. Every name must be in METRICS."""

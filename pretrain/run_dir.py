@@ -19,15 +19,13 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.toml_config import ConfigError, validate
 from parallel.layout import data_parallel_size
 from pretrain.config import RunConfig, differences
+from pretrain.run_files import CHECKPOINTS, CONFIG, LOCK, LOGS, RECORD
 
-CONFIG, RECORD, LOCK = "config.resolved.json", "record.json", "lock"
-LOGS, CHECKPOINTS = "logs", "checkpoints"
 PACKAGES = ("torch", "deepspeed", "megatron-core", "motley", "numpy")
 
 FREE_KEYS = (
     "runs_dir",
     "keep_checkpoints",
-    "data.num_workers",
     "data.prefetch_steps",
     "parallel",
 )
@@ -174,7 +172,7 @@ def _lock(path: Path) -> "_Lock":
 class _Lock:
     """A POSIX record lock: the kernel drops it with its process, however that dies, so none is ever stale.
 
-    (flock would pass to forked data workers and outlive a killed rank.) The file says who holds it.
+    (flock would pass to forked processes and outlive a killed rank.) The file says who holds it.
     """
 
     def __init__(self, run_dir: Path) -> None:

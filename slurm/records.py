@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.folder import checkpoints
-from pretrain.run_dir import CHECKPOINTS
+from pretrain.run_files import CHECKPOINTS
 
 FOLDER, ATTEMPTS, JOB = "slurm", "attempts.jsonl", "job.json"
 ELEMENTS = "elements.json"

@@ -30,6 +30,6 @@ for index in "${!paths[@]}"; do
   if [ -n "$number" ] && [ "$number" -ne $((index + 1)) ]; then continue; fi
   read -r -a settings <<<"${paths[$index]}"
   echo "arithmetic: path $((index + 1)) of ${#paths[@]}: ${paths[$index]:-as this machine chooses}"
-  env "${settings[@]}" pytest -q -n "$workers" --dist loadgroup "${tests[@]}" || failed=1
+  env "${settings[@]}" pytest -q -n "$workers" --dist loadfile "${tests[@]}" || failed=1
 done
 exit "$failed"

@@ -31,7 +31,7 @@ from pretrain.evaluation.losses import (
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.routing_state import BINS, RoutingState, counts_in
-from pretrain.run_dir import CHECKPOINTS, CONFIG
+from pretrain.run_files import CHECKPOINTS, CONFIG
 from pretrain.train import depth_steps, expert_steps
 from pretrain.weights.folder import WeightSource
 from pretrain.weights.sources import open_source

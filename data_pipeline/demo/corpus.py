@@ -58,10 +58,11 @@ def write_demo_corpus(
     out = Path(out)
     record = corpus_record(num_documents, seed)
     with claimed(out, RECORD, record, "demo corpus"):
-        tasks = plan_shards(out, num_documents, seed)
+        if all(path.exists() for _, path, _, _ in shard_ranges(out, num_documents)):
+            return record  # Reading the library's passages takes seconds, and they are not needed.
         for split in SPLITS:
             (out / split).mkdir(exist_ok=True)
-        missing = [task for task in tasks if not task.path.exists()]
+        missing = [task for task in plan_shards(out, num_documents, seed) if not task.path.exists()]
         done = num_documents - sum(task.num_documents for task in missing)
         processes = default_processes() if processes is None else processes
         with (
@@ -95,18 +96,27 @@ def corpus_record(num_documents: int, seed: int) -> dict[str, Any]:
 
 def plan_shards(out: Path, num_documents: int, seed: int) -> list[CorpusShardTask]:
     """The shards of both splits. Pure but for reading this Python's documentation."""
-    passages = library_passages()
-    num_heldout = max(1, round(num_documents * HELDOUT_FRAC))
-    counts = {"train": num_documents - num_heldout, "heldout": num_heldout}
+    passages, counts = library_passages(), _split_counts(num_documents)
+    placed = {split: _place_passages(passages, split, counts[split], seed) for split in SPLITS}
     tasks = []
-    for split in SPLITS:
-        placed = _place_passages(passages, split, counts[split], seed)
-        for number, first in enumerate(range(0, counts[split], SHARD_DOCUMENTS)):
-            size = min(SHARD_DOCUMENTS, counts[split] - first)
-            own = {index: placed[index] for index in range(first, first + size) if index in placed}
-            path = out / split / f"{split}-{number:05d}.tar"
-            tasks.append(CorpusShardTask(path, split, seed, first, size, own))
+    for split, path, first, size in shard_ranges(out, num_documents):
+        own = {index: placed[split][index] for index in range(first, first + size) if index in placed[split]}
+        tasks.append(CorpusShardTask(path, split, seed, first, size, own))
     return tasks
+
+
+def shard_ranges(out: Path, num_documents: int) -> list[tuple[str, Path, int, int]]:
+    """(split, path, first document, number of documents) of each shard."""
+    return [
+        (split, out / split / f"{split}-{number:05d}.tar", first, min(SHARD_DOCUMENTS, count - first))
+        for split, count in _split_counts(num_documents).items()
+        for number, first in enumerate(range(0, count, SHARD_DOCUMENTS))
+    ]
+
+
+def _split_counts(num_documents: int) -> dict[str, int]:
+    num_heldout = max(1, round(num_documents * HELDOUT_FRAC))
+    return {"train": num_documents - num_heldout, "heldout": num_heldout}
 
 
 def _place_passages(passages: Sequence[Passage], split: str, count: int, seed: int) -> dict[int, str]:

@@ -15,7 +15,6 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from scipy.signal import firwin, resample_poly
 
 from data_pipeline.files.toml_config import ConfigError
 
@@ -98,6 +97,8 @@ class Speaker:
 
 
 def _resample(samples: np.ndarray, rate_hz: int) -> np.ndarray:
+    from scipy.signal import resample_poly  # Here because its import takes a second.
+
     up, down = _ratio(rate_hz)
     resampled = resample_poly(samples.astype(np.float32), up, down, window=_low_pass(max(up, down)))
     return np.clip(np.round(resampled), -32768, 32767).astype(np.int16)
@@ -111,6 +112,8 @@ def _ratio(rate_hz: int) -> tuple[int, int]:
 @cache
 def _low_pass(largest: int) -> np.ndarray:
     """The filter that resample_poly would make again for every utterance."""
+    from scipy.signal import firwin
+
     window: Any = ("kaiser", 5.0)  # scipy takes a pair, its annotations do not
     return np.asarray(firwin(20 * largest + 1, 1 / largest, window=window), np.float32)
 

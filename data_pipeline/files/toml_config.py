@@ -70,8 +70,8 @@ def set_key(values: dict[str, Any], dotted_key: str, value: Any) -> None:
 def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
     """Make the model, or raise one ConfigError that lists every bad field with the nearest legal key.
 
-    A model says what keys and values of earlier versions are called now in a class variable, `renamed`:
-    old key -> new key, and "key=old value" -> new value.
+    A model says what became of keys and values of earlier versions in two class variables. `renamed`: old
+    key -> new key, and "key=old value" -> new value. `removed`: old key -> what is done instead.
     """
     try:
         return model.model_validate(values)
@@ -90,6 +90,9 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
             return (
                 f'{field}: this key is called "{renamed[location[-1]]}" now; its values mean what they meant'
             )
+        removed: Mapping[str, str] = getattr(here, "removed", {})
+        if location[-1] in removed:
+            return f"{field}: there is no such key any more: {removed[location[-1]]}; take the key out"
         legal = [] if here is None else list(here.model_fields)
         near = difflib.get_close_matches(location[-1], legal, n=1, cutoff=0.5)
         hint = f'; did you mean "{near[0]}"?' if near else ""

@@ -33,7 +33,3 @@ class ForeignTokenizer(ConfigError):
 
 class SpanTooLong(ConfigError):
     """Too many documents hold an image or utterance that is longer than the context."""
-
-
-class ReaderDied(RuntimeError):
-    """A worker process of the loader ended without being asked to."""

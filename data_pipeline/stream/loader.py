@@ -1,26 +1,24 @@
-"""Reading what the stream planned: workers turn plans into batches, and cannot change what is in them.
+"""Reading what the stream planned: one thread plans, reads and packs the next steps while the loop trains.
 
-The main process plans (cheap, from the index) and hands each worker the whole of this rank's share of a
-step; the worker reads it and sends one message back. A plan says all, so neither the number of workers nor
-how far they read ahead is visible in the data, and the state moves when a step is taken, not when it is read.
+A plan says all that is in a step, so how far the thread is ahead is not visible in the data, and the state
+moves when a step is taken, not when it is read.
 """
 
 import sys
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import WrongChecksum
 from data_pipeline.stream.batch import Batch, make_batch
-from data_pipeline.stream.reader_processes import explained_deaths, start_readers, stop_readers
 from data_pipeline.stream.stream import BlockPlan, Stream, StreamState
 
 
@@ -29,23 +27,25 @@ class StepBatch:
     """One rank's share of one optimizer step."""
 
     micro_batches: tuple[Batch, ...]
+    inputs: tuple[Any, ...]
+    """What `prepare` made of each micro-batch."""
     state_after: StreamState
-    """To be saved once the step is done; on all ranks the same."""
+    """The same on all ranks. A checkpoint saves it once the step is done."""
     wait_s: float
-    """Time that next_step took: what the loop waited for data."""
+    """Seconds that next_step took: what the loop waited for data."""
     fill_frac: float
     """Slots of the global batch that are not padding, as planned."""
     epochs: tuple[float, ...]
     """Passes over each source, after this step."""
     bad_documents: tuple[str, ...]
-    """ "shard/key" of what this rank could not read in this step (crc32); padding stands in its place."""
+    """ "shard/key" of each document that this rank could not read in the step (crc32): now padding."""
 
 
 class Loader:
     """`next_step()` gives the steps of a stream from `state` on, for one data-parallel rank, without end.
 
-    Use as a context manager, or call close(). Neither `num_workers` (0: read in this process) nor
-    `prefetch_steps` (steps read ahead by each worker) changes what is read.
+    A thread reads up to `prefetch_steps` steps ahead, which changes nothing in them; 0: next_step reads.
+    Use as a context manager, or call close().
     """
 
     def __init__(
@@ -55,47 +55,64 @@ class Loader:
         dp_rank: int,
         dp_size: int,
         micro_batch_sequences: int,
-        num_workers: int = 0,
         prefetch_steps: int = 2,
+        prepare: Callable[[Batch], Any] = lambda batch: batch,
         state: StreamState | None = None,
         max_bad_documents: int = 100,
     ) -> None:
-        """Raises ConfigError for a step that ranks and micro-batches do not divide, or a foreign state."""
+        """`prepare`: makes a micro-batch's StepBatch.inputs, in the thread; it must be a pure function.
+
+        Raises ConfigError for a step that ranks and micro-batches do not divide, or a foreign state.
+        """
         _check_division(stream.sequences_per_step, dp_size, micro_batch_sequences)
         if not 0 <= dp_rank < dp_size:
             raise ConfigError(f"dp_rank = {dp_rank}: legal are 0 ... {dp_size - 1}")
-        self._state = state or stream.start()
+        self._state = self._read_to = state or stream.start()
         stream.check(self._state)
+        self._stream, self._prepare = stream, prepare
+        self._positions = np.arange(dp_rank, stream.sequences_per_step, dp_size)
         self._micro_batch_sequences = micro_batch_sequences
         self._max_bad_documents = max_bad_documents
         self.bad_documents: list[str] = []
         """Names of all documents that could not be read so far, in order."""
-        self._ahead: deque[_StepFacts] = deque()
-        reader = _Reader(stream)
-        positions = np.arange(dp_rank, stream.sequences_per_step, dp_size)
-        plans = _plan_ahead(stream, self._state, positions, self._ahead)
-        if num_workers == 0:
-            self._results: Iterator[Any] = (reader[plan] for plan in plans)
-            self._close: Callable[[], object] = lambda: None
-        else:
-            self._results = start_readers(reader, plans, num_workers, prefetch_steps)
-            self._close = weakref.finalize(self, stop_readers, self._results)
+        self._thread = ThreadPoolExecutor(1, "read data") if prefetch_steps else None
+        self._ahead: deque[Future[StepBatch]] = deque()
+        for _ in range(prefetch_steps):
+            self._read_one_more()
 
     def next_step(self) -> StepBatch:
-        """The next step. Raises ReaderDied after a worker was killed, WrongChecksum for too many bad ones."""
+        """The next step. Raises what reading it raised, and WrongChecksum for too many bad documents."""
         began = time.perf_counter()
-        with explained_deaths():
-            result = next(self._results)
-        if isinstance(result, Exception):
-            raise result
-        batch, bad = result
-        self._note_bad(bad)
-        step = self._micro_batch_sequences
-        micro_batches = tuple(batch.rows(i, i + step) for i in range(0, batch.num_sequences, step))
-        self._state, fill_frac, epochs = self._ahead.popleft()
-        return StepBatch(
-            micro_batches, self._state, time.perf_counter() - began, fill_frac, epochs, tuple(bad)
+        if self._thread is None:
+            step = self._read_step()
+        else:
+            self._read_one_more()
+            step = self._ahead.popleft().result()
+        self._note_bad(step.bad_documents)
+        self._state = step.state_after
+        return replace(step, wait_s=time.perf_counter() - began)
+
+    def _read_one_more(self) -> None:
+        assert self._thread is not None
+        self._ahead.append(self._thread.submit(self._read_step))
+
+    def _read_step(self) -> StepBatch:
+        """Read the step after the last that was read. After an error the next call tries the same step."""
+        plan, after = self._stream.plan_step(self._read_to)
+        batch, bad = read(self._stream, plan.take(self._positions))
+        size = self._micro_batch_sequences
+        micro_batches = tuple(batch.rows(i, i + size) for i in range(0, batch.num_sequences, size))
+        step = StepBatch(
+            micro_batches,
+            inputs=tuple(self._prepare(micro_batch) for micro_batch in micro_batches),
+            state_after=after,
+            wait_s=0.0,
+            fill_frac=plan.filled_slots / (self._stream.sequences_per_step * self._stream.context_tokens),
+            epochs=self._stream.epochs(after),
+            bad_documents=tuple(bad),
         )
+        self._read_to = after
+        return step
 
     def _note_bad(self, names: Sequence[str]) -> None:
         for name in names:
@@ -120,8 +137,9 @@ class Loader:
         return self._state
 
     def close(self) -> None:
-        """Stop the workers and wait for them. Safe to call twice."""
-        self._close()
+        """Stop the thread: at once, or after the step that it is reading. Safe to call twice."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
 
     def __enter__(self) -> "Loader":
         return self
@@ -138,38 +156,6 @@ def _check_division(sequences_per_step: int, dp_size: int, micro_batch_sequences
             f"micro-batches of {micro_batch_sequences}; change tokens_per_step, the number of ranks or the "
             f"micro-batch"
         )
-
-
-class _StepFacts(NamedTuple):
-    """What the plan of a step says of it, kept until the step has been read."""
-
-    state_after: StreamState
-    fill_frac: float
-    epochs: tuple[float, ...]
-
-
-def _plan_ahead(
-    stream: Stream, state: StreamState, positions: np.ndarray, ahead: deque[_StepFacts]
-) -> Iterator[BlockPlan]:
-    """One rank's share of each step from `state` on; it runs ahead of next_step by what workers prefetch."""
-    total = stream.sequences_per_step * stream.context_tokens
-    while True:
-        plan, state = stream.plan_step(state)
-        ahead.append(_StepFacts(state, plan.filled_slots / total, stream.epochs(state)))
-        yield plan.take(positions)
-
-
-class _Reader(Dataset[Any]):
-    """Map-style: a plan -> (Batch, names of bad documents), or the exception, so that it arrives as it is."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def __getitem__(self, plan: BlockPlan) -> "tuple[Batch, list[str]] | Exception":
-        try:
-            return read(self._stream, plan)
-        except (ConfigError, OSError) as error:
-            return error
 
 
 def read(stream: Stream, plan: BlockPlan) -> tuple[Batch, list[str]]:
@@ -223,7 +209,7 @@ def sequences(
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
             raise ConfigError(
-                "sequences(): more than one worker would repeat the data; use Loader(num_workers=...)"
+                "sequences(): more than one worker would repeat the data; use num_workers=0, or Loader"
             )
         with Loader(stream, dp_rank=dp_rank, dp_size=dp_size, micro_batch_sequences=1, state=state) as loader:
             while True:

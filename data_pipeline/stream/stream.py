@@ -1,19 +1,23 @@
-"""The training data as one logical stream of packed sequences; which rank and worker read it is no input.
+"""The training data as one stream of packed sequences, the same for any number of ranks.
 
-    sources (lengths, weights), seed, context_tokens
-      -> block b: exact shares of each source          mixture.py
-      -> which documents those are                     order.py
-      -> pieces, packed into sequences, shuffled       packing.py
-      -> sequences, numbered over all blocks           here
-    step: the next G sequences; rank r of D reads positions r, r + D, ... of them.
+    documents     lengths, spans, crc32 of every document, from the index     data_pipeline/shards/index.py
+      v           exact share of each source in each block                    mixture.py
+    order         which documents a block takes: a keyed permutation          order.py
+      v
+    blocks        up to BLOCK_DOCUMENTS documents, packed together
+      v           long documents cut between images, best fit                 packing.py
+    sequences     lists of pieces, shuffled, numbered over all blocks         BlockPlan, here
+      v           step: the next G sequences; rank r of D takes r, r + D, ...
+    batches       pieces read, checked and laid out in slots                  loader.py, batch.py
 
-Everything is computed from the index, before a document is read, and is the same in every process. The state
-is a place in the stream: two integers, and a fingerprint of all that lies before it.
+Everything but the last step is computed from the index, before a document is read. StreamState is a position
+in the stream, with a fingerprint of all sequences before it.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -152,7 +156,7 @@ class Stream:
         self._identity = tuple(
             (source.index_hash, str(share)) for source, share in zip(self.sources, self.shares, strict=True)
         )
-        self._blocks: dict[int, _Block] = {}
+        self._block = lru_cache(_KEPT_BLOCKS)(self._plan_block)
 
     def start(self) -> StreamState:
         """The state before the first sequence."""
@@ -211,13 +215,6 @@ class Stream:
             (drawn + int(now)) / source.num_documents
             for drawn, now, source in zip(before, begun, self.sources, strict=True)
         )
-
-    def _block(self, block: int) -> _Block:
-        if block not in self._blocks:
-            while len(self._blocks) >= _KEPT_BLOCKS:
-                del self._blocks[next(iter(self._blocks))]
-            self._blocks[block] = self._plan_block(block)
-        return self._blocks[block]
 
     def _plan_block(self, block: int) -> _Block:
         source, document, slots, crc32 = self._draw(block)

@@ -25,8 +25,14 @@ _PAUSE_S = 0.4
 
 
 def show_roundtrip(splits: list[Split], tokenizers: Mapping[str, Tokenizer], out: Path) -> None:
-    """Write roundtrip.png (above the original, below decoded) and roundtrip.wav (in turn)."""
-    found = _first_contents(splits[0], tokenizers)
+    """Write roundtrip.png (above the original, below decoded) and roundtrip.wav (in turn) where missing."""
+    files = {"image": out / PICTURES, "speech": out / SOUNDS}
+    missing = {
+        name: tokenizers[name] for name, path in files.items() if name in tokenizers and not path.exists()
+    }
+    if not missing:
+        return
+    found = _first_contents(splits[0], missing)
     if found.get("image"):
         pairs = [(picture, _again(tokenizers["image"], picture)) for picture in found["image"]]
         with atomic_file(out / PICTURES) as file:

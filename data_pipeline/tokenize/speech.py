@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from scipy.io import wavfile
-from scipy.signal import resample_poly
 from threadpoolctl import threadpool_limits
 
 from data_pipeline.files.atomic import atomic_file
@@ -129,6 +128,8 @@ def read_wave(data: bytes) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise SampleError("the wave file holds samples that are no numbers")
     if rate_hz != RATE_HZ:
+        from scipy.signal import resample_poly  # Here because its import takes a second.
+
         shared = math.gcd(rate_hz, RATE_HZ)
         samples = resample_poly(samples, RATE_HZ // shared, rate_hz // shared).astype(np.float32)
     return samples

@@ -1,12 +1,13 @@
 """Checkpoints as files: which there are, whether they are whole, how one is set aside or removed. No torch.
 
 checkpoints/step_00000500/       renamed into place when all of it is on disk
-    engine/rank_00000.safetensors  what a rank held of each logical tensor: NAME/parameter, NAME/exp_avg ...
+    engine/rank_00000.safetensors  what a rank held of each logical tensor: NAME/parameter, and NAME/exp_avg
+                                 and so on by the names of the optimizer's states
     rng/rank_00000.pt            random-number states of each rank
     state.json                   step, and whatever the loop wants back
     manifest.json                size and SHA-256 of every file above; of every logical tensor its shape, its
-                                 digests, and which file holds which range of it; layout, versions,
-                                 seconds from the beginning of the save to here
+                                 digests, and which file holds which range of it; name and counters of the
+                                 optimizer; layout, versions, seconds that the save took
 checkpoints/saving.step_.../     being written; its writer was killed if it is still there at a start
     reports/rank_00000.json      that rank's share of the manifest, when its files are on disk
 checkpoints/removing.step_.../   likewise, being removed
@@ -24,7 +25,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
+"""Format 2, which is read too, has "adam_step" where 3 has "optimizer": {"name", "counters"}."""
 MANIFEST, STATE = "manifest.json", "state.json"
 SAVING, CORRUPT = "saving.", ".corrupt"
 _REMOVING = "removing."
@@ -66,12 +68,12 @@ def report_file(rank: int) -> str:
 def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     """(the manifest, what is wrong with it); {} if anything is. Raises CheckpointError for another format."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = _of_this_format(json.loads((path / MANIFEST).read_text()))
         version, step = manifest["format"], manifest["step"]
         whole = version != FORMAT or (
             all({"bytes", "sha256"} <= entry.keys() for entry in manifest["files"].values())
             and STATE in manifest["files"]
-            and {"tensors", "adam_step", "layout"} <= manifest.keys()
+            and {"tensors", "optimizer", "layout"} <= manifest.keys()
         )
     except FileNotFoundError:
         return {}, [f"{MANIFEST}: missing"]
@@ -81,12 +83,21 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"{MANIFEST}: not a checkpoint's manifest"]
     if version != FORMAT:
         raise CheckpointError(
-            f"{path / MANIFEST} is of format {version}, this version reads {FORMAT}; "
+            f"{path / MANIFEST} is of format {version}, this version reads 2 and {FORMAT}; "
             "resume with the version that wrote it"
         )
     if not whole or path.name != checkpoint_path(path.parent, step).name:
         return {}, [f"{MANIFEST}: not the manifest of {path.name}"]
     return manifest, []
+
+
+def _of_this_format(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of format 2, which only AdamW wrote, as one of format 3; any other as it is."""
+    if manifest["format"] != 2:
+        return manifest
+    updates = manifest["adam_step"]
+    optimizer = {"name": "adamw", "counters": {"step": float(updates)} if updates else None}
+    return manifest | {"format": FORMAT, "optimizer": optimizer}
 
 
 def find_corruption(path: Path, share: slice = slice(None)) -> list[str]:

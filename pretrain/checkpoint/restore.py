@@ -1,7 +1,7 @@
 """Continuing a run from its newest good checkpoint, on whatever layout: whole or not at all, and verified.
 
 The files are checked against the manifest before anything is loaded; what then stands in the engine,
-parameters and moments, is checked again by the digest of every logical tensor.
+parameters and optimizer states, is checked again by the digest of every logical tensor.
 """
 
 import json
@@ -80,6 +80,12 @@ def _load(path: Path, manifest: Mapping[str, Any], engine: Engine, world: World)
     tensors = manifest["tensors"]
 
     failure = f"checkpoint {path} cannot be loaded"
+    saved, ours = manifest["optimizer"], engine.optimizer.name
+    if saved["name"] != ours:
+        raise CheckpointError(
+            f"{failure}: it holds the states of optimizer {saved['name']}, and this run has {ours}; go on "
+            f"with {saved['name']}, or start a new run"
+        )
 
     def read(fragments: Sequence[Fragment]) -> None:
         with ShardReader(path, tensors) as reader:
@@ -89,7 +95,7 @@ def _load(path: Path, manifest: Mapping[str, Any], engine: Engine, world: World)
     def fill(fragments: Sequence[Fragment]) -> None:
         on_all_ranks(world, partial(read, fragments), failure)
 
-    engine.load(manifest["adam_step"], fill)
+    engine.load(saved["counters"], fill)
     if wrong := _differences(tensors, engine.fragments(), world):
         raise CheckpointError(
             f"{failure}: what then stands in memory is not what was saved, though the files are good: "

@@ -101,7 +101,7 @@ class CheckpointWriter:
             path,
             self._folder / f"{SAVING}{path.name}",
             json.dumps({"step": step, "state": state}, indent=1),
-            {"format": FORMAT, "step": step, "adam_step": self._engine.adam_step()},
+            {"format": FORMAT, "step": step, "optimizer": self._optimizer()},
             [],
             random_states(),
         )
@@ -141,6 +141,9 @@ class CheckpointWriter:
             raise
         thread.join()
         self._agree(save)
+
+    def _optimizer(self) -> dict[str, Any]:
+        return {"name": self._engine.optimizer.name, "counters": self._engine.counters()}
 
     def _remove(self, save: _Save) -> None:
         if self._world.rank == 0:

@@ -70,6 +70,8 @@ def _of_data(findings: Findings) -> Iterator[Caveat]:
 def _of_records(findings: Findings) -> Iterator[Caveat]:
     """Runs are comparable if one program made them on one kind of machine."""
     attempts = [attempt for run in findings.results for attempt in run.record.get("attempts", [])]
+    # An attempt that was ended before it had a device made no step.
+    attempts = [attempt for attempt in attempts if attempt.get("device") is not None]
 
     def kinds(*keys: str) -> int:
         return len({json.dumps([attempt.get(key) for key in keys], sort_keys=True) for attempt in attempts})

@@ -15,6 +15,7 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, set_key, validate
 from pretrain.comparison.matched_flops import matched
 from pretrain.config import RunConfig, differences
+from pretrain.run_files import METRICS
 
 PLAN = "comparison.json"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -279,7 +280,7 @@ def write_plan(plan: ComparisonPlan) -> None:
     ours = record_of(plan)
     if target.exists():
         check_same_plan(plan)
-    elif plan.directory.exists() and any(plan.directory.glob("*/metrics.jsonl")):
+    elif plan.directory.exists() and any(plan.directory.glob(f"*/{METRICS}")):
         raise ConfigError(
             f"{plan.directory}: holds runs but no comparison.json, so it was not made by a comparison; "
             f"move it away, or choose another name in {plan.path}"

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import ComparisonPlan, PlannedRun
 from pretrain.metrics import read_rows
+from pretrain.run_files import METRICS, RECORD
 
 HELD_OUT = "heldout/"
 """Begins the names of held-out metrics as a comparison looks at them: eval/causal/... of a run whose rules
@@ -106,20 +107,20 @@ def load_results(plan: ComparisonPlan) -> tuple[RunResult, ...]:
 
 def _load(planned: PlannedRun, causally: bool) -> RunResult:
     folder = planned.config.run_dir
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder / METRICS)
     steps = [row["step"] for row in rows]
     for before, after in pairwise(steps):
         if after <= before:
             raise ConfigError(
-                f"{folder / 'metrics.jsonl'}: a row of step {after} follows one of step {before}; "
+                f"{folder / METRICS}: a row of step {after} follows one of step {before}; "
                 "a run writes each step once, so two runs have written here"
             )
     try:
-        record = json.loads((folder / "record.json").read_text())
+        record = json.loads((folder / RECORD).read_text())
     except FileNotFoundError:
         record = {}
     except ValueError as error:
-        raise ConfigError(f"{folder / 'record.json'}: not valid JSON ({error})") from None
+        raise ConfigError(f"{folder / RECORD}: not valid JSON ({error})") from None
     prefix = "eval/" if planned.config.model.is_causal or not causally else "eval/causal/"
     return RunResult(planned=planned, rows=tuple(rows), record=record, prefix=prefix)
 

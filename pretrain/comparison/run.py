@@ -1,5 +1,6 @@
 """Run a comparison's arms x seeds and report which won, per modality and by how much. Imports no torch."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pretrain.comparison.config import ComparisonPlan, PlannedRun, check_same_pl
 from pretrain.comparison.run_queue import Job, Outcome, only_one, run_jobs
 from pretrain.config import RunConfig
 from pretrain.run_dir import check_config, finished_step
+from pretrain.run_files import COMPARE_LOG, LOGS, METRICS
 from pretrain.train.checks import check_run
 
 START = (
@@ -60,7 +62,7 @@ def run_comparison(
             f"Stopped. To go on: motley compare {path} {' '.join(overrides)}".rstrip(), file=out, flush=True
         )
         return ExitCode.FAILED if failed else ExitCode.REQUEUE
-    _report_what_there_is(plan, failed, out)
+    _report_what_there_is(plan, todo, failed, out)
     for outcome in failed:
         print(f"{outcome.name} failed ({outcome.log}); the same command tries it again", file=out, flush=True)
     return ExitCode.FAILED if failed else ExitCode.DONE
@@ -68,25 +70,45 @@ def run_comparison(
 
 def report(plan: ComparisonPlan, out: TextIO) -> Path:
     """Write the report on what has run, print its verdict, return the page. ConfigError: there is nothing."""
-    # Matplotlib, Jinja and SciPy take a second to import; a comparison that is refused needs none of them.
-    from pretrain.comparison.caveats import caveats
+    # Matplotlib, Jinja and SciPy take seconds to import; a comparison that is refused needs none of them.
     from pretrain.comparison.findings import find
     from pretrain.comparison.report.page import write_report
     from pretrain.comparison.results import load_results
-    from pretrain.comparison.verdict import headline, verdicts
 
-    findings = find(plan, load_results(plan))
-    page = write_report(findings, plan.directory / "report")
-    lines = [""]
-    for arm in plan.others:
-        lines += [headline(findings, arm), *(f"  {v.sentence}" for v in verdicts(findings, arm)), ""]
-    lines += [f"  Mind: {caveat.text}" for caveat in caveats(findings) if caveat.grave]
-    lines.append(f"Report: {page.resolve()}")
-    print("\n".join(lines), file=out, flush=True)
+    page = write_report(find(plan, load_results(plan)), plan.directory / "report")
+    print_verdict(plan, page, out)
     return page
 
 
-def _report_what_there_is(plan: ComparisonPlan, failed: Sequence[Outcome], out: TextIO) -> None:
+def print_verdict(plan: ComparisonPlan, page: Path, out: TextIO) -> None:
+    """Print what a report states: headlines, a sentence per modality, grave caveats and where its page is."""
+    stated = json.loads((page.parent / "summary.json").read_text())
+    modalities = plan.runs[0].config.model.modalities
+    lines = [""]
+    for arm, headline in stated["headlines"].items():
+        sentences = [
+            c["sentence"] for c in stated["contrasts"] if c["arm"] == arm and c["modality"] in modalities
+        ]
+        lines += [headline, *(f"  {sentence}" for sentence in sentences), ""]
+    lines += [f"  Mind: {caveat['text']}" for caveat in stated["caveats"] if caveat["grave"]]
+    lines.append(f"Report: {page.resolve()}")
+    print("\n".join(lines), file=out, flush=True)
+
+
+def finished_page(plan: ComparisonPlan) -> Path | None:
+    """The report's page if it was written after the last row of every run; None if it has to be written."""
+    page = plan.directory / "report" / "index.html"  # The page is the report's last file.
+    metrics = [run.config.run_dir / "metrics.jsonl" for run in plan.runs]
+    if not page.exists() or any(path.stat().st_mtime_ns > page.stat().st_mtime_ns for path in metrics):
+        return None
+    return page
+
+
+def _report_what_there_is(
+    plan: ComparisonPlan, todo: Sequence[PlannedRun], failed: Sequence[Outcome], out: TextIO
+) -> None:
+    if not todo and (page := finished_page(plan)):
+        return print_verdict(plan, page, out)
     try:
         report(plan, out)
     except ConfigError as error:
@@ -125,8 +147,8 @@ def _job(plan: ComparisonPlan, run: PlannedRun, concurrent_runs: int) -> Job:
         name=run.name,
         argv=(sys.executable, "-c", START, str(run_file), str(processes)),
         env=child_environment(concurrent_runs * processes, threads=plan.config.threads_per_run),
-        log=config.run_dir / "logs" / "compare.log",
-        metrics=config.run_dir / "metrics.jsonl",
+        log=config.run_dir / LOGS / COMPARE_LOG,
+        metrics=config.run_dir / METRICS,
         num_steps=config.num_steps,
     )
 

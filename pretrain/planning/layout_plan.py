@@ -8,7 +8,7 @@ come from the assumptions of `Machine`: they put layouts in order and predict no
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from parallel import engine_memory
 from parallel.engine_memory import MemoryUse, format_bytes
@@ -190,7 +190,8 @@ def _stage(
     run = depth_accounting.run_shares(config.model)
     zero = {"dp": dp, "zero_stage": layout.zero_stage, "precision": config.precision}
     towers: dict[str, MemoryUse] = {}
-    for groups, cost in ((trained, engine_memory.group_memory), (still, engine_memory.frozen_memory)):
+    trained_cost = partial(engine_memory.group_memory, state_bytes=config.optimizer.spec.state_bytes)
+    for groups, cost in ((trained, trained_cost), (still, engine_memory.frozen_memory)):
         for name, sizes in groups.items():
             shard = name.partition("/")[0]
             towers[shard] = towers.get(shard, MemoryUse()) + cost(sizes, **zero)

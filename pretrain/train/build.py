@@ -1,9 +1,10 @@
 """The parts of a run, made from its config."""
 
+from functools import partial
+
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.stream.loader import Loader
 from data_pipeline.stream.stream import Stream, StreamState
-from parallel.engine import AdamWSettings
 from parallel.partition import partition
 from parallel.pipeline_engine import PipelineEngine
 from parallel.world import World
@@ -12,6 +13,7 @@ from pretrain.config import RunConfig
 from pretrain.evaluation.losses import Heldout, build_heldout
 from pretrain.models.accounting import sublayer_costs
 from pretrain.models.decoder import Decoder
+from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.train.optimizer import parameter_groups, schedule_factor
 from pretrain.weights.warm_start import initial_weights, load_weights
@@ -41,7 +43,8 @@ def engine(config: RunConfig, world: World) -> ZeroEngine:
         module,
         parameter_groups(module.named_parameters(), optimizer),
         world,
-        settings=AdamWSettings(optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.max_grad_norm),
+        optimizer=optimizer.spec,
+        max_grad_norm=optimizer.max_grad_norm,
         learning_rate_at=learning_rate_at,
         zero_stage=config.parallel.zero_stage,
         precision=config.precision,
@@ -62,14 +65,14 @@ def stream(config: RunConfig) -> Stream:
 
 
 def loader(config: RunConfig, data: Stream, world: World, state: StreamState) -> Loader:
-    """This rank's share of the data, from `state` on."""
+    """This rank's share of the data, from `state` on; its steps come with their ModelInputs."""
     return Loader(
         data,
         dp_rank=world.dp_rank,
         dp_size=world.dp_size,
         micro_batch_sequences=config.parallel.micro_batch_sequences,
-        num_workers=config.data.num_workers,
         prefetch_steps=config.data.prefetch_steps,
+        prepare=partial(build_inputs, config=config.model, document_mask=config.data.document_mask),
         state=state,
     )
 

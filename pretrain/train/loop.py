@@ -1,117 +1,93 @@
-"""The training loop, read from top to bottom."""
+"""The training loop. One step, from stored documents to the state after it:
+
+    stream        documents -> packed sequences, in one order for all layouts   data_pipeline/stream/stream.py
+      v           a rank's share of the step, cut into micro-batches
+    Batch         ids, targets, loss weights, positions  [sequences, tokens]    data_pipeline/stream/batch.py
+      v           tokens sorted by tower, mask of documents; up to here a thread works ahead (loader.py)
+    ModelInputs   the same values sorted, flat  [tokens]                        pretrain/models/inputs.py
+      v           embedding, blocks, head, cross-entropy
+    sums          of weighted losses and of loss weights, per modality          pretrain/models/pretraining.py
+      v           the sum of losses / the loss weights of the global batch
+    gradient      summed over micro-batches and ranks, clipped                  parallel/zero_engine.py
+      v           optimizer, with the learning rate of the step
+    parameters    and what routers counted -> thresholds of the next step       pretrain/train/thresholds.py
+      v
+    TrainState    step, position in the data, sums for metrics, thresholds      pretrain/train/state.py
+
+The sum of losses is divided once, by the weight of the global batch, so neither the number of ranks nor the
+cut into micro-batches changes the gradient. A checkpoint is the engine's tensors and the TrainState.
+
+Importing this module imports torch and megatron-core: parallel.world.start comes first (see rank.py).
+"""
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from data_pipeline.stream.loader import StepBatch
+from data_pipeline.stream.stream import Stream, describe
+from parallel.engine import StepResult
 from parallel.exit_codes import ExitCode
-from parallel.launch import RankFacts, arithmetic_settings
+from parallel.launch import arithmetic_settings
+from parallel.world import World
+from parallel.zero_engine import ZeroEngine
+from pretrain.checkpoint import restore
+from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.config import RunConfig
-from pretrain.run_dir import CHECKPOINTS, RunDir
+from pretrain.evaluation.losses import (
+    Heldout,
+    conditional_losses,
+    heldout_losses,
+    routing_states,
+    tokens_that_ran,
+)
+from pretrain.models.inputs import ModelInputs
+from pretrain.models.routing_state import RoutingState
+from pretrain.run_dir import RunDir
+from pretrain.run_files import CHECKPOINTS
+from pretrain.train import build, depth_steps
+from pretrain.train.arithmetic import arithmetic_path, processor
+from pretrain.train.device_peak import device_name
+from pretrain.train.finite import require_finite
+from pretrain.train.meter import Meter
+from pretrain.train.same_batch import require_same_batch
+from pretrain.train.state import TrainState
 from pretrain.train.stop_signal import StopSignal
-
-if TYPE_CHECKING:
-    from data_pipeline.stream.stream import Stream
-    from parallel.engine import Engine
-    from parallel.world import World
-    from pretrain.checkpoint.save import CheckpointWriter
-    from pretrain.train.meter import Meter
-    from pretrain.train.state import TrainState
+from pretrain.train.thresholds import RouterCounts
+from pretrain.weights.folder import digest
+from pretrain.weights.warm_start import initial_weights
 
 
-def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSignal) -> tuple[int, int]:
-    """Steps until the last or a signal; returns (step, exit code). `run`: the open directory, on rank 0."""
-    # Here and not above: the process that only starts ranks stays light.
-    from data_pipeline.stream.stream import describe
-    from parallel.world import start
+def train(config: RunConfig, world: World, run: RunDir | None, stop: StopSignal) -> tuple[int, int]:
+    """Make steps until the last one or a signal; returns (steps done, exit code).
 
-    world = start(config.parallel, facts)  # before megatron-core is imported otherwise: that warns
-    from pretrain.checkpoint.save import CheckpointWriter
-    from pretrain.evaluation.losses import conditional_losses, heldout_losses, routing_states, tokens_that_ran
-    from pretrain.models.inputs import build_inputs
-    from pretrain.models.routing_state import RoutingState
-    from pretrain.train import build, depth_steps
-    from pretrain.train.arithmetic import arithmetic_path, processor
-    from pretrain.train.device_peak import device_name
-    from pretrain.train.finite import require_finite
-    from pretrain.train.meter import Meter
-    from pretrain.train.same_batch import require_same_batch
-    from pretrain.weights.folder import digest
-    from pretrain.weights.warm_start import initial_weights
-
-    engine = build.engine(config, world)
-    heldout = build.heldout(config, world)
-    data = build.stream(config)
+    `run`: the open run directory on rank 0, None on other ranks.
+    """
+    engine, heldout, data = build.engine(config, world), build.heldout(config, world), build.stream(config)
     state = restore_or_start(config, engine, data, world)
     if run is not None:
-        weights = initial_weights(config)
-        digest_of_weights = None if weights is None else digest(weights)
-        run.started(
-            state.step,
-            device=device_name(world.device),
-            processor=processor(world.device),
-            arithmetic=arithmetic_path(world.device, arithmetic_settings()),
-            initial_weights=digest_of_weights,
-        )
-        beginning = "starts" if weights is None else f"starts from {weights}"
-        place = f"goes on after step {state.step}" if state.step else beginning
-        print("\n".join((*describe(data), f"{config.run_dir}: {place}")), flush=True)
-    every = config.every_steps
-
-    def due(steps: int) -> bool:
-        return state.step % steps == 0 or state.step == config.num_steps
-
+        announce(config, run, data, state, world)
+    folder, keep = config.run_dir / CHECKPOINTS, config.keep_checkpoints
     with (
         build.loader(config, data, world, state.stream) as loader,
         Meter(config, world, run, state) as meter,
-        CheckpointWriter(
-            config.run_dir / CHECKPOINTS, engine, world, keep=config.keep_checkpoints
-        ) as checkpoints,
+        CheckpointWriter(folder, engine, world, keep=keep) as checkpoints,
     ):
         saved = state.step if state.step else None
         while state.step < config.num_steps and not world.any(stop.requested):
             batch = loader.next_step()
             require_same_batch(batch.micro_batches, step=state.step + 1, world=world)
-            chosen_by = RoutingState(thresholds=state.thresholds, progress=state.step / config.num_steps)
             with meter.timing():
-                inputs = [
-                    build_inputs(
-                        micro_batch,
-                        config.model,
-                        document_mask=config.data.document_mask,
-                        routing_state=chosen_by,
-                    )
-                    for micro_batch in batch.micro_batches
-                ]
-                result = engine.train_step(inputs, state.step)
-                counted = depth_steps.count_step(engine.module, config.model, world)
+                inputs = inputs_of_step(config, batch, state)
+                result, counts = step_and_count(config, engine, inputs, state, world)
             require_finite(result, inputs, config.model.modalities, step=state.step + 1, world=world)
-            chosen_next = depth_steps.thresholds_after(
-                state.thresholds,
-                state.shares,
-                counted,
-                config.model,
-                step=state.step + 1,
-                num_steps=config.num_steps,
-            )
-            state = state.advance(batch, meter.sums(batch, inputs, result, counted), *chosen_next)
+            sums = meter.sums(batch, inputs, result, counts)
+            state = state.advance(batch, sums, *thresholds_after(config, state, counts))
             meter.show(state)
-            evaluation: dict[str, float] = {}
-            began = time.perf_counter()
-            for prefix, routing_state in routing_states(
-                config.model, state.thresholds, state.step / config.num_steps
-            ):
-                if due(every.eval):
-                    evaluation |= heldout_losses(engine, heldout, prefix, routing_state)
-                if due(every.eval_conditional or every.eval):
-                    evaluation |= conditional_losses(engine, heldout, prefix, routing_state)
-                    if heldout.images is not None:
-                        ran = tokens_that_ran(engine.eval_step, heldout.images, routing_state, world)
-                        meter.picture(state.step, f"{prefix}/image_tokens", heldout.images, ran)
-            if evaluation:
-                evaluation["time/eval_s"] = time.perf_counter() - began
-            if due(every.log) or evaluation:
+            evaluation = evaluate_if_due(config, engine, heldout, state, world, meter)
+            if evaluation or is_due(config, state, config.every_steps.log):
                 state = meter.log(state, result, evaluation)
-            if due(every.checkpoint):
+            if is_due(config, state, config.every_steps.checkpoint):
                 saved = save(checkpoints, state, meter)
         if saved != state.step:
             save(checkpoints, state, meter)
@@ -119,11 +95,8 @@ def train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSig
     return state.step, ExitCode.DONE if state.step == config.num_steps else ExitCode.REQUEUE
 
 
-def restore_or_start(config: RunConfig, engine: "Engine", data: "Stream", world: "World") -> "TrainState":
-    """Load the newest good checkpoint into the engine; the state of step 0 if there is none."""
-    from pretrain.checkpoint import restore
-    from pretrain.train.state import TrainState
-
+def restore_or_start(config: RunConfig, engine: ZeroEngine, data: Stream, world: World) -> TrainState:
+    """Load the newest good checkpoint into the engine; without a checkpoint returns the state of step 0."""
     restored = restore.restore(config.run_dir / CHECKPOINTS, engine, world)
     if restored is None:
         return TrainState.start(data.start())
@@ -132,7 +105,77 @@ def restore_or_start(config: RunConfig, engine: "Engine", data: "Stream", world:
     return state
 
 
-def save(checkpoints: "CheckpointWriter", state: "TrainState", meter: "Meter") -> int:
+def announce(config: RunConfig, run: RunDir, data: Stream, state: TrainState, world: World) -> None:
+    """Record where this attempt starts and print it, with a line on each source of the data."""
+    weights = initial_weights(config)
+    digest_of_weights = None if weights is None else digest(weights)
+    run.started(
+        state.step,
+        device=device_name(world.device),
+        processor=processor(world.device),
+        arithmetic=arithmetic_path(world.device, arithmetic_settings()),
+        initial_weights=digest_of_weights,
+    )
+    beginning = "starts" if weights is None else f"starts from {weights}"
+    place = f"goes on after step {state.step}" if state.step else beginning
+    print("\n".join((*describe(data), f"{config.run_dir}: {place}")), flush=True)
+
+
+def inputs_of_step(config: RunConfig, batch: StepBatch, state: TrainState) -> list[ModelInputs]:
+    """What the engine trains on: the inputs made ahead, with the RoutingState, which only now is known."""
+    routing_state = RoutingState(thresholds=state.thresholds, progress=state.step / config.num_steps)
+    return [replace(inputs, routing_state=routing_state) for inputs in batch.inputs]
+
+
+def step_and_count(
+    config: RunConfig, engine: ZeroEngine, inputs: Sequence[ModelInputs], state: TrainState, world: World
+) -> tuple[StepResult, dict[str, RouterCounts]]:
+    """Make one optimizer step; returns its result and what the routers of all ranks counted in it."""
+    result = engine.train_step(inputs, state.step)
+    return result, depth_steps.count_step(engine.module, config.model, world)
+
+
+def thresholds_after(
+    config: RunConfig, state: TrainState, counts: Mapping[str, RouterCounts]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Thresholds and target shares of the next step, from those in `state` and the counts of this step."""
+    return depth_steps.thresholds_after(
+        state.thresholds,
+        state.shares,
+        counts,
+        config.model,
+        step=state.step + 1,
+        num_steps=config.num_steps,
+    )
+
+
+def is_due(config: RunConfig, state: TrainState, every: int) -> bool:
+    """Whether what happens every `every` steps happens after the step that is done, as after the last one."""
+    return state.step % every == 0 or state.step == config.num_steps
+
+
+def evaluate_if_due(
+    config: RunConfig, engine: ZeroEngine, heldout: Heldout, state: TrainState, world: World, meter: Meter
+) -> dict[str, float]:
+    """Metrics of the evaluations that are due after this step, empty if none is. Pictures go to the meter.
+
+    All ranks call it and get the same, but for time/eval_s, in seconds.
+    """
+    every = config.every_steps
+    row: dict[str, float] = {}
+    began = time.perf_counter()
+    for prefix, rule in routing_states(config.model, state.thresholds, state.step / config.num_steps):
+        if is_due(config, state, every.eval):
+            row |= heldout_losses(engine, heldout, prefix, rule)
+        if is_due(config, state, every.eval_conditional or every.eval):
+            row |= conditional_losses(engine, heldout, prefix, rule)
+            if heldout.images is not None:
+                ran = tokens_that_ran(engine.eval_step, heldout.images, rule, world)
+                meter.picture(state.step, f"{prefix}/image_tokens", heldout.images, ran)
+    return row | {"time/eval_s": time.perf_counter() - began} if row else row
+
+
+def save(checkpoints: CheckpointWriter, state: TrainState, meter: Meter) -> int:
     """Begin a checkpoint of the step that is done, written while training goes on; returns the step."""
     meter.sync()
     checkpoints.save(state.step, state.to_json())

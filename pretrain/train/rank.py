@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
-from parallel.launch import LaunchError, own_arguments, rank_facts
+from parallel.launch import LaunchError, RankFacts, own_arguments, rank_facts
 from parallel.rank_end import EndRecord, behind, kind_of_error
-from pretrain.config import load
-from pretrain.run_dir import LOGS, RunDir
+from pretrain.config import RunConfig, load
+from pretrain.run_dir import RunDir
+from pretrain.run_files import LOGS
 from pretrain.train.checks import check_run
-from pretrain.train.loop import train
 from pretrain.train.rank_log import log_rank
 from pretrain.train.stop_signal import StopSignal
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
             run = RunDir.open(config, world_size=facts.world_size, command=["motley", "train", *argv])
         if facts.world_size > 1 and facts.attempt_dir is None:
             terminal = log_rank(config.run_dir / LOGS, facts.rank)
-        step, code = train(config, facts, run, stop)
+        step, code = _train(config, facts, run, stop)
         stopped = f"{stop.received[0]}" if stop.requested else "another rank was told to stop"
         status, reason = ("done", "all steps done") if code == ExitCode.DONE else ("stopped", stopped)
         if run is not None:
@@ -59,6 +59,16 @@ def main(argv: Sequence[str]) -> int:
         return code
 
 
+def _train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSignal) -> tuple[int, int]:
+    """(steps done, exit code). Imports torch here: a process that only starts ranks does without it."""
+    from parallel.world import start
+
+    world = start(config.parallel, facts)  # before the loop imports megatron-core, which would warn
+    from pretrain.train.loop import train
+
+    return train(config, world, run, stop)
+
+
 def _explain(error: Exception) -> tuple[int, bool]:
     """(exit code, whether the message says all that a person needs)."""
     return ExitCode.USER_ERROR if isinstance(error, ConfigError | LaunchError) else ExitCode.FAILED, _kind(
@@ -77,10 +87,10 @@ def _why(error: Exception) -> tuple[str, str]:
 
 def _kind(error: BaseException) -> str | None:
     """The kind of an error of our own; None for another's."""
-    from data_pipeline.shards.faults import ChangedIndex, ReaderDied, SpanTooLong
+    from data_pipeline.shards.faults import ChangedIndex, SpanTooLong
     from data_pipeline.shards.tar import ShardError
 
-    if isinstance(error, ShardError | ChangedIndex | SpanTooLong | ReaderDied):
+    if isinstance(error, ShardError | ChangedIndex | SpanTooLong):
         return "data"
     if isinstance(error, ConfigError | LaunchError):
         return "user_error"

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from pretrain.run_files import rank_log
+
 
 class Terminal(NamedTuple):
     """What a redirected rank may still say to the person: one line, and where the rest is."""
@@ -43,7 +45,7 @@ def log_rank(folder: Path, rank: int) -> Terminal | None:
     in C print, since on the terminal they would interleave; they get the terminal's stderr back.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"rank{rank}.log"
+    path = folder / rank_log(rank)
     log = path.open("a")
     if rank == 0:
         sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)

@@ -10,8 +10,8 @@ from data_pipeline.shards import tar
 from pretrain.checkpoint.folder import CheckpointError, checkpoints, find_corruption, read_manifest
 from pretrain.config import RunConfig, load
 from pretrain.models.logical_weights import logical_shapes
-from pretrain.run_dir import CHECKPOINTS
-from pretrain.run_dir import CONFIG as RUN
+from pretrain.run_files import CHECKPOINTS
+from pretrain.run_files import CONFIG as RUN
 from pretrain.weights.folder import MODEL, LazyTensor, WeightSource, check_tensors, open_weights
 from pretrain.weights.hugging_face import CONFIG as HUGGING_FACE
 from pretrain.weights.hugging_face import open_hugging_face

@@ -26,7 +26,7 @@ from data_pipeline.shards.vocabulary import Vocabulary
 from pretrain.config import RunConfig
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import Layer, layers, logical_shapes
-from pretrain.run_dir import CHECKPOINTS
+from pretrain.run_files import CHECKPOINTS
 from pretrain.weights.folder import LazyTensor, WeightSource, check_tensors, find_corruption, open_weights
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.run_dir import LOGS
+from pretrain.run_files import COMPARE_LOG, LOGS, attempt_logs, rank_log
 from slurm.monitor.state import LIVE, ask_queue, history, job_names, read_state
 from slurm.monitor.targets import RunTarget, run_target
 from slurm.records import FOLDER, Attempt
@@ -83,15 +83,15 @@ def _files(
 ) -> list[Path]:
     """Logs to show, whether they are there or not. `chosen`: the attempt was asked for; the job's own output,
     which is that of all its attempts, is left out then."""
-    log = f"rank{rank or 0}.log"
+    log = rank_log(rank or 0)
     jobs = job_names(directory)
     if number is None:
         return [_output(directory, jobs[0])] if jobs and rank is None else []
     row = attempts[number]
     if row["job"] is None:
-        return [*([directory / LOGS / "compare.log"] if rank is None else []), directory / LOGS / log]
+        return [*([directory / LOGS / COMPARE_LOG] if rank is None else []), directory / LOGS / log]
     job = f"{row['job']}" if row["task"] is None else f"{row['job']}_{row['task']}"
-    folder = directory / LOGS / f"job_{job}_attempt_{row['attempt']}"
+    folder = directory / LOGS / attempt_logs(job, row["attempt"])
     first = folder / "srun.log" if chosen else _output(directory, job)
     return [*([first] if rank is None else []), folder / log]
 

@@ -16,12 +16,11 @@ from typing import Any
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.run_queue import rows_from_end
 from pretrain.config import RunConfig
-from pretrain.run_dir import LOCK, RECORD
+from pretrain.run_files import LOCK, METRICS, RECORD
 from slurm.commands import Queued, how_it_ended, in_queue
 from slurm.monitor.targets import RunTarget
 from slurm.records import FOLDER, JOB, Attempt, last_submission, names_of, read_attempts, read_json
 
-METRICS = "metrics.jsonl"
 LIVE = ("queued", "requeued, waiting", "running", "training without Slurm")
 """States in which a run is still to go on by itself."""
 _PACE_ROWS = 20

@@ -8,7 +8,7 @@ from typing import Any
 from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.comparison.config import PLAN, is_comparison, make_plan
 from pretrain.config import RunConfig, load
-from pretrain.run_dir import CONFIG, RECORD
+from pretrain.run_files import CONFIG, RECORD
 from slurm.records import FOLDER, last_submission, read_json
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pretrain.checkpoint.folder import MANIFEST, checkpoints
 from pretrain.config import RunConfig
 from pretrain.metrics import read_rows
-from pretrain.run_dir import CHECKPOINTS
+from pretrain.run_files import CHECKPOINTS, METRICS
 from slurm.commands import kill_wait_s
 from slurm.profile import Profile
 from slurm.records import read_json
@@ -24,7 +24,7 @@ def warning(config: RunConfig, profile: Profile) -> str | None:
     begins when the one before is written. Twice what that took is wanted, for the steps are means over the
     rows of metrics.jsonl and file systems have bad days.
     """
-    rows = read_rows(config.run_dir / "metrics.jsonl")
+    rows = read_rows(config.run_dir / METRICS)
     step_s = max(
         (row.get("time/step_s", 0.0) + row.get("time/data_wait_s", 0.0) for row in rows), default=0.0
     )

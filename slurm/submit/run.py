@@ -20,6 +20,7 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.config import RunConfig, check_run_layout, is_legal, load
 from pretrain.run_dir import check_config, check_writable, code_state, finished_step
+from pretrain.run_files import LOGS, METRICS, attempt_logs
 from pretrain.train.checks import check_run
 from slurm import commands
 from slurm.profile import Profile, load_profile
@@ -194,8 +195,8 @@ def _submission_summary(config: RunConfig, profile: Profile, jobs: Sequence[int]
         f"  logs      motley logs -f {run_dir}",
         f"  output    {run_dir / FOLDER / f'job_{job}.out'}",
         f"  attempts  {run_dir / FOLDER / ATTEMPTS}",
-        f"  ranks     {run_dir / 'logs' / f'job_{job}_attempt_0'}",
-        f"  metrics   {run_dir / 'metrics.jsonl'}",
+        f"  ranks     {run_dir / LOGS / attempt_logs(str(job), 0)}",
+        f"  metrics   {run_dir / METRICS}",
         f"  stop      motley cancel {run_dir}",
     ]
     if idle := [count for count in counts if count not in legal]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from parallel.exit_codes import ExitCode
 from parallel.rank_end import SUFFIX, kind_of_text, one_line
+from pretrain.run_files import rank_log
 
 _ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,\[\]-]+): ((?!running|exited\b).+)")
 _NODE_FAILURE = re.compile(r"Node failure on ([^\s,;]+)|DUE TO NODE FAILURE", re.IGNORECASE)
@@ -79,7 +80,7 @@ def find_cause(
     code = srun_code or 1
     failures = [end for end in records if end["kind"] not in ("done", "stopped", "lost_peer")]
     if failures:
-        return _of_record(_first(failures), srun_log)
+        return _of_record(_first(failures))
     if hang is not None:
         return Cause("hang", None, None, hang, code)
     if lost := _NODE_FAILURE.search(srun_log):
@@ -104,7 +105,7 @@ def find_cause(
     if culprits := [cause for cause in causes if cause.kind not in ("stopped", "lost_peer")]:
         return culprits[0]
     if lost_peers:
-        return _of_record(_first(lost_peers), srun_log)
+        return _of_record(_first(lost_peers))
     if causes := [cause for cause in causes if cause.kind == "lost_peer"]:
         return causes[0]
     if stopped:
@@ -131,17 +132,13 @@ def _first(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
-def _of_record(end: dict[str, Any], srun_log: str) -> Cause:
-    kind = end["kind"]
-    # A process that reads the data died: of what, only Slurm knows.
-    if kind == "data" and "is killed by signal: Killed" in end["message"] and _OOM_KILL.search(srun_log):
-        kind = "out_of_memory"
-    return Cause(kind, end["rank"], end["host"], end["message"], end["exit_code"])
+def _of_record(end: dict[str, Any]) -> Cause:
+    return Cause(end["kind"], end["rank"], end["host"], end["message"], end["exit_code"])
 
 
 def _of_silent(end: _End, attempt_dir: Path, srun_log: str) -> Cause:
     """Of a rank without a record."""
-    tail = end_of_log(attempt_dir / f"rank{end.rank}.log")
+    tail = end_of_log(attempt_dir / rank_log(end.rank))
     code = _code(end.text) or 1
     killed = end.text == "" or any(end.text.startswith(name) for name in _SIGNALS if name)
     if code == ExitCode.REQUEUE:

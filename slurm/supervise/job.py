@@ -9,7 +9,7 @@ from pathlib import Path
 
 from parallel.launch import JobFacts, child_environment, job_facts
 from pretrain.config import RunConfig, load
-from pretrain.run_dir import LOGS
+from pretrain.run_files import LOGS, attempt_logs
 from slurm.profile import Profile, load_profile
 from slurm.records import ELEMENTS, JOB, Attempt, read_attempts, read_job, saved_step
 from slurm.script import task_command
@@ -43,7 +43,7 @@ class Job:
 
     @property
     def attempt_dir(self) -> Path:
-        return self.run_dir / LOGS / f"job_{self.facts.name}_attempt_{self.facts.attempt}"
+        return self.run_dir / LOGS / attempt_logs(self.facts.name, self.facts.attempt)
 
     @property
     def own(self) -> list[Attempt]:

@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from pretrain.checkpoint.folder import SAVING
+from pretrain.run_files import CHECKPOINTS, METRICS
+
 WAIT_S = 60
 """srun's --wait: from the end of the first task to that of the others, which it then ends."""
 _PATIENCE_S = 30
@@ -56,19 +59,21 @@ def watch(
     hang_after_s: float,
     *,
     wait_s: float = WAIT_S + _PATIENCE_S,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Callable[[], str | None]:
     """A function that says what is wrong once ranks hang, None so long as they do not.
 
     `errors`: of srun. `wait_s`: from the first sign that a rank has ended. `hang_after_s` 0: silence is none.
+    `clock` returns seconds.
     """
     # Looks are seldom: they are stats of every file of an attempt, on a file system that others use.
     look_s, poll_s = min(5.0, wait_s / 10), min(60.0, hang_after_s / 10)
-    seen, changed = _signature(attempt_dir, run_dir), time.monotonic()
+    seen, changed = _signature(attempt_dir, run_dir), clock()
     looked, polled, first_end = changed, changed, float("inf")
 
     def hang() -> str | None:
         nonlocal seen, changed, looked, polled, first_end
-        now = time.monotonic()
+        now = clock()
         if now - looked >= look_s:
             looked = now
             if any(attempt_dir.glob("rank*.end.json")) or _ENDED.search(errors.read_text(errors="replace")):
@@ -98,9 +103,9 @@ def _signature(attempt_dir: Path, run_dir: Path) -> tuple[int, int, int]:
 
 def _files(attempt_dir: Path, run_dir: Path) -> Iterable[Path]:
     yield from attempt_dir.glob("*")
-    yield run_dir / "metrics.jsonl"
-    checkpoints = run_dir / "checkpoints"
+    yield run_dir / METRICS
+    checkpoints = run_dir / CHECKPOINTS
     yield checkpoints
-    for unfinished in checkpoints.glob("saving.*"):
+    for unfinished in checkpoints.glob(f"{SAVING}*"):
         for folder, _, names in os.walk(unfinished):
             yield from (Path(folder, name) for name in names)

@@ -33,7 +33,7 @@ def comparison(tmp_path: Path) -> Path:
         "baseline": "dense",
         "vary": ["model.towers"],
         "seeds": [3],
-        "jobs": 2,
+        "concurrent_runs": 2,
         "arms": {"dense": {"model": {"towers": towers}}, "mot": {}},
     }
     path.write_text(toml_text(values))

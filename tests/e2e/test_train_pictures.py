@@ -10,7 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.evaluation.selection_picture import sheet
-from pretrain.run_dir import CHECKPOINTS
+from pretrain.run_files import CHECKPOINTS
 from tests.e2e.test_train_resume import last_step
 from tests.e2e.warm import Run, train
 from tests.pretrain.evaluation.test_selection_picture import faded_patches

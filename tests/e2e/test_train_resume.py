@@ -157,6 +157,8 @@ def test_stopped_and_continued_is_undisturbed(tmp_path: Path, run_file: Path, un
     run.wait_until(lambda: last_step(run_dir) >= 6)
     run.signal(signal.SIGINT)
     assert run.codes() == [85], run.text()
+    (attempt,) = json.loads((run_dir / "record.json").read_text())["attempts"]
+    assert checkpoints(run_dir / "checkpoints")[-1][0] == attempt["to_step"]  # not only the one of step 5
     train([str(run_file)], tmp_path / "out")
     assert curve(run_dir) == undisturbed(1, 1)
 

@@ -22,7 +22,7 @@ from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
 from pretrain.train.optimizer import parameter_groups
 from tests.numerics.choice_margin import LEAST_MARGIN, choice_margin
-from tests.numerics.plain_loop import SETTINGS, assert_same, plain_steps
+from tests.numerics.plain_loop import MAX_GRAD_NORM, OPTIMIZER, assert_same, plain_steps
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
 Towers = Literal[
@@ -122,7 +122,8 @@ def engine_of(w: world.World, towers: Towers, layout: ParallelConfig, **options:
         module,
         groups_of(module),
         w,
-        settings=SETTINGS,
+        optimizer=OPTIMIZER,
+        max_grad_norm=MAX_GRAD_NORM,
         learning_rate_at=learning_rate_at,
         zero_stage=layout.zero_stage,
         accumulation_steps=MICRO_BATCHES // w.dp_size,

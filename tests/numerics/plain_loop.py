@@ -1,15 +1,18 @@
 """A training step as its definition: one process, plain torch, the whole objective over the whole weight."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 
-from parallel.engine import AdamWSettings, ParameterGroup, StepResult
+from parallel.adamw import adamw
+from parallel.engine import ParameterGroup, StepResult
 
-SETTINGS = AdamWSettings(beta1=0.9, beta2=0.95, eps=1e-8, max_grad_norm=0.5)
+_BETA1, _BETA2, _EPS = 0.9, 0.95, 1e-8
+OPTIMIZER = adamw(beta1=_BETA1, beta2=_BETA2, eps=_EPS)
+MAX_GRAD_NORM = 0.5
 
 
 def learning_rate_at(step: int) -> float:
@@ -18,17 +21,21 @@ def learning_rate_at(step: int) -> float:
     return 3e-3 / (1 + step)
 
 
+def _adamw(groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
+    """Not fused, unlike the engine's."""
+    return torch.optim.AdamW([dict(group) for group in groups], betas=(_BETA1, _BETA2), eps=_EPS)
+
+
 def plain_steps(
     module: torch.nn.Module,
     groups: Sequence[ParameterGroup],
     micro_batches_of: Callable[[int], Sequence[Any]],
     num_steps: int,
     learning_rate_at: Callable[[int], float] = learning_rate_at,
+    build: Callable[[Sequence[Mapping[str, Any]]], torch.optim.Optimizer] = _adamw,
 ) -> list[StepResult]:
-    """What an engine must return for the same steps, whatever its ranks and stages."""
-    optimizer = torch.optim.AdamW(
-        [dict(group, lr=0.0) for group in groups], betas=(SETTINGS.beta1, SETTINGS.beta2), eps=SETTINGS.eps
-    )
+    """What an engine with the optimizer of `build` must return for the same steps, whatever its ranks."""
+    optimizer = build([dict(group, lr=0.0) for group in groups])
     results = []
     for step in range(num_steps):
         batches = micro_batches_of(step)
@@ -45,7 +52,7 @@ def plain_steps(
                 assert parameter.grad is not None
                 square = float(parameter.grad.double().square().sum())
                 squares[group["tower"]] = squares.get(group["tower"], 0.0) + square
-        torch.nn.utils.clip_grad_norm_(module.parameters(), SETTINGS.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), MAX_GRAD_NORM)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step) * group["lr_scale"]
         optimizer.step()

@@ -70,6 +70,7 @@ def reached(
 THRESHOLDS = {f"blocks.{layer}.depth.{m}": 0.01 for layer in range(3) for m in ("text", "image")}
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("packed", "document_mask"),
     [(True, True), (True, False), (False, True)],

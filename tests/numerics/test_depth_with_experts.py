@@ -45,6 +45,7 @@ def config_of(towers: dict[str, str], experts: dict[str, Any], **options: Any) -
     return depth_config(towers, changes=changes, **options)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("rule", "gate", "scale", "place", "experts"),
     [
@@ -63,6 +64,7 @@ def test_every_form(rule: str, gate: str, scale: str, place: dict[str, str], exp
     assert len(set(ran.values())) == 2, "the test needs tokens that run and tokens that do not"
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("towers", [DENSE, IMAGE_SPEECH_SHARED], ids=["dense", "shared"])
 @pytest.mark.parametrize("place", PLACE_KEYS, ids=str)
 @pytest.mark.parametrize("experts", EXPERTS)
@@ -105,6 +107,7 @@ def test_an_absent_modality(present: tuple[int, ...], experts: str) -> None:
     compare(config_of(MOT, EXPERTS[experts], rule="top_k"), RoutingState(), present)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
 @pytest.mark.parametrize("routing", ["expert_choice", "token_choice"])
@@ -127,6 +130,7 @@ def test_one_expert_is_none(
             assert_close(grad.view_as(plain[name]), plain[name], name)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("towers", [DENSE, MOT, IMAGE_SPEECH_SHARED], ids=["dense", "mot", "shared"])
 @pytest.mark.parametrize("scale", SCALES)
@@ -163,6 +167,7 @@ def test_recomputation_changes_and_counts_nothing(rule: str, experts: str) -> No
     assert kept["blocks.1.experts.all.0"].any() and kept["blocks.1.depth.text"].any()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "one_document"])
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
 @pytest.mark.parametrize("place", PLACE_KEYS, ids=str)

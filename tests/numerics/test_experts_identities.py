@@ -42,6 +42,7 @@ def run(
     return logits, objective.detach(), found
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("placement", ["post", "pre"])
 @pytest.mark.parametrize("routing", ["expert_choice", "token_choice"])

@@ -99,6 +99,7 @@ THRESHOLDS = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize(
     ("rule", "gate", "scale", "place"), product(RULES, GATES, SCALES, PLACES), ids=lambda v: str(v)
 )
@@ -112,6 +113,7 @@ def test_every_form(rule: str, gate: str, scale: str, place: tuple[str, str]) ->
     assert len(set(ran.values())) == 2, "the test needs tokens that run and tokens that do not"
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("place", PLACES, ids=str)
@@ -129,6 +131,7 @@ def test_towers_and_norms(towers: dict[str, str], norm: str, place: tuple[str, s
     assert len(compare(config, RoutingState())) == 3
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
 @pytest.mark.parametrize("place", PLACES, ids=str)
 @pytest.mark.parametrize(("rule", "gate"), [("top_k", "softmax"), ("threshold", "tanh")])
@@ -148,6 +151,7 @@ def test_an_absent_modality(present: tuple[int, ...], place: tuple[str, str]) ->
     compare(config, RoutingState(), present)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("threshold", [-1e3, 1e3], ids=["everything", "nothing"])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("place", PLACES, ids=str)

@@ -14,7 +14,7 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.train.optimizer import parameter_groups
-from tests.numerics.plain_loop import SETTINGS, assert_same, learning_rate_at, plain_steps
+from tests.numerics.plain_loop import MAX_GRAD_NORM, OPTIMIZER, assert_same, learning_rate_at, plain_steps
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
 Towers = Literal["dense", "mot"]
@@ -63,7 +63,8 @@ def _train(stage: Literal[0, 1, 2, 3], towers: Towers, checkpointing: bool) -> d
             module,
             _groups(module),
             w,
-            settings=SETTINGS,
+            optimizer=OPTIMIZER,
+            max_grad_norm=MAX_GRAD_NORM,
             learning_rate_at=learning_rate_at,
             zero_stage=stage,
             accumulation_steps=4 // w.dp_size,

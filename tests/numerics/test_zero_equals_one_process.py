@@ -11,7 +11,7 @@ from parallel.engine import StepResult
 from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
 from parallel.zero_engine import ZeroEngine
-from tests.numerics.plain_loop import SETTINGS, assert_same, learning_rate_at, plain_steps
+from tests.numerics.plain_loop import MAX_GRAD_NORM, OPTIMIZER, assert_same, learning_rate_at, plain_steps
 from tests.numerics.toy import Toy, ToyBatch, toy_groups, toy_step
 
 Stage = Literal[0, 1, 2, 3]
@@ -28,10 +28,11 @@ def plain_torch(absent: str) -> list[StepResult]:
 def engine_of(module: Toy, w: world.World, stage: Stage, **options: Any) -> ZeroEngine:
     options.setdefault("groups", toy_groups(module))
     options.setdefault("persistent_elements", 0)  # else ZeRO-3 would keep so small a module whole
+    options.setdefault("optimizer", OPTIMIZER)
     return ZeroEngine(
         module,
         world=w,
-        settings=SETTINGS,
+        max_grad_norm=MAX_GRAD_NORM,
         learning_rate_at=learning_rate_at,
         zero_stage=stage,
         accumulation_steps=4 // w.dp_size,

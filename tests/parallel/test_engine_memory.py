@@ -1,5 +1,9 @@
 """The formulas by hand, on small groups; tests/pretrain/planning/test_plan_memory.py has real engines."""
 
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
 import pytest
 
 from parallel.engine_memory import MemoryUse, buffers, frozen_memory, group_memory, update_copy
@@ -19,23 +23,29 @@ SIZES = [10, 7, 4]  # 21 elements; flat on 4 ranks 24, of which a rank has 6
     ],
 )
 def test_a_group_on_four_ranks(stage: int, precision: str, expected: MemoryUse) -> None:
-    assert group_memory(SIZES, dp=4, zero_stage=stage, precision=precision) == expected  # type: ignore[arg-type]
+    zero: dict[str, Any] = {"dp": 4, "zero_stage": stage, "precision": precision}
+    assert group_memory(SIZES, **zero, state_bytes=8) == expected
+    # One state less: 4 bytes of each of the 21, 6 or 6 elements.
+    fewer = replace(expected, optimizer=expected.optimizer - (84 if stage == 0 else 24))
+    assert group_memory(SIZES, **zero, state_bytes=4) == fewer
 
 
 def test_of_stage_two_in_fp32_each_rank_holds_whole_parameters() -> None:
     of = [
-        group_memory(SIZES, dp=4, zero_stage=2, precision="fp32", dp_rank=rank).gradients for rank in range(4)
+        group_memory(SIZES, dp=4, zero_stage=2, precision="fp32", state_bytes=8, dp_rank=rank).gradients
+        for rank in range(4)
     ]
     assert of == [4 * 10, 4 * 17, 4 * (7 + 4), 4 * 4]
 
 
 def test_a_large_parameter_of_stage_three_is_not_kept_whole() -> None:
-    assert group_memory([100_001], dp=2, zero_stage=3, precision="fp32").parameters == 4 * 50_001
-    assert group_memory([100_000], dp=2, zero_stage=3, precision="fp32").parameters == 4 * 150_000
-    assert group_memory([100_000], dp=1, zero_stage=3, precision="fp32").parameters == 4 * 100_000
+    of = partial(group_memory, zero_stage=3, precision="fp32", state_bytes=8)
+    assert of([100_001], dp=2).parameters == 4 * 50_001
+    assert of([100_000], dp=2).parameters == 4 * 150_000
+    assert of([100_000], dp=1).parameters == 4 * 100_000
 
 
-def test_frozen_parameters_have_neither_gradients_nor_moments() -> None:
+def test_frozen_parameters_have_neither_gradients_nor_states() -> None:
     assert frozen_memory(SIZES, dp=4, zero_stage=1, precision="bf16") == MemoryUse(parameters=42)
     assert frozen_memory([200_000], dp=4, zero_stage=3, precision="bf16") == MemoryUse(parameters=100_000)
 

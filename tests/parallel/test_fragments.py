@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from parallel import world
-from parallel.fragments import MOMENTS, PARAMETER, Fragment
+from parallel.fragments import PARAMETER, Fragment
 from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
 from parallel.zero_engine import ZeroEngine
+from tests.numerics.plain_loop import OPTIMIZER
 from tests.numerics.test_zero_equals_one_process import Stage, engine_of
 from tests.numerics.toy import Toy, toy_groups, toy_step
 
@@ -37,8 +38,8 @@ def _step(engine: ZeroEngine, w: world.World, step: int) -> list[float]:
     return engine.train_step(toy_step(step, dp_size=w.dp_size)[w.dp_rank], step).stats
 
 
-def _held(stage: Stage, precision: Precision) -> tuple[list[Any], list[Any], int, int]:
-    """(name, start, count, kinds, replica, values) before and after two steps; Adam's steps."""
+def _held(stage: Stage, precision: Precision) -> tuple[list[Any], list[Any], Any, Any]:
+    """(name, start, count, kinds, replica, values) before and after two steps; the counters."""
     w, _, engine = _engine(stage, precision)
 
     def look() -> list[Any]:
@@ -47,10 +48,10 @@ def _held(stage: Stage, precision: Precision) -> tuple[list[Any], list[Any], int
             for f in engine.fragments()
         ]
 
-    before, steps_before = look(), engine.adam_step()
+    before, steps_before = look(), engine.counters()
     _step(engine, w, 0)
     _step(engine, w, 1)
-    return before, look(), steps_before, engine.adam_step()
+    return before, look(), steps_before, engine.counters()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def _held(stage: Stage, precision: Precision) -> tuple[list[Any], list[Any], int
 def test_copy_0_is_every_element_once(stage: Stage, precision: Precision, world_size: int) -> None:
     ranks = run_on_ranks(_held, world_size, stage, precision)
     shapes = {name: parameter.shape for name, parameter in Toy().named_parameters()}
-    for moment, kinds in ((0, [PARAMETER]), (1, sorted((PARAMETER, *MOMENTS)))):
+    for moment, kinds in ((0, [PARAMETER]), (1, sorted((PARAMETER, *OPTIMIZER.states)))):
         whole = {name: torch.full((shape.numel(),), torch.nan) for name, shape in shapes.items()}
         counts = dict.fromkeys(shapes, 0)
         for rank in ranks:
@@ -78,7 +79,7 @@ def test_copy_0_is_every_element_once(stage: Stage, precision: Precision, world_
                 if precision == "bf16":  # DeepSpeed makes masters from the cast weights
                     expected = expected.bfloat16().float()
                 assert torch.equal(whole[name].view(parameter.shape), expected), name
-    assert {rank[2:] for rank in ranks} == {(0, 2)}
+    assert all(rank[2:] == (None, {"step": 2.0}) for rank in ranks)
 
 
 def _written(
@@ -97,7 +98,8 @@ def _written(
             parameter.mul_(1.5)
     groups = toy_groups(module, frozen="image")
     other = engine_of(module, w, stage, precision=precision, groups=groups, persistent_elements=persistent)
-    settings = [(g["weight_decay"], g["betas"], g["lr_scale"]) for g in other.adamw.param_groups]
+    groups_of = other.torch_optimizer.param_groups
+    settings = [(g["weight_decay"], g["betas"], g["lr_scale"]) for g in groups_of]
 
     def fill(fragments: Sequence[Fragment]) -> None:
         assert {f.name for f in fragments} == saved.keys()
@@ -106,13 +108,13 @@ def _written(
             for kind, value in fragment.values.items():
                 value.copy_(saved[fragment.name][kind])
 
-    other.load(3, fill)
-    assert other.adam_step() == 3
-    steps = [state["step"] for state in other.adamw.state.values()]
+    other.load({"step": 3.0}, fill)
+    assert other.counters() == {"step": 3.0}
+    steps = [state["step"] for state in other.torch_optimizer.state.values()]
     assert len({id(step) for step in steps}) == len(steps), "each state counts for itself"
-    assert settings == [(g["weight_decay"], g["betas"], g["lr_scale"]) for g in other.adamw.param_groups]
+    assert settings == [(g["weight_decay"], g["betas"], g["lr_scale"]) for g in groups_of]
     got = _step(other, w, 3)
-    assert other.adam_step() == 4
+    assert other.counters() == {"step": 4.0}
     return expected, got, {float(step) for step in steps}
 
 
@@ -131,7 +133,7 @@ def test_parameters_that_stage_3_keeps_whole_are_brought_up_to_date(precision: P
         assert got == expected
 
 
-def _back_to_the_start(stage: Stage) -> tuple[int, list[str], list[float], list[float]]:
+def _back_to_the_start(stage: Stage) -> tuple[Any, list[str], list[float], list[float]]:
     w, _, engine = _engine(stage, "fp32")
     saved = {f.name: f.values[PARAMETER].clone() for f in engine.fragments()}
     first = _step(engine, w, 0)
@@ -141,13 +143,13 @@ def _back_to_the_start(stage: Stage) -> tuple[int, list[str], list[float], list[
         for fragment in fragments:
             fragment.values[PARAMETER].copy_(saved[fragment.name])
 
-    engine.load(0, fill)
+    engine.load(None, fill)
     kinds = sorted({kind for f in engine.fragments() for kind in f.values})
-    return engine.adam_step(), kinds, first, _step(engine, w, 0)
+    return engine.counters(), kinds, first, _step(engine, w, 0)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_at_step_0_there_are_no_moments(stage: Stage) -> None:
-    for steps, kinds, first, again in run_on_ranks(_back_to_the_start, 2, stage):
-        assert (steps, kinds) == (0, [PARAMETER])
+def test_before_the_first_update_there_are_no_states(stage: Stage) -> None:
+    for counters, kinds, first, again in run_on_ranks(_back_to_the_start, 2, stage):
+        assert (counters, kinds) == (None, [PARAMETER])
         assert first == again

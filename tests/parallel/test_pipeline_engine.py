@@ -16,7 +16,7 @@ from parallel.engine import ParameterGroup, StepResult
 from parallel.layout import ParallelConfig
 from parallel.pipeline_engine import PipelineEngine
 from parallel.testing import RanksFailed, run_on_ranks
-from tests.numerics.plain_loop import SETTINGS, assert_same, learning_rate_at, plain_steps
+from tests.numerics.plain_loop import MAX_GRAD_NORM, OPTIMIZER, assert_same, learning_rate_at, plain_steps
 
 STAGES = 3
 Weights = dict[str, Tensor]
@@ -110,7 +110,8 @@ def _engine(
         module,
         _groups(module, frozen),
         w,
-        settings=SETTINGS,
+        optimizer=OPTIMIZER,
+        max_grad_norm=MAX_GRAD_NORM,
         learning_rate_at=learning_rate_at,
         zero_stage=zero_stage,
         precision=precision,

@@ -9,7 +9,8 @@ import pytest
 
 from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.config import RunConfig
-from pretrain.run_dir import CONFIG, LOCK, RECORD, RunDir, check_config, check_writable, finished_step
+from pretrain.run_dir import RunDir, check_config, check_writable, finished_step
+from pretrain.run_files import CONFIG, LOCK, RECORD
 
 
 def _config(runs_dir: Path, **changes) -> RunConfig:
@@ -106,9 +107,9 @@ def test_another_config_is_refused_showing_each_difference(tmp_path: Path):
 
 def test_what_does_not_reach_the_numbers_may_change(tmp_path: Path):
     _open(_config(tmp_path)).close(status="stopped", reason="", exit_code=85, step=0)
-    _open(_config(tmp_path, data__num_workers=3, keep_checkpoints=7, parallel={"zero_stage": 3}))
+    _open(_config(tmp_path, data__prefetch_steps=3, keep_checkpoints=7, parallel={"zero_stage": 3}))
     free = json.loads((tmp_path / "tiny" / RECORD).read_text())["attempts"][1]["free_keys"]
-    assert free["data.num_workers"] == 3
+    assert free["data.prefetch_steps"] == 3
     assert free["parallel"]["zero_stage"] == 3
     with pytest.raises(ConfigError, match='precision: "fp32" there, "bf16" now'):
         check_config(_config(tmp_path, precision="bf16"))

@@ -82,7 +82,7 @@ def write_tiny_comparison(data: Path, folder: Path, *, steps: int = 24, **base_c
         "baseline": "dense",
         "vary": ["model.towers"],
         "seeds": [3, 4],
-        "jobs": 2,
+        "concurrent_runs": 2,
     }
     path.write_text(toml_text(values | {"arms": {"dense": {"model": {"towers": towers}}, "mot": {}}}))
     return path

@@ -60,8 +60,8 @@ class Cluster:
         return done.stdout + done.stderr
 
     def job(self, job_id: int) -> dict[str, str]:
-        """What `scontrol show job` says."""
-        text = self.run("scontrol", "-o", "show", "job", str(job_id))
+        """What `scontrol show job` says; {} where the controller is too busy to answer."""
+        text = self.run("scontrol", "-o", "show", "job", str(job_id), check=False)
         return dict(item.split("=", 1) for item in text.split() if "=" in item)
 
     def wait_for(
@@ -69,7 +69,7 @@ class Cluster:
     ) -> dict[str, str]:
         """Look at a job until `condition` holds; returns what was seen."""
         deadline = time.monotonic() + timeout_s
-        while not condition(job := self.job(job_id)):
+        while not (job := self.job(job_id)) or not condition(job):
             assert time.monotonic() < deadline, f"job {job_id} after {timeout_s} s: {job}"
             time.sleep(0.2)
         return job

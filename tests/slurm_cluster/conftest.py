@@ -1,4 +1,8 @@
-"""One cluster for all tests of a worker, and runs to submit to it."""
+"""One cluster for all tests of a worker, and runs to submit to it.
+
+Tests mostly wait for Slurm. Their files are in three groups that wait about equally long, so that three
+clusters may run side by side (tools/test.sh).
+"""
 
 import contextlib
 import os
@@ -14,6 +18,7 @@ from parallel.launch import child_environment
 from slurm.records import FOLDER, read_attempts
 from tests.pretrain.tiny_data import tiny_run, write_tiny_data
 from tests.slurm_cluster.cluster import Cluster, environment_of, missing_programs, running_cluster
+from tests.slurm_cluster.untrained import interpreter
 from tests.toml_text import toml_text
 
 REPOSITORY = Path(__file__).parents[2]
@@ -54,8 +59,12 @@ def write_profile(folder: Path, *, preflight: str | None = None, **changes: Any)
 class Submitted:
     """A run's file, `motley submit` as a person types it, and what the job leaves in the run directory."""
 
-    def __init__(self, cluster: Cluster, data: Path, folder: Path, *, steps: int, every_steps: Any) -> None:
+    def __init__(
+        self, cluster: Cluster, data: Path, folder: Path, *, steps: int, every_steps: Any, trains: bool = True
+    ) -> None:
+        """`trains` = False: its ranks are those of tests/slurm_cluster/untrained.py."""
         self.cluster, self.folder = cluster, folder
+        self.profile = {} if trains else {"python": str(interpreter(folder))}
         self.run_dir = folder / "runs" / "tiny"
         values = tiny_run(data, folder / "runs")
         values["total_tokens"] = steps * values["tokens_per_step"]
@@ -66,7 +75,7 @@ class Submitted:
 
     def command(self, *arguments: str, **profile: Any) -> list[str]:
         words = [sys.executable, "-m", "tools.cli", "submit", str(self.run_file), *arguments]
-        return [*words, "--profile", str(write_profile(self.folder, **profile))]
+        return [*words, "--profile", str(write_profile(self.folder, **self.profile, **profile))]
 
     def submit(self, *arguments: str, **profile: Any) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -115,8 +124,8 @@ class Submitted:
 def tiny(cluster: Cluster, data: Path, tmp_path: Path) -> Callable[..., Submitted]:
     """Makes a run of 24 steps, logged at each, evaluated and saved now and then."""
 
-    def make(*, steps: int = 24, **every_steps: int) -> Submitted:
+    def make(*, steps: int = 24, trains: bool = True, **every_steps: int) -> Submitted:
         every = {"log": 1, "eval": 12, "checkpoint": 1000} | every_steps
-        return Submitted(cluster, data, tmp_path, steps=steps, every_steps=every)
+        return Submitted(cluster, data, tmp_path, steps=steps, every_steps=every, trains=trains)
 
     return make

@@ -28,7 +28,7 @@ from tests.slurm_cluster.cluster import Cluster, environment_of
 from tests.slurm_cluster.conftest import PROFILE, REPOSITORY, write_profile
 from tests.slurm_cluster.running import processes_with, wait_until
 
-pytestmark = pytest.mark.xdist_group("slurm_cluster")
+pytestmark = pytest.mark.xdist_group("cluster 1")
 STEPS = 200
 
 

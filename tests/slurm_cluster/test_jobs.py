@@ -16,7 +16,7 @@ from tests.slurm_cluster.cluster import Cluster, end_orphans, environment_of, ru
 from tests.slurm_cluster.conftest import REPOSITORY
 from tests.slurm_cluster.running import LONG, Make, kill_rank, saved, wait_until
 
-pytestmark = pytest.mark.xdist_group("slurm_cluster")
+pytestmark = pytest.mark.xdist_group("cluster 2")
 
 
 def test_two_nodes_train_to_the_end(tiny: Make, cluster: Cluster) -> None:
@@ -84,7 +84,7 @@ def test_told_to_stop_it_starts_again_and_nothing_shows(tiny: Make, cluster: Clu
 
 
 def test_a_crash_loop_stops_at_the_cap_and_says_why(tiny: Make) -> None:
-    run = tiny(steps=LONG, checkpoint=5, eval=LONG)
+    run = tiny(steps=LONG, checkpoint=5, eval=LONG, trains=False)
     job = run.start(tasks_per_node=1, max_requeues=1)
     for attempt in range(2):
         before = saved(run)
@@ -109,7 +109,7 @@ def test_a_crash_loop_stops_at_the_cap_and_says_why(tiny: Make) -> None:
 def test_a_real_time_limit_then_scancel(tiny: Make, cluster: Cluster) -> None:
     """Slurm looks at limits every 30 s and is up to a minute early: the signal comes after 30 to 60 s. (With
     a limit of a minute it came after 15, when ranks on a loaded machine were still importing.)"""
-    run = tiny(steps=LONG, eval=LONG)
+    run = tiny(steps=LONG, eval=LONG, trains=False)
     job = run.start(nodes=1, tasks_per_node=1, time_limit="2:00", signal_lead_s=30)
     wait_until(lambda: len(run.ended()) == 1, run)
     (first,) = run.attempts()

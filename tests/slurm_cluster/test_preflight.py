@@ -11,7 +11,7 @@ from tests.slurm_cluster.cluster import Cluster
 from tests.slurm_cluster.conftest import Submitted
 from tests.slurm_cluster.running import wait_until
 
-pytestmark = pytest.mark.xdist_group("slurm_cluster")
+pytestmark = pytest.mark.xdist_group("cluster 3")
 Make = Callable[..., Submitted]
 
 
@@ -38,7 +38,7 @@ def start(run: Submitted, disk: Path, *lines: str) -> int:
 
 
 def test_a_node_that_is_not_fit_is_excluded(tiny: Make, cluster: Cluster, full_disk: Path) -> None:
-    run = tiny(steps=8, eval=8)
+    run = tiny(steps=8, eval=8, trains=False)
     job = start(run, full_disk)
     ended = run.finish(job)
     assert (ended["JobState"], ended["Restarts"], ended["ExcNodeList"]) == ("COMPLETED", "1", "node1"), (
@@ -61,7 +61,7 @@ def test_a_node_that_is_not_fit_is_excluded(tiny: Make, cluster: Cluster, full_d
 def test_no_more_nodes_are_excluded_than_the_profile_allows(
     tiny: Make, cluster: Cluster, full_disk: Path
 ) -> None:
-    run = tiny()
+    run = tiny(trains=False)
     job = start(run, full_disk, "max_excluded = 0")
     ended = run.finish(job)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), run.text()

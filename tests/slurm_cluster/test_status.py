@@ -12,7 +12,7 @@ from tests.slurm_cluster.cluster import Cluster, environment_of
 from tests.slurm_cluster.conftest import REPOSITORY
 from tests.slurm_cluster.running import LONG, Make, wait_until
 
-pytestmark = pytest.mark.xdist_group("slurm_cluster")
+pytestmark = pytest.mark.xdist_group("cluster 1")
 
 
 def test_a_run_is_watched_read_and_cancelled(

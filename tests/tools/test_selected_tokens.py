@@ -7,7 +7,7 @@ import pytest
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.checkpoint.folder import STATE
 from pretrain.metrics import read_rows
-from pretrain.run_dir import CHECKPOINTS
+from pretrain.run_files import CHECKPOINTS
 from pretrain.weights.sources import open_source
 from tests.pretrain.tiny_data import VOCABULARY
 from tests.tools.conftest import write_run

@@ -118,8 +118,8 @@ def _methods(engine: Any, w: Any) -> dict[str, Method]:
 
 
 def _trained(w: Any, args: argparse.Namespace, steps: int = 1) -> Any:
-    """An engine of about 35 M parameters at the standard d_model, with Adam's moments."""
-    from parallel.engine import AdamWSettings
+    """An engine of about 35 M parameters at the standard d_model, with the optimizer's states."""
+    from parallel.adamw import adamw
     from parallel.zero_engine import ZeroEngine
     from pretrain.config import OptimizerConfig
     from pretrain.models.decoder import Decoder
@@ -136,7 +136,8 @@ def _trained(w: Any, args: argparse.Namespace, steps: int = 1) -> Any:
         module,
         parameter_groups(module.named_parameters(), OptimizerConfig.model_validate({"learning_rate": 1e-3})),
         w,
-        settings=AdamWSettings(0.9, 0.95, 1e-8, 1.0),
+        optimizer=adamw(beta1=0.9, beta2=0.95, eps=1e-8),
+        max_grad_norm=1.0,
         learning_rate_at=lambda step: 1e-3,
         zero_stage=args.zero_stage,
         prefix="decoder.",

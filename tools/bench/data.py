@@ -1,4 +1,4 @@
-"""`motley bench data`: packed tokens per second of one worker, beside what one would use instead.
+"""`motley bench data`: packed tokens per second of one thread, beside what one would use instead.
 
 All readers go through the same shards in the page cache, in turns, several times. The table says what each
 does, and the processor time it takes in all processes together, which a busy machine changes less.
@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # imports of torch and webdataset take seconds, and --help ne
 
 DOCUMENTS_PER_SHARD = 2_000
 READERS = {
-    "motley, one worker": "order, packing, reading with crc32, Batch; sent by a worker process",
-    "motley, in process": "the same in the calling process",
+    "motley, ahead": "order, packing, reading with crc32, Batch; in a thread that reads ahead",
+    "motley": "the same in the calling thread",
     "motley, plan alone": "order and packing of the global batch; nothing is read",
     "webdataset": "tar members -> ids in shard order; no shuffle, packing or Batch",
     "raw, same order": "one pread a document at a known offset; no check, packing or Batch",
@@ -117,14 +117,13 @@ def _readers(
     dtype = source.vocabulary.dtype
     step_slots = stream.sequences_per_step * stream.context_tokens
 
-    def load(num_workers: int) -> tuple[int, float]:
+    def load(prefetch_steps: int) -> tuple[int, float]:
         with Loader(
             stream,
             dp_rank=0,
             dp_size=1,
             micro_batch_sequences=stream.sequences_per_step,
-            num_workers=num_workers,
-            prefetch_steps=4,
+            prefetch_steps=prefetch_steps,
         ) as loader:
             loader.next_step()  # start-up is not reading
             begin = time.perf_counter()
@@ -165,7 +164,7 @@ def _readers(
             np.fromfile(url, dtype)
         return int(source.lengths.sum(dtype=np.int64)), time.perf_counter() - begin
 
-    runs = (lambda: load(1), lambda: load(0), plan, webdataset, same_order, file_order)
+    runs = (lambda: load(2), lambda: load(0), plan, webdataset, same_order, file_order)
     return dict(zip(READERS, runs, strict=True))
 
 

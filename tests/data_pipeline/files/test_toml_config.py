@@ -100,6 +100,7 @@ def test_keys_and_values_of_earlier_versions_are_told_their_new_names() -> None:
     class Inner(BaseModel):
         model_config = ConfigDict(extra="forbid")
         renamed: ClassVar[dict[str, str]] = {"old": "new", "kind=a": "b"}
+        removed: ClassVar[dict[str, str]] = {"gone": "new says it"}
         new: int = 0
         kind: Literal["b", "c"] = "b"
 
@@ -107,8 +108,9 @@ def test_keys_and_values_of_earlier_versions_are_told_their_new_names() -> None:
         table: dict[str, Inner] = {}
 
     with pytest.raises(ConfigError) as error:
-        validate(Outer, {"table": {"x": {"old": 1}, "y": {"kind": "a"}}}, source="f.toml")
+        validate(Outer, {"table": {"x": {"old": 1}, "y": {"kind": "a"}, "z": {"gone": 1}}}, source="f.toml")
     assert str(error.value).splitlines() == [
         'f.toml: table.x.old: this key is called "new" now; its values mean what they meant',
         'f.toml: table.y.kind = "a": this value is called "b" now',
+        "f.toml: table.z.gone: there is no such key any more: new says it; take the key out",
     ]

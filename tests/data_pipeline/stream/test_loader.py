@@ -1,7 +1,11 @@
 import hashlib
-import multiprocessing
-from multiprocessing.process import BaseProcess
+import os
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ import torch
 import webdataset as wds
 
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.faults import ReaderDied, ShardError, WrongChecksum
+from data_pipeline.shards.faults import ShardError, WrongChecksum
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.synthetic import random_documents, write_token_folder
 from data_pipeline.shards.vocabulary import Vocabulary
@@ -59,7 +63,7 @@ def local_digests(step: StepBatch) -> list[str]:
 def steps(
     stream: Stream,
     dp_size: int,
-    num_workers: int,
+    prefetch_steps: int,
     num_steps: int,
     micro: int = 1,
     state: StreamState | None = None,
@@ -71,8 +75,7 @@ def steps(
             dp_rank=r,
             dp_size=dp_size,
             micro_batch_sequences=micro,
-            num_workers=num_workers,
-            prefetch_steps=3,
+            prefetch_steps=prefetch_steps,
             state=state,
         )
         for r in range(dp_size)
@@ -93,16 +96,17 @@ def steps(
 
 @pytest.fixture(scope="module")
 def reference(folders: list[Path]) -> tuple[list[list[str]], list[StreamState]]:
-    return steps(stream_of(folders), dp_size=1, num_workers=0, num_steps=15)
+    return steps(stream_of(folders), dp_size=1, prefetch_steps=0, num_steps=15)
 
 
 @pytest.mark.parametrize(
-    ("dp_size", "num_workers", "micro"), [(1, 1, 4), (1, 2, 12), (2, 0, 3), (2, 2, 1), (3, 1, 2), (4, 0, 3)]
+    ("dp_size", "prefetch_steps", "micro"),
+    [(1, 1, 4), (1, 20, 12), (2, 0, 3), (2, 2, 1), (3, 1, 2), (4, 3, 3)],
 )
 def test_every_global_batch_is_the_same_bytes(
-    stream: Stream, reference: tuple, dp_size: int, num_workers: int, micro: int
+    stream: Stream, reference: tuple, dp_size: int, prefetch_steps: int, micro: int
 ) -> None:
-    assert steps(stream, dp_size, num_workers, 15, micro) == reference
+    assert steps(stream, dp_size, prefetch_steps, 15, micro) == reference
 
 
 def test_what_is_read_is_what_is_written(stream: Stream) -> None:
@@ -147,19 +151,17 @@ def test_what_a_step_says_of_itself(stream: Stream) -> None:
     assert all(0 < a <= b for a, b in zip(first.epochs, second.epochs, strict=True))
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("prefetch_steps", [0, 2])
 def test_the_state_moves_with_what_is_taken_not_with_what_is_read_ahead(
-    stream: Stream, reference: tuple, num_workers: int
+    stream: Stream, reference: tuple, prefetch_steps: int
 ) -> None:
-    loader = Loader(
-        stream, dp_rank=0, dp_size=1, micro_batch_sequences=1, num_workers=num_workers, prefetch_steps=5
-    )
+    loader = Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=1, prefetch_steps=prefetch_steps)
     with loader:
         assert loader.state == stream.start()
         for expected in reference[1][:3]:
             loader.next_step()
             assert loader.state == expected
-    again = steps(stream, 3, num_workers, 4, state=StreamState.from_json(loader.state.to_json()))
+    again = steps(stream, 3, prefetch_steps, 4, state=StreamState.from_json(loader.state.to_json()))
     assert again == (reference[0][3:7], reference[1][3:7])
 
 
@@ -174,12 +176,14 @@ def test_another_global_batch_goes_on_where_the_last_one_stopped(
     assert step.state_after == reference[1][4]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_random_numbers_of_the_training_are_left_alone(stream: Stream, num_workers: int) -> None:
+@pytest.mark.parametrize("prefetch_steps", [0, 2])
+def test_random_numbers_of_the_training_are_left_alone(stream: Stream, prefetch_steps: int) -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    with Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=1, num_workers=num_workers) as loader:
+    with Loader(
+        stream, dp_rank=0, dp_size=1, micro_batch_sequences=1, prefetch_steps=prefetch_steps
+    ) as loader:
         loader.next_step()
     assert torch.equal(torch.rand(3), expected)
 
@@ -214,9 +218,9 @@ def _damage(folder: Path, documents: list[int]) -> list[str]:
     return [f"tokens-{d // 40:05d}.tar/{d:09d}" for d in documents]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("prefetch_steps", [0, 2])
 def test_a_damaged_document_becomes_padding_and_nothing_else_moves(
-    tmp_path: Path, num_workers: int, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, prefetch_steps: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = write(tmp_path / "a", 100, 1)
     clean = stream_of([folder])
@@ -224,7 +228,7 @@ def test_a_damaged_document_becomes_padding_and_nothing_else_moves(
         expected = [loader.next_step() for _ in range(6)]
     names = _damage(folder, [17, 60])
     with Loader(
-        stream_of([folder]), dp_rank=0, dp_size=1, micro_batch_sequences=12, num_workers=num_workers
+        stream_of([folder]), dp_rank=0, dp_size=1, micro_batch_sequences=12, prefetch_steps=prefetch_steps
     ) as loader:
         found = [loader.next_step() for _ in range(6)]
         seen = loader.bad_documents
@@ -254,8 +258,8 @@ def test_a_damaged_document_becomes_padding_and_nothing_else_moves(
     assert all(printed.count(f"data: {name} is not what was indexed") == 1 for name in names)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_too_many_damaged_documents_are_an_error(tmp_path: Path, num_workers: int) -> None:
+@pytest.mark.parametrize("prefetch_steps", [0, 2])
+def test_too_many_damaged_documents_are_an_error(tmp_path: Path, prefetch_steps: int) -> None:
     folder = write(tmp_path / "a", 100, 1)
     stream = stream_of([folder])
     _damage(folder, list(range(10)))
@@ -265,7 +269,7 @@ def test_too_many_damaged_documents_are_an_error(tmp_path: Path, num_workers: in
             dp_rank=0,
             dp_size=1,
             micro_batch_sequences=12,
-            num_workers=num_workers,
+            prefetch_steps=prefetch_steps,
             max_bad_documents=8,
         ) as loader,
         pytest.raises(WrongChecksum, match=r"9 documents differ.*8 are allowed.*tokens-00000\.tar/00000000"),
@@ -274,51 +278,147 @@ def test_too_many_damaged_documents_are_an_error(tmp_path: Path, num_workers: in
             loader.next_step()
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_shard_that_vanishes_is_named(tmp_path: Path, num_workers: int) -> None:
+@pytest.mark.parametrize("prefetch_steps", [0, 2])
+def test_a_shard_that_vanishes_is_named(tmp_path: Path, prefetch_steps: int) -> None:
     folder = write(tmp_path / "a", 100, 1)
     stream = stream_of([folder])
     (folder / "tokens-00001.tar").unlink()
     with (
-        Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12, num_workers=num_workers) as loader,
+        Loader(
+            stream, dp_rank=0, dp_size=1, micro_batch_sequences=12, prefetch_steps=prefetch_steps
+        ) as loader,
         pytest.raises(ShardError, match=r"^\S+tokens-00001\.tar: missing, but listed in \S+manifest\.json"),
     ):
         for _ in range(10):
             loader.next_step()
 
 
-def _children() -> set[BaseProcess]:
-    return set(multiprocessing.active_children())
+# the thread that reads ahead
 
 
-def test_close_leaves_no_process_and_may_be_called_twice(stream: Stream) -> None:
-    before = _children()
-    loader = Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12, num_workers=2)
-    loader.next_step()
-    workers = _children() - before
-    assert len(workers) == 2
-    loader.close()
-    loader.close()
-    assert not workers & _children()
+def _threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("read data")}
 
 
-def test_dropping_a_loader_stops_its_workers(stream: Stream) -> None:
-    before = _children()
-    loader = Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12, num_workers=1)
-    (worker,) = _children() - before
-    del loader
-    assert worker not in _children()
+def _loader(stream: Stream, **options: Any) -> Loader:
+    return Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=4, **options)
 
 
-def test_a_killed_worker_is_an_error_that_says_so(stream: Stream) -> None:
-    before = _children()
-    with Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12, num_workers=1) as loader:
-        loader.next_step()
-        (worker,) = _children() - before
-        with pytest.raises(ReaderDied, match=r"has died \(.*want of memory.*data.num_workers=0"):
-            worker.kill()
-            while True:
+def test_inputs_are_prepared_once_per_micro_batch_in_the_thread(stream: Stream, reference: tuple) -> None:
+    threads = set()
+
+    def prepare(batch: Batch) -> list[str]:
+        threads.add(threading.current_thread().name)
+        return [digest(batch, row) for row in range(batch.num_sequences)]
+
+    with _loader(stream, prefetch_steps=2, prepare=prepare) as loader:
+        for expected in reference[0][:5]:
+            step = loader.next_step()
+            assert [each for inputs in step.inputs for each in inputs] == expected == local_digests(step)
+    assert threads == {"read data_0"}
+
+
+@pytest.mark.parametrize("prefetch_steps", [1, 3])
+def test_the_thread_is_no_further_ahead_than_asked(stream: Stream, prefetch_steps: int) -> None:
+    prepared: list[Batch] = []
+    with _loader(stream, prefetch_steps=prefetch_steps, prepare=prepared.append) as loader:
+        for _ in range(5):
+            loader.next_step()
+    assert 5 * 3 <= len(prepared) <= (5 + prefetch_steps) * 3
+
+
+@pytest.mark.parametrize("prefetch_steps", [0, 2])
+def test_an_error_is_raised_as_it_is_at_its_step_and_again(
+    stream: Stream, reference: tuple, prefetch_steps: int
+) -> None:
+    def prepare(batch: Batch) -> None:
+        if digest(batch, 0) == reference[0][3][0]:
+            raise RuntimeError("a bug of ours")
+
+    with _loader(stream, prefetch_steps=prefetch_steps, prepare=prepare) as loader:
+        for _ in range(3):
+            loader.next_step()
+        for _ in range(4):
+            with pytest.raises(RuntimeError, match=r"^a bug of ours$"):
                 loader.next_step()
+        assert loader.state == reference[1][2]
+    assert not _threads()
+
+
+def test_an_error_that_passes_is_followed_by_the_step_it_was_raised_at(
+    stream: Stream, reference: tuple
+) -> None:
+    left = [OSError("stale file handle")]
+
+    def prepare(batch: Batch) -> None:
+        if digest(batch, 0) == reference[0][2][0] and left:
+            raise left.pop()
+
+    with _loader(stream, prefetch_steps=3, prepare=prepare) as loader:
+        found = [local_digests(loader.next_step()) for _ in range(2)]
+        with pytest.raises(OSError, match="stale"):
+            loader.next_step()
+        found += [local_digests(loader.next_step()) for _ in range(4)]
+    assert found == reference[0][:6]
+
+
+def test_close_leaves_no_thread_and_may_be_called_twice(stream: Stream) -> None:
+    loader = _loader(stream, prefetch_steps=2)
+    loader.next_step()
+    assert len(_threads()) == 1
+    loader.close()
+    loader.close()
+    assert not _threads()
+
+
+def test_an_exception_in_the_loop_leaves_no_thread(stream: Stream) -> None:
+    with pytest.raises(ZeroDivisionError), _loader(stream, prefetch_steps=2) as loader:
+        loader.next_step()
+        raise ZeroDivisionError
+    assert not _threads()
+
+
+def test_reading_in_the_calling_thread_starts_none(stream: Stream) -> None:
+    with _loader(stream, prefetch_steps=0) as loader:
+        loader.next_step()
+        assert not _threads()
+
+
+PROGRAM = """
+import signal, sys, time
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.stream.loader import Loader
+from data_pipeline.stream.stream import Stream
+
+stream = Stream([(TokenSource.open(sys.argv[1]), 1.0)], seed=1, context_tokens=64, sequences_per_step=12)
+loader = Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12, prefetch_steps=3)
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+loader.next_step()
+print("reads", flush=True)
+while sys.argv[2] == "signal" and not asked:
+    loader.next_step()
+if sys.argv[2] == "error":
+    raise SystemExit(3)
+print("ends", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "code", "printed"), [("end", 0, "ends\n"), ("signal", 0, "ends\n"), ("error", 3, "")]
+)
+def test_a_process_that_does_not_close_its_loader_ends(
+    folders: list[Path], way: str, code: int, printed: str
+) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(folders[0]), way]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "reads\n"
+        if way == "signal":
+            os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == code
+        assert process.stdout.read() == printed
 
 
 # as a stage of a webdataset pipeline

@@ -46,6 +46,8 @@ def test_text_is_cut_where_the_context_ends() -> None:
 def test_a_border_of_a_span_is_preferred_to_a_cut_in_text() -> None:
     spans = np.array([[3, 8]])  # ends in the second half of the first 10 slots
     assert cut(25, spans, 10) == [(0, 8), (8, 10), (18, 7)]
+    two = np.array([[3, 6], [6, 9]])  # of several borders the last one
+    assert cut(25, two, 10) == [(0, 9), (9, 10), (19, 6)]
     early = np.array([[1, 4]])  # a border so early would leave more than half of the context empty
     assert cut(25, early, 10) == [(0, 10), (10, 10), (20, 5)]
 

@@ -25,7 +25,8 @@ def _checkpoint(folder: Path, step: int, change: dict[str, Any] | None = None) -
     (path / "state.json").write_text("{}")
     (path / "engine" / "a").write_bytes(os.urandom(100))
     files = {name: synced_file_digest(path / name) for name in ("engine/a", "state.json")}
-    kept = {"format": 2, "step": step, "adam_step": step, "layout": {}, "tensors": {}, "files": files}
+    optimizer = {"name": "adamw", "counters": {"step": 1.0 * step}}
+    kept = {"format": 3, "step": step, "optimizer": optimizer, "layout": {}, "tensors": {}, "files": files}
     write_json(path / "manifest.json", kept | (change or {}))
     return path
 
@@ -69,10 +70,10 @@ def test_a_manifest_that_is_none_is_damage(tmp_path: Path, change: dict[str, Any
     assert read_manifest(path)[0] == {}
 
 
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("number", [1, 4])
 def test_another_format_is_an_error_and_not_damage(tmp_path: Path, number: int) -> None:
     path = _checkpoint(tmp_path, 3, {"format": number})
-    with pytest.raises(CheckpointError, match=f"format {number}, this version reads 2; resume with the ver"):
+    with pytest.raises(CheckpointError, match=f"format {number}, this version reads 2 and 3; resume with"):
         find_corruption(path)
 
 
@@ -83,12 +84,25 @@ def test_a_manifest_of_the_first_format_has_no_tensors(tmp_path: Path) -> None:
         read_manifest(path)
 
 
+@pytest.mark.parametrize(("updates", "counters"), [(0, None), (3, {"step": 3.0})])
+def test_a_manifest_of_format_2_is_read_as_one_of_adamw(
+    tmp_path: Path, updates: int, counters: dict[str, float] | None
+) -> None:
+    path = _checkpoint(tmp_path, 3)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["optimizer"]
+    write_json(path / "manifest.json", manifest | {"format": 2, "adam_step": updates})
+    assert find_corruption(path) == []
+    assert read_manifest(path)[0]["optimizer"] == {"name": "adamw", "counters": counters}
+
+
 def test_prune_never_counts_a_damaged_one_as_kept(tmp_path: Path) -> None:
-    two, three, four = (_checkpoint(tmp_path, step) for step in (2, 3, 4))
+    two, three, four, six = (_checkpoint(tmp_path, step) for step in (2, 3, 4, 6))
     (four / "engine" / "a").unlink()
+    (six / "engine" / "a").write_bytes(b"cut short")
     _checkpoint(tmp_path, 5, {"format": 1})
     assert prune(tmp_path, 1) == [two]
-    assert [step for step, _ in checkpoints(tmp_path)] == [3, 4, 5]
+    assert [step for step, _ in checkpoints(tmp_path)] == [3, 4, 5, 6]
     assert three.is_dir()
 
 

@@ -71,6 +71,13 @@ def test_grave_ones(texts: Callable[..., tuple[str, str]], how: dict, expected: 
     assert expected in grave
 
 
+def test_an_attempt_that_never_had_a_device_says_nothing_of_devices(
+    texts: Callable[..., tuple[str, str]],
+) -> None:
+    grave, _ = texts(multiplier=better, device=lambda arm: "cpu" if arm == "dense" else None)
+    assert "device" not in grave
+
+
 @pytest.mark.parametrize(
     ("how", "expected"),
     [

@@ -159,7 +159,9 @@ def test_the_plan_is_written_before_anything_runs_and_binds(comparison_files: Ca
     assert written["comparison"]["question"] == plan.config.question
     assert written["runs"]["mot_seed2"]["model"]["towers"]["image"] == "image"
     write_plan(make_plan(files.comparison))  # the same plan goes on
-    write_plan(make_plan(files.comparison, ["comparison.jobs=2"]))  # how it is run is no part of it
+    write_plan(
+        make_plan(files.comparison, ["comparison.concurrent_runs=2"])
+    )  # how it is run is no part of it
     for change, shown in (
         ("optimizer.learning_rate=2e-3", r"dense_seed1.optimizer.learning_rate: 0.002 .* 0.001 there"),
         ("comparison.seeds=[1, 2]", r"comparison.seeds: .*\n  run dense_seed3: only there"),
@@ -167,7 +169,7 @@ def test_the_plan_is_written_before_anything_runs_and_binds(comparison_files: Ca
     ):
         with pytest.raises(ConfigError, match=shown):
             write_plan(make_plan(files.comparison, [change]))
-    assert json.loads((plan.directory / "comparison.json").read_text())["comparison"]["jobs"] == 2
+    assert json.loads((plan.directory / "comparison.json").read_text())["comparison"]["concurrent_runs"] == 2
 
 
 def test_a_directory_with_foreign_runs_is_refused(
@@ -205,7 +207,7 @@ def some_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_shipped_comparisons_are_planned(path: Path, some_data: str) -> None:
     plan = make_plan(path, [some_data])
     assert len(plan.runs) == len(plan.arms) * len(plan.config.seeds)
-    assert plan.config.name == path.stem or plan.config.name == "demo"
+    assert plan.config.name == path.stem
 
 
 def test_the_moe_arms_cost_what_dense_costs(some_data: str) -> None:

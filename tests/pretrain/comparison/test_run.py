@@ -3,6 +3,7 @@ tests/e2e."""
 
 import io
 import json
+import os
 from collections.abc import Callable
 
 import pytest
@@ -40,6 +41,15 @@ def test_a_finished_comparison_is_not_run_again(
     out = io.StringIO()
     assert run_comparison(plan.path, plan.overrides, to=out) == 0
     assert "; 2 done already" in out.getvalue() and "Report: " in out.getvalue()
+    page = plan.directory / "report" / "index.html"
+    written = page.stat().st_mtime_ns
+    again = io.StringIO()
+    assert run_comparison(plan.path, plan.overrides, to=again) == 0
+    assert again.getvalue() == out.getvalue() and page.stat().st_mtime_ns == written
+    metrics = plan.runs[0].config.run_dir / "metrics.jsonl"
+    os.utime(metrics, ns=(written + 1, written + 1))
+    assert run_comparison(plan.path, plan.overrides, to=again) == 0
+    assert page.stat().st_mtime_ns > written, "a run has written since, so the report is written again"
 
 
 def test_an_unfinished_run_and_only_that_is_run(
@@ -82,7 +92,7 @@ def test_a_layout_that_cannot_be_is_refused_where_runs_are_started(
 
 def test_fewer_than_one_run_at_a_time_is_refused(synthetic_plan: Callable[..., ComparisonPlan]) -> None:
     with pytest.raises(ConfigError, match="--concurrent-runs 0: at least one"):
-        run_comparison(synthetic_plan().path, jobs=0)
+        run_comparison(synthetic_plan().path, concurrent_runs=0)
 
 
 def test_a_comparison_that_runs_already_is_not_started_twice(

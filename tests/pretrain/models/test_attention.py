@@ -34,6 +34,7 @@ def random_qkv(heads: tuple[int, int, int], tokens: int = 32) -> Tensor:
     return torch.randn(tokens, sum(heads) * 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("within", [True, False])
 @pytest.mark.parametrize("documents", DOCUMENTS.values(), ids=DOCUMENTS.keys())
 @pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS.keys())
@@ -97,6 +98,7 @@ def test_order_in_the_micro_batch_does_not_matter() -> None:
     torch.testing.assert_close(run(by_tower), run(unsorted), rtol=0, atol=1e-5)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("heads", [(4, 2, 2), (2, 2, 2)])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("flex", [False, True], ids=["per_document", "flex"])

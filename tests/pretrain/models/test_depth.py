@@ -59,6 +59,7 @@ def gradients(
     return found
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("towers", [DENSE, MOT, IMAGE_SPEECH_SHARED], ids=["dense", "mot", "shared"])
 @pytest.mark.parametrize("place", PLACES, ids=str)

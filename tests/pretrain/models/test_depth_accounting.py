@@ -46,6 +46,7 @@ EXPERTS = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("place", PLACES, ids=str)
 @pytest.mark.parametrize("experts", EXPERTS)
 @pytest.mark.parametrize("towers", [DENSE, MOT, IMAGE_SPEECH_SHARED], ids=["dense", "mot", "shared"])

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def measure(config: RunConfig) -> tuple[int, int, int, tuple[int, int]]:
     before = storages(all_tensors()).keys()
     engine = build.engine(config, w)
     module = engine.deepspeed.module
-    masters = [p for group in engine.adamw.param_groups for p in group["params"]]
+    masters = [p for group in engine.torch_optimizer.param_groups for p in group["params"]]
     masters += getattr(engine.deepspeed.optimizer, "fp32_partitioned_groups_flat", [])  # ZeRO-3
     bucket = {4 * BUCKET_ELEMENTS, 2 * BUCKET_ELEMENTS}
     seen = {"backward": 0, "update": 0}
@@ -63,7 +64,7 @@ def measure(config: RunConfig) -> tuple[int, int, int, tuple[int, int]]:
     def held() -> tuple[dict[int, int], dict[int, int]]:
         parameters = storages([p.data for p in module.parameters()])
         parameters |= storages([p.ds_tensor for p in module.parameters() if hasattr(p, "ds_tensor")])
-        moments = [value for state in engine.adamw.state.values() for value in state.values()]
+        moments = [value for state in engine.torch_optimizer.state.values() for value in state.values()]
         optimizer = storages(masters + moments)
         return parameters, {at: n for at, n in optimizer.items() if at not in parameters}
 
@@ -76,7 +77,9 @@ def measure(config: RunConfig) -> tuple[int, int, int, tuple[int, int]]:
     trained = [p for p in module.parameters() if getattr(p, "ds_numel", p.numel()) > 1]
     for parameter in trained[:4]:
         parameter.register_post_accumulate_grad_hook(lambda _: seen.update(backward=others()))
-    engine.adamw.register_step_pre_hook(lambda *_: seen.update(update=max(seen["update"], others())))
+    engine.torch_optimizer.register_step_pre_hook(
+        lambda *_: seen.update(update=max(seen["update"], others()))
+    )
     passes = config.sequences_per_step // (w.dp_size * config.parallel.micro_batch_sequences)
     for step in range(2):
         seen.update(backward=0, update=0)  # the second step counts: the first makes the moments
@@ -116,13 +119,14 @@ def test_what_an_engine_holds(ranks: int, parallel: dict[str, Any], stage: int, 
     for parameters, gradients, optimizer, (pp_rank, dp_rank) in run_on_ranks(measure, ranks, config):
         groups = layout_plan.weights(config.model, planned.stages[pp_rank].sublayers, config.parallel.tp)
         zero: dict[str, Any] = {"dp": planned.dp, "zero_stage": stage, "precision": precision}
+        cost = partial(engine_memory.group_memory, state_bytes=config.optimizer.spec.state_bytes, **zero)
         held = sum(
-            (engine_memory.group_memory(sizes, **zero, dp_rank=dp_rank) for sizes in groups.values()),
+            (cost(sizes, dp_rank=dp_rank) for sizes in groups.values()),
             engine_memory.MemoryUse(),
         )
         expected = held.gradients + engine_memory.update_copy(groups, **zero, dp_rank=dp_rank)
         assert parameters == held.parameters
-        # The steps that AdamW counts, 4 bytes a group: at most 5e-5 here.
+        # AdamW's counters, 4 bytes a group: at most 5e-5 here.
         assert optimizer == pytest.approx(held.optimizer, rel=1e-4)
         # The inputs of a step, at most 0.16 % here. A pipeline stage also keeps what it has sent and
         # received, 1.23 % at this size.

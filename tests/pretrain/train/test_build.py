@@ -11,7 +11,6 @@ from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
 from pretrain.config import RunConfig
 from pretrain.evaluation.losses import conditional_losses, heldout_losses
-from pretrain.models.inputs import build_inputs
 from pretrain.train import build
 from pretrain.train.optimizer import schedule_factor
 from tests.pretrain.tiny_data import VOCABULARY, tiny_run, write_tiny_data
@@ -29,11 +28,10 @@ def _steps(folder: Path) -> list[Any]:
     with build.loader(config, data, w, data.start()) as loader:
         for step in range(2):
             batch = loader.next_step()
-            inputs = [build_inputs(each, config.model) for each in batch.micro_batches]
-            result = engine.train_step(inputs, step)
+            result = engine.train_step(batch.inputs, step)
             samples = [names for each in batch.micro_batches for names in each.samples]
             towers = sorted(result.grad_norm_by_group)
-            found.append((len(inputs), result.learning_rate, towers, result.weight, samples))
+            found.append((len(batch.inputs), result.learning_rate, towers, result.weight, samples))
     return found
 
 
@@ -63,8 +61,7 @@ def _three_steps(folder: Path, layout: dict[str, Any]) -> tuple[list[Any], dict[
         for step in range(3):
             batch = loader.next_step()
             samples += [str(each.samples) for each in batch.micro_batches]
-            inputs = [build_inputs(each, config.model) for each in batch.micro_batches]
-            result = engine.train_step(inputs, step)
+            result = engine.train_step(batch.inputs, step)
             steps += [*result.stats, result.grad_norm, *result.grad_norm_by_group.values()]
     heldout = build.heldout(config, w)
     return steps, heldout_losses(engine, heldout) | conditional_losses(engine, heldout), samples

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.faults import ForeignTokenizer, ReaderDied, WrongChecksum
+from data_pipeline.shards.faults import ForeignTokenizer, WrongChecksum
 from parallel.engine import NothingToLearn
 from parallel.exit_codes import ExitCode
 from parallel.launch import LaunchError
@@ -144,7 +144,6 @@ def test_a_broken_launcher_is_one_message(
         (LaunchError("x"), ExitCode.USER_ERROR, True),
         (CheckpointError("x"), ExitCode.FAILED, True),
         (NonFiniteError("x"), ExitCode.FAILED, True),
-        (ReaderDied("x"), ExitCode.FAILED, True),
         (ValueError("x"), ExitCode.FAILED, False),
         (MemoryError(), ExitCode.FAILED, False),
     ],
@@ -170,7 +169,6 @@ def raised(error: Exception, *, because_of: Exception | None = None, while_at: E
         (LaunchError("x"), "user_error", "x"),
         (ForeignTokenizer("x"), "user_error", "x"),
         (WrongChecksum("x"), "data", "x"),
-        (ReaderDied("x"), "data", "x"),
         (BatchMismatch("x"), "data", "x"),
         (NothingToLearn("x"), "data", "x"),
         (NonFiniteError("x"), "non_finite", "x"),
@@ -181,7 +179,7 @@ def raised(error: Exception, *, because_of: Exception | None = None, while_at: E
         # as the thread that writes a checkpoint tells it, and as a rank whose own disk it is raises it
         (CheckpointError("y (rank 1): [Errno 28] No space left on device"), "disk", "y (rank 1): [Errno 28]"),
         (raised(CheckpointError("y"), because_of=OSError(EROFS, "x")), "disk", "y"),
-        (raised(ReaderDied("y"), because_of=RuntimeError("x")), "data", "y"),
+        (raised(WrongChecksum("y"), because_of=RuntimeError("x")), "data", "y"),
         (raised(RuntimeError(str(PEER)), while_at=NonFiniteError("x")), "non_finite", "x"),
     ],
 )

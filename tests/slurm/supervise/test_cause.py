@@ -201,19 +201,5 @@ def test_a_hang_unless_a_rank_said_why(tmp_path: Path) -> None:
     assert found.kind == "out_of_memory"
 
 
-def test_a_reader_that_the_kernel_killed_is_memory(tmp_path: Path) -> None:
-    died = record(
-        0,
-        "data",
-        "a process that reads the data has died (DataLoader worker (pid 7) is killed by signal: Killed.)",
-    )
-    said = "srun: error: node1: task 0: Exited with exit code 1\n"
-    assert cause(tmp_path, said, died).kind == "data"
-    assert (
-        cause(tmp_path, f"slurmstepd: error: Detected 1 oom_kill event in StepId=9.0.\n{said}", died).kind
-        == "out_of_memory"
-    )
-
-
 def test_a_sentence_is_one_short_line() -> None:
     assert len(Cause("error", 3, "node2", "x" * 400, 1).sentence) == 300

@@ -1,6 +1,6 @@
 import signal
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,26 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     return attempt, tmp_path, errors
 
 
-def first_word(hang: Callable[[], str | None], seconds: float) -> str | None:
-    deadline = time.monotonic() + seconds
-    while (found := hang()) is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return found
+@dataclass
+class Clock:
+    """Time that passes where a test says so."""
+
+    seconds: float = 1e6
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def told(self, hang: Callable[[], str | None], seconds: float) -> tuple[float, str | None]:
+        """(seconds from now on, what `hang` says then): the first word of it, asked every half second."""
+        began = self.seconds
+        while (said := hang()) is None and self.seconds < began + seconds:
+            self.seconds += 0.5
+        return self.seconds - began, said
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 def write_step(run: Path) -> None:
@@ -37,33 +52,37 @@ def write_checkpoint(run: Path) -> None:
 
 @pytest.mark.parametrize("write", [write_step, write_checkpoint])
 def test_silence_is_a_hang_and_writing_is_none(
-    folders: tuple[Path, Path, Path], write: Callable[[Path], None]
+    folders: tuple[Path, Path, Path], clock: Clock, write: Callable[[Path], None]
 ) -> None:
     _, run, _ = folders
-    hang = watch(*folders, hang_after_s=2)
-    deadline = time.monotonic() + 4
-    while time.monotonic() < deadline:
+    hang = watch(*folders, hang_after_s=600, clock=clock)
+    for _ in range(4):
+        assert clock.told(hang, 590) == (590, None)
         write(run)
-        assert hang() is None
-        time.sleep(0.05)
-    assert first_word(hang, 30) == "no log, metrics or checkpoint was written to for 2 s (hang_after_s)"
+    # A look is made every minute.
+    seconds, said = clock.told(hang, 1000)
+    assert said == "no log, metrics or checkpoint was written to for 600 s (hang_after_s)"
+    assert 600 <= seconds <= 660
 
 
-def test_silence_may_be_left_alone(folders: tuple[Path, Path, Path]) -> None:
-    assert first_word(watch(*folders, hang_after_s=0, wait_s=1), 3) is None
+def test_silence_may_be_left_alone(folders: tuple[Path, Path, Path], clock: Clock) -> None:
+    assert clock.told(watch(*folders, hang_after_s=0, clock=clock), 1e4) == (1e4, None)
 
 
 @pytest.mark.parametrize("sign", ["record", "srun"])
-def test_an_srun_that_stays_after_the_end_of_a_rank(folders: tuple[Path, Path, Path], sign: str) -> None:
+def test_an_srun_that_stays_after_the_end_of_a_rank(
+    folders: tuple[Path, Path, Path], clock: Clock, sign: str
+) -> None:
     attempt, _, errors = folders
-    hang = watch(*folders, hang_after_s=0, wait_s=1)
+    hang = watch(*folders, hang_after_s=0, clock=clock)
+    assert clock.told(hang, 1000) == (1000, None)
     if sign == "record":
         (attempt / "rank3.end.json").write_text("{}")
     else:
         errors.write_text("srun: error: node2: task 3: Killed\n")
-    assert (
-        first_word(hang, 30) == "a rank ended, and srun still waits for others 1 s later: their node is lost"
-    )
+    seconds, said = clock.told(hang, 1000)
+    assert said == "a rank ended, and srun still waits for others 90 s later: their node is lost"
+    assert 90 < seconds <= 100
 
 
 def test_a_step_ends_by_itself_or_is_ended(tmp_path: Path) -> None:
