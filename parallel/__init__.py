@@ -1,1 +1,1 @@
-"""How a step is spread over ranks. Knows towers as names and slices, not what they mean."""
+"""Spreading a training step over ranks. Towers are only names and slices here."""

@@ -1,8 +1,7 @@
-"""Tensor-parallel ranks of one stage, and what they exchange: rows of the token stream, and sums.
+"""The collectives of the tensor-parallel ranks of one stage: gathers and sums of rows of the token stream.
 
-megatron-core's own gather and reduce-scatter (tensor_parallel/mappings.py, 0.16.1) allocate on CUDA whatever
-the tensor's device; these allocate where the tensor is. Nothing here knows of towers: a collective moves the
-tokens of all of them at once.
+megatron-core's gather and reduce-scatter (tensor_parallel/mappings.py, 0.16.1) always allocate on CUDA; these
+functions allocate on the device of the tensor. A collective moves the tokens of all towers at once.
 """
 
 from dataclasses import dataclass
@@ -16,21 +15,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TensorParallel:
-    """The tensor-parallel ranks that share a layer, as one of them sees it. The default is one rank alone."""
+    """The tensor-parallel ranks that share a layer, as one of them sees them; by default a single rank."""
 
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
     sequence_parallel: bool = False
-    """Between a row-parallel layer and the next column-parallel one, each rank keeps an equal chunk of the
-    sorted stream instead of all of it: norms and the residual stream cost 1 / size."""
+    """Whether, between a row-parallel layer and the next column-parallel layer, a rank keeps an equal chunk
+    of the sorted stream instead of all of it. Norms and the residual stream then cost 1 / size."""
 
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.size and (self.group is not None or self.size == 1), self
         assert self.size > 1 or not self.sequence_parallel, self
 
     def chunk_counts(self, counts: tuple[int, ...]) -> tuple[int, ...]:
-        """Rows per tower of what this rank keeps, from those of the whole sorted stream."""
+        """Rows per tower in this rank's chunk, from `counts` of the whole sorted stream."""
         if not self.sequence_parallel:
             return counts
         tokens = sum(counts)
@@ -48,36 +47,35 @@ ONE_RANK = TensorParallel()
 
 
 def sum_(x: Tensor, tp: TensorParallel) -> Tensor:
-    """`x`, in place, summed over tensor-parallel ranks. No gradient."""
+    """Sum `x` over tensor-parallel ranks, in place; returns it. No gradient."""
     if tp.size > 1:
         dist.all_reduce(x, group=tp.group)
     return x
 
 
 def gather_rows(x: Shaped[Tensor, "rows ..."], tp: TensorParallel) -> tuple[Tensor, Any]:
-    """(the rows of all ranks in rank order, a handle to wait for before using them). No gradient."""
+    """(rows of all ranks in rank order, handle to wait for before they are used). No gradient."""
     whole = x.new_empty(x.shape[0] * tp.size, *x.shape[1:])
     handle = dist.all_gather_into_tensor(whole, x.contiguous(), group=tp.group, async_op=True)
     return whole, handle
 
 
 def scatter_sum(whole: Shaped[Tensor, "rows ..."], tp: TensorParallel) -> tuple[Tensor, Any]:
-    """(this rank's chunk of the rows summed over ranks, a handle to wait for before using it). No
-    gradient."""
+    """(this rank's chunk of the sum over ranks, handle to wait for before it is used). No gradient."""
     chunk = whole.new_empty(whole.shape[0] // tp.size, *whole.shape[1:])
     handle = dist.reduce_scatter_tensor(chunk, whole.contiguous(), group=tp.group, async_op=True)
     return chunk, handle
 
 
 def combine(partial: Shaped[Tensor, "tokens d_model"], tp: TensorParallel) -> Shaped[Tensor, "rows d_model"]:
-    """The sum over ranks of their partial results: all rows, or with sequence parallel this rank's chunk."""
+    """The sum of partial results over ranks: all rows, or this rank's chunk with sequence parallel."""
     if tp.size == 1:
         return partial
     return (_ScatterSum if tp.sequence_parallel else _Sum).apply(partial, tp)
 
 
 def combine_gradient(partial: Shaped[Tensor, "tokens d_model"], tp: TensorParallel) -> tuple[Tensor, Any]:
-    """As `combine`, for the gradient of what a column-parallel layer was given: (result, handle or None)."""
+    """`combine` for the gradient of a column-parallel layer's input: (result, handle or None)."""
     if tp.size == 1:
         return partial, None
     if tp.sequence_parallel:
@@ -86,15 +84,21 @@ def combine_gradient(partial: Shaped[Tensor, "tokens d_model"], tp: TensorParall
 
 
 def whole_rows(x: Shaped[Tensor, "rows d_model"], tp: TensorParallel) -> Shaped[Tensor, "tokens d_model"]:
-    """The whole stream from the chunks of sequence parallel, for layers that then keep all of it on every
-    rank (they are given a `tp` without sequence parallel). Its gradient is the same on every rank, so a
-    chunk's is a part of it; `own_chunk` is the way back."""
+    """The whole stream from the chunks of sequence parallel; without sequence parallel, `x` itself.
+
+    It is for layers that keep the whole stream on every rank, with a `tp` without sequence parallel. Their
+    gradient is the same on all ranks, so the gradient of a chunk is a slice of it. `own_chunk` is the
+    inverse.
+    """
     return _WholeRows.apply(x, tp) if tp.sequence_parallel else x
 
 
 def sum_gradient(x: Shaped[Tensor, "..."], tp: TensorParallel) -> Shaped[Tensor, "..."]:
-    """`x`, whose gradient is summed over ranks: for what all ranks hold and each uses for a part of the
-    features. What a column-parallel layer does for its own input."""
+    """`x`, whose gradient is summed over ranks.
+
+    It is for a tensor that all ranks hold and that every rank uses for other features. A column-parallel
+    layer does the same for its input.
+    """
     return _SumGradient.apply(x, tp) if tp.size > 1 else x
 
 
@@ -104,7 +108,7 @@ def own_chunk(whole: Shaped[Tensor, "tokens d_model"], tp: TensorParallel) -> Sh
 
 
 def of_first_rank(x: Tensor, tp: TensorParallel) -> Tensor:
-    """`x`, in place, as the first tensor-parallel rank has it: what must not differ by a bit. No gradient."""
+    """Overwrite `x` with the first tensor-parallel rank's, so that ranks agree bit for bit; returns it."""
     if tp.size > 1:
         dist.broadcast(x, group=tp.group, group_src=0)
     return x
@@ -154,7 +158,7 @@ class _OwnChunk(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    # megatron-core's own gives back its input unsummed where that is not contiguous (mappings.py, _reduce).
+    # megatron-core's sum returns a non-contiguous input without summing it (mappings.py, _reduce).
     @staticmethod
     def forward(ctx: Any, partial: Tensor, tp: TensorParallel) -> Tensor:
         return sum_(partial.clone(), tp)

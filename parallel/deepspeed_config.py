@@ -1,13 +1,13 @@
-"""The numbers of a run as DeepSpeed's configuration. Pure; refuses what DeepSpeed 0.19.8 would get wrong."""
+"""DeepSpeed's configuration for a run, as a pure function; it refuses what DeepSpeed 0.19.8 gets wrong."""
 
 from typing import Any, Literal
 
 from parallel.layout import Precision
 
 BUCKET_ELEMENTS = 50_000_000
-"""Gradients reduced, and parameters gathered, at a time: large enough for full bandwidth, 200 MB in fp32."""
+"""Elements that one collective reduces or gathers: 200 MB in fp32, which is enough for full bandwidth."""
 PERSISTENT_ELEMENTS = 100_000
-"""ZeRO-3 keeps parameters up to this size whole on every rank, rather than gather them again and again."""
+"""Largest size of a parameter that ZeRO-3 keeps whole on every rank instead of gathering it every time."""
 
 
 def deepspeed_config(
@@ -19,10 +19,10 @@ def deepspeed_config(
     max_grad_norm: float,
     persistent_elements: int = PERSISTENT_ELEMENTS,
 ) -> dict[str, Any]:
-    """Dictionary for deepspeed.initialize, which adds the data-parallel size itself.
+    """The dictionary for deepspeed.initialize, which adds the data-parallel size itself.
 
-    Stage 0 is given no clipping: DeepSpeed clips there without reporting the norm, so the engine does both.
-    `persistent_elements`: ZeRO-3 keeps parameters up to this size whole on every rank.
+    Stage 0 gets no clipping, because DeepSpeed clips there without reporting the norm; the engine does both.
+    `persistent_elements`: the largest size of a parameter that ZeRO-3 keeps whole on every rank.
     Raises ValueError for stage 0 with bf16, which steps the optimizer on zero gradients at start-up
     (runtime/fp16/unfused_optimizer.py:425).
     """
@@ -42,28 +42,33 @@ def deepspeed_config(
             "reduce_bucket_size": BUCKET_ELEMENTS,
             "allgather_bucket_size": BUCKET_ELEMENTS,
         },
-        # ZeRO was not written for the client's torch optimizer by name; it is elementwise (optimizer.py).
+        # torch's optimizer is not on ZeRO's list of optimizers, but it is elementwise (optimizer.py).
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
-        # Read by pipelines alone. By default DeepSpeed 0.19.8 sends a slice of the activations from each
-        # tensor-parallel rank, as if all of them held the same: wrong with sequence parallel, without an
-        # error (runtime/pipe/engine.py). Our blocks checkpoint activations themselves, without re-entry.
+        # Only pipelines read this. By default DeepSpeed 0.19.8 sends a slice of the activations from every
+        # tensor-parallel rank, as if all of them held the same. This is silently wrong with sequence parallel
+        # (runtime/pipe/engine.py). Blocks checkpoint activations themselves, without re-entry.
         "pipeline": {"pipe_partitioned": False, "grad_partitioned": False, "use_reentrant": False},
     }
     if zero_stage == 1:
-        # Stage 1 reduces once a step, when all gradients are there: copying them into a buffer first gains
-        # nothing. On one CPU core, 1 M elements in 98 parameters: 27 ms a step with it, 15 ms without.
+        # Stage 1 reduces once a step, when all gradients are there, so copying them into a buffer gains
+        # nothing. On one CPU core, 1 M elements in 98 parameters take 27 ms a step with it, 15 ms without.
         config["zero_optimization"]["contiguous_gradients"] = False
     if zero_stage == 3:
         config["zero_optimization"] |= {
             "stage3_param_persistence_threshold": persistent_elements,
             "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
         }
-    if precision == "bf16":
+    return config | (_bf16() if precision == "bf16" else {})
+
+
+def _bf16() -> dict[str, Any]:
+    """The settings for bf16."""
+    return {
         # The check makes stages 2 and 3 skip a step whose gradient is not finite, as fp32 does by itself.
-        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
-        # Sums over ranks in fp32: 1, 2 and 4 ranks then agree to 1e-7, with bf16 sums only to 1e-3.
-        config["communication_data_type"] = "fp32"
-    return config
+        "bf16": {"enabled": True, "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        # With sums over ranks in fp32, 1, 2 and 4 ranks agree to 1e-7; with sums in bf16 only to 1e-3.
+        "communication_data_type": "fp32",
+    }

@@ -1,4 +1,4 @@
-"""A digest of a logical tensor that ranks add up from whatever fragments they hold."""
+"""A digest of a logical tensor, which is the sum of digests of its fragments on all ranks."""
 
 import torch
 from jaxtyping import Int
@@ -9,27 +9,28 @@ from parallel.logical import LogicalTensor
 
 MODULUS = 2**64
 _CHUNK = 1 << 16
-"""Elements at a time: temporaries of half a megabyte stay in a core's cache, and small on a GPU."""
-# Odd 64-bit constants with irregular bits (of the golden ratio and of sqrt 2), as torch's signed numbers.
-_PLACE, _MIX = 0x9E3779B97F4A7C15 - MODULUS, 0xB504F333F9DE6485 - MODULUS
+"""Elements that are hashed at a time: temporaries of half a megabyte fit a core's cache."""
+# Odd 64-bit constants with irregular bits (of the golden ratio and of sqrt 2), as signed numbers for torch.
+_POSITION, _MIX = 0x9E3779B97F4A7C15 - MODULUS, 0xB504F333F9DE6485 - MODULUS
 
 
 def digests(fragment: Fragment) -> dict[str, int]:
-    """kind -> the fragment's share of the digest of its logical tensor, modulo 2^64.
+    """By kind of value, the fragment's share of the digest of its logical tensor, modulo 2^64.
 
-    Sum over elements of a mix of the element's fp32 bits and its place in the whole tensor: the same however
-    the tensor is cut, and another if a bit changes or two elements change places.
+    The digest is a sum over elements of a hash of the element's fp32 bits and its index in the whole tensor.
+    It does not depend on how the tensor is cut, and changes if a bit changes or two elements are swapped.
     """
     device = fragment.values[PARAMETER].device
     totals = {kind: torch.zeros((), dtype=torch.int64, device=device) for kind in fragment.values}
     for first in range(0, fragment.count, _CHUNK):
         last = min(first + _CHUNK, fragment.count)
         index = torch.arange(fragment.start + first, fragment.start + last, device=device)
-        place = logical_index(index, fragment.logical, fragment.tp_rank, fragment.tp_size) * _PLACE
+        position = logical_index(index, fragment.logical, fragment.tp_rank, fragment.tp_size) * _POSITION
         for kind, values in fragment.values.items():
-            mixed = place ^ values[first:last].float().view(torch.int32)
+            mixed = position ^ values[first:last].float().view(torch.int32)
             mixed *= _MIX
-            # The upper half knows all bits; a logical shift (torch's keeps the sign) brings it down.
+            # The upper half depends on all bits. It is shifted down, without the sign that torch's shift
+            # keeps.
             mixed ^= (mixed >> 32) & 0xFFFFFFFF
             totals[kind] += mixed.sum()
     return {kind: int(total) % MODULUS for kind, total in totals.items()}
@@ -38,7 +39,7 @@ def digests(fragment: Fragment) -> dict[str, int]:
 def logical_index(
     index: Int[Tensor, " n"], logical: LogicalTensor, tp_rank: int, tp_size: int
 ) -> Int[Tensor, " n"]:
-    """Flat index in the whole tensor, from the flat index in the part of a tensor-parallel rank."""
+    """Flat indices in the whole tensor, from flat indices in the part of a tensor-parallel rank."""
     if logical.dim is None or tp_size == 1:
         return index
     width = logical.shape[logical.dim]

@@ -1,10 +1,9 @@
-"""Bytes that DeepSpeed 0.19.8 holds on a rank, with the settings of parallel/deepspeed_config.py. Imports no
-torch.
+"""Memory of DeepSpeed 0.19.8 on a rank, in bytes, with the settings of parallel/deepspeed_config.py.
 
-A model's trainable parameters come as groups (name -> sizes in order), the elements of this tensor-parallel
-rank and pipeline stage. One group is one flat tensor in stages 1 and 2, padded to a multiple of 2 dp
-elements (nccl_start_alignment_factor); stage 3 pads each parameter to a multiple of dp. b is 2 bytes in
-bf16, 4 in fp32; s is OptimizerSpec.state_bytes, 8 for AdamW:
+A model's trainable parameters are given as groups (name -> sizes in order); sizes count the elements on this
+tensor-parallel rank and pipeline stage. Stages 1 and 2 join a group to one flat tensor, padded to a multiple
+of 2 dp elements (nccl_start_alignment_factor); stage 3 pads every parameter to a multiple of dp. b is 2 bytes
+in bf16 and 4 in fp32; s is OptimizerSpec.state_bytes, 8 for AdamW:
 
     stage        parameters      gradients                            optimizer (fp32 master, states)
     0 fp32       4 n             4 n                                  s n: on the parameters themselves
@@ -19,8 +18,8 @@ Sources, below deepspeed/runtime: stages 1 in fp32 and 2 zero/stage_1_and_2.py (
 master 560, gradients of stage 2 in fp32 2142, in bf16 1268); stage 1 in bf16 bf16_optimizer.py (flat 167,
 master 182; 191 the gradients of the whole model in fp32, to which those of a backward pass, in bf16, are
 added only when it is over, as immediate_grad_update is off); stage 3 zero/stage3.py (gradients 791) and
-zero/partition_parameters.py (parts 1690). Small parameters of stage 3 (PERSISTENT_ELEMENTS) also stay
-whole: b n more.
+zero/partition_parameters.py (parts 1690). In stage 3 small parameters (PERSISTENT_ELEMENTS) also stay whole,
+which takes b n more. This module imports no torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,14 +35,14 @@ ZeroStage = Literal[0, 1, 2, 3]
 
 _FP32 = 4
 _ENGINE_BUCKET_ELEMENTS = 500_000_000
-"""MEMORY_OPT_ALLREDUCE_SIZE, engine.py:151: buckets of gradients in stage 0, and in stage 1 with bf16."""
+"""Bucket of gradients in stage 0, and in stage 1 with bf16 (MEMORY_OPT_ALLREDUCE_SIZE, engine.py:151)."""
 _SUB_GROUP_ELEMENTS = _LIVE_ELEMENTS = 1_000_000_000
 """Defaults of sub_group_size and stage3_max_live_parameters, zero/config.py:182, 245."""
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of one rank that last from step to step, gradients at their most."""
+    """Bytes on one rank that last from step to step, with gradients at their peak."""
 
     parameters: int = 0
     gradients: int = 0
@@ -70,9 +69,12 @@ def group_memory(
     state_bytes: int,
     dp_rank: int | None = None,
 ) -> MemoryUse:
-    """What a group of trainable parameters costs. `state_bytes`: of OptimizerSpec. `dp_rank` matters in stage
-    2 with fp32 alone; None: the rank that holds most."""
-    b = format_bytes(precision)
+    """The memory of a group of trainable parameters.
+
+    `state_bytes`: OptimizerSpec.state_bytes. `dp_rank` matters only in stage 2 with fp32; None: the rank with
+    the most memory.
+    """
+    b = element_bytes(precision)
     n, flat = sum(sizes), _flat(sizes, dp)
     if zero_stage == 0:
         return MemoryUse(_FP32 * n, _FP32 * n, state_bytes * n)
@@ -92,21 +94,21 @@ def group_memory(
 
 
 def frozen_memory(sizes: Sequence[int], *, dp: int, zero_stage: ZeroStage, precision: Precision) -> MemoryUse:
-    """What parameters that are not trained cost: stage 3 cuts them too, the others leave them."""
+    """The memory of a group of frozen parameters; only stage 3 shards them."""
     if zero_stage == 3:
         cut = group_memory(sizes, dp=dp, zero_stage=3, precision=precision, state_bytes=0)
         return MemoryUse(cut.parameters)
-    return MemoryUse(format_bytes(precision) * sum(sizes))
+    return MemoryUse(element_bytes(precision) * sum(sizes))
 
 
 def update_copy(
     groups: Groups, *, dp: int, zero_stage: ZeroStage, precision: Precision, dp_rank: int | None = None
 ) -> int:
-    """Bytes of the gradient that is joined for the update of one group at a time, beside the gradients.
+    """Bytes of the joined gradient that an update makes of one group at a time, beside the gradients.
 
     Stage 2 in fp32: zero/stage_1_and_2.py:3107, while the gradients keep their one buffer until the last
     group; a part within one parameter is not copied. Stage 3: zero/stage3.py:2683, a sub-group at a time.
-    Stage 1 in fp32 frees what it has joined; in bf16, stages 1 and 2 update from where the gradients are.
+    Stage 1 in fp32 frees the gradients that it has joined; in bf16, stages 1 and 2 join nothing.
     """
     most = 0
     for sizes in groups.values():
@@ -120,14 +122,15 @@ def update_copy(
 
 
 def buffers(groups: Groups, *, dp: int, zero_stage: ZeroStage, precision: Precision) -> int:
-    """Upper bound on the bytes of communication buffers, which come and go within a step.
+    """Upper bound on the bytes of communication buffers, which live only within a step.
 
-    Stage 0, and stage 1 in bf16: tensors that share a bucket are joined in fp32 (engine.py:3795, 3828; one
-    alone is not copied). Stage 1 in fp32 and 2: buckets of BUCKET_ELEMENTS, and what is flattened and cast of
-    them (zero/stage_1_and_2.py:2359, 3256). Stage 3: the same bucket, kept (zero/stage3.py:782), and gathered
-    parameters up to stage3_max_live_parameters and the bucket that is fetched ahead.
+    Stage 0, and stage 1 in bf16: tensors that share a bucket are joined in fp32 (engine.py:3795, 3828; a
+    tensor alone is not copied). Stage 1 in fp32, and stage 2: buckets of BUCKET_ELEMENTS, with flattened and
+    cast copies (zero/stage_1_and_2.py:2359, 3256). Stage 3: the same bucket, which is kept
+    (zero/stage3.py:782), and gathered parameters up to stage3_max_live_parameters plus the bucket that is
+    fetched ahead.
     """
-    b = format_bytes(precision)
+    b = element_bytes(precision)
     n = sum(map(sum, groups.values()))
     bucket = min(BUCKET_ELEMENTS, n)
     if zero_stage == 0:
@@ -143,8 +146,8 @@ def buffers(groups: Groups, *, dp: int, zero_stage: ZeroStage, precision: Precis
     return _FP32 * BUCKET_ELEMENTS + _FP32 * bucket + b * gathered
 
 
-def format_bytes(precision: Precision) -> int:
-    """Bytes of a parameter or an activation."""
+def element_bytes(precision: Precision) -> int:
+    """Bytes of one element of a parameter or an activation."""
     return 2 if precision == "bf16" else 4
 
 
@@ -157,14 +160,14 @@ def _parts(sizes: Sequence[int], dp: int) -> int:
 
 
 def _touched(sizes: Sequence[int], rank: int, part: int) -> list[int]:
-    """Sizes of the parameters that lie in part `rank` of their flat tensor, if only at an edge."""
+    """Sizes of the parameters that lie, wholly or partly, in part `rank` of their flat tensor."""
     ends = list(accumulate(sizes))
     first, last = rank * part, (rank + 1) * part
     return [size for size, end in zip(sizes, ends, strict=True) if end - size < last and end > first]
 
 
 def _sub_groups(sizes: Sequence[int], dp: int) -> Iterator[int]:
-    """Elements of each sub-group of stage 3 (zero/stage3.py:1213)."""
+    """The numbers of elements of stage 3's sub-groups (zero/stage3.py:1213)."""
     elements = 0
     for size in sizes:
         elements += -(-size // dp)
@@ -175,7 +178,7 @@ def _sub_groups(sizes: Sequence[int], dp: int) -> Iterator[int]:
 
 
 def _joined(sizes: Sequence[int]) -> int:
-    """Elements of the largest bucket with more than one tensor: it closes once it is above its size."""
+    """Elements of the largest bucket with more than one tensor; a bucket closes once it exceeds its size."""
     most, bucket = 0, []
     for size in sizes:
         bucket.append(size)

@@ -1,7 +1,7 @@
-"""What the environment says about this process, and starting ranks on this machine.
+"""The launcher's environment variables of this process, and starting ranks on this machine.
 
-The only file of the project that reads os.environ. Imports no torch at module level: the process that starts
-ranks stays light.
+This is the only module of the project that reads os.environ. It imports no torch at module level, so that the
+process that starts ranks stays light.
 """
 
 import ctypes
@@ -27,72 +27,44 @@ FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _STORE_FD = "MOTLEY_STORE_FD"
 _ARITHMETIC = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# srun sets these in every task of a step. SLURM_NTASKS and SLURM_PROCID alone do not show that: a batch
-# script's own process has them too, and would wait for ranks that nobody started.
+# srun sets these variables in every task of a step. SLURM_NTASKS and SLURM_PROCID would not do: the process
+# of a batch script has them too, and would wait for ranks that nobody started.
 _SLURM = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID")
 
 
 class LaunchError(ValueError):
-    """The environment describes no set of ranks that can start; says which variables and what to do."""
+    """The environment describes no set of ranks that can start; the message names variables and a remedy."""
 
 
 @dataclass(frozen=True)
 class RankFacts:
-    """Who this process is among the ranks, and where they meet."""
+    """The rank of this process, and the address at which ranks meet."""
 
     rank: int
     world_size: int
     local_rank: int
     master_addr: str
     master_port: int
-    """0 in a world of one: there is nobody to meet."""
+    """0 if there is only one rank."""
     store_fd: int | None
-    """Rank 0 of our own spawn: the listening socket of the meeting place, inherited, so that no other process
-    can take the port between choosing and using it."""
+    """For rank 0 of `spawn`, the inherited listening socket of the store, so that no other process can take
+    the port before it is used."""
     launcher: str
     """"torchrun" (or anything that sets its variables, as DeepSpeed's does), "slurm", "spawn" or "single"."""
     attempt_dir: str | None = None
-    """Of a rank of our Slurm jobs (MOTLEY_ATTEMPT_DIR): where the job keeps what this rank prints, in a file
-    of its own, and wants to be told how the rank ended."""
+    """For a rank of a Slurm job of Motley (MOTLEY_ATTEMPT_DIR), the folder of its log and end record."""
 
 
 def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
-    """Read the launcher's variables: torchrun's (or our own spawn's), else srun's, else a world of one.
+    """The facts of this rank from the variables of torchrun (or `spawn`) or of srun; else one rank.
 
-    Raises LaunchError where the variables of a launcher are incomplete or contradict each other.
+    Raises LaunchError if the variables of a launcher are incomplete or contradict each other.
     """
     env = os.environ if environ is None else environ
     if "RANK" in env or "WORLD_SIZE" in env:
-        missing = [name for name in _TORCHRUN if name not in env]
-        if missing:
-            raise LaunchError(
-                f"RANK or WORLD_SIZE is set, but {', '.join(missing)} is not: a launcher sets all of "
-                f"{', '.join(_TORCHRUN)}; unset them to run as one process"
-            )
-        store_fd = _integer(env, _STORE_FD) if _STORE_FD in env else None
-        facts = RankFacts(
-            rank=_integer(env, "RANK"),
-            world_size=_integer(env, "WORLD_SIZE"),
-            local_rank=_integer(env, "LOCAL_RANK"),
-            master_addr=env["MASTER_ADDR"],
-            master_port=_integer(env, "MASTER_PORT"),
-            store_fd=store_fd,
-            launcher="spawn" if "MOTLEY_SPAWN" in env else "torchrun",
-        )
+        facts = _torchrun_facts(env)
     elif all(name in env for name in _SLURM):
-        job = _integer(env, "SLURM_JOB_ID")
-        nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
-        facts = RankFacts(
-            rank=_integer(env, "SLURM_PROCID"),
-            world_size=_integer(env, "SLURM_STEP_NUM_TASKS"),
-            local_rank=_integer(env, "SLURM_LOCALID"),
-            master_addr=env.get("MASTER_ADDR") or first_host(nodes),
-            # Ranks cannot agree on a free port before they have met; the job id keeps jobs of a node apart.
-            master_port=_integer(env, "MASTER_PORT") if "MASTER_PORT" in env else 15_000 + job % 15_000,
-            store_fd=None,
-            launcher="slurm",
-            attempt_dir=env.get("MOTLEY_ATTEMPT_DIR"),
-        )
+        facts = _slurm_facts(env)
     else:
         return RankFacts(0, 1, 0, "127.0.0.1", 0, None, "single")
     if not 0 <= facts.rank < facts.world_size:
@@ -102,31 +74,65 @@ def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
     return facts
 
 
+def _torchrun_facts(env: Mapping[str, str]) -> RankFacts:
+    missing = [name for name in _TORCHRUN if name not in env]
+    if missing:
+        raise LaunchError(
+            f"RANK or WORLD_SIZE is set, but {', '.join(missing)} is not: a launcher sets all of "
+            f"{', '.join(_TORCHRUN)}; unset them to run as one process"
+        )
+    return RankFacts(
+        rank=_integer(env, "RANK"),
+        world_size=_integer(env, "WORLD_SIZE"),
+        local_rank=_integer(env, "LOCAL_RANK"),
+        master_addr=env["MASTER_ADDR"],
+        master_port=_integer(env, "MASTER_PORT"),
+        store_fd=_integer(env, _STORE_FD) if _STORE_FD in env else None,
+        launcher="spawn" if "MOTLEY_SPAWN" in env else "torchrun",
+    )
+
+
+def _slurm_facts(env: Mapping[str, str]) -> RankFacts:
+    job = _integer(env, "SLURM_JOB_ID")
+    nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
+    return RankFacts(
+        rank=_integer(env, "SLURM_PROCID"),
+        world_size=_integer(env, "SLURM_STEP_NUM_TASKS"),
+        local_rank=_integer(env, "SLURM_LOCALID"),
+        master_addr=env.get("MASTER_ADDR") or first_host(nodes),
+        # Ranks cannot agree on a free port before they meet; the job id keeps the jobs of a node apart.
+        master_port=_integer(env, "MASTER_PORT") if "MASTER_PORT" in env else 15_000 + job % 15_000,
+        store_fd=None,
+        launcher="slurm",
+        attempt_dir=env.get("MOTLEY_ATTEMPT_DIR"),
+    )
+
+
 @dataclass(frozen=True)
 class JobFacts:
-    """What Slurm tells a batch script of its job."""
+    """Slurm's variables about the job of a batch script."""
 
     job: int
-    """The number by which people know it; of an array that of the whole."""
+    """The id of the job; in an array, of the whole array."""
     task: int | None
-    """Index within an array; None outside of one."""
+    """The index within an array; None outside of one."""
     own_id: int
-    """What the job is alone: an element of an array has a number of its own too."""
+    """The job's own id, which an element of an array has beside the id of the array."""
     attempt: int
-    """0, and one more at each requeue."""
+    """0, and one more after every requeue."""
     nodelist: str
 
     @property
     def name(self) -> str:
-        """What scontrol, squeue and scancel take: "812" or "812_3"."""
+        """The job's name for scontrol, squeue and scancel: "812" or "812_3"."""
         return f"{self.job}" if self.task is None else f"{self.job}_{self.task}"
 
 
 def job_facts(environ: Mapping[str, str] | None = None) -> JobFacts:
-    """The job that this process is the batch script of. Raises LaunchError outside of one."""
+    """The job whose batch script runs this process. Raises LaunchError outside of a job."""
     env = os.environ if environ is None else environ
     if "SLURM_JOB_ID" not in env:
-        raise LaunchError("SLURM_JOB_ID is not set: this is the work of a Slurm job; see `motley submit`")
+        raise LaunchError("SLURM_JOB_ID is not set: this command runs in a Slurm job; see `motley submit`")
     own = _integer(env, "SLURM_JOB_ID")
     array = "SLURM_ARRAY_JOB_ID" in env
     return JobFacts(
@@ -139,7 +145,7 @@ def job_facts(environ: Mapping[str, str] | None = None) -> JobFacts:
 
 
 def node_name(environ: Mapping[str, str] | None = None) -> str:
-    """This machine, by the name that Slurm has for it where this is a task of Slurm's."""
+    """The name of this machine: Slurm's name in a task of Slurm, else its host name."""
     env = os.environ if environ is None else environ
     return env.get("SLURMD_NODENAME") or socket.gethostname()
 
@@ -152,7 +158,7 @@ def _integer(env: Mapping[str, str], name: str) -> int:
 
 
 def first_host(nodelist: str) -> str:
-    """First node of a Slurm node list: "gpu[003-007,9]-ib,login" -> "gpu003-ib"."""
+    """The first node of a Slurm node list: "gpu[003-007,9]-ib,login" -> "gpu003-ib"."""
     first = re.match(r"[^,\[]*(?:\[[^\]]*\][^,\[]*)*", nodelist)
     assert first is not None  # the pattern also matches the empty string
     host = re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first.group())
@@ -162,13 +168,16 @@ def first_host(nodelist: str) -> str:
 
 
 def own_arguments(argv: Sequence[str]) -> list[str]:
-    """`argv` without what DeepSpeed's launcher puts before a script's arguments: --local_rank=N, which
-    LOCAL_RANK says too (deepspeed 0.19.8, launcher/launch.py:229)."""
+    """`argv` without the --local_rank=N that DeepSpeed's launcher adds (deepspeed 0.19.8,
+    launcher/launch.py:229).
+
+    The variable LOCAL_RANK has the same value.
+    """
     return [argument for argument in argv if not re.fullmatch(r"--local_rank=\d+", argument)]
 
 
 def prepare_environment(facts: RankFacts) -> None:
-    """Set what libraries read from the environment instead of taking arguments. Before importing deepspeed.
+    """Set variables that libraries read. It must be called before deepspeed is imported.
 
     DeepSpeed 0.19.8 reads LOCAL_RANK (runtime/engine.py:1966, runtime/zero/partition_parameters.py:1138), and
     without DS_ACCELERATOR it prints a warning on a machine without accelerator.
@@ -184,9 +193,9 @@ def _cuda_available() -> bool:
 
 
 def choose_device(facts: RankFacts) -> "torch.device":
-    """This rank's device: a GPU where there is one, else the CPU.
+    """The device of this rank: a GPU if there is one, else the CPU.
 
-    Under Slurm a task may be shown one GPU of its own (--gpus-per-task); its index is then 0 on every rank.
+    Slurm may show a task only its own GPU (--gpus-per-task), whose index is then 0 on every rank.
     """
     import torch
 
@@ -210,9 +219,9 @@ def arithmetic_settings(environ: Mapping[str, str] | None = None) -> dict[str, s
 
 
 def child_environment(processes: int, *, threads: int | None = None) -> dict[str, str]:
-    """This process's environment for `processes` that share the machine, without any launcher's variables.
+    """The environment for `processes` child processes on this machine, without variables of a launcher.
 
-    OMP_NUM_THREADS: `threads` if given, else what is set, else cores / processes.
+    OMP_NUM_THREADS is `threads` if given, else its current value, else cores / processes.
     """
     env = {
         name: value
@@ -226,7 +235,7 @@ def child_environment(processes: int, *, threads: int | None = None) -> dict[str
 
 
 def rank_environment(rank: int, world_size: int, store: socket.socket) -> dict[str, str]:
-    """What a rank of our own spawn finds in its environment; `store` is the socket they meet at."""
+    """The variables of a rank of `spawn`; `store` is the socket at which ranks meet."""
     variables = {
         "MOTLEY_SPAWN": "1",
         "RANK": str(rank),
@@ -254,17 +263,17 @@ def die_with_parent(parent: int) -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the request
+        if os.getppid() != parent:  # the parent died before the call
             os._exit(1)
 
 
 def spawn(argv: Sequence[str], processes: int, *, threads: int | None = None, grace_s: float = 10.0) -> int:
     """Run `python ARGV...` as `processes` ranks on this machine and wait for all of them.
 
-    SIGTERM, SIGUSR2 and SIGINT go on to every rank. When one rank fails the others are told to end, and
-    killed `grace_s` later. Returns 0, or 85 if ranks stopped for requeue (or were killed by a signal that
-    went on to them before they could handle it) and none failed before, or the code of the rank that failed
-    first (128 + signal number for one that was killed), which is named on stderr.
+    SIGTERM, SIGUSR2 and SIGINT are forwarded to all ranks. When a rank fails, the others get SIGTERM, and
+    SIGKILL `grace_s` later. Returns 0; or 85 if ranks stopped for requeue (or a forwarded signal killed them
+    before they handled signals) and none failed before; or the code of the rank that failed first, which is
+    named on stderr (128 + signal, if it was killed).
     """
     received: list[int] = []
 
@@ -282,7 +291,7 @@ def spawn(argv: Sequence[str], processes: int, *, threads: int | None = None, gr
                         [sys.executable, *argv],
                         env=base | rank_environment(rank, processes, store),
                         pass_fds=(store.fileno(),) if rank == 0 else (),
-                        # Its own group: Ctrl-C at a terminal then reaches ranks once, through us.
+                        # In its own group a rank gets Ctrl-C of a terminal once, forwarded by this process.
                         process_group=0,
                         preexec_fn=lambda: die_with_parent(parent),
                     )
@@ -298,6 +307,7 @@ def spawn(argv: Sequence[str], processes: int, *, threads: int | None = None, gr
 
 
 def _wait(ranks: Sequence["subprocess.Popen[bytes]"], received: list[int], grace_s: float) -> int:
+    """Wait for all ranks and forward the signals in `received`; returns the exit code of `spawn`."""
     result: int | None = None
     deadline = float("inf")
     requeue = False
@@ -316,7 +326,7 @@ def _wait(ranks: Sequence["subprocess.Popen[bytes]"], received: list[int], grace
             requeue |= code == ExitCode.REQUEUE
             if code in (ExitCode.DONE, ExitCode.REQUEUE) or result is not None:
                 continue
-            # A rank that a forwarded signal killed had not got to where it handles it: stopped, not failed.
+            # A forwarded signal kills a rank that does not handle signals yet. It is stopped, not failed.
             result = ExitCode.REQUEUE if -code in forwarded else 128 - code if code < 0 else code
             deadline = time.monotonic() + grace_s
             cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

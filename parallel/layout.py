@@ -1,10 +1,11 @@
-"""How ranks are laid out over tensor, data and pipeline axes; which layouts are legal. Imports no torch.
+"""The layout of ranks over tensor, data and pipeline axes, and the rules for legal layouts.
 
     rank = (pp_rank * dp + dp_rank) * tp + tp_rank
 
-Tensor-parallel ranks, which talk in every layer, are neighbours and so share a node; stages, which talk
-least, are furthest apart. megatron-core's order "tp-cp-ep-dp-pp" (0.16.1, parallel_state.py) and DeepSpeed's
-PipeModelDataParallelTopology (0.19.8, runtime/pipe/topology.py) are this one.
+Tensor-parallel ranks, which communicate in every layer, are neighbours and so share a node; stages, which
+communicate least, are furthest apart. This is megatron-core's order "tp-cp-ep-dp-pp" (0.16.1,
+parallel_state.py) and DeepSpeed's PipeModelDataParallelTopology (0.19.8, runtime/pipe/topology.py). This
+module imports no torch.
 """
 
 import math
@@ -18,7 +19,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 class ParallelConfig(BaseModel):
-    """Sizes of the axes; dp is derived from the world size. Ranks go tp fastest, then dp, then pp."""
+    """Sizes of the axes. dp follows from the number of ranks, which go along tp first, then dp, then pp."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,14 +29,14 @@ class ParallelConfig(BaseModel):
     micro_batch_sequences: PositiveInt = 1
     """Sequences of one forward and backward pass on one data-parallel rank."""
     sequence_parallel: bool = True
-    """Where tp > 1: between tensor-parallel regions each rank holds 1/tp of a micro-batch's tokens instead of
-    all of them, for the same bytes communicated forward. No effect where tp = 1."""
+    """Whether, between tensor-parallel regions, a rank holds 1/tp of a micro-batch's tokens instead of all of
+    them. The forward pass communicates the same bytes. It has no effect with tp = 1."""
     activation_checkpointing: bool = False
     collective_timeout_s: PositiveInt = 600
 
 
 class ModelShape(Protocol):
-    """What the legality of a layout depends on; a ModelConfig is one."""
+    """The sizes of a model that decide which layouts are legal; a ModelConfig has them."""
 
     @property
     def num_layers(self) -> int: ...
@@ -56,7 +57,7 @@ class ModelShape(Protocol):
 
 
 class Coordinates(NamedTuple):
-    """Where a rank sits on each axis."""
+    """The position of a rank on all axes."""
 
     pp_rank: int
     dp_rank: int
@@ -64,7 +65,7 @@ class Coordinates(NamedTuple):
 
 
 def data_parallel_size(config: ParallelConfig, world_size: int) -> int:
-    """Ranks left for data parallelism. Raises ValueError where tp x pp does not divide the world."""
+    """The number of data-parallel ranks. Raises ValueError if tp x pp does not divide the number of ranks."""
     model_parallel = config.tp * config.pp
     if world_size % model_parallel:
         raise ValueError(
@@ -75,18 +76,21 @@ def data_parallel_size(config: ParallelConfig, world_size: int) -> int:
 
 
 def coordinates(config: ParallelConfig, world_size: int, rank: int) -> Coordinates:
-    """Coordinates of `rank`; the inverse of rank_of."""
+    """The coordinates of a rank; the inverse of `rank_of`."""
     assert 0 <= rank < world_size, (rank, world_size)
     rest, tp_rank = divmod(rank, config.tp)
     pp_rank, dp_rank = divmod(rest, data_parallel_size(config, world_size))
     return Coordinates(pp_rank, dp_rank, tp_rank)
 
 
-def rank_of(config: ParallelConfig, world_size: int, place: Coordinates) -> int:
-    """The rank at `place`."""
+def rank_of(config: ParallelConfig, world_size: int, position: Coordinates) -> int:
+    """The rank at the coordinates `position`."""
     dp = data_parallel_size(config, world_size)
-    assert place.pp_rank < config.pp and place.dp_rank < dp and place.tp_rank < config.tp, (place, config)
-    return (place.pp_rank * dp + place.dp_rank) * config.tp + place.tp_rank
+    assert position.pp_rank < config.pp and position.dp_rank < dp and position.tp_rank < config.tp, (
+        position,
+        config,
+    )
+    return (position.pp_rank * dp + position.dp_rank) * config.tp + position.tp_rank
 
 
 def check_layout(
@@ -97,11 +101,13 @@ def check_layout(
     sequences_per_step: int,
     precision: Precision,
 ) -> None:
-    """Raise ValueError for a layout that cannot run or would be wrong: all of its problems at once, each with
-    the values and what to change."""
-    found = list(_problems(config, shape, world_size, sequences_per_step, precision))
-    if found:
-        raise ValueError("\n".join(found))
+    """Raise ValueError for a layout that cannot run or would train wrongly.
+
+    The message lists all problems, with their values and with what to change.
+    """
+    problems = list(_problems(config, shape, world_size, sequences_per_step, precision))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def legal_layouts(
@@ -112,31 +118,49 @@ def legal_layouts(
     precision: Precision,
     like: ParallelConfig | None = None,
 ) -> list[ParallelConfig]:
-    """Every layout of `gpus` ranks that check_layout lets pass, with and without activation checkpointing.
+    """All legal layouts of `gpus` ranks, with and without activation checkpointing.
 
-    Other fields are those of `like`. Ascending in tp, pp, micro_batch_sequences, zero_stage.
+    Other fields are taken from `like`. The order is ascending in tp, pp, micro_batch_sequences, zero_stage.
     """
     like = like or ParallelConfig()
-    found = []
+    layouts = []
     for tp, pp in product(_divisors(gpus), repeat=2):
         if gpus % (tp * pp) or sequences_per_step % (dp := gpus // (tp * pp)):
             continue
-        for sequences, zero_stage, again in product(
+        for sequences, zero_stage, checkpointing in product(
             _divisors(sequences_per_step // dp), (0, 1, 2, 3), (False, True)
         ):
             chosen = {"tp": tp, "pp": pp, "micro_batch_sequences": sequences, "zero_stage": zero_stage}
-            layout = like.model_copy(update=chosen | {"activation_checkpointing": again})
+            layout = like.model_copy(update=chosen | {"activation_checkpointing": checkpointing})
             if not any(_problems(layout, shape, gpus, sequences_per_step, precision)):
-                found.append(layout)
-    return found
+                layouts.append(layout)
+    return layouts
 
 
 def _problems(
     config: ParallelConfig, shape: ModelShape, world_size: int, sequences_per_step: int, precision: Precision
 ) -> Iterator[str]:
-    """What is wrong with a layout, one message a rule."""
-    tp, pp = config.tp, config.pp
-    # A head, with its keys and values, and a column of the feed-forward live on one rank.
+    """Messages about a layout, one for every rule that it breaks."""
+    yield from _problems_of_tensor_axis(config, shape)
+    yield from _problems_of_stages(config, shape, precision)
+    try:
+        dp = data_parallel_size(config, world_size)
+    except ValueError as error:
+        yield str(error)
+        return
+    per_pass = dp * config.micro_batch_sequences
+    if sequences_per_step % per_pass:
+        yield (
+            f"{sequences_per_step} sequences per step cannot be split over dp = {dp} ranks x "
+            f"parallel.micro_batch_sequences = {config.micro_batch_sequences}; "
+            f"make tokens_per_step / model.context_tokens a multiple of {per_pass}"
+        )
+
+
+def _problems_of_tensor_axis(config: ParallelConfig, shape: ModelShape) -> Iterator[str]:
+    """Messages about sizes that tensor-parallel ranks cannot share equally."""
+    tp = config.tp
+    # A head with its keys and values, and a column of the feed-forward, are on one rank.
     widths = {"num_kv_heads": shape.kv_heads, "num_heads": shape.num_heads, "ffn_hidden": shape.ffn_width}
     widths |= {f"experts.{t}.ffn_hidden": w for t, w in shape.expert_widths.items() if w != shape.ffn_width}
     legal = ", ".join(map(str, _divisors(math.gcd(*widths.values()))))
@@ -162,6 +186,11 @@ def _problems(
             f"{shape.context_tokens}), which sequence parallelism cuts into equal chunks; change one, "
             "or set parallel.sequence_parallel = false"
         )
+
+
+def _problems_of_stages(config: ParallelConfig, shape: ModelShape, precision: Precision) -> Iterator[str]:
+    """Messages about pipeline stages and the ZeRO stage."""
+    pp = config.pp
     pieces = 2 * shape.num_layers - len(shape.whole_blocks)
     if pp > pieces:
         whole = (
@@ -172,7 +201,7 @@ def _problems(
             f"{shape.num_layers} of each{whole}; set parallel.pp = {pieces} or less"
         )
     if pp > 1 and config.zero_stage > 1:
-        # Refused by DeepSpeed 0.19.8 too (runtime/pipe/engine.py:76): its stages reduce whole gradients.
+        # DeepSpeed 0.19.8 refuses this too (runtime/pipe/engine.py:76), as its stages reduce whole gradients.
         yield (
             f"parallel.zero_stage = {config.zero_stage} with parallel.pp = {pp}: DeepSpeed's pipeline shards "
             "the optimizer at most; set parallel.zero_stage = 1, or parallel.pp = 1"
@@ -184,21 +213,9 @@ def _problems(
             'parallel.zero_stage = 0 with precision = "bf16" trains wrongly in DeepSpeed; '
             f"use zero_stage = {'1' if pp > 1 else '1, 2 or 3'}"
         )
-    try:
-        dp = data_parallel_size(config, world_size)
-    except ValueError as error:
-        yield str(error)
-        return
-    per_pass = dp * config.micro_batch_sequences
-    if sequences_per_step % per_pass:
-        yield (
-            f"{sequences_per_step} sequences per step cannot be split over dp = {dp} ranks x "
-            f"parallel.micro_batch_sequences = {config.micro_batch_sequences}; "
-            f"make tokens_per_step / model.context_tokens a multiple of {per_pass}"
-        )
 
 
 def _divisors(number: int) -> list[int]:
-    """In time sqrt(number): a person may ask for 10^9 GPUs."""
+    """The divisors of a number, in time sqrt(number), because a user may ask for 10^9 GPUs."""
     low = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     return sorted({*low, *(number // n for n in low)})

@@ -1,4 +1,4 @@
-"""A parameter as one process would hold it, and how tensor-parallel ranks cut it: what no layout changes."""
+"""Logical tensors: parameters as one process would hold them, and how tensor-parallel ranks cut them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class LogicalTensor:
-    """The whole of a tensor of which a rank holds `cut(whole, tp_rank, tp_size)`."""
+    """A whole tensor, of which a rank holds `cut(whole, tp_rank, tp_size)`."""
 
     shape: tuple[int, ...]
     dim: int | None = None
-    """Dimension that is cut over tensor-parallel ranks. None: every rank holds all of it."""
+    """Dimension that is cut over tensor-parallel ranks. None: every rank holds the whole tensor."""
     blocks: tuple[int, ...] = ()
-    """Sizes along `dim`, in order, each cut evenly by itself: a rank has its part of queries, keys and
-    values, or of gate and up. Empty: one block."""
+    """Sizes of blocks along `dim` that are cut evenly by themselves, so that a rank has its part of queries,
+    of keys and of values, or of gate and of up. Empty: one block."""
 
     def __post_init__(self) -> None:
         assert self.dim is not None or not self.blocks, self
@@ -39,7 +39,7 @@ class LogicalTensor:
         return torch.cat([piece for block in zip(*pieces, strict=True) for piece in block], self.dim)
 
     def cut_shape(self, size: int) -> tuple[int, ...]:
-        """Shape of a part where `size` ranks share the whole."""
+        """The shape of a part if `size` ranks share the whole."""
         return tuple(n // size if dim == self.dim else n for dim, n in enumerate(self.shape))
 
     @property
@@ -49,15 +49,15 @@ class LogicalTensor:
 
 
 def mark(parameter: nn.Parameter, logical: LogicalTensor) -> nn.Parameter:
-    """Attach what `logical_of` answers. For every parameter that tensor-parallel ranks cut."""
+    """Attach its logical tensor to a parameter; those that tensor-parallel ranks cut need it."""
     parameter.logical = logical  # type: ignore[attr-defined]
     return parameter
 
 
 def logical_of(parameter: nn.Parameter) -> LogicalTensor:
-    """What the parameter is a part of; an unmarked parameter is whole on every tensor-parallel rank.
+    """The logical tensor of a parameter; an unmarked parameter is whole on every tensor-parallel rank.
 
-    Also right where ZeRO-3 has taken the values away: it leaves their shape in `ds_shape` (DeepSpeed 0.19.8).
+    If ZeRO-3 has removed the values, their shape is in `ds_shape` (DeepSpeed 0.19.8).
     """
     marked = getattr(parameter, "logical", None)
     return marked or LogicalTensor(tuple(getattr(parameter, "ds_shape", parameter.shape)))

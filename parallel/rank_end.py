@@ -1,7 +1,7 @@
-"""How a rank ended: the record that it leaves beside its log, and errors that are the machine's or a peer's.
+"""The end record of a rank, and errors that come from the machine or from a peer.
 
-A job's supervisor finds in these records which rank failed first, and why (slurm/supervise/cause.py). Imports
-no torch: a rank may fail before it gets that far, and the supervisor reads with the same words.
+A job's supervisor finds in end records which rank failed first, and why (slurm/supervise/cause.py). This
+module imports no torch, because a rank may fail before that import, and because the supervisor uses it too.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from parallel.launch import RankFacts, node_name
 SUFFIX = ".end.json"
 MESSAGE_LIMIT = 300
 _ROOM = 2048
-"""Bytes kept for a record from the start: where a full disk is what ends the rank, it can still say so."""
+"""Bytes that are reserved for a record at the start, so that a rank can report that the disk is full."""
 
-# Under the words of a type are those that only a message has: of libraries in C++, of what a thread or
-# another rank has told, and of a process that could not even raise.
+# The patterns match names of exceptions and also messages: of C++ libraries, of threads and other ranks, and
+# of processes that died before they could raise.
 _TEXTS = {
     "out_of_memory": r"out of memory|OutOfMemoryError|can't allocate memory|cannot allocate memory"
     r"|MemoryError|std::bad_alloc|out of shared memory",
     "disk": r"No space left on device|Disk quota exceeded|Read-only file system",
-    # gloo, the store that ranks meet at, NCCL and its watchdog
+    # These are messages of gloo, of torch's store, and of NCCL and its watchdog.
     "lost_peer": r"Connection closed by peer|Connection reset by peer|Connection refused|Broken pipe"
     r"|Timed out (?:waiting|after)|gloo/transport|timed out after \d+ms"
     r"|failed to connect|failed to recv|client socket"
@@ -35,50 +35,53 @@ _DISK_ERRORS = {ENOSPC, EDQUOT, EROFS}
 
 
 def kind_of_error(error: BaseException) -> str | None:
-    """ "out_of_memory", "disk" or "lost_peer" if this error itself, not those behind it, says so."""
+    """ "out_of_memory", "disk", "lost_peer" or None, judged by this error alone, without its causes."""
     if isinstance(error, MemoryError):
         return "out_of_memory"
     if isinstance(error, OSError):
         return "disk" if error.errno in _DISK_ERRORS else "out_of_memory" if error.errno == ENOMEM else None
-    found = kind_of_text(f"{type(error).__name__}: {error}")
-    if found == "lost_peer":
-        # Not where a connection of the data's was lost; torch has its own classes below RuntimeError.
-        return found if isinstance(error, RuntimeError) else None
-    return found or ("lost_peer" if re.match(r"Dist\w*Error", type(error).__name__) else None)
+    kind = kind_of_text(f"{type(error).__name__}: {error}")
+    if kind == "lost_peer":
+        # torch's errors are RuntimeErrors; other errors are about connections that reading data lost.
+        return kind if isinstance(error, RuntimeError) else None
+    return kind or ("lost_peer" if re.match(r"Dist\w*Error", type(error).__name__) else None)
 
 
 def kind_of_text(text: str) -> str | None:
-    """As `kind_of_error`, of what was printed."""
+    """`kind_of_error` for printed text."""
     return next((kind for kind, words in _TEXTS.items() if re.search(words, text, re.IGNORECASE)), None)
 
 
 def behind(error: BaseException) -> list[tuple[BaseException, BaseException]]:
-    """An error and all that led to it, what happened first coming first. Beside each is the error that it was
-    told as: the last that was raised `from` it."""
+    """The chain of errors that led to an error, root cause first, as pairs (error, reported error).
+
+    The reported error is the last one that was raised `from` the error. Errors after the root cause, such as
+    lost peers, can be ignored.
+    """
     chain = []
-    told_as: BaseException | None = error
-    following: BaseException | None = error
-    while following is not None and told_as is not None:
-        chain.append((following, told_as))
-        if following.__cause__ is not None:
-            following = following.__cause__
+    reported: BaseException | None = error
+    current: BaseException | None = error
+    while current is not None and reported is not None:
+        chain.append((current, reported))
+        if current.__cause__ is not None:
+            current = current.__cause__
         else:
-            following = told_as = None if following.__suppress_context__ else following.__context__
+            current = reported = None if current.__suppress_context__ else current.__context__
     return chain[::-1]
 
 
 def one_line(text: str) -> str:
-    """The first line of a message, and the next where it only announces that; at most 300 characters."""
+    """The first line of a message, with the second if the first ends with a colon; at most 300 characters."""
     lines = [" ".join(line.split()) for line in text.strip().splitlines() if line.strip()] or [""]
     line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return line if len(line) <= MESSAGE_LIMIT else line[: MESSAGE_LIMIT - 3] + "..."
 
 
 class EndRecord:
-    """The record of one rank. Of a rank that is none of a Slurm job's: nothing is written.
+    """The end record of one rank of a Slurm job; other ranks write none.
 
-    Room for it is taken at once. What keeps a record from being written is not told: it must not hide how the
-    rank ended.
+    Its space on the disk is reserved at once. An error of writing is ignored, because it must not hide the
+    error that ended the rank.
     """
 
     def __init__(self, facts: RankFacts) -> None:
@@ -88,7 +91,7 @@ class EndRecord:
         self._write("")
 
     def close(self, *, exit_code: int, kind: str, message: str, step: int | None) -> None:
-        """Write it, in one rename."""
+        """Write the record and rename it into place."""
         record = {
             **{"rank": self._rank, "host": node_name(), "exit_code": exit_code},
             **{"kind": kind, "message": one_line(message), "time": time.time(), "step": step},
@@ -97,7 +100,7 @@ class EndRecord:
             unfinished.rename(self._path)
 
     def _write(self, text: str) -> Path | None:
-        """Into the room, in place; the file that it is in, None if it cannot be written."""
+        """Overwrite the reserved space; returns its file, or None if it cannot be written."""
         if self._path is None:
             return None
         unfinished = self._path.with_name(self._path.name + ".tmp")

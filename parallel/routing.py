@@ -1,10 +1,10 @@
-"""Which tower computes which token: the order in which a micro-batch travels through the decoder.
+"""The routing of tokens to towers: the order in which a micro-batch travels through the decoder.
 
-    sequence order   t t i i i t s s        attention sees this: documents, positions, causality
-    sorted order     t t t | i i i | s s    all else sees this: one contiguous slice per tower
+    sequence order   t t i i i t s s        for attention: documents, positions, causality
+    sorted order     t t t | i i i | s s    for all other layers: one contiguous slice per tower
 
-Modality is known before the model runs, so both permutations are made on the host together with the batch,
-and the sizes of the slices are Python ints: no mask, no scatter, no question to the device.
+The modality is known before the model runs, so both permutations are made on the host with the batch, and the
+sizes of slices are Python ints. Nothing needs a mask, a scatter or a device sync.
 """
 
 from collections.abc import Sequence
@@ -19,33 +19,34 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TowerTokens:
-    """The tokens of one tower without padding: what layers choose among."""
+    """The tokens of one tower without padding, among which routers choose."""
 
     rows: Integer[Tensor, " tokens"] | None
-    """int64, rows of the tower's slice, in sequence order; None: all of them, as they are."""
+    """int64, rows of the tower's slice, in sequence order; None: all rows, in their order."""
     per_sequence: tuple[int, ...]
+    """Number of tokens per sequence."""
 
     def to(self, device: torch.device) -> "TowerTokens":
+        """The same tokens, with `rows` on `device`."""
         return self if self.rows is None else replace(self, rows=self.rows.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Made by `route`. T tokens of a micro-batch, flat over its sequences."""
+    """The routing of the T tokens of a micro-batch, flat over its sequences. `route` makes it."""
 
     counts: tuple[int, ...]
-    """Tokens per tower; 0 where a tower's modalities are absent. Adds up to T."""
+    """Tokens per tower, 0 if its modalities are absent; the sum is T."""
     to_sorted: Integer[Tensor, " tokens"]
     """int64: sorted = sequence[to_sorted]."""
     to_sequence: Integer[Tensor, " tokens"]
     """int64: sequence = sorted[to_sequence]; the inverse of to_sorted."""
     identity: bool
-    """All tokens belong to one tower: both orders are the same and nothing need be moved."""
+    """Whether both orders are the same, as with one tower, so that nothing is moved."""
     modality_rows: tuple[tuple[int, int], ...] = ()
-    """First row and the one after the last of each modality in sorted order; only where `route` sorted by
-    them."""
+    """(first row, row after the last) of every modality in sorted order, if `route` sorted by modality."""
     tokens: tuple[TowerTokens, ...] = ()
-    """Per tower; only for models that choose among tokens (`tokens_of_towers`)."""
+    """The tokens of every tower, for models that choose among tokens (`tokens_of_towers`)."""
 
     def to(self, device: torch.device) -> "Routing":
         """The same routing with its permutations on `device`."""
@@ -64,26 +65,27 @@ def route(
     *,
     by_modality: bool = False,
 ) -> Routing:
-    """Sort tokens by tower, stably: inside a tower, sorted order is sequence order.
+    """Sort tokens by tower with a stable sort, so that inside a tower sorted order is sequence order.
 
-    `modality` holds indices into `tower_of_modality`, which holds tower indices below `num_towers`.
-    `by_modality`: inside a tower sort by modality, so that each is a slice too, of the dense model as well.
+    `modality` holds indices into `tower_of_modality`, which holds tower indices below `num_towers`. With
+    `by_modality`, tokens are sorted by modality inside a tower, so that a modality is a slice too.
     """
     tower = np.asarray(tower_of_modality, dtype=np.uint8)[modality]
     counts = tuple(int(count) for count in np.bincount(tower, minlength=num_towers))
     assert len(counts) == num_towers, (counts, num_towers)
     if not by_modality:
         return _sorted_by(tower, counts, sum(count > 0 for count in counts) <= 1)
-    # Modalities in the order of their towers.
+    # Modalities are sorted by their towers.
     order = sorted(range(len(tower_of_modality)), key=lambda m: tower_of_modality[m])
-    place = np.argsort(order)
-    ends = np.cumsum(np.bincount(place[modality], minlength=len(order))).tolist()
+    position = np.argsort(order)
+    ends = np.cumsum(np.bincount(position[modality], minlength=len(order))).tolist()
     rows = list(zip([0, *ends[:-1]], ends, strict=True))
-    routing = _sorted_by(place.astype(np.uint8)[modality], counts, np.unique(modality).size <= 1)
-    return replace(routing, modality_rows=tuple(rows[p] for p in place))
+    routing = _sorted_by(position.astype(np.uint8)[modality], counts, np.unique(modality).size <= 1)
+    return replace(routing, modality_rows=tuple(rows[p] for p in position))
 
 
 def _sorted_by(key: Integer[np.ndarray, " tokens"], counts: tuple[int, ...], identity: bool) -> Routing:
+    """The routing that sorts tokens by `key`."""
     to_sorted = np.argsort(key, kind="stable")
     to_sequence = np.empty_like(to_sorted)
     to_sequence[to_sorted] = np.arange(to_sorted.size)
@@ -97,30 +99,31 @@ def _sorted_by(key: Integer[np.ndarray, " tokens"], counts: tuple[int, ...], ide
 
 def tokens_of_towers(
     counts: Sequence[int],
-    places: Integer[np.ndarray, " rows"],
+    positions: Integer[np.ndarray, " rows"],
     filled: Bool[np.ndarray, " rows"],
     num_sequences: int,
     sequence_tokens: int,
 ) -> tuple[TowerTokens, ...]:
-    """Of rows in sorted order, `counts` of each tower: their places in sequence order, flat over all slots of
-    the sequences, and which are no padding."""
-    found, start = [], 0
+    """The tokens of every tower, from rows in sorted order of which a tower has `counts`.
+
+    `positions`: the rows' positions in sequence order, flat over all slots of the sequences; `filled`:
+    whether a row holds a token and not padding.
+    """
+    towers, start = [], 0
     for count in counts:
-        mine = places[start : start + count]
-        # A slice of several modalities may be sorted by them.
-        rows = mine.argsort(kind="stable")
+        own = positions[start : start + count]
+        # A slice of several modalities may be sorted by modality.
+        rows = own.argsort(kind="stable")
         rows = rows[filled[start : start + count][rows]]
-        per_sequence = np.bincount(mine[rows] // sequence_tokens, minlength=num_sequences)
-        as_they_are = np.array_equal(rows, np.arange(count))
-        found.append(
-            TowerTokens(None if as_they_are else torch.from_numpy(rows), tuple(per_sequence.tolist()))
-        )
+        per_sequence = np.bincount(own[rows] // sequence_tokens, minlength=num_sequences)
+        in_order = np.array_equal(rows, np.arange(count))
+        towers.append(TowerTokens(None if in_order else torch.from_numpy(rows), tuple(per_sequence.tolist())))
         start += count
-    return tuple(found)
+    return tuple(towers)
 
 
 class _Permute(torch.autograd.Function):
-    """x[index] whose gradient is grad[inverse]: autograd's own would add row by row into zeros."""
+    """x[index] with the gradient grad[inverse]; autograd's own gradient would add row by row into zeros."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
@@ -134,7 +137,7 @@ class _Permute(torch.autograd.Function):
 
 
 def sequence_to_sorted(x: Shaped[Tensor, "tokens ..."], routing: Routing) -> Shaped[Tensor, "tokens ..."]:
-    """Rows from sequence into sorted order; `x` itself where the orders are the same."""
+    """Permute rows from sequence order to sorted order; `x` itself if the orders are the same."""
     return x if routing.identity else _Permute.apply(x, routing.to_sorted, routing.to_sequence)
 
 

@@ -1,8 +1,9 @@
-"""Run a function on several real gloo ranks, for tests: forked from a process that has imported everything.
+"""Running a function on several real gloo ranks, for tests.
 
-A rank of a fresh interpreter spends seconds on imports; a forked one starts in milliseconds. The warm process
-is a child of its own rather than the test runner, whose threads would not survive a fork. It starts at the
-first use, lives as long as the test runner and serves one case at a time.
+Ranks are forked from a warm process that has imported everything: a fresh interpreter spends seconds on
+imports, a forked one starts in milliseconds. The warm process is a child of the test runner, whose own
+threads would not survive a fork. It starts at the first use, lives as long as the test runner and serves one
+case at a time.
 """
 
 import atexit
@@ -33,7 +34,7 @@ _warm: "subprocess.Popen[bytes] | None" = None
 
 
 class RanksFailed(RuntimeError):
-    """A rank raised, died or did not end in time. `rank` is the first that did, its traceback the message."""
+    """A rank raised, died or did not end in time. `rank` is the first one; its traceback is the message."""
 
     def __init__(self, message: str, rank: int | None = None) -> None:
         super().__init__(message)
@@ -61,10 +62,10 @@ class _Rank:
 def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 60.0) -> list[Any]:
     """Call `fn(*args)` on `world_size` forked ranks and return what each returned, in rank order.
 
-    `fn` is a function at module level, `args` and results are picklable. A rank finds the environment of our
-    own launcher, so `world.start(ParallelConfig())` works in it. Raises RanksFailed with the first failing
-    rank's traceback and output; ranks that have not ended after `timeout_s` are killed, and the place where
-    they were is shown.
+    `fn` is a function at module level; `args` and results are picklable. A rank has the environment of
+    parallel/launch.py, so `world.start(ParallelConfig())` works in it. Raises RanksFailed with the traceback
+    and output of the first rank that failed. Ranks that do not end within `timeout_s` are killed, and the
+    error shows where they were.
     """
     file = inspect.getsourcefile(fn)
     if file is None or "<" in fn.__qualname__:
@@ -80,6 +81,7 @@ def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s:
 
 
 def _ask(request: bytes, timeout_s: float) -> tuple[str, Any, int | None]:
+    """Send a request to the warm process, which is started if need be; returns its answer."""
     global _warm
     if _warm is None or _warm.poll() is not None:
         _warm = subprocess.Popen(
@@ -106,7 +108,7 @@ def _ask(request: bytes, timeout_s: float) -> tuple[str, Any, int | None]:
 
 def _end(warm: "subprocess.Popen[bytes]") -> None:
     assert warm.stdin is not None
-    warm.stdin.close()  # no more requests: it leaves
+    warm.stdin.close()  # the end of requests makes it leave
     try:
         warm.wait(10)
     except subprocess.TimeoutExpired:
@@ -114,15 +116,17 @@ def _end(warm: "subprocess.Popen[bytes]") -> None:
 
 
 def _read(stream: IO[bytes]) -> bytes | None:
+    """The next message of a stream; None at its end."""
     header = stream.read(_HEADER.size)
     return stream.read(_HEADER.unpack(header)[0]) if len(header) == _HEADER.size else None
 
 
 def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """The warm process: answer requests until there are no more."""
     from parallel import world
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # gloo ranks; a forked process could not use CUDA in any case
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # ranks use gloo, and a forked process could not use CUDA
     world.import_libraries()
     import torch
 
@@ -135,15 +139,16 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 def _first_step(torch: ModuleType) -> None:
-    """The first optimizer step of a process imports more (0.5 s): do that once, here."""
+    """Do an optimizer step, because the first one of a process imports more modules (0.5 s)."""
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.sum().backward()
     torch.optim.AdamW([parameter], fused=True).step()
 
 
 def _run_case(case: _Case) -> tuple[str, Any, int | None]:
+    """("ok", pickled results, None) or ("failed", message, rank)."""
     try:
-        _load(case)  # before the fork: what a test module imports is then imported once, not by every rank
+        _load(case)  # it is imported before the fork, once and not by every rank
     except Exception:
         return "failed", f"{case.file} cannot be imported: {traceback.format_exc()}", None
     with contextlib.ExitStack() as stack:
@@ -164,6 +169,7 @@ def _run_case(case: _Case) -> tuple[str, Any, int | None]:
 
 
 def _fork(case: _Case, rank: int, store: Any, output: BinaryIO) -> _Rank:
+    """Fork a rank, which runs the function, sends its pickled result and waits to be killed."""
     read_end, write_end = os.pipe()
     parent = os.getpid()
     pid = os.fork()
@@ -186,14 +192,14 @@ def _fork(case: _Case, rank: int, store: Any, output: BinaryIO) -> _Rank:
         with open(write_end, "wb") as pipe:
             pipe.write(pickle.dumps(answer))
         if isinstance(answer, bytes):
-            # Leave when all are done: a rank that goes early resets its peers' connections.
+            # The rank waits to be killed, since leaving early would reset the connections of its peers.
             signal.pause()
     finally:
-        os._exit(0)  # the warm process's exit handlers are not ours
+        os._exit(0)  # a rank must not run the exit handlers of the warm process
 
 
 def _load(case: _Case) -> ModuleType:
-    """The test's module under the name it has in the test runner, so that its classes unpickle."""
+    """The test's module, under the name that it has in the test runner, so that its classes unpickle."""
     if case.module in sys.modules:
         return sys.modules[case.module]
     with contextlib.suppress(ImportError):
@@ -208,8 +214,11 @@ def _load(case: _Case) -> ModuleType:
 
 
 def _collect(case: _Case, ranks: list[_Rank]) -> tuple[str, Any, int | None]:
-    """Read every rank's answer. Where one failed, give its peers a moment and report who was first: a dead
-    rank, else the earliest exception; the others only lost their connection to it."""
+    """Read the answers of all ranks.
+
+    If a rank failed, its peers get a moment to fail too, and the first failure is reported: a dead rank, else
+    the earliest exception. The peers only lost their connection.
+    """
     results: dict[int, bytes] = {}
     failures: list[tuple[float, int, str]] = []
     deadline = time.monotonic() + case.timeout_s
@@ -244,7 +253,7 @@ def _collect(case: _Case, ranks: list[_Rank]) -> tuple[str, Any, int | None]:
 def _describe_timeout(case: _Case, ranks: list[_Rank], results: dict[int, bytes]) -> str:
     late = [number for number in range(len(ranks)) if number not in results]
     for number in late:
-        os.kill(ranks[number].pid, signal.SIGABRT)  # faulthandler writes where it is
+        os.kill(ranks[number].pid, signal.SIGABRT)  # faulthandler then prints where it was
     time.sleep(0.5)
     where = "".join(f"\nrank {number}:{_tail(ranks[number].output)}" for number in late)
     return f"ranks {late} of {case.world_size} did not end within {case.timeout_s:.0f} s{where}"
@@ -262,5 +271,5 @@ if __name__ == "__main__":
     # Requests come on stdin and answers go to stdout; what libraries print goes to stderr.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the test runner decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the test runner ends this process
     _serve(sys.stdin.buffer, answers)

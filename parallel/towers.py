@@ -1,8 +1,8 @@
 """Linear layers and norms that hold one weight shard per tower, on megatron-core's tensor-parallel layers.
 
-Input is the sorted stream (parallel/routing.py): rows [0, counts[0]) belong to the first tower, and so on.
-Each tower multiplies its own slice; everything else is done once for all towers, so no tower costs a
-collective. Over tensor-parallel ranks (parallel/collectives.py):
+The input is the sorted stream (parallel/routing.py): rows [0, counts[0]) belong to the first tower, and so
+on. Every tower multiplies its own slice. All else is done once for all towers, so towers add no collective.
+The collectives over tensor-parallel ranks are (parallel/collectives.py):
 
                         before a column-parallel layer       after a row-parallel layer
     forward             -               | gather rows        sum            | scatter the sum
@@ -10,11 +10,11 @@ collective. Over tensor-parallel ranks (parallel/collectives.py):
                                         | gather rows again
                         whole stream    | sequence parallel  whole stream   | sequence parallel
 
-The rows are gathered again for the weights' gradient, so that only a chunk is kept. With one rank there is no
-collective and torch.distributed need not be started.
+Rows are gathered again for the gradient of the weights, so that only a chunk is kept. A single rank has no
+collectives and does not need torch.distributed.
 
-A layer that is tied between towers has the one shard that its caller names, and takes all rows.
-A parameter's name ends with the name of its shard: `<layer>.weight.<shard>`.
+A layer that is tied between towers has one shard, whose name its caller chooses, for all rows. The name of a
+parameter ends with the name of its shard: `<layer>.weight.<shard>`.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,22 +38,24 @@ from parallel.logical import LogicalTensor, mark
 from parallel.precision import at_least_fp32
 
 Initialise = Callable[[Tensor], Any]
-"""Fills a whole (unsharded) weight in place. Called once per shard, so it must itself decide whether shards
-agree."""
+"""A function that fills a whole (unsharded) weight in place. It is called once per shard, and so decides
+whether shards start equal."""
 
 
 def megatron_config() -> ModelParallelConfig:
-    """What megatron-core's layers must be told here: weights are drawn whole on the CPU, then cut per
-    rank."""
+    """The config of megatron-core's layers: weights are drawn whole on the CPU and then cut per rank."""
     return ModelParallelConfig(
         use_cpu_initialization=True, gradient_accumulation_fusion=False, params_dtype=torch.float32
     )
 
 
 class _SlicedLinear(torch.autograd.Function):
-    """Rows of x, slice by slice, times one weight each: one node and one buffer however many towers there
-    are. With an tp, the input of a column-parallel layer: its gradient is summed over ranks while that of
-    the weights is computed."""
+    """The product of every slice of x with its own weight, as one autograd node with one buffer for all
+    towers.
+
+    With several ranks in `tp`, x is the input of a column-parallel layer, whose gradient is summed over ranks
+    while the gradient of the weights is computed.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: tuple[int, ...], tp: TensorParallel, *weights: Tensor) -> Tensor:
@@ -71,32 +73,33 @@ class _SlicedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, *weights = ctx.saved_tensors
         tp, gathered, summed = ctx.tp, None, None
-        wants_weights = any(ctx.needs_input_grad[3:])
-        if tp.sequence_parallel and wants_weights:
+        needs_weights = any(ctx.needs_input_grad[3:])
+        if tp.sequence_parallel and needs_weights:
             x, gathered = gather_rows(x, tp)
         grad_pieces = grad.split(ctx.rows)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad.new_empty(grad.shape[0], weights[0].shape[1])
-            for grad_piece, place, weight in zip(grad_pieces, grad_x.split(ctx.rows), weights, strict=True):
-                torch.mm(grad_piece, weight, out=place)
+            for grad_piece, out, weight in zip(grad_pieces, grad_x.split(ctx.rows), weights, strict=True):
+                torch.mm(grad_piece, weight, out=out)
             grad_x, summed = combine_gradient(grad_x, tp)
         if gathered is not None:
             gathered.wait()
         grad_weights: list[Tensor | None] = [None] * len(weights)
-        if wants_weights:
-            # An absent tower gets a gradient of zeros, not None: every rank reduces the same parameters.
+        if needs_weights:
+            # An absent tower gets a gradient of zeros, not None, because all ranks reduce the same
+            # parameters.
             pieces = zip(grad_pieces, x.split(ctx.rows), ctx.needs_input_grad[3:], strict=True)
-            grad_weights = [g.t().mm(x_piece) if wanted else None for g, x_piece, wanted in pieces]
+            grad_weights = [g.t().mm(x_piece) if needed else None for g, x_piece, needed in pieces]
         if summed is not None:
             summed.wait()
         return grad_x, None, None, *grad_weights
 
 
 class TowerColumnParallelLinear(ColumnParallelLinear):
-    """x @ weight[tower].T with each weight [out, in] cut along `out` over tensor-parallel ranks. No bias.
+    """x @ weight[tower].T without bias; weights [out, in] are cut along `out` over tensor-parallel ranks.
 
-    Extends megatron-core 0.16.1 (tensor_parallel/layers.py) in its form without an own weight.
+    It extends the layer of megatron-core 0.16.1 (tensor_parallel/layers.py) that has no weight of its own.
     """
 
     def __init__(
@@ -109,8 +112,8 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
         blocks: Sequence[int] = (),
         tp: TensorParallel = ONE_RANK,
     ) -> None:
-        """`blocks`: numbers of output rows, each cut over ranks by itself, so that every rank has its part of
-        queries, keys and values, or of gate and value. Empty: one block."""
+        """`blocks`: numbers of output rows that are cut over ranks by themselves, so that a rank has its part
+        of queries, of keys and of values, or of gate and of up. Empty: one block."""
         super().__init__(
             in_features,
             out_features,
@@ -118,7 +121,7 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
             init_method=initialise,
             bias=False,
             skip_weight_param_allocation=True,
-            # The base class reduces once per call of its linear; here that is done once for all towers.
+            # The base class would reduce the gradient once per tower; here it is reduced once for all towers.
             disable_grad_reduce=True,
             tp_group=tp.group,
         )
@@ -136,25 +139,27 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
     def in_parts(
         self, xs: Sequence[Tensor], counts: Sequence[tuple[int, ...]], outputs: Sequence[int]
     ) -> list[Tensor]:
-        """This rank's outputs in parts of `outputs` features, each of an x [rows, in] of its own with
-        `counts` rows per tower. The caller sums an x's gradient over ranks, once for all parts
-        (`sum_gradient`)."""
-        # Split, and not sliced part by part: gradients of slices are as large as the whole.
+        """This rank's output in parts of `outputs` features; a part has its own x [rows, in] and `counts`.
+
+        The caller sums the gradient of an x over ranks, once for all parts (`sum_gradient`).
+        """
+        # The weights are split at once, because the gradient of a slice would be as large as the whole.
         parts = zip(*(self.weight[name].split(list(outputs)) for name in self.shards), strict=True)
         return [
-            _SlicedLinear.apply(x, rows_of_shards(each, self.shards), ONE_RANK, *part)
-            for x, each, part in zip(xs, counts, parts, strict=True)
+            _SlicedLinear.apply(x, rows_of_shards(of_part, self.shards), ONE_RANK, *part)
+            for x, of_part, part in zip(xs, counts, parts, strict=True)
         ]
 
-    # No state beside the weights: megatron-core's empty entry breaks DeepSpeed's universal checkpoint.
+    # There is no state beside the weights; megatron-core's empty entry breaks DeepSpeed's universal
+    # checkpoint.
     get_extra_state = nn.Module.get_extra_state
 
 
 class TowerRowParallelLinear(RowParallelLinear):
-    """x @ weight[tower].T with each weight [out, in] and x cut along `in` over tensor-parallel ranks. No
-    bias.
+    """x @ weight[tower].T without bias; x and weights [out, in] are cut along `in` over tensor-parallel
+    ranks.
 
-    Extends megatron-core 0.16.1 (tensor_parallel/layers.py).
+    It extends the layer of megatron-core 0.16.1 (tensor_parallel/layers.py).
     """
 
     def __init__(
@@ -166,7 +171,7 @@ class TowerRowParallelLinear(RowParallelLinear):
         *,
         tp: TensorParallel = ONE_RANK,
     ) -> None:
-        with torch.device("meta"):  # the base class has no form without an own weight
+        with torch.device("meta"):  # the base class always makes a weight of its own
             super().__init__(
                 in_features,
                 out_features,
@@ -184,7 +189,7 @@ class TowerRowParallelLinear(RowParallelLinear):
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "tokens in_local"], counts: tuple[int, ...]
     ) -> Float[Tensor, "rows out"]:
-        """All rows, or this rank's chunk of them with sequence parallel."""
+        """The sum over ranks: all rows, or this rank's chunk of them with sequence parallel."""
         rows = rows_of_shards(counts, self.shards)
         out = _SlicedLinear.apply(x, rows, ONE_RANK, *(self.weight[name] for name in self.shards))
         return combine(out, self.tp)
@@ -193,9 +198,9 @@ class TowerRowParallelLinear(RowParallelLinear):
 
 
 class SharedEmbedding(VocabParallelEmbedding):
-    """Token embedding for all towers, its rows cut over tensor-parallel ranks.
+    """The token embedding of all towers, whose rows are cut over tensor-parallel ranks.
 
-    Extends megatron-core 0.16.1 (tensor_parallel/layers.py) by the name of the one shard.
+    It extends the layer of megatron-core 0.16.1 (tensor_parallel/layers.py) by the name of its one shard.
     """
 
     def __init__(
@@ -222,7 +227,7 @@ class SharedEmbedding(VocabParallelEmbedding):
     def forward(  # type: ignore[override]
         self, ids: Int[Tensor, " tokens"]
     ) -> Float[Tensor, "rows d_model"]:
-        """All rows, or this rank's chunk of them with sequence parallel."""
+        """The sum over ranks: all rows, or this rank's chunk of them with sequence parallel."""
         weight = self.weight[self.shard]
         if self.tp.size == 1:
             return F.embedding(ids, weight)
@@ -232,8 +237,11 @@ class SharedEmbedding(VocabParallelEmbedding):
 
 
 class TowerNorm(nn.Module):
-    """RMSNorm over features with one weight per tower; computed in fp32. Every tensor-parallel rank holds all
-    weights; with sequence parallel each normalises its own chunk of the stream."""
+    """RMSNorm over features with one weight per tower, computed in fp32.
+
+    Every tensor-parallel rank holds all weights; with sequence parallel it normalises its own chunk of the
+    stream.
+    """
 
     def __init__(
         self, features: int, shards: Sequence[str], eps: float, *, tp: TensorParallel = ONE_RANK
@@ -252,7 +260,8 @@ class TowerNorm(nn.Module):
 
 
 class _SlicedNorm(torch.autograd.Function):
-    """By hand, because autograd's passes over memory would cost more than the arithmetic."""
+    """RMSNorm of every slice with its own weight. The gradient is written by hand, because autograd's passes
+    over memory would cost more than the arithmetic."""
 
     @staticmethod
     def forward(
@@ -283,20 +292,20 @@ class _SlicedNorm(torch.autograd.Function):
             torch.mul(grad_piece, weight, out=grad_x_piece)
         pull = torch.cat(pulls).unsqueeze(1).mul_(inverse_rms.square() / -x.shape[1])
         grad_x.addcmul_(wide, pull).mul_(inverse_rms)
-        if ctx.tp.sequence_parallel:  # each rank saw its chunk only; one sum for all towers
+        if ctx.tp.sequence_parallel:  # a rank saw only its chunk; one sum serves all towers
             grad_weights = sum_(torch.stack(grad_weights), ctx.tp).unbind()
         return grad_x.to(x.dtype), None, None, None, *grad_weights
 
 
 def rows_of_shards(counts: tuple[int, ...], shards: Sequence[str]) -> tuple[int, ...]:
-    """Rows per shard: a layer with one shard takes all of them, whatever the towers."""
+    """Rows per shard, from rows per tower; a layer with one shard takes all rows."""
     return counts if len(shards) > 1 else (sum(counts),)
 
 
 def tower_shards(
     names: Sequence[str], initialise: Initialise, logical: LogicalTensor, tp: TensorParallel
 ) -> nn.ParameterDict:
-    """This rank's part of one weight per name, with the attributes DeepSpeed and megatron-core read."""
+    """This rank's parts of the weights `names`, with the attributes that DeepSpeed and megatron-core read."""
     shards = nn.ParameterDict()
     for name in names:
         whole = torch.empty(logical.shape)

@@ -1,4 +1,4 @@
-"""Process groups and coordinates: the one place that starts torch.distributed and megatron-core's groups."""
+"""Process groups and coordinates of a rank. Only this module starts torch.distributed and megatron-core."""
 
 import gc
 import logging
@@ -19,7 +19,7 @@ from parallel.layout import ParallelConfig, coordinates, data_parallel_size
 
 @dataclass(frozen=True)
 class World:
-    """This rank's coordinates, device and groups. All ranks make the same calls in the same order."""
+    """The coordinates, device and groups of this rank. All ranks make the same calls in the same order."""
 
     rank: int
     world_size: int
@@ -33,18 +33,18 @@ class World:
     dp_group: dist.ProcessGroup
     tp_group: dist.ProcessGroup
     model_group: dist.ProcessGroup
-    """All tensor- and pipeline-parallel ranks of this data-parallel coordinate: they train on one batch."""
+    """All tensor- and pipeline-parallel ranks of this data-parallel coordinate, which train on one batch."""
     tensor_parallel: TensorParallel
-    """The tensor-parallel ranks as the layers of the model want them."""
+    """The tensor-parallel ranks, in the form that layers take."""
     mpu: Any
-    """megatron-core's parallel_state with the method names that DeepSpeed calls; see `MegatronUnit`."""
+    """The `mpu` argument of DeepSpeed, a `MegatronUnit`."""
 
     def sum_over_dp(self, values: Sequence[float]) -> list[float]:
-        """Sum of each value over the data-parallel ranks, in float64. Equal on all of them."""
+        """The sums of values over the data-parallel ranks, in float64, equal on all of these ranks."""
         return self._sum(values, self.dp_group) if self.dp_size > 1 else [float(value) for value in values]
 
     def sum_over_all(self, values: Sequence[float]) -> list[float]:
-        """Sum of each value over all ranks, in float64. Equal on all of them."""
+        """The sums of values over all ranks, in float64; they are equal on all ranks."""
         return self._sum(values, None) if self.world_size > 1 else [float(value) for value in values]
 
     def _sum(self, values: Sequence[float], group: dist.ProcessGroup | None) -> list[float]:
@@ -53,7 +53,7 @@ class World:
         return total.tolist()
 
     def sum_tensor_over_all(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over all ranks, on the host; for more numbers than a list is made for."""
+        """The sum of a tensor over all ranks, on the host, for large numbers of values."""
         if self.world_size == 1:
             return values
         total = values.to(self.device, copy=True)
@@ -61,7 +61,7 @@ class World:
         return total.cpu()
 
     def same_in_model_group(self, value: int) -> bool:
-        """True if all ranks of this data-parallel coordinate bring the same `value`, of up to 63 bits."""
+        """Whether `value`, of up to 63 bits, is equal on all ranks of this data-parallel coordinate."""
         if self.tp_size * self.pp_size == 1:
             return True
         extremes = torch.tensor([value, -value], device=self.device)
@@ -70,7 +70,7 @@ class World:
         return highest == -lowest
 
     def any(self, flag: bool) -> bool:
-        """True on every rank if it is true on one of them."""
+        """Whether `flag` is true on any rank."""
         if self.world_size == 1:
             return flag
         votes = torch.tensor([int(flag)], device=self.device)
@@ -78,7 +78,7 @@ class World:
         return bool(votes.item())
 
     def broadcast(self, value: Any, source_rank: int = 0) -> Any:
-        """The picklable `value` of `source_rank`, on every rank."""
+        """The picklable `value` of `source_rank`, on all ranks."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -86,7 +86,7 @@ class World:
         return box[0]
 
     def gather(self, value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-        """The picklable values of all ranks (of the group), in rank order, on each of them."""
+        """The picklable values of all ranks (of the group), in rank order, on all of them."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * dist.get_world_size(group)
@@ -94,26 +94,26 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Return once every rank has come here."""
+        """Wait until all ranks call it."""
         if self.world_size > 1:
             self.any(False)
 
     def shutdown(self) -> None:
-        """Leave together and free the groups. After an error just exit: the others may be gone."""
+        """Wait for all ranks and free the groups. After an error, exit instead: other ranks may be gone."""
         from deepspeed.comm import comm as deepspeed_comm
         from megatron.core import parallel_state
 
         self.barrier()
         parallel_state.destroy_model_parallel()
         deepspeed_comm.destroy_process_group()
-        deepspeed_comm.cdb = None  # it would answer "initialized" for the destroyed group at the next start
+        deepspeed_comm.cdb = None  # else the next start would take the destroyed group for initialized
 
 
 class MegatronUnit:
-    """What DeepSpeed calls on its `mpu` argument, answered by megatron-core's groups.
+    """The `mpu` argument of DeepSpeed, whose methods return megatron-core's groups.
 
-    megatron-core 0.16 has no get_model_parallel_* for DeepSpeed 0.19.8 (utils/groups.py:856), for which model
-    parallelism is everything that is not data parallelism; here that is the tensor axis.
+    DeepSpeed 0.19.8 calls get_model_parallel_* (utils/groups.py:856), which megatron-core 0.16 lacks. Here
+    model parallelism is the tensor axis.
     """
 
     def __init__(self) -> None:
@@ -134,32 +134,33 @@ class MegatronUnit:
 
 
 def import_libraries() -> None:
-    """Import deepspeed and megatron-core (seconds of work) without warnings that say nothing to our users."""
-    # Libraries calling each other's older names: nothing that a user could mend, once per name and rank.
+    """Import deepspeed and megatron-core, which takes seconds, without warnings that do not concern users."""
+    # Libraries call each other's deprecated names, which a user cannot change.
     warnings.filterwarnings(
         "ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
     )
     with warnings.catch_warnings():
-        # Apex and Transformer Engine, which megatron-core looks for, are not used here.
+        # megatron-core looks for Apex and Transformer Engine, which are not used.
         warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
         import deepspeed
         import megatron.core.parallel_state
         import megatron.core.tensor_parallel  # noqa: F401
 
-    # init_distributed compiles DeepSpeed's shared-memory all-reduce wherever it finds a compiler (93 s on the
-    # first use; comm/torch.py:47). It serves inference only. This table is there to be edited
-    # (deepspeed/ops/__init__.py).
+    # init_distributed would compile DeepSpeed's shared-memory all-reduce if it finds a compiler (93 s at the
+    # first use; comm/torch.py:47), which serves inference only. deepspeed/ops/__init__.py means this table to
+    # be edited.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # What was imported lives as long as the process: keep the garbage collector from looking through it.
-    # DeepSpeed collects 18 times to set up stage 1 in bf16, 0.2 s each without this.
+    # Imported objects live as long as the process, so the garbage collector need not search them. DeepSpeed
+    # collects 18 times to set up stage 1 in bf16, which takes 0.2 s a time without this.
     gc.freeze()
 
 
 def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> World:
-    """Meet the other ranks and make the groups of the layout. One process without a launcher is a world of 1.
+    """Meet the other ranks and make the groups of the layout. A process without a launcher is a world of one.
 
-    Raises ValueError for a layout that this version cannot make, LaunchError for a broken environment.
+    Raises ValueError for a layout that does not fit the number of ranks, LaunchError for a broken
+    environment.
     """
     facts = launch.rank_facts() if facts is None else facts
     dp_size = data_parallel_size(config, facts.world_size)
@@ -173,7 +174,7 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
         keep_freed_memory()
     timeout = timedelta(seconds=config.collective_timeout_s)
     backend = meet(facts, device, timeout)
-    # Adopts the group made above. Its search for MPI is off: our launchers are read in launch.py.
+    # DeepSpeed adopts the group made above. Its search for MPI is off, since launch.py reads the launchers.
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tp,
@@ -181,8 +182,19 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
         distributed_timeout_minutes=max(1, config.collective_timeout_s // 60),
         create_gloo_process_groups=False,  # for megatron-core's own optimizer, which is not used
     )
+    world = _describe(facts, config, device)
+    assert world.dp_size == dp_size, (world, config)
+    place = coordinates(config, facts.world_size, facts.rank)
+    assert (world.pp_rank, world.dp_rank, world.tp_rank) == place, (world, place)
+    return world
+
+
+def _describe(facts: launch.RankFacts, config: ParallelConfig, device: torch.device) -> World:
+    """This rank's World, from the groups that megatron-core has made."""
+    from megatron.core import parallel_state
+
     tp_group = _member(parallel_state.get_tensor_model_parallel_group())
-    world = World(
+    return World(
         rank=facts.rank,
         world_size=facts.world_size,
         dp_rank=parallel_state.get_data_parallel_rank(),
@@ -203,21 +215,18 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
         ),
         mpu=MegatronUnit(),
     )
-    assert world.dp_size == dp_size, (world, config)
-    place = coordinates(config, facts.world_size, facts.rank)
-    assert (world.pp_rank, world.dp_rank, world.tp_rank) == place, (world, place)
-    return world
 
 
 def meet(facts: launch.RankFacts, device: torch.device, timeout: timedelta, store: Any = None) -> str:
     """Start torch.distributed with the other ranks; returns its backend, NCCL on GPUs and Gloo elsewhere.
 
-    `store`: where they have met already."""
+    `store`: the store at which they have met already, if they have.
+    """
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "nccl"
-    if facts.launcher == "torchrun" and store is None:  # its agent may already hold the store; env:// knows
+    if facts.launcher == "torchrun" and store is None:  # env:// handles an agent that already holds the store
         dist.init_process_group(backend, init_method="env://", timeout=timeout)
     else:
         dist.init_process_group(
@@ -231,12 +240,12 @@ def meet(facts: launch.RankFacts, device: torch.device, timeout: timedelta, stor
 
 
 def _member(group: "dist.ProcessGroup | int | None") -> dist.ProcessGroup:
-    assert isinstance(group, dist.ProcessGroup), group  # ints stand for "this rank is not in it"
+    assert isinstance(group, dist.ProcessGroup), group  # an int means that this rank is not in the group
     return group
 
 
 def open_store(facts: launch.RankFacts, timeout: timedelta, *, wait: bool = True) -> Any:
-    """The place where ranks meet, which rank 0 holds. `wait`: until all have come."""
+    """The store at which ranks meet, which rank 0 holds. `wait`: return when all ranks have come."""
     if facts.world_size == 1:
         return dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]

@@ -1,4 +1,4 @@
-"""RunConfig: all that a run depends on, composed of the config models of the parts. Imports no torch."""
+"""RunConfig, the config of a run, composed of the configs of its parts. This module imports no torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +18,15 @@ class _Frozen(BaseModel):
 
 
 class SourceConfig(_Frozen):
-    """A folder of token shards and its share of the documents that are drawn."""
+    """A folder of token shards, and its weight among the sources that documents are drawn from."""
 
     path: str
     weight: float = Field(1.0, gt=0)
 
 
 class DataConfig(_Frozen):
+    """The training and held-out data of a run."""
+
     removed: ClassVar[dict[str, str]] = {
         "num_workers": "one thread reads ahead now, whose length data.prefetch_steps says"
     }
@@ -33,33 +35,36 @@ class DataConfig(_Frozen):
     heldout: str | None = None
     """Folder of token shards for evaluation."""
     document_mask: bool = True
-    """False lets attention cross documents of a sequence."""
+    """Whether attention stays within documents; False lets it cross the documents of a sequence."""
     prefetch_steps: NonNegativeInt = 2
-    """Optimizer steps that a thread reads and packs ahead; 0: each step waits for its data."""
+    """Number of optimizer steps that a thread reads and packs ahead; 0: a step waits for its data."""
 
 
 class ScheduleConfig(_Frozen):
-    """Learning-rate factor over the run: linear warm-up, then one of three shapes."""
+    """The factor on the learning rate over the run: a linear warm-up, then one of three shapes."""
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_steps: NonNegativeInt = 0
     min_factor: float = Field(default=0.1, ge=0, le=1)
-    """Factor at the last step (cosine, wsd)."""
+    """The factor at the last step (cosine, wsd)."""
     decay_frac: float = Field(default=0.2, gt=0, le=1)
-    """Share of the steps that wsd spends decaying linearly."""
+    """Share of the steps in which wsd decays linearly."""
 
 
 class TowerOptimizerConfig(_Frozen):
+    """Settings of the optimizer for the weights of one tower."""
+
     renamed: ClassVar[dict[str, str]] = {"learning_rate_factor": "lr_scale"}
 
     lr_scale: float = Field(1.0, gt=0)
+    """Factor on the learning rate."""
     weight_decay: float | None = Field(None, ge=0)
-    """None: optimizer.weight_decay."""
+    """None: optimizer.weight_decay is used."""
     frozen: bool = False
 
 
 class OptimizerConfig(_Frozen):
-    """AdamW. Norm weights are never decayed."""
+    """Settings of AdamW. Weights of norms are never decayed."""
 
     renamed: ClassVar[dict[str, str]] = {"clip_norm": "max_grad_norm"}
 
@@ -71,7 +76,7 @@ class OptimizerConfig(_Frozen):
     max_grad_norm: float = Field(1.0, gt=0)
     schedule: ScheduleConfig = ScheduleConfig()
     towers: dict[str, TowerOptimizerConfig] = {}
-    """Tower -> what differs for its weights; "shared" names embedding, head and tied parts."""
+    """Settings by tower; "shared" names embedding, head and tied parts."""
 
     @property
     def spec(self) -> OptimizerSpec:
@@ -80,32 +85,36 @@ class OptimizerConfig(_Frozen):
 
 
 class EveryStepsConfig(_Frozen):
-    """How often, in optimizer steps. The last step is always logged, evaluated and saved."""
+    """Intervals in optimizer steps. The last step is always logged, evaluated and saved."""
 
     renamed: ClassVar[dict[str, str]] = {"conditional": "eval_conditional"}
 
     log: PositiveInt = 10
     eval: PositiveInt = 100
     eval_conditional: PositiveInt | None = None
-    """Conditional losses, which cost more than the held-out loss. None: as often as eval."""
+    """Interval of conditional losses, which cost more than the held-out loss. None: the value of eval."""
     checkpoint: PositiveInt = 100
 
 
 class EvaluateConfig(_Frozen):
+    """The amount of held-out data in an evaluation."""
+
     heldout_sequences: PositiveInt = 64
     conditional_documents: NonNegativeInt = 64
-    """Held-out documents per direction (text -> image ...); 0 leaves conditional losses out."""
+    """Held-out documents per direction (such as text -> image); 0 leaves conditional losses out."""
 
 
 class RunConfig(_Frozen):
+    """All that a run depends on."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: NonNegativeInt = 1
     total_tokens: PositiveInt
     tokens_per_step: PositiveInt
-    """Slots of the global batch, padding included."""
+    """Slots of a global batch, padding included."""
     precision: Precision = "fp32"
     initial_weights: str | None = None
-    """Folder of weights (`motley import`) to start from at step 0. None: drawn from the seed."""
+    """Folder of weights (from `motley import`) to begin with. None: weights are drawn from the seed."""
     runs_dir: str = "runs"
     keep_checkpoints: PositiveInt = 2
     model: ModelConfig
@@ -140,6 +149,7 @@ class RunConfig(_Frozen):
 
     @property
     def num_steps(self) -> int:
+        """Number of optimizer steps in the run."""
         return self.total_tokens // self.tokens_per_step
 
     @property
@@ -148,16 +158,17 @@ class RunConfig(_Frozen):
 
     @property
     def run_dir(self) -> Path:
+        """The directory that the run writes."""
         return Path(self.runs_dir) / self.name
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """RunConfig from a TOML file and `key=value` overrides. Raises ConfigError naming file, field and fix."""
+    """The RunConfig of a TOML file and `key=value` overrides. Raises ConfigError with file, field and fix."""
     return load_config(RunConfig, path, overrides)
 
 
 def check_run_layout(config: RunConfig, world_size: int) -> None:
-    """Raise ConfigError, all that is wrong at once, if the run's layout is not legal for so many ranks."""
+    """Raise ConfigError, with all problems at once, if the layout is not legal on `world_size` ranks."""
     try:
         check_layout(
             config.parallel,
@@ -171,7 +182,7 @@ def check_run_layout(config: RunConfig, world_size: int) -> None:
 
 
 def differences(ours: BaseModel, theirs: BaseModel) -> list[tuple[str, Any, Any]]:
-    """(dotted key, our value, their value) wherever two configs differ."""
+    """(dotted key, our value, their value) of all keys in which two configs differ."""
 
     def flatten(value: Any, prefix: str) -> dict[str, Any]:
         if isinstance(value, dict) and value:
@@ -183,7 +194,7 @@ def differences(ours: BaseModel, theirs: BaseModel) -> list[tuple[str, Any, Any]
 
 
 def is_legal(config: RunConfig, world_size: int) -> bool:
-    """Whether the run's layout can be spread over so many ranks."""
+    """Whether the layout of the run is legal on `world_size` ranks."""
     try:
         check_run_layout(config, world_size)
     except ConfigError:

@@ -1,4 +1,7 @@
-"""What a run measures: the table of names, sums that make a row, and the JSONL file that is the truth."""
+"""The metrics of a run: the table of their names, the sums behind a row, and metrics.jsonl.
+
+metrics.jsonl is the record of a run; the TensorBoard files are a view of it.
+"""
 
 import json
 import os
@@ -18,15 +21,18 @@ from data_pipeline.files.toml_config import ConfigError
 from pretrain import run_files
 
 Sums = dict[str, float]
-"""Name -> sum over optimizer steps. Plain numbers, so that they travel in a checkpoint unchanged."""
+"""Sums over optimizer steps by name. They are plain numbers, so a checkpoint holds them unchanged."""
 
 STEP_KEYS = ("steps", "tokens", "flops", "step_s", "wait_s", "fill", "grad_norm")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`name` may hold placeholders: <m>, <a>, <b> stand for modalities, <tower> for a tower, <layer> for a
-    number from 0."""
+    """One row of the table of metrics.
+
+    `name` may hold placeholders: <m>, <a> and <b> for modalities, <tower> for a tower, <layer> for a number
+    from 0.
+    """
 
     name: str
     unit: str
@@ -39,34 +45,50 @@ METRICS = (
     Metric("step", "steps", "last", "optimizer steps done"),
     Metric("tokens", "slots", "cumulative", "slots of the global batches consumed, padding included"),
     Metric("train/loss", "nats/token", "sum/count", f"training loss of all targets {_SINCE}"),
-    Metric("train/loss/<m>", "nats/token", "sum/count", f"the same of the modality's targets {_SINCE}"),
+    Metric("train/loss/<m>", "nats/token", "sum/count", f"training loss of the modality's targets {_SINCE}"),
     Metric("train/tokens/<m>", "targets", "cumulative", "targets of the modality seen"),
     Metric("eval/loss", "nats/token", "sum/count", "loss of all targets of the fixed held-out sequences"),
-    Metric("eval/loss/<m>", "nats/token", "sum/count", "the same of the modality's targets"),
-    Metric("eval/loss/<a>_to_<b>", "nats/token", "sum/count", "loss of held-out parts b after their own a"),
+    Metric("eval/loss/<m>", "nats/token", "sum/count", "loss of the modality's held-out targets"),
     Metric(
-        "eval/gain/<a>_to_<b>", "nats/token", "difference", "loss of b after a foreign a minus after its own"
-    ),
-    Metric("eval/causal/loss", "nats/token", "sum/count", "eval/loss, every token chosen by thresholds"),
-    Metric("eval/causal/loss/<m>", "nats/token", "sum/count", "the same of the modality's targets"),
-    Metric(
-        "eval/causal/loss/<a>_to_<b>", "nats/token", "sum/count", "as eval/loss/<a>_to_<b>, by thresholds"
+        "eval/loss/<a>_to_<b>", "nats/token", "sum/count", "loss of held-out parts of b after their own a"
     ),
     Metric(
-        "eval/causal/gain/<a>_to_<b>", "nats/token", "difference", "as eval/gain/<a>_to_<b>, by thresholds"
+        "eval/gain/<a>_to_<b>",
+        "nats/token",
+        "difference",
+        "loss of b after a foreign a minus loss after its own a",
     ),
+    Metric("eval/causal/loss", "nats/token", "sum/count", "eval/loss with all tokens chosen by thresholds"),
+    Metric(
+        "eval/causal/loss/<m>",
+        "nats/token",
+        "sum/count",
+        "eval/loss/<m> with all tokens chosen by thresholds",
+    ),
+    Metric("eval/causal/loss/<a>_to_<b>", "nats/token", "sum/count", "eval/loss/<a>_to_<b> by thresholds"),
+    Metric("eval/causal/gain/<a>_to_<b>", "nats/token", "difference", "eval/gain/<a>_to_<b> by thresholds"),
     Metric("depth/ratio/<m>", "1", "mean", "mean of depth/ratio/<m>/<layer> over the layers with a router"),
     Metric("depth/ratio/<m>/<layer>", "1", "sum/count", f"share of tokens that may skip which ran {_SINCE}"),
-    Metric("depth/gate_std/<m>", "1", "sum/count", f"standard deviation of their gates {_SINCE}"),
+    Metric("depth/gate_std/<m>", "1", "sum/count", f"standard deviation of the depth gates {_SINCE}"),
     Metric(
-        "experts/load_max_over_mean/<tower>", "1", "mean", f"busiest over mean expert of a layer {_SINCE}"
+        "experts/load_max_over_mean/<tower>",
+        "1",
+        "mean",
+        f"load of a layer's busiest expert over the mean load {_SINCE}",
     ),
     Metric("experts/drop_frac/<tower>", "1", "mean", f"share of tokens that no expert took {_SINCE}"),
-    Metric("experts/load_balance/<tower>", "1", "mean", "auxiliary loss before its weight, 1 where even"),
-    Metric("experts/router_z/<tower>", "1", "mean", "the same of the router's log^2 of summed exponentials"),
+    Metric(
+        "experts/load_balance/<tower>", "1", "mean", "load-balance loss before its weight; 1 for even loads"
+    ),
+    Metric(
+        "experts/router_z/<tower>",
+        "1",
+        "mean",
+        "router z-loss before its weight: log^2 of the summed exponentials",
+    ),
     Metric("optim/learning_rate", "1", "last", "base learning rate of the step, before factors of towers"),
     Metric("optim/grad_norm", "1", "mean", f"L2 norm of the gradient before clipping, {_SINCE}"),
-    Metric("optim/grad_norm/<tower>", "1", "mean", "the same over the weights of a tower"),
+    Metric("optim/grad_norm/<tower>", "1", "mean", f"the norm over the weights of a tower, {_SINCE}"),
     Metric("time/step_s", "s", "mean", f"forward, backward and update {_SINCE}"),
     Metric("time/data_wait_s", "s", "mean", f"waiting for the batch, slowest rank, {_SINCE}"),
     Metric("time/eval_s", "s", "last", "evaluating after this step, held-out and conditional losses"),
@@ -94,7 +116,7 @@ _PATTERNS = tuple(
 
 
 def metric(name: str) -> Metric:
-    """The table's row for a concrete name. Raises KeyError for a name that is not in METRICS."""
+    """The row of METRICS for a concrete name. Raises KeyError for a name that has none."""
     for pattern, metric in _PATTERNS:
         if pattern.match(name):
             return metric
@@ -105,7 +127,7 @@ def metric(name: str) -> Metric:
 
 
 def add(total: Mapping[str, float], more: Mapping[str, float]) -> Sums:
-    """Sums with `more` added; names that are missing count as 0."""
+    """The sums of two mappings by name; a name that one of them lacks counts as 0."""
     return {name: total.get(name, 0.0) + more.get(name, 0.0) for name in total.keys() | more.keys()}
 
 
@@ -122,7 +144,7 @@ def step_sums(
     grad_norm: float,
     grad_norm_by_tower: Mapping[str, float],
 ) -> Sums:
-    """What one optimizer step adds: global sums in nats and targets per modality, slots, FLOPs, seconds."""
+    """The Sums of one optimizer step over all ranks: nats and targets per modality, slots, FLOPs, seconds."""
     sums = dict(zip(STEP_KEYS, (1.0, tokens, flops, step_s, wait_s, fill_frac, grad_norm), strict=True))
     sums |= {f"loss/{m}": value for m, value in zip(modalities, loss_sums, strict=True)}
     sums |= {f"weight/{m}": value for m, value in zip(modalities, weights, strict=True)}
@@ -132,9 +154,10 @@ def step_sums(
 def train_row(
     window: Mapping[str, float], total: Mapping[str, float], *, peak_flops: float | None
 ) -> dict[str, float]:
-    """The train part of a row. `window`: sums since the last row; `total`: since step 0; peak of all devices.
+    """The training metrics of a row.
 
-    A modality without a target in the window has no loss in the row, never a 0.
+    `window`: sums since the last row; `total`: sums since step 0; `peak_flops`: FLOP/s of all devices
+    together. A modality without a target in the window has no loss in the row, rather than a 0.
     """
     modalities = [name.removeprefix("weight/") for name in total if name.startswith("weight/")]
     steps, train_s = window["steps"], window["step_s"] + window["wait_s"]
@@ -160,7 +183,10 @@ def train_row(
 
 
 def losses(sums: Mapping[str, tuple[float, float]], prefix: str) -> dict[str, float]:
-    """modality -> (sum of nats, count) as `prefix` (all) and `prefix/<m>`; a count of 0 none."""
+    """Losses as `prefix` (all modalities) and `prefix/<m>`, from (sum of nats, count) by modality.
+
+    A modality with a count of 0 is left out.
+    """
     count = sum(weight for _, weight in sums.values())
     row = {prefix: sum(value for value, _ in sums.values()) / count} if count else {}
     return row | {f"{prefix}/{m}": value / weight for m, (value, weight) in sums.items() if weight}
@@ -170,16 +196,16 @@ def losses(sums: Mapping[str, tuple[float, float]], prefix: str) -> dict[str, fl
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a torn last line (a process killed while writing) is left out.
+    """The rows of a metrics.jsonl. A half-written last line, from a process that was killed, is ignored.
 
-    Raises ConfigError, naming the line, for any other line that is no row.
+    Raises ConfigError, naming the line, for any other line that is not a row.
     """
     rows, _ = _parse(Path(path))
     return rows
 
 
 def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Rows, and for each the byte offset at which it ends."""
+    """(rows, the byte offsets at which they end)."""
     rows: list[dict[str, Any]] = []
     ends: list[int] = []
     end = 0
@@ -201,11 +227,11 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 class MetricsLog:
-    """Writes metrics.jsonl, one flushed line a row, and the TensorBoard view beside it.
+    """The writer of metrics.jsonl, one flushed line a row, and of the TensorBoard files beside it.
 
-    Opened for a run that stands at `step` with `num_rows` rows written: what a killed attempt wrote after
-    that is dropped, here and in TensorBoard, so that steps have no gap and no duplicate. Raises ConfigError
-    where rows that the checkpoint counts on are missing.
+    It is opened for a run at `step` with `num_rows` rows. Rows that a killed attempt wrote after that step
+    are dropped, here and in TensorBoard, so that steps have no gap and no duplicate. Raises ConfigError if
+    rows that the checkpoint counted are missing.
     """
 
     def __init__(self, run_dir: Path, *, step: int, num_rows: int) -> None:
@@ -224,7 +250,7 @@ class MetricsLog:
         self.tensorboard = TensorBoardView(run_dir / run_files.TENSORBOARD, purge_from_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one row. Every name must be in METRICS."""
+        """Append one row. Raises KeyError for a name that is not in METRICS."""
         row = {"step": step, **values}
         for name in row:
             metric(name)
@@ -234,7 +260,7 @@ class MetricsLog:
         self.tensorboard.write(step, values)
 
     def sync(self) -> None:
-        """To disk, before a checkpoint that counts on these rows: then a machine's crash loses neither."""
+        """Sync the rows to disk, before a checkpoint that counts them is written."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -243,19 +269,19 @@ class MetricsLog:
 
 
 class TensorBoardView:
-    """An event file, by tensorboard's own writer: that starts without torch or tensorflow."""
+    """A TensorBoard event file. tensorboard's own writer is used because it needs no torch or tensorflow."""
 
     def __init__(self, folder: Path, *, purge_from_step: int) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        # protobuf makes these modules' classes at import, unseen by type checkers.
+        # protobuf creates the classes of these modules at import, where type checkers do not see them.
         self._event_pb2: Any = import_module("tensorboard.compat.proto.event_pb2")
         self._summary_pb2: Any = import_module("tensorboard.compat.proto.summary_pb2")
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((folder / name).open("wb"))
         self._put(file_version="brain.Event:2")
-        # A START makes TensorBoard drop what earlier files hold from this step on.
+        # A START makes TensorBoard drop the events of earlier files from this step on.
         start = self._event_pb2.SessionLog(status=self._event_pb2.SessionLog.START)
         self._put(step=purge_from_step, session_log=start)
 
@@ -265,6 +291,7 @@ class TensorBoardView:
         self._writer.flush()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write the numbers among `values` as scalars."""
         scalars = [
             self._summary_pb2.Summary.Value(tag=name, simple_value=value)
             for name, value in values.items()
@@ -273,6 +300,7 @@ class TensorBoardView:
         self._put(step=step, summary=self._summary_pb2.Summary(value=scalars))
 
     def picture(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Write an RGB picture."""
         from torch.utils.tensorboard.summary import image
 
         self._put(step=step, summary=image(name, pixels, dataformats="HWC"))

@@ -1,4 +1,4 @@
-"""Quantities as a person reads them: 6.1 M tokens, 1.2 PFLOP, 3 min 20 s. Pure functions."""
+"""Pure functions that format quantities for people: 6.1 M tokens, 1.2 PFLOP, 3 min 20 s."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3
 
 
 def with_prefix(value: float, unit: str = "", digits: int = 3, *, short: bool = False) -> str:
-    """1234567 -> "1.23 M"; `short` uses B for 10^9, as is usual for parameters and tokens."""
+    """1234567 -> "1.23 M". `short` writes B for 10^9, as is usual for parameters and tokens."""
     if not math.isfinite(value):
         return "n/a"
-    # The largest prefix whose rounded number is at least 1: 999,999 is 1 M and not 1000 k.
+    # The prefix is the largest one whose rounded number is at least 1: 999,999 is 1 M and not 1000 k.
     for scale, prefix in _PREFIXES:
         if abs(float(f"{value:.{digits}g}")) >= scale:
             letter = "B" if short and prefix == "G" else prefix
@@ -26,20 +26,22 @@ def _significant(value: float, digits: int) -> str:
 
 
 def count(value: float) -> str:
-    """Whole numbers with thousands separators; large ones with a prefix."""
+    """A whole number with thousands separators; from a million on, with a prefix."""
     return f"{value:,.0f}" if abs(value) < 1e6 else with_prefix(value, short=True)
 
 
 def format_tokens(value: float) -> str:
+    """6100000 -> "6.10 M tokens"."""
     return f"{with_prefix(value, short=True)} tokens".replace("  ", " ")
 
 
 def flops(value: float) -> str:
+    """1.2e15 -> "1.20 PFLOP"."""
     return with_prefix(value, "FLOP")
 
 
 def format_bytes(value: float) -> str:
-    """Binary, as memory is counted: 1.50 GiB."""
+    """Bytes with a binary prefix, as memory is counted: 1.50 GiB."""
     if not math.isfinite(value):
         return "n/a"
     for scale, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
@@ -62,16 +64,17 @@ def duration(seconds: float) -> str:
 
 
 def percent(fraction: float, digits: int = 0) -> str:
+    """0.25 -> "25 %"."""
     return f"{100 * fraction:.{digits}f} %" if math.isfinite(fraction) else "n/a"
 
 
 def ratio(value: float) -> str:
-    """Two decimals; large ones, which intervals from two seeds bring, three digits."""
+    """A ratio with two decimals; from 10 on (the intervals of two seeds are wide) with three digits."""
     return f"{value:.2f}" if value < 10 else f"{value:.3g}"
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """With its sign always, and a real minus; what rounds to nothing has none."""
+    """A number with + or a typographic minus before it; a number that rounds to 0 has no sign."""
     if not math.isfinite(value):
         return "n/a"
     text = f"{abs(value):.{digits}f}"
@@ -81,5 +84,5 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def join(names: Sequence[str]) -> str:
-    """a; a and b; a, b and c."""
+    """Names as a list in English: "a"; "a and b"; "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

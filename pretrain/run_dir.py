@@ -1,21 +1,22 @@
-"""The run directory: one config, one writer at a time, a record of every attempt. Imports no torch."""
+"""The run directory, which has one config, one writer at a time and a record of every attempt.
 
-import errno
-import fcntl
+This module imports no torch.
+"""
+
 import hashlib
 import json
-import os
 import platform
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.toml_config import ConfigError, validate
 from parallel.layout import data_parallel_size
 from pretrain.config import RunConfig, differences
@@ -29,8 +30,8 @@ FREE_KEYS = (
     "data.prefetch_steps",
     "parallel",
 )
-"""Keys and tables that a later attempt may change: nothing of it reaches the numbers of the run, but for the
-rounding of sums that another layout takes in another order."""
+"""Keys and tables that a later attempt may change. They do not change the numbers of the run, except that
+another layout adds in another order and rounds differently."""
 
 
 def check_config(config: RunConfig) -> None:
@@ -60,61 +61,40 @@ def finished_step(config: RunConfig) -> int | None:
 
 
 class RunDir:
-    """An open run directory: made, locked against a second writer, its record of this attempt begun."""
+    """An open run directory, locked against a second writer, with a record of this attempt."""
 
-    def __init__(self, path: Path, lock: "_Lock", record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, lock: ExitStack, record: dict[str, Any]) -> None:
         self.path, self._lock, self.record = path, lock, record
 
     @classmethod
     def open(cls, config: RunConfig, *, world_size: int, command: Sequence[str]) -> "RunDir":
-        """Open for writing. Raises ConfigError: another config, another writer, a disk that is read-only."""
+        """Open the directory for writing; it is made if it is missing.
+
+        Raises ConfigError if it was made by another config, has another writer, or cannot be written.
+        """
         path = config.run_dir
-        lock = _lock(path)
-        check_config(config)
-        if not (path / CONFIG).exists():
-            write_json(path / CONFIG, config.model_dump(mode="json"))
-        record = _read_record(path) or {
-            "format": 1,
-            "name": config.name,
-            "attempts": [],
-            "diffs": {},
-            "peak_flops": {},
-        }
-        if record["attempts"] and record["attempts"][-1]["stopped"] is None:
-            record["attempts"][-1] |= {"reason": "killed: no stop was recorded"}
-        commit, diff = code_state()
-        digest = hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None
-        if digest:
-            record["diffs"][digest] = diff
-        record["attempts"].append(
-            {
-                "started": _now(),
-                "stopped": None,
-                "reason": None,
-                "exit_code": None,
-                "from_step": None,
-                "to_step": None,
-                "command": list(command),
-                "host": socket.gethostname(),
-                "device": None,
-                "processor": None,
-                "arithmetic": None,
-                "layout": {
-                    "processes": world_size,
-                    "dp": data_parallel_size(config.parallel, world_size),
-                    **config.parallel.model_dump(include={"tp", "pp", "zero_stage"}),
-                },
-                "free_keys": {key: _at(config.model_dump(mode="json"), key) for key in FREE_KEYS},
-                "commit": commit,
-                "diff": digest,
-                "versions": {"python": platform.python_version()}
-                | {name: _version(name) for name in PACKAGES},
+        with _lock(path) as lock:
+            check_config(config)
+            if not (path / CONFIG).exists():
+                write_json(path / CONFIG, config.model_dump(mode="json"))
+            record = _read_record(path) or {
+                "format": 1,
+                "name": config.name,
+                "attempts": [],
+                "diffs": {},
+                "peak_flops": {},
             }
-        )
-        record["status"] = "running"
-        run = cls(path, lock, record)
-        run._save()
-        return run
+            if record["attempts"] and record["attempts"][-1]["stopped"] is None:
+                record["attempts"][-1] |= {"reason": "killed: no stop was recorded"}
+            commit, diff = code_state()
+            digest = hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None
+            if digest:
+                record["diffs"][digest] = diff
+            attempt = _new_attempt(config, world_size, command) | {"commit": commit, "diff": digest}
+            record["attempts"].append(attempt | {"versions": _versions()})
+            record["status"] = "running"
+            write_json(path / RECORD, record)
+            return cls(path, lock.pop_all(), record)
 
     def started(
         self,
@@ -125,8 +105,11 @@ class RunDir:
         arithmetic: str,
         initial_weights: str | None,
     ) -> None:
-        """This attempt goes on from `step`; at step 0 from weights of that digest, None: drawn ones.
-        `processor`, `arithmetic`: as in pretrain/train/arithmetic.py."""
+        """Record that this attempt continues from `step`, on `device`.
+
+        `processor`, `arithmetic`: as in pretrain/train/arithmetic.py. `initial_weights`: the digest of the
+        weights that step 0 began with; None if they were drawn.
+        """
         self.record["attempts"][-1] |= {
             "from_step": step,
             "device": device,
@@ -137,82 +120,61 @@ class RunDir:
         self._save()
 
     def keep_peak(self, key: str, flops: float) -> None:
-        """Keep a measured peak: one number for all attempts, so that MFU does not change with a restart."""
+        """Record a measured peak (FLOP/s). All attempts use one number, so a restart does not change MFU."""
         self.record["peak_flops"][key] = flops
         self._save()
 
     def close(self, *, status: str, reason: str, exit_code: int, step: int | None) -> None:
-        """End the attempt (status: done, stopped or failed) and let go of the lock."""
+        """Record the end of the attempt (`status`: done, stopped or failed) and release the lock."""
         stop = {"stopped": _now(), "reason": reason, "exit_code": exit_code, "to_step": step}
         self.record["attempts"][-1] |= stop
         self.record["status"] = status
         self._save()
-        self._lock.release()
+        self._lock.close()
 
     def _save(self) -> None:
         write_json(self.path / RECORD, self.record)
 
 
 def check_writable(config: RunConfig) -> None:
-    """Raise ConfigError now, before ranks are started, if this process could not write the run directory."""
-    _lock(config.run_dir).release()
+    """Raise ConfigError if this process could not write the run directory: asked before ranks are started."""
+    _lock(config.run_dir).close()
 
 
-def _lock(path: Path) -> "_Lock":
+def _lock(path: Path) -> ExitStack:
+    """The lock of the run directory, which is made if it is missing; it is held until the stack is closed."""
+    stack = ExitStack()
     try:
         for folder in (path, path / LOGS, path / CHECKPOINTS):
             folder.mkdir(parents=True, exist_ok=True)
-        return _Lock(path)
+        stack.enter_context(
+            lock_directory(
+                path,
+                lambda holder: (
+                    f"{path} is in use by {holder}; a run directory has one writer: "
+                    "wait for it, stop it, or give this run another name=..."
+                ),
+                name=LOCK,
+            )
+        )
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be written: {error}; set runs_dir=... to a folder that can"
         ) from None
-
-
-class _Lock:
-    """A POSIX record lock: the kernel drops it with its process, however that dies, so none is ever stale.
-
-    (flock would pass to forked processes and outlive a killed rank.) The file says who holds it.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        path = run_dir / LOCK
-        self._file = path.open("a+")
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                self._file.seek(0)
-                holder = self._file.read().strip() or "another process"
-                self._file.close()
-                raise ConfigError(
-                    f"{run_dir} is in use by {holder}; a run directory has one writer: "
-                    "wait for it, stop it, or give this run another name=..."
-                ) from None
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                self._file.close()
-                raise
-            print(f"{path}: no locks on this file system; two writers would go unnoticed", file=sys.stderr)
-        self._file.truncate(0)
-        self._file.write(f"pid {os.getpid()} on {socket.gethostname()} since {_now()}\n")
-        self._file.flush()
-
-    def release(self) -> None:
-        self._file.truncate(0)
-        self._file.close()
+    return stack
 
 
 def _read_record(run_dir: Path) -> dict[str, Any]:
     try:
         return json.loads((run_dir / RECORD).read_text())
-    except (FileNotFoundError, NotADirectoryError):  # the latter: check_writable says it better
+    except (FileNotFoundError, NotADirectoryError):  # check_writable explains the latter better
         return {}
     except ValueError as error:
         raise ConfigError(f"{run_dir / RECORD}: not valid JSON ({error}); was it edited?") from None
 
 
 def code_state() -> tuple[str | None, str]:
-    """(commit, diff against it) of the checkout that this code runs from; (None, "") outside of one."""
+    """(commit, diff against it) of the git checkout that this code runs from; (None, "") if it is in none."""
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str | None:
@@ -224,9 +186,37 @@ def code_state() -> tuple[str | None, str]:
             return None
         return done.stdout if done.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", here.name) is None:  # installed inside somebody else's repository
+    if git("ls-files", "--error-unmatch", here.name) is None:  # installed in another repository
         return None, ""
     return (git("rev-parse", "HEAD") or "").strip() or None, git("diff", "HEAD") or ""
+
+
+def _new_attempt(config: RunConfig, world_size: int, command: Sequence[str]) -> dict[str, Any]:
+    """A row of record["attempts"]; None stands for what only the attempt or its end will tell."""
+    return {
+        "started": _now(),
+        "stopped": None,
+        "reason": None,
+        "exit_code": None,
+        "from_step": None,
+        "to_step": None,
+        "command": list(command),
+        "host": socket.gethostname(),
+        "device": None,
+        "processor": None,
+        "arithmetic": None,
+        "layout": {
+            "processes": world_size,
+            "dp": data_parallel_size(config.parallel, world_size),
+            **config.parallel.model_dump(include={"tp", "pp", "zero_stage"}),
+        },
+        "free_keys": {key: _at(config.model_dump(mode="json"), key) for key in FREE_KEYS},
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    """Python's version, and that of each of PACKAGES; None for a package that is not installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str | None:

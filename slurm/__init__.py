@@ -1,1 +1,1 @@
-"""Submitting runs to Slurm, from a login node: imports no torch."""
+"""Slurm: submitting runs from a login node, supervising their jobs and showing their state. No torch."""

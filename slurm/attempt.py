@@ -1,4 +1,4 @@
-"""The entry point that batch scripts name, also those queued before slurm/supervise/ existed."""
+"""The entry point of batch scripts, under a name that jobs keep which are queued while Motley is updated."""
 
 from slurm.supervise.attempt import main
 

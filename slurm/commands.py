@@ -1,4 +1,4 @@
-"""Asking and telling Slurm, by its commands. Imports no torch."""
+"""Functions that call squeue, sacct, scontrol, sbatch and scancel. This module imports no torch."""
 
 import contextlib
 import re
@@ -15,12 +15,14 @@ TIMEOUT_S = 120
 
 
 class ControllerUnreachable(ConfigError):
-    """Slurm's controller does not answer: it is updated, or moves. What was asked may be asked again."""
+    """Slurm's controller does not answer, as while it is updated or moved. The command may be tried again."""
 
 
 def ask(*command: str) -> "subprocess.CompletedProcess[str]":
-    """Run one of Slurm's commands, its messages and times in one form. Raises ConfigError if it is missing
-    or does not answer; its exit code is the caller's to look at."""
+    """Run one of Slurm's commands, with a fixed language and time format; the caller checks its exit code.
+
+    Raises ConfigError if the command is missing or does not answer.
+    """
     return _run(command, "LC_ALL=C", "SLURM_TIME_FORMAT=standard")
 
 
@@ -34,7 +36,7 @@ def _run(command: Sequence[str], *variables: str) -> "subprocess.CompletedProces
             text=True,
             errors="replace",
             timeout=TIMEOUT_S,
-            # At a requeue Slurm sends SIGTERM to all processes of a batch script: to this one too.
+            # At a requeue Slurm sends SIGTERM to all processes of a batch script, this one included.
             preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -47,50 +49,57 @@ def _tell(*command: str) -> None:
         raise _refusal(" ".join(command[:2]), done.stderr)
 
 
-def _refusal(what: str, said: str) -> ConfigError:
-    away = re.search(r"Unable to contact|Socket timed out|Zero Bytes|Connection (?:refused|reset)", said)
-    return (ControllerUnreachable if away else ConfigError)(f"{what}: {said.strip()}")
+def _refusal(command: str, stderr: str) -> ConfigError:
+    unreachable = re.search(
+        r"Unable to contact|Socket timed out|Zero Bytes|Connection (?:refused|reset)", stderr
+    )
+    return (ControllerUnreachable if unreachable else ConfigError)(f"{command}: {stderr.strip()}")
 
 
 def state_in_queue(job_name: str, name: str) -> str | None:
-    """The state, such as "PENDING", of a job ("812"; an array's element: "812_3") while it is in the queue;
-    else None. Slurm uses ids again: the job's own name must be `name`."""
+    """The state of a job, such as "PENDING", or None if it is not in the queue.
+
+    `job_name`: "812", or "812_3" for an element of an array. `name`: the job's own name, which is compared
+    because Slurm reuses ids.
+    """
     done = ask("squeue", "--noheader", f"--jobs={job_name}", "--format=%T %j")
     if done.returncode and "Invalid job id" not in done.stderr:
         raise ConfigError(f"squeue does not say whether job {job_name} is queued: {done.stderr.strip()}")
-    found = (line.strip().partition(" ") for line in done.stdout.splitlines())
-    return next((state for state, _, its_name in found if its_name == name), None)
+    rows = (line.strip().partition(" ") for line in done.stdout.splitlines())
+    return next((state for state, _, own_name in rows if own_name == name), None)
 
 
 @dataclass(frozen=True)
 class Queued:
-    """A job in the queue, as squeue has it."""
+    """A job in the queue, as squeue prints it."""
 
     state: str
     reason: str
-    """Why it waits, such as "Priority"."""
+    """Why the job waits, such as "Priority"."""
     start: str
-    """Local time at which Slurm expects it to start, or did start it; "N/A"."""
+    """Local time at which the job started or is expected to start; "N/A" if Slurm does not know."""
     name: str
     """The job's own name."""
 
 
 def in_queue(job_names: Sequence[str]) -> dict[str, Queued]:
-    """Those of `job_names` ("812", "812_3") that are in the queue, by one question."""
+    """The jobs of `job_names` ("812", "812_3") that are in the queue, by name; squeue is called once."""
     if not job_names:
         return {}
-    wanted = f"--jobs={','.join(job_names)}"
-    done = ask("squeue", "--noheader", "--array", wanted, "--format=%i|%T|%r|%S|%j")
+    done = ask("squeue", "--noheader", "--array", f"--jobs={','.join(job_names)}", "--format=%i|%T|%r|%S|%j")
     if done.returncode and "Invalid job id" not in done.stderr:
         raise ConfigError(f"squeue: {done.stderr.strip()}")
     lines = (line.strip().split("|", 4) for line in done.stdout.splitlines())
     return {line[0]: Queued(*line[1:]) for line in lines if len(line) == 5}
 
 
-def how_it_ended(job_name: str, names: Collection[str]) -> str | None:
-    """Slurm's word for a job that is in the queue no more, such as "CANCELLED by 1000" or "NODE_FAIL": from
-    accounting where there is one, else from the controller, which forgets it after a while; None if neither
-    knows. `names`: what the job may be called; another's with its id is not meant."""
+def final_state(job_name: str, names: Collection[str]) -> str | None:
+    """Slurm's final state of a job that has left the queue, such as "CANCELLED by 1000" or "NODE_FAIL".
+
+    It comes from accounting (sacct) or, where a site has none, from the controller, which forgets jobs after
+    a while; None if neither knows the job. `names`: the names that the job may have, because Slurm reuses
+    ids.
+    """
     with contextlib.suppress(ConfigError):
         columns = ("--noheader", "--parsable2", "--format=JobName,State")
         done = ask("sacct", "--allocations", f"--jobs={job_name}", *columns)
@@ -106,28 +115,31 @@ def how_it_ended(job_name: str, names: Collection[str]) -> str | None:
 
 
 def kill_wait_s() -> int | None:
-    """Seconds from SIGTERM to SIGKILL of a job that is cancelled or preempted; None: Slurm does not say."""
+    """Seconds from SIGTERM to SIGKILL when a job is cancelled or preempted; None if Slurm does not tell."""
     with contextlib.suppress(ConfigError):
-        found = re.search(r"^KillWait\s*=\s*(\d+)", ask("scontrol", "show", "config").stdout, re.MULTILINE)
-        return int(found[1]) if found else None
+        config = ask("scontrol", "show", "config").stdout
+        kill_wait = re.search(r"^KillWait\s*=\s*(\d+)", config, re.MULTILINE)
+        return int(kill_wait[1]) if kill_wait else None
     return None
 
 
 def sbatch(options: Sequence[str], script: Path) -> int:
-    """Submit; the job's id. Raises ConfigError with Slurm's own words if it refuses."""
-    done = _run(("sbatch", "--parsable", *options, str(script)))  # not `ask`: a job inherits the environment
+    """Submit a script; returns the job's id. Raises ConfigError with Slurm's message if it is refused."""
+    done = _run(
+        ("sbatch", "--parsable", *options, str(script))
+    )  # a job inherits the environment, so not `ask`
     if done.returncode:
         raise ConfigError(f"sbatch refused the job: {done.stderr.strip()}")
     return int(done.stdout.strip().partition(";")[0])
 
 
 def cancel(job_names: Sequence[str]) -> None:
-    """End jobs, pending or running."""
+    """Cancel jobs, pending or running."""
     _tell("scancel", *job_names)
 
 
 def kill_steps(job_name: str) -> None:
-    """SIGKILL to every process that srun has started for a job; its batch script lives on."""
+    """Send SIGKILL to every process that srun has started for a job; its batch script goes on."""
     done = ask("squeue", "--noheader", "--steps", f"--jobs={job_name}", "--format=%i")
     steps = [step for step in done.stdout.split() if step.rpartition(".")[2].isdecimal()]
     if done.returncode:
@@ -142,12 +154,12 @@ def requeue(job_name: str) -> None:
 
 
 def exclude(job_name: str, nodes: Sequence[str]) -> None:
-    """Keep a pending job off `nodes`, which replace those it was kept off before."""
+    """Keep a pending job off `nodes`. They replace the nodes that it was kept off before."""
     _tell("scontrol", "update", f"JobId={job_name}", f"ExcNodeList={','.join(nodes)}")
 
 
 def hostnames(nodelist: str) -> list[str]:
-    """The nodes of a list such as "gpu[3-5,9]", in its order."""
+    """The names of the nodes in a list such as "gpu[3-5,9]", in its order."""
     done = ask("scontrol", "show", "hostnames", nodelist)
     if done.returncode:
         raise ConfigError(f"scontrol show hostnames {nodelist}: {done.stderr.strip()}")
@@ -155,7 +167,7 @@ def hostnames(nodelist: str) -> list[str]:
 
 
 def show_job(job_name: str) -> dict[str, str]:
-    """What `scontrol show job` says; {} if Slurm knows no such job. Raises ConfigError if it is not there."""
+    """The fields of `scontrol show job`; {} for an unknown job. Raises ConfigError if Slurm cannot answer."""
     done = ask("scontrol", "-o", "show", "job", job_name)
     if done.returncode:
         if "Invalid job id" in done.stderr:

@@ -1,4 +1,4 @@
-"""The long options of sbatch that a profile may set by name, and those that belong to a key of their own."""
+"""The long options of sbatch that a profile may set by name, and the options that have a key of their own."""
 
 OWN_KEY = {
     "job-name": "the run's name",
@@ -23,8 +23,8 @@ OWN_KEY = {
 }
 """sbatch option -> the key of a profile that sets it."""
 
-# `sbatch --help` of 22.05, and what the manual of 24.11 has beyond. Left out: those that ask instead of
-# submit (help, test-only ...), that change who runs or what runs (uid, wrap ...), and arrays.
+# These are the options in `sbatch --help` of 22.05 and in the manual of 24.11. Left out are options that ask
+# instead of submit (help, test-only ...), that change who or what runs (uid, wrap ...), and arrays.
 _LEGAL = """
     acctg-freq bb bbf begin cluster-constraint clusters comment constraint container container-id
     contiguous core-spec cores-per-socket cpu-freq cpus-per-gpu deadline delay-boot dependency

@@ -1,4 +1,7 @@
-"""What a site is: partition, account, nodes, time limit, environment, container. Imports no torch."""
+"""The profile of a site: partition, account, nodes, time limit, environment, container.
+
+This module imports no torch.
+"""
 
 import difflib
 import re
@@ -28,16 +31,16 @@ class _Frozen(BaseModel):
 
 
 class ContainerConfig(_Frozen):
-    """How ranks are started in a container; the batch script itself runs on the host."""
+    """The container that ranks are started in; the batch script itself runs on the host."""
 
     kind: Literal["none", "pyxis", "apptainer"] = "none"
     image: str | None = None
-    """pyxis: what --container-image takes; apptainer: a .sif file, a sandbox or a URI."""
+    """For pyxis a value of --container-image; for apptainer a .sif file, a sandbox or a URI."""
     mounts: tuple[str, ...] = ()
-    """"/host/path:/path/inside". The run directory, the data and the folder that the run is submitted from
-    must be seen inside under the paths that they have outside."""
+    """Mounts are written "/host/path:/path/inside". The run directory, the data and the folder that the run
+    is submitted from must have the same paths inside as outside."""
     options: tuple[str, ...] = ()
-    """Further words for srun (pyxis) or for apptainer exec, such as "--nv"."""
+    """Further options for srun (pyxis) or for apptainer exec, such as "--nv"."""
 
     @model_validator(mode="after")
     def _check(self) -> "ContainerConfig":
@@ -47,79 +50,78 @@ class ContainerConfig(_Frozen):
 
 
 class PreflightConfig(BaseModel):
-    """The table [preflight] of a profile: what a node must have before ranks start on it."""
+    """The table [preflight] of a profile: the requirements on a node before ranks start on it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     enabled: bool = True
     min_free_gpu_gib: NonNegativeFloat = 0.0
-    """Of each GPU; 0: not looked at. That there are gpus_per_node is looked at in any case."""
+    """Free memory of each GPU; 0: it is not checked. The number of GPUs, gpus_per_node, is always checked."""
     min_free_run_dir_gib: NonNegativeFloat = 1.0
-    """Where the run directory is."""
+    """Free space on the file system of the run directory."""
     min_free_disk_gib: dict[str, NonNegativeFloat] = {}
-    """By absolute path, as nodes see it: {"/scratch" = 20}."""
+    """Free space by absolute path, as nodes see it: {"/scratch" = 20}."""
     max_clock_skew_s: PositiveFloat = 5.0
-    """From the median of all nodes."""
+    """Largest difference of a node's clock from the median of all nodes."""
     all_reduce: bool = True
-    """A short sum over the nodes. False: nodes do not meet, and clocks are not compared either."""
+    """Whether nodes do a short all-reduce. If not, they do not meet, and clocks are not compared either."""
     timeout_s: int = Field(default=180, ge=10, le=3600)
-    """For all of it, with the import of torch."""
+    """Time limit of the whole check, with the import of torch."""
     max_excluded: NonNegativeInt = 2
-    """Nodes that a submission may exclude before it stops."""
+    """Number of nodes that a submission may exclude before it stops."""
 
     @field_validator("min_free_disk_gib")
     @classmethod
     def _are_absolute(cls, paths: dict[str, float]) -> dict[str, float]:
         for path in paths:
             if not Path(path).is_absolute():
-                raise ValueError(f'"{path}" is no absolute path (variables are not filled in)')
+                raise ValueError(f'"{path}" is no absolute path (variables are not expanded)')
         return paths
 
 
 class Profile(_Frozen):
-    """One site, as one sbatch header and the environment of a rank. None: the site's default."""
+    """One site: the header of a batch script and the environment of a rank. None: the site's default."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     nodes: PositiveInt = 1
-    """`--nodes` of `motley submit` goes before it."""
+    """Number of nodes; the option `--nodes` of `motley submit` overrides it."""
     min_nodes: PositiveInt | None = None
-    """The least that an attempt may have to do with, where nodes are busy or lost. None: `nodes`."""
+    """The least number of nodes that an attempt may get, where nodes are busy or lost. None: `nodes`."""
     gpus_per_node: NonNegativeInt = 0
-    """0: none are asked for by --gpus-per-node (a site that wants --gres has it in [options])."""
+    """0: --gpus-per-node is not used (a site that needs --gres sets it in [options])."""
     tasks_per_node: PositiveInt | None = None
-    """Ranks of a node. None: one per GPU."""
+    """Ranks per node. None: one per GPU."""
     cpus_per_task: PositiveInt = 1
     memory_gb_per_node: NonNegativeInt | None = None
-    """0: all that a node has."""
+    """0: all memory of a node."""
     time_limit: str
-    """As sbatch takes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+    """The time limit in sbatch's form: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
     signal_lead_s: int = Field(180, ge=0, le=65_535)
-    """Seconds ahead of the time limit at which every rank is told (SIGUSR2) to save and stop. Slurm may be up
-    to a minute early; it must cover the longest step and a checkpoint."""
+    """Seconds before the time limit at which every rank gets the signal (SIGUSR2) to save and stop. The time
+    must cover the longest step and a checkpoint. Slurm may send the signal up to a minute early."""
     max_requeues: NonNegativeInt = 10
-    """How often a job may start again, preemptions not counted. It does so only if it has saved a later step
-    than before, or if its check of nodes found a bad one."""
+    """How often a job may restart, not counting preemptions. It restarts only if it has saved a later step
+    than before, or if its check of nodes found a bad node."""
     chain: PositiveInt = 1
-    """For sites that forbid requeues: so many jobs, each of which goes on when the one before has ended.
-    Those left over when the run is done are cancelled."""
+    """Number of jobs in a chain, for sites that forbid requeues. A job of the chain starts when the job
+    before it has ended. Jobs left over when the run is done are cancelled."""
     hang_after_s: NonNegativeInt = 3600
-    """Ranks that wrote nothing at all for so long, neither log, metrics nor checkpoint, are taken to hang and
-    are ended. 0: they are left alone."""
+    """Ranks that write no log, metrics or checkpoint for so long hang, and are killed. 0: never."""
     python: str | None = None
-    """None: the interpreter that runs `motley submit`; in a container "python"."""
+    """The Python of the ranks. None: the interpreter of `motley submit`, or "python" in a container."""
     modules: tuple[str, ...] = ()
-    """For `module load`, before setup."""
+    """Names for `module load`, which comes before setup."""
     setup: tuple[str, ...] = ()
-    """Commands of bash, a line each, run once on the first node before ranks start; what they export reaches
-    every rank. The job ends if one fails."""
+    """Lines of bash that are run once, on the first node, before ranks start. Variables that they export
+    reach every rank. The job ends if a line fails."""
     env: dict[str, str] = {}
-    """Environment of every rank."""
+    """Environment variables of every rank."""
     container: ContainerConfig = ContainerConfig()
     preflight: PreflightConfig = PreflightConfig()
     options: dict[str, str | int | bool] = {}
-    """Any further option of sbatch by its long name: exclusive = true, constraint = "h100"."""
+    """Further options of sbatch by their long names: exclusive = true, constraint = "h100"."""
 
     @field_validator("time_limit")
     @classmethod
@@ -147,7 +149,7 @@ class Profile(_Frozen):
     def _are_names(cls, env: dict[str, str]) -> dict[str, str]:
         for name in env:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise ValueError(f'"{name}" is no name of an environment variable')
+                raise ValueError(f'"{name}" is not the name of an environment variable')
         return env
 
     @model_validator(mode="after")
@@ -184,17 +186,17 @@ class Profile(_Frozen):
 
     @property
     def node_counts(self) -> range:
-        """All that Slurm may give."""
+        """The numbers of nodes that Slurm may give a job."""
         return range(self.min_nodes or self.nodes, self.nodes + 1)
 
 
 def load_profile(path: str | Path, *, nodes: int | None = None) -> Profile:
-    """A profile from its TOML file. Raises ConfigError naming file, field and what is legal."""
+    """Read a profile from its TOML file. Raises ConfigError naming file, field and what is legal."""
     return load_config(Profile, path, [] if nodes is None else [f"nodes={nodes}"])
 
 
 def _seconds(limit: str) -> int | None:
-    """Seconds of a time limit (sbatch(1), --time); None if it is none."""
+    """The seconds of a time limit (sbatch(1), --time); None if the text is not a time limit, or is 0."""
     match = _LIMIT.fullmatch(limit)
     if match is None:
         return None

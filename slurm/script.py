@@ -1,5 +1,5 @@
-"""A profile and what a job is to do -> the text of its batch script: pure functions, in the words of
-job.sbatch.j2; and what a task of the job executes."""
+"""Batch scripts as pure functions: a profile and a job become sbatch options, the text of the script (from
+job.sbatch.j2) and the command of a task."""
 
 import shlex
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ def render(
 ) -> str:
     """The batch script of a run, or of an array of runs.
 
-    `submission`: its folder, of an array the owner's; `folder` to run in: absolute paths as nodes see them;
-    `python`: the interpreter of the supervisor, on the host also where ranks run in a container; `array`:
-    what sbatch takes, "0-7%2".
+    `submission`: the folder of the submission (for an array, of the comparison's); `folder`: where the script
+    runs. Both are absolute paths as nodes see them. `python`: the interpreter of the supervisor, which runs
+    on the host even where ranks run in a container. `array`: indices in sbatch's form, such as "0-7%2".
     """
     options = sbatch_options(profile, name=name, logs=submission.parent, folder=folder, array=array)
     return _render(
@@ -35,8 +35,10 @@ def render_command(
     arguments: str,
     array: str | None = None,
 ) -> str:
-    """The batch script of one process of `python`, without supervisor. `arguments`: in bash's words, quoted
-    where that is needed, so that they may hold $SLURM_ARRAY_TASK_ID."""
+    """The batch script of one process of `python`, without supervisor.
+
+    `arguments` are words of bash, already quoted, so that they may hold $SLURM_ARRAY_TASK_ID.
+    """
     options = command_options(profile, name=name, logs=logs, folder=folder, array=array)
     return _render(profile, options, python, arguments, supervised=False)
 
@@ -67,11 +69,11 @@ def _render(
 def sbatch_options(
     profile: Profile, *, name: str, logs: Path, folder: Path, array: str | None = None
 ) -> list[str]:
-    """The options of a run's job, as words of sbatch's command line. `logs`: where its output goes."""
+    """The options of a run's job, as words of sbatch's command line. `logs`: the folder of its output."""
     memory = profile.memory_gb_per_node
     least, ranks = profile.node_counts[0], profile.ranks_per_node
-    # Of a number of nodes that may vary Slurm gives no more than there are tasks, and it counts those of the
-    # least nodes. As one task a node, with the CPUs of all its ranks, it gives as many nodes as it can.
+    # If the number of nodes may vary, Slurm gives no more nodes than the fewest nodes have tasks. One task a
+    # node, with the CPUs of all its ranks, makes it give as many nodes as it can.
     varies = least < profile.nodes
     values: dict[str, str | int | bool | None] = {
         "job-name": name,
@@ -84,12 +86,12 @@ def sbatch_options(
         "cpus-per-task": profile.cpus_per_task * (ranks if varies else 1),
         "mem": None if memory is None else "0" if memory == 0 else f"{memory}G",
         "time": profile.time_limit,
-        # To the ranks and not to the batch shell (no "B:"), and not SIGUSR1, which NCCL uses.
+        # The signal goes to the ranks, not to the batch shell ("B:"). NCCL uses SIGUSR1, so this is SIGUSR2.
         "signal": f"USR2@{profile.signal_lead_s}",
         "requeue": True if profile.max_requeues else None,
         "no-requeue": None if profile.max_requeues else True,
         "open-mode": "append",
-        # % is sbatch's own there
+        # sbatch expands % in the name of the output
         "output": f"{str(logs).replace('%', '%%')}/job_{'%j' if array is None else '%A_%a'}.out",
         "chdir": str(folder),
         "array": array,
@@ -109,14 +111,14 @@ def _words(values: dict[str, str | int | bool | None]) -> list[str]:
 def command_options(
     profile: Profile, *, name: str, logs: Path, folder: Path, array: str | None = None
 ) -> list[str]:
-    """As `sbatch_options`, of a job of one process that uses no GPU."""
+    """`sbatch_options` for a job of one process that uses no GPU."""
     alone = {"nodes": 1, "min_nodes": None, "gpus_per_node": 0, "tasks_per_node": 1}
     words = sbatch_options(profile.model_copy(update=alone), name=name, logs=logs, folder=folder, array=array)
     return [word for word in words if not word.startswith("--signal=")]
 
 
 def _quoted(word: str) -> str:
-    """In the script's header sbatch takes quotes as a shell does."""
+    """A word as it stands in the script's header, where sbatch reads quotes as a shell does."""
     option, equals, value = word.partition("=")
     return f"{option}={shlex.quote(value)}" if equals else option
 
@@ -124,10 +126,10 @@ def _quoted(word: str) -> str:
 def task_command(
     profile: Profile, module: str, argument: Path, *, folder: Path, python: str
 ) -> tuple[list[str], list[str]]:
-    """(words for srun, what each task executes) to run `python -m module argument` as the profile says.
+    """(options of srun, command of a task) that run `python -m module argument` as the profile says.
 
-    No shell stands between srun and a rank: it would die of the signal that tells ranks to stop, and leave
-    its rank behind.
+    There is no shell between srun and a rank: the signal that tells ranks to stop would kill the shell and
+    leave the rank behind.
     """
     container = profile.container
     own = python if container.kind == "none" else "python"

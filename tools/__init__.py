@@ -1,1 +1,1 @@
-"""The command line: thin verbs over the packages. Nobody imports it."""
+"""The command line: thin verbs over the packages. No other package imports it."""

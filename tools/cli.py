@@ -1,10 +1,14 @@
-"""`motley` and its verbs. Parsing is here, work is in the packages; `--help` imports no torch."""
+"""The command line: `motley` and its verbs.
+
+This module only parses; the packages do the work. `--help` imports no torch.
+"""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.files.toml_config import ConfigError
 
@@ -40,6 +44,7 @@ def _tokenize(args: argparse.Namespace) -> int:
 
 
 def _part(text: str) -> tuple[int, int]:
+    """ "1/8" -> (1, 8)."""
     k, _, n = text.partition("/")
     if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
         raise argparse.ArgumentTypeError(f'"{text}": expected K/N with 1 <= K <= N, such as 1/8')
@@ -47,6 +52,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _count(text: str) -> int:
+    """A whole number of at least 1."""
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f'"{text}": expected a whole number, 1 or more')
     return int(text)
@@ -71,7 +77,7 @@ def _submit(args: argparse.Namespace) -> int:
     from slurm.submit.run import submit
 
     if args.concurrent_runs is not None:
-        raise ConfigError(f"--concurrent-runs is how many runs of a comparison; {args.run} is one run")
+        raise ConfigError(f"--concurrent-runs is for comparisons; {args.run} is one run")
     return submit(
         args.run, args.overrides,
         profile_path=args.profile, nodes=args.nodes, dry_run=args.dry_run, wait=args.wait,
@@ -81,8 +87,8 @@ def _submit(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     from slurm.monitor.status import status
 
-    overrides = [each for each in args.paths if "=" in each and not Path(each).exists()]
-    return status([each for each in args.paths if each not in overrides], overrides)
+    overrides = [text for text in args.paths if "=" in text and not Path(text).exists()]
+    return status([text for text in args.paths if text not in overrides], overrides)
 
 
 def _cancel(args: argparse.Namespace) -> int:
@@ -116,6 +122,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _tower_pair(text: str) -> tuple[str, str]:
+    """ "image=text" -> ("image", "text")."""
     new, _, tower = text.partition("=")
     if not (new and tower):
         raise argparse.ArgumentTypeError(f'"{text}": expected NEW=TOWER, such as image=text')
@@ -166,14 +173,34 @@ def _bench(args: argparse.Namespace) -> int:
     return bench(args.arguments)
 
 
+Verbs = Any  # of argparse, whose type is private
+
+
+class _Version(argparse.Action):
+    """Print the installed version and stop. It is looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"motley {version('motley')}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
-    """All verbs with their arguments."""
+    """The parser of all verbs with their arguments."""
     top = argparse.ArgumentParser(
         prog="motley",
         description="Pretrain multimodal transformers and compare dense with sparse under matched compute.",
     )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the installed version and exit")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for add in (_add_data, _add_runs, _add_monitoring, _add_compare, _add_weights, _add_models, _add_bench):
+        add(verbs)
+    return top
 
+
+def _add_data(verbs: Verbs) -> None:
+    """demo-corpus and tokenize."""
     verb = verbs.add_parser("demo-corpus", help="write the demo corpus as raw WebDataset shards")
     verb.add_argument("out", help="folder to write train/ and heldout/ shards into")
     verb.add_argument("--documents", type=int, default=20_000, help="documents in all (default %(default)s)")
@@ -205,11 +232,12 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(work=_tokenize)
 
+
+def _add_runs(verbs: Verbs) -> None:
+    """train and submit."""
     verb = verbs.add_parser("train", help="train a run, or continue it from its last good checkpoint")
     verb.add_argument("run", help="RUN.toml")
-    verb.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="such as optimizer.learning_rate=1e-3"
-    )
+    _add_overrides(verb, "such as optimizer.learning_rate=1e-3")
     verb.add_argument("--processes", type=int, default=1, help="ranks on this machine (default %(default)s)")
     verb.set_defaults(work=_train)
 
@@ -218,14 +246,14 @@ def parser() -> argparse.ArgumentParser:
         help="train a run, or all of a comparison, as Slurm jobs, which start again until they are done",
     )
     verb.add_argument("run", metavar="run|comparison", help="RUN.toml, or COMPARE.toml")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="such as parallel.tp=8")
+    _add_overrides(verb, "such as parallel.tp=8")
     verb.add_argument("--profile", required=True, help="PROFILE.toml: the site; see slurm/profiles/")
     verb.add_argument("--nodes", type=int, default=None, help="nodes (default: the profile's)")
     verb.add_argument(
         "--concurrent-runs",
         type=_count,
         metavar="M",
-        help="of a comparison: runs at a time (default: the file's)",
+        help="for a comparison: runs at a time (default: the file's)",
     )
     verb.add_argument("--wait", action="store_true", help="stay until the job has ended; exit with its code")
     verb.add_argument(
@@ -233,7 +261,10 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(work=_submit)
 
-    verb = verbs.add_parser("status", help="where runs and comparisons stand; a page if it is one run")
+
+def _add_monitoring(verbs: Verbs) -> None:
+    """status, cancel and logs."""
+    verb = verbs.add_parser("status", help="the state of runs and comparisons; a page if it is one run")
     verb.add_argument(
         "paths",
         nargs="*",
@@ -244,31 +275,36 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("cancel", help="end the Slurm jobs of a run or a comparison; runs save and stop")
     verb.add_argument("path", help="RUN.toml, COMPARE.toml, or the directory of one")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="as it was submitted with")
+    _add_overrides(verb, "as it was submitted with")
     verb.set_defaults(work=_cancel)
 
     verb = verbs.add_parser("logs", help="what a run's job and its ranks printed in the newest attempt")
     verb.add_argument("run", help="RUN.toml, or the run's directory")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="as it was submitted with")
+    _add_overrides(verb, "as it was submitted with")
     verb.add_argument("-f", "--follow", action="store_true", help="stay until the run ends, over attempts")
-    verb.add_argument("--rank", type=int, metavar="R", help="of this rank (default: the job's, and rank 0's)")
+    verb.add_argument(
+        "--rank", type=int, metavar="R", help="this rank's log (default: the job's and rank 0's)"
+    )
     verb.add_argument("--attempt", type=int, metavar="K", help="as `motley status` numbers them, from 0")
     verb.add_argument("--all", action="store_true", help="from the first line on (default: the last 200)")
     verb.set_defaults(work=_logs)
 
+
+def _add_compare(verbs: Verbs) -> None:
     verb = verbs.add_parser(
         "compare", help="run arms x seeds of a comparison and report which won, by how much"
     )
     verb.add_argument("comparison", help="COMPARE.toml")
-    verb.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="applied to the base run of every arm"
-    )
+    _add_overrides(verb, "applied to the base run of every arm")
     verb.add_argument(
         "--concurrent-runs", type=int, default=None, help="runs at a time (default: the file's)"
     )
     verb.add_argument("--report-only", action="store_true", help="report on what has run; start nothing")
     verb.set_defaults(work=_compare)
 
+
+def _add_weights(verbs: Verbs) -> None:
+    """export and import."""
     files = argparse.ArgumentParser(add_help=False)
     files.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
     files.add_argument(
@@ -297,17 +333,20 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("run", help="RUN.toml: the model that the weights are for")
     verb.add_argument("src", help="exported weights, a run, or a local Hugging Face folder (config.json)")
     verb.add_argument("out", help="folder to write; must not exist. Then: initial_weights = OUT in RUN.toml")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.vocab_tokens=32000")
+    _add_overrides(verb, "such as model.vocab_tokens=32000")
     verb.add_argument(
         "--new-tower",
         action="append",
         type=_tower_pair,
         default=[],
         metavar="NEW=TOWER",
-        help="the tower of SRC that a new tower starts as, such as image=text; once for each",
+        help="the tower of SRC that a new tower starts as, such as image=text; once for each new tower",
     )
     verb.set_defaults(work=_import)
 
+
+def _add_models(verbs: Verbs) -> None:
+    """inspect, describe and plan."""
     verb = verbs.add_parser(
         "inspect", help="which tokens run in which layer and which expert takes them, in a trained model"
     )
@@ -323,38 +362,49 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("describe", help="parameters and FLOPs of a run's model, per module and modality")
     verb.add_argument("run", help="RUN.toml")
-    verb.add_argument("overrides", nargs="*", metavar="key=value")
+    _add_overrides(verb)
     verb.set_defaults(work=_describe)
 
     verb = verbs.add_parser(
         "plan", help="memory, FLOPs and bytes sent of a run's layout, or of all legal ones; starts nothing"
     )
     verb.add_argument("run", help="RUN.toml")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="such as parallel.tp=2")
+    _add_overrides(verb, "such as parallel.tp=2")
     verb.add_argument("--gpus", type=int, required=True, help="ranks in all")
-    verb.add_argument("--gpu-memory-gib", type=float, help="say what fits into this much a GPU")
+    verb.add_argument("--gpu-memory-gib", type=float, help="memory of a GPU; the output says what fits")
     verb.add_argument("--layouts", action="store_true", help="rank all legal layouts and show the first")
     verb.set_defaults(work=_plan)
 
+
+def _add_bench(verbs: Verbs) -> None:
     verb = verbs.add_parser(
         "bench",
-        help="measure the model, its sparse variants or the data path against what one would pick instead",
+        help="measure the model, its sparse variants or the data path against the usual alternatives",
     )
     verb.add_argument("what", choices=("model", "sparse", "data"))
     verb.add_argument("arguments", nargs=argparse.REMAINDER, help="see `motley bench model --help`")
     verb.set_defaults(work=_bench)
-    return top
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; a user's mistake is one message on stderr and exit code 2."""
+def _add_overrides(verb: argparse.ArgumentParser, text: str | None = None) -> None:
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of one verb; a usage error ends the process with exit code 2."""
     top = parser()
     args, rest = top.parse_known_args(argv)
-    # argparse takes a list of positionals in one place only; people write key=value behind options too.
-    if rest and not (hasattr(args, "overrides") and all("=" in each and each[0] != "-" for each in rest)):
+    # argparse accepts a list of positionals in one place only, but people write key=value after options too.
+    if rest and not (hasattr(args, "overrides") and all("=" in text and text[0] != "-" for text in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides += rest
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code. A mistake of the user gives one message on stderr and code 2."""
+    args = parse(argv)
     try:
         code = args.work(args)
         sys.stdout.flush()
@@ -362,7 +412,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"motley {args.verb}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `motley logs ... | head`: nobody reads on, nor what Python flushes at its end
+    except BrokenPipeError:  # as in `motley logs ... | head`; Python must not flush at its end either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

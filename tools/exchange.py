@@ -1,7 +1,6 @@
-"""`motley export` and `motley import`: one process, no GPU, no network, nothing but local files.
+"""`motley export` and `motley import`, in one process, without GPU or network.
 
-Tensors are read one by one where they are written, so no more of a model is in memory than one file of the
-result.
+Tensors are read when they are written, one by one, so memory holds only one file of the result at a time.
 """
 
 import math
@@ -14,7 +13,7 @@ from pretrain.config import load
 from pretrain.weights.folder import MODEL, Dtype, WeightSource, about_model, check_out, write_folder
 from pretrain.weights.hugging_face import CONFIG, to_hugging_face
 from pretrain.weights.sources import open_source, vocabulary_of
-from pretrain.weights.warm_start import fit
+from pretrain.weights.warm_start import adapt_weights
 
 GB = 10**9
 _TORCH_NAMES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16"}
@@ -23,8 +22,11 @@ _TORCH_NAMES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16"}
 def export(
     source: Path, out: Path, *, layout: Literal["motley", "llama"], dtype: Dtype, file_gb: float
 ) -> None:
-    """Write the weights of a run's newest checkpoint, of a checkpoint or of a folder of weights as a folder
-    of ours, or in the layout of Hugging Face. Raises ConfigError; OUT is then as it was."""
+    """Write weights of a run, a checkpoint or a folder of weights as a new folder.
+
+    `layout`: "motley", or "llama" for the layout of Hugging Face. Raises ConfigError, and then leaves OUT as
+    it was.
+    """
     check_out(out, source)
     weights = open_source(source)
     description: Mapping[str, object] = {MODEL: about_model(weights)}
@@ -44,18 +46,19 @@ def import_weights(
     dtype: Dtype,
     file_gb: float,
 ) -> None:
-    """Write weights for exactly the model of RUN.toml, from whatever `open_source` reads.
+    """Write weights for the model of RUN.toml, adapted from any weights that `open_source` reads.
 
-    `new_towers`: see `pretrain.weights.warm_start.fit`. Raises ConfigError; OUT is then as it was.
+    `new_towers`: see `pretrain.weights.warm_start.adapt_weights`. Raises ConfigError, and then leaves OUT as
+    it was.
     """
     check_out(out, source)
     config = load(run, overrides)
     old, vocabulary = open_source(source), vocabulary_of(config)
-    weights = fit(old, config.model, seed=config.seed, new_towers=new_towers, vocabulary=vocabulary)
+    weights = adapt_weights(old, config.model, seed=config.seed, new_towers=new_towers, vocabulary=vocabulary)
     _write(out, weights, {MODEL: about_model(weights)}, dtype, file_gb)
     if old.vocabulary is None or vocabulary is None:
-        whose = source if old.vocabulary is None else config.data.train[0].path
-        print(f"ids keep their rows unchecked: the vocabulary of {whose} is not known here")
+        unknown = source if old.vocabulary is None else config.data.train[0].path
+        print(f"ids keep their rows unchecked: the vocabulary of {unknown} is not known here")
     print(f'the run starts from them with initial_weights = "{out}"')
 
 

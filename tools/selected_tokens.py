@@ -1,6 +1,6 @@
-"""`motley inspect`: what the routers of a trained model choose on held-out documents.
+"""The choices of a trained model's routers on held-out documents, for `motley inspect`.
 
-Read only: a run that is still being trained may be looked at.
+Nothing is written, so a run may be inspected while it is trained.
 """
 
 import json
@@ -44,13 +44,15 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class DepthRow:
-    """A router of depth: means over its modality's tokens in the held-out sequences, padding and special
-    tokens left out. NaN where there are none."""
+    """A depth router: means over the held-out tokens of its modality, without padding and special tokens.
+
+    Means are NaN if there are no such tokens.
+    """
 
     layer: int
     modality: str
     scheduled: float
-    """Ratio that the schedule has at the checkpoint's step."""
+    """The ratio of the schedule at the step of the checkpoint."""
     realised: float
     gate_mean: float
     gate_std: float
@@ -63,53 +65,44 @@ class ExpertRow:
     layer: int
     tower: str
     shares: tuple[float, ...]
-    """Tokens that each takes, as a share of the tower's; their sum is how many experts a token has."""
+    """By expert, the share of the tower's tokens that it takes; they add up to the experts per token."""
     dropped: float
     """Share of the tokens that no expert takes."""
 
 
 @dataclass(frozen=True)
 class Inspection:
+    """What the routers of a checkpoint choose."""
+
     config: RunConfig
     checkpoint: Path
     step: int
     by: str
-    """What tokens were chosen by, for a person."""
+    """The rule by which tokens were chosen, in words."""
     tokens: int
     depth: tuple[DepthRow, ...]
     experts: tuple[ExpertRow, ...]
     images: HeldoutImages | None
-    """The first ones, if the model has depth routing of images."""
+    """The images that are drawn, if the model routes images by depth."""
     ran: Mapping[int, Bool[np.ndarray, "texts tokens"]]
-    """Layer -> which tokens of `images` ran."""
+    """By layer, the tokens of `images` that ran."""
 
 
 @torch.no_grad()
 def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspection:
-    """The newest checkpoint of a run (its directory or its TOML file), or the checkpoint `path`, on the
-    sequences that its evaluations read, and on the images of so many of their documents. `causal`: by
-    thresholds, whatever rule it was trained with.
+    """Inspect a checkpoint, or the newest one of a run (its directory or TOML file), in one process.
 
-    One process, whatever layout the run has. Raises ConfigError.
+    It runs on the held-out sequences of the run's evaluations, and on the images of the first `documents` of
+    their documents. `causal`: tokens are chosen by thresholds instead of the rule of training. Raises
+    ConfigError.
     """
     path, run = _run_of(path)
     config = load(run / CONFIG)
-    model = config.model
-    if not (model.depth or model.experts):
-        raise ConfigError(
-            f"{run}: its model chooses no tokens: it has neither model.depth nor model.experts; inspect a "
-            "run that has one of them"
-        )
-    if config.data.heldout is None:
-        raise ConfigError(f"{run}: data.heldout is not set; there are no documents to look at")
+    model, data = config.model, _heldout(run, config)
     source = open_source(path)
     step = source.step or 0
     progress = step / config.num_steps
     routing_state, by = _selection(config, source, progress, causal=causal)
-    try:
-        data = TokenSource.open(config.data.heldout)
-    except ShardError as error:
-        raise ConfigError(f"{run}: data.heldout cannot be read: {error}") from None
     texts = heldout_texts(
         data, num_sequences=config.evaluate.heldout_sequences, context_tokens=model.context_tokens
     )
@@ -117,8 +110,8 @@ def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspecti
     device = next(decoder.parameters()).device
 
     def forward(inputs: Iterable[ModelInputs]) -> None:
-        for each in inputs:
-            decoder.hidden(each.to(device))
+        for batch in inputs:
+            decoder.hidden(batch.to(device))
 
     forward(
         build_inputs(batch, model, document_mask=config.data.document_mask, routing_state=routing_state)
@@ -139,13 +132,31 @@ def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspecti
     )
 
 
+def _heldout(run: Path, config: RunConfig) -> TokenSource:
+    """The held-out data of the run. Raises ConfigError, also if the model has no routers to inspect."""
+    if not (config.model.depth or config.model.experts):
+        raise ConfigError(
+            f"{run}: its model chooses no tokens: it has neither model.depth nor model.experts; inspect a "
+            "run that has one of them"
+        )
+    if config.data.heldout is None:
+        raise ConfigError(f"{run}: data.heldout is not set; there are no documents to look at")
+    try:
+        return TokenSource.open(config.data.heldout)
+    except ShardError as error:
+        raise ConfigError(f"{run}: data.heldout cannot be read: {error}") from None
+
+
 def _run_of(path: Path) -> tuple[Path, Path]:
-    """(what holds the weights, the run directory that it belongs to)."""
+    """(path of the weights, its run directory)."""
     path = load(path).run_dir if path.is_file() else path
     for folder in (path, *path.parents[1:2]):
         if (folder / CONFIG).is_file():
             if not path.is_dir():
-                there = ", ".join(each.name for _, each in checkpoints(folder / CHECKPOINTS)) or "none"
+                there = (
+                    ", ".join(checkpoint.name for _, checkpoint in checkpoints(folder / CHECKPOINTS))
+                    or "none"
+                )
                 raise ConfigError(f"{path} is not there; checkpoints of {folder}: {there}")
             return path, folder
     raise ConfigError(
@@ -157,12 +168,13 @@ def _run_of(path: Path) -> tuple[Path, Path]:
 def _selection(
     config: RunConfig, source: WeightSource, progress: float, *, causal: bool
 ) -> tuple[RoutingState, str]:
+    """(routing state, the rule that it stands for in words)."""
     model = config.model
     thresholds = json.loads((source.path / STATE).read_text())["state"]["thresholds"]
     forms = [routing_state for _, routing_state in routing_states(model, thresholds, progress)]
     if not causal or model.is_causal:
-        look = "which are causal" if model.is_causal else "which look at later tokens"
-        return forms[0], f"its rules of training, {look}"
+        causality = "which are causal" if model.is_causal else "which look at later tokens"
+        return forms[0], f"its rules of training, {causality}"
     if len(forms) < 2:
         gates = ", ".join(m for m, depth in model.depth.items() if not depth.has_causal_gate)
         raise ConfigError(
@@ -173,14 +185,15 @@ def _selection(
 
 
 def _decoder(config: RunConfig, source: WeightSource) -> "Decoder":
-    import_libraries()  # before megatron-core is imported otherwise: that warns
+    """The decoder with the weights of `source`, on a GPU if there is one."""
+    import_libraries()  # it imports megatron-core without its warnings
     from pretrain.models.decoder import Decoder
 
     decoder = Decoder(config.model, seed=config.seed)
     for name, parameter in decoder.named_parameters():
         parameter.copy_(source.tensors[name].read())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # In training mode, because routers count in it alone; nothing here is trained.
+    # The decoder is in training mode because routers count only there; it is not trained.
     return decoder.to(device, _DTYPES[config.precision]).train()
 
 
@@ -197,11 +210,11 @@ def _depth_rows(model: ModelConfig, sums: Mapping[str, list[float]], progress: f
 
 def _expert_rows(model: ModelConfig, sums: Mapping[str, list[float]]) -> tuple[ExpertRow, ...]:
     rows: dict[tuple[int, str], list[list[float]]] = {}
-    for name, place in expert_steps.places(model).items():
-        rows.setdefault((place.layer, place.tower), []).append(sums[name])
-    found = []
+    for name, router in expert_steps.places(model).items():
+        rows.setdefault((router.layer, router.tower), []).append(sums[name])
+    result = []
     for (layer, tower), experts in rows.items():
         _, tokens, dropped = experts[0][:3]
-        shares = tuple(taken / tokens if tokens else np.nan for taken, *_ in experts)
-        found.append(ExpertRow(layer, tower, shares, dropped / tokens if tokens else np.nan))
-    return tuple(found)
+        shares = tuple(rows_taken / tokens if tokens else np.nan for rows_taken, *_ in experts)
+        result.append(ExpertRow(layer, tower, shares, dropped / tokens if tokens else np.nan))
+    return tuple(result)

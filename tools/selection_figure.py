@@ -1,4 +1,4 @@
-"""What `motley inspect` draws: the share that runs in each layer, and which image tokens these are."""
+"""The picture of `motley inspect`: the ratios of all layers, and the tokens that run drawn on images."""
 
 import io
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from pretrain.evaluation.selection_picture import sheet
 from tools.selected_tokens import DepthRow, Inspection
 
 _DPI = 136
-"""Of the sheet's pixels, too."""
+"""Dots per inch of the figure and of the sheet of images."""
 
 
 def selection_png(inspection: Inspection) -> bytes:
-    """Realised and scheduled ratios of all layers and modalities; below them the images, if there are any."""
+    """The picture as PNG: the ratios of all layers and modalities, above the images, if there are any."""
     config, top = inspection.config, 2.4
     pixels = None
     if inspection.images is not None:
@@ -44,19 +44,19 @@ def selection_png(inspection: Inspection) -> bytes:
 
 
 def draw_ratios(ax: Axes, rows: Sequence[DepthRow], num_layers: int) -> None:
-    """Realised ratio of each routed layer (points) and the scheduled one (line); dense layers have 1."""
+    """Draw realised ratios of routed layers as points and scheduled ratios (1 if dense) as lines."""
     ends: list[tuple[float, str, str]] = []
     for index, modality in enumerate(dict.fromkeys(row.modality for row in rows)):
-        mine = {row.layer: row for row in rows if row.modality == modality}
+        by_layer = {row.layer: row for row in rows if row.modality == modality}
         shade = ARM_COLOURS[index % len(ARM_COLOURS)]
-        scheduled = [mine[i].scheduled if i in mine else 1.0 for i in range(num_layers)]
+        scheduled = [by_layer[i].scheduled if i in by_layer else 1.0 for i in range(num_layers)]
         ax.step(range(num_layers), scheduled, where="mid", color=shade, linewidth=1.2, alpha=0.55)
-        ax.plot(list(mine), [row.realised for row in mine.values()], "o", color=shade, markersize=4.5)
+        ax.plot(list(by_layer), [row.realised for row in by_layer.values()], "o", color=shade, markersize=4.5)
         ends.append((scheduled[-1], modality, shade))
     lowest = 0.0
     for end, modality, shade in sorted(ends):
         y = max(end, lowest)
-        lowest = y + 0.14  # a line of text
+        lowest = y + 0.14  # the height of a line of text
         ax.annotate(
             modality, (1, y), xycoords=("axes fraction", "data"), xytext=(6, 0), va="center",
             textcoords="offset points", color=shade, fontweight="bold", annotation_clip=False,

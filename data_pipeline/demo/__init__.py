@@ -1,1 +1,1 @@
-"""What the demo corpus is made of: pictures of scanned digits, sentences about them, voices, library text."""
+"""The demo corpus: pictures of scanned digits, sentences about them, the sentences spoken, library text."""

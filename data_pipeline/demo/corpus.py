@@ -1,9 +1,9 @@
 """The demo corpus: pictures of scanned digits, sentences about them, the sentences spoken, and library text.
 
-Written as raw WebDataset shards in the form of `data_pipeline.tokenize.raw`, into OUT/train and OUT/heldout,
-whose scans and library texts are disjoint. A shard is a pure function of (seed, split, its number), made
-in a process of its own, so the bytes depend neither on the number of processes nor on whether a run was
-interrupted.
+The corpus is written as raw WebDataset shards in the form of `data_pipeline.tokenize.raw`, into OUT/train and
+OUT/heldout, whose scans and library texts are disjoint. A shard is a pure function of (seed, split, its
+number), made in a process of its own, so the bytes depend neither on the number of processes nor on whether a
+run was interrupted.
 """
 
 import sys
@@ -27,15 +27,20 @@ HELDOUT_FRAC = 0.05
 SHARD_DOCUMENTS = 500
 LIBRARY_FRAC = 0.2
 """Share of documents that are library text, as far as there is enough of it (no passage occurs twice)."""
-KINDS = {("text", "image", "speech"): 4, ("text", "image"): 3, ("text", "speech"): 2, ("image", "speech"): 1}
-"""Which parts a document about a scene has, with weights."""
+PART_SETS = {
+    ("text", "image", "speech"): 4,
+    ("text", "image"): 3,
+    ("text", "speech"): 2,
+    ("image", "speech"): 1,
+}
+"""Modalities of a document about a scene -> weight with which they are drawn."""
 RECORD = "corpus.json"
-_SUFFIX = {"image": "png", "speech": "wav"}
+_SUFFIXES = {"image": "png", "speech": "wav"}
 
 
 @dataclass(frozen=True)
 class CorpusShardTask:
-    """All that a shard is made from."""
+    """Everything that the bytes of a shard depend on."""
 
     path: Path
     split: str
@@ -49,9 +54,9 @@ class CorpusShardTask:
 def write_demo_corpus(
     out: str | Path, *, num_documents: int, seed: int = 1, processes: int | None = None
 ) -> dict[str, Any]:
-    """Write the corpus, or what is missing of it, and return its record.
+    """Write the corpus, or its missing shards, and return its record.
 
-    Raises ConfigError if speech cannot be made, or if OUT holds something else than this corpus.
+    Raises ConfigError if speech cannot be made, or if OUT holds anything but this corpus.
     """
     if num_documents < 20:
         raise ConfigError(f"--documents {num_documents}: at least 20, so that one can be held out")
@@ -80,7 +85,7 @@ _IMPORTS = ("data_pipeline.demo.scenes", "data_pipeline.demo.voices", "sklearn.d
 
 
 def corpus_record(num_documents: int, seed: int) -> dict[str, Any]:
-    """What the bytes depend on, and what a reader of the corpus should know of it."""
+    """The record of a corpus: what its bytes depend on, and where its content comes from."""
     from data_pipeline.demo.voices import Speaker
 
     return {
@@ -142,7 +147,7 @@ def write_task(task: CorpusShardTask) -> int:
                 parts = [Part("text", task.passages[index])]
             else:
                 parts = scene_document(random, scans, speaker)
-            yield f"{index:08d}", document_sample(parts, _SUFFIX)
+            yield f"{index:08d}", document_sample(parts, _SUFFIXES)
 
     write_shard(task.path, samples())
     return task.num_documents
@@ -158,21 +163,21 @@ def scene_document(random: Random, scans: list[list[int]], speaker: Any) -> list
     from data_pipeline.demo.sentences import caption, sentence
     from data_pipeline.demo.voices import draw_voice, wav
 
-    kinds = random.choices(tuple(KINDS), weights=tuple(KINDS.values()))[0]
+    modalities = random.choices(tuple(PART_SETS), weights=tuple(PART_SETS.values()))[0]
     scene = draw_scene(random, scans)
     described = caption(random, scene)
     written, spoken = sentence(random, scene)
     voice = draw_voice(random)
     parts = []
-    for kind in random.sample(kinds, len(kinds)):
-        if kind == "image":
-            parts.append(Part(kind, png(render(scene))))
-        elif kind == "speech":
-            parts.append(Part(kind, wav(speaker.say(spoken, voice))))
-        elif "speech" not in kinds:
-            parts.append(Part(kind, described))
-        elif "image" not in kinds:
-            parts.append(Part(kind, written))
+    for modality in random.sample(modalities, len(modalities)):
+        if modality == "image":
+            parts.append(Part(modality, png(render(scene))))
+        elif modality == "speech":
+            parts.append(Part(modality, wav(speaker.say(spoken, voice))))
+        elif "speech" not in modalities:
+            parts.append(Part(modality, described))
+        elif "image" not in modalities:
+            parts.append(Part(modality, written))
         else:
-            parts.append(Part(kind, f"{described}\n{written}"))
+            parts.append(Part(modality, f"{described}\n{written}"))
     return parts

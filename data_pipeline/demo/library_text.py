@@ -1,4 +1,4 @@
-"""Text: the documentation that every Python carries, its reference topics and its library's docstrings."""
+"""Text of the demo corpus: the documentation in every Python, reference topics and library docstrings."""
 
 import ast
 import sysconfig
@@ -12,10 +12,11 @@ from pathlib import Path
 from data_pipeline.files.toml_config import ConfigError
 
 HELDOUT_EVERY = 12
-"""A module or topic is held out whole when the checksum of its name falls on this."""
+"""All of a module or topic is held out when the checksum of its name is a multiple of this number."""
 MAX_CHARACTERS = 700
-"""Paragraphs are gathered up to this length into a document."""
+"""Paragraphs are joined into passages of at most so many characters."""
 MIN_CHARACTERS = 160
+"""Shorter passages are dropped."""
 _SKIP_FOLDERS = {
     "site-packages",
     "dist-packages",
@@ -30,7 +31,7 @@ _SKIP_FOLDERS = {
 
 @dataclass(frozen=True)
 class Passage:
-    """A few paragraphs in sequence; `origin` is a module or a topic."""
+    """A few consecutive paragraphs of a module or topic, whose name is `origin`."""
 
     origin: str
     text: str
@@ -69,7 +70,7 @@ def _documents() -> Iterator[tuple[str, str]]:
 def _topics() -> dict[str, str]:
     try:
         from pydoc_data.topics import topics
-    except ImportError:  # some distributions leave the reference out; the docstrings are most of the text
+    except ImportError:  # some distributions leave the reference out; docstrings are most of the text
         return {}
     return topics
 
@@ -90,7 +91,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def _gather(document: str, seen: set[str]) -> Iterator[str]:
-    """Paragraphs that were not seen before, joined until a passage is long enough."""
+    """Passages of a document: paragraphs that are not in `seen`, joined until a passage is long enough."""
     gathered = ""
     for paragraph in _paragraphs(document):
         if paragraph in seen:

@@ -1,4 +1,4 @@
-"""Pictures: real scans of handwritten digits (scikit-learn's, 8 x 8), coloured, sized and laid out."""
+"""Pictures of the demo corpus: scans of handwritten digits (scikit-learn's, 8 x 8), coloured and laid out."""
 
 import io
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from PIL import Image
 PICTURE_PX = 32
 SCAN_PX = 8
 HELDOUT_EVERY = 5
-"""Of the scans of each digit, every fifth is kept for held-out pictures, whatever the seed."""
+"""Every fifth scan of a digit is kept for held-out pictures, whatever the seed."""
 
 INKS = {
     "red": (226, 44, 44),
@@ -27,7 +27,7 @@ PAPERS = {"black": (12, 12, 16), "white": (250, 250, 246)}
 SMALL, MEDIUM, BIG, HUGE = 8, 12, 16, 24
 SIZE_NAMES = {SMALL: "small", MEDIUM: "medium", BIG: "big", HUGE: "huge"}
 GRID_PX = 4
-"""Digits stand on a grid of this pitch, as type does, so that a place has a name that words can give."""
+"""Digits stand on a grid of this pitch, as type does, so that words can name their position."""
 
 ROW, COLUMN, SQUARE, RISING, FALLING, ALONE = "row", "column", "square", "rising", "falling", "alone"
 ROW_PLACES = {0: "top", 8: "upper half", 12: "middle", 16: "lower half", 24: "bottom"}
@@ -35,7 +35,7 @@ ROW_PLACES = {0: "top", 8: "upper half", 12: "middle", 16: "lower half", 24: "bo
 
 @dataclass(frozen=True)
 class Digit:
-    """A scan in a picture: its class, its index among the scans, and the square it fills, in pixels."""
+    """A scan in a picture: its class, its index among all scans, its ink, and the square that it fills."""
 
     value: int
     scan: int
@@ -47,6 +47,8 @@ class Digit:
 
 @dataclass(frozen=True)
 class Scene:
+    """A picture before it is drawn: digits on paper, in a layout such as ROW."""
+
     layout: str
     paper: str
     digits: tuple[Digit, ...]
@@ -63,14 +65,14 @@ def digit_scans() -> tuple[np.ndarray, np.ndarray]:
 
 
 def split_scans(heldout: bool) -> list[list[int]]:
-    """Scans of each digit 0 .. 9 that training pictures, or held-out ones, are made of."""
+    """Indices of the scans of digits 0 .. 9 for training pictures, or for held-out pictures."""
     _, targets = digit_scans()
     per_digit = [np.flatnonzero(targets == value).tolist() for value in range(10)]
     return [[s for i, s in enumerate(scans) if (i % HELDOUT_EVERY == 0) == heldout] for scans in per_digit]
 
 
 def draw_scene(random: Random, scans: Sequence[Sequence[int]]) -> Scene:
-    """A scene of 1 to 4 digits drawn from the scans given per digit."""
+    """A random scene of 1 to 4 digits; `scans` holds the indices that may be used for digits 0 .. 9."""
     layout = random.choices((ALONE, ROW, COLUMN, RISING, FALLING, SQUARE), weights=(3, 5, 4, 2, 2, 4))[0]
     if layout == ALONE:
         count = 1
@@ -91,7 +93,7 @@ def draw_scene(random: Random, scans: Sequence[Sequence[int]]) -> Scene:
 
 
 def _squares(random: Random, layout: str, count: int) -> list[tuple[int, int, int]]:
-    """(left, top, size) of each digit in reading order, none overlapping another."""
+    """(left, top, size) of digits in reading order; no digit overlaps another."""
     roomy = count <= 2 or layout == SQUARE
     size = random.choices((SMALL, MEDIUM, BIG), weights=(1, 2, 3))[0] if roomy else SMALL
     free = PICTURE_PX - size

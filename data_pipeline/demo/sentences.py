@@ -1,4 +1,4 @@
-"""Sentences about a scene: a caption that describes it, and a short sentence that is spoken."""
+"""Sentences about a scene: a caption that describes the picture, and a short sentence that is spoken."""
 
 import re
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def _with_numbers(text: str, *, as_words: bool) -> str:
 
 
 def caption(random: Random, scene: Scene) -> str:
-    """What the picture shows: its digits in reading order with their inks, layout, size, place and paper."""
+    """A caption of the picture: digits in reading order with their inks, layout, size, position and paper."""
     style = random.randrange(3)
     listed = _listed(random, [_named(digit, style) for digit in scene.digits])
     details = []
@@ -128,7 +128,7 @@ def _place_named(random: Random, scene: Scene) -> str:
 
 
 def place(scene: Scene) -> str:
-    """Where the digits stand as a whole: "top left", "middle" ... by the margins around them."""
+    """The position of all digits together, "top left", "middle" ..., from the margins around them."""
     left = min(digit.left_px for digit in scene.digits)
     right = PICTURE_PX - max(digit.left_px + digit.size_px for digit in scene.digits)
     top = min(digit.top_px for digit in scene.digits)
@@ -144,7 +144,7 @@ def _styled(random: Random, text: str) -> str:
 
 
 def sentence(random: Random, scene: Scene) -> tuple[str, str]:
-    """(as written, as spoken): one or two of reading order, inks, a position, a sum, a comparison."""
+    """(sentence as written, as spoken) with one or two facts: reading order, inks, a position, a sum ..."""
     makers = [_order_said, _ink_said, _place_said, _paper_said]
     if len(scene.digits) > 1:
         makers += [_order_said, _sum_said, _sum_said, _comparison_said, _comparison_said]

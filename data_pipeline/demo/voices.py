@@ -1,8 +1,8 @@
-"""Speech: espeak-ng as a library, from the pip package `espeakng-loader`, driven through ctypes.
+"""Speech of the demo corpus: espeak-ng as a library, from the package `espeakng-loader`, through ctypes.
 
 espeak-ng carries state from one utterance to the next, so the same text spoken twice in a process
-differs by some samples, while a fresh process that makes the same calls gives the same bytes. Hence a
-process per shard.
+differs by some samples, while a fresh process that makes the same calls gives the same bytes. Therefore each
+shard is made in a process of its own.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from data_pipeline.files.toml_config import ConfigError
 
 RATE_HZ = 16_000
 ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc")
-# none whose file has a line "breath" (+f2, +whisper ...): espeak-ng seeds their noise with the time of day
+# Timbres with "breath" in their file (+f2, +whisper ...) are left out: the time of day seeds their noise.
 TIMBRES = ("", "+m1", "+m3", "+m7", "+f1", "+f4", "+linda", "+belinda", "+klatt2", "+Andy")
 WORDS_PER_MINUTE = (165, 215)
 PITCH_PERCENT = (30, 70)
@@ -33,26 +33,28 @@ _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 _HUSH = 1 / 100
-"""Below this share of full scale is silence, at the ends of an utterance."""
+"""Samples below this share of full scale are silence, at the ends of an utterance."""
 _PAD_S = 0.04
-"""Silence that stays at both ends."""
+"""Seconds of silence that stay at both ends of an utterance."""
 
 
 @dataclass(frozen=True)
 class Voice:
+    """A speaker; `name` is espeak-ng's name of an accent and a timbre."""
+
     name: str
     words_per_minute: int
     pitch_percent: int
 
 
 def draw_voice(random: Random) -> Voice:
-    """A speaker: an accent, a timbre, a rate and a pitch."""
+    """A random speaker: an accent, a timbre, a rate and a pitch."""
     name = random.choice(ACCENTS) + random.choice(TIMBRES)
     return Voice(name, random.randint(*WORDS_PER_MINUTE), random.randint(*PITCH_PERCENT))
 
 
 class Speaker:
-    """espeak-ng in this process. Raises ConfigError, saying why, where it cannot be had."""
+    """espeak-ng in this process. Raises ConfigError, with the reason, where it cannot be loaded."""
 
     def __init__(self) -> None:
         try:
@@ -71,7 +73,7 @@ class Speaker:
         if self._rate_hz <= 0:
             raise ConfigError(f"speech cannot be made: espeak-ng {self.version} finds no voices in {data}")
         self._chunks: list[bytes] = []
-        self._callback = _CALLBACK(self._receive)  # kept, or ctypes frees it under the library
+        self._callback = _CALLBACK(self._receive)  # kept: ctypes frees a callback that nothing refers to
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _receive(self, samples: "ctypes._Pointer[ctypes.c_short]", count: int, _events: object) -> int:
@@ -111,7 +113,7 @@ def _ratio(rate_hz: int) -> tuple[int, int]:
 
 @cache
 def _low_pass(largest: int) -> np.ndarray:
-    """The filter that resample_poly would make again for every utterance."""
+    """The low-pass filter of resample_poly, which would otherwise compute it for every utterance."""
     from scipy.signal import firwin
 
     window: Any = ("kaiser", 5.0)  # scipy takes a pair, its annotations do not

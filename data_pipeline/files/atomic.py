@@ -10,7 +10,7 @@ from typing import IO, Any
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write to `path`.tmp, then rename: `path` is absent or whole, whenever the process dies."""
+    """Write to `path`.tmp, then rename it: `path` is absent or whole, whenever the process dies."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -24,6 +24,6 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically, in a stable form."""
+    """Write a JSON value atomically; equal values give equal bytes."""
     with atomic_file(path) as file:
         file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())

@@ -11,7 +11,8 @@ from tqdm import tqdm
 class Progress:
     """`with Progress("tokenize", total=100, unit="shard") as p: p.advance(1, bad=0)`.
 
-    On a terminal a tqdm bar; elsewhere a line at most every `log_every_s` seconds, and one at the end.
+    It prints a tqdm bar on a terminal; elsewhere a line at most every `log_every_s` seconds, and one at the
+    end.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Progress:
         )
 
     def advance(self, count: int = 1, **figures: object) -> None:
-        """Count work done; `figures` (name -> value, already formatted or a number) are shown beside it."""
+        """Count finished work; `figures` (name -> value, a number or formatted) are shown beside it."""
         self.done += count
         self.figures.update(figures)
         if self._bar is not None:

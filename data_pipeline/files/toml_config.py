@@ -13,11 +13,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class ConfigError(ValueError):
-    """A config a user can mend: the message names file, field, value, what is legal and what to do."""
+    """A mistake that a user can mend: the message names file, field, value, legal values and what to do."""
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
-    """Parse a TOML file, or a resolved config, which is JSON. Raises ConfigError where it cannot."""
+    """Parse a TOML file, or a resolved config, which is JSON. Raises ConfigError if it cannot be parsed."""
     path = Path(path)
     try:
         text = path.read_text()
@@ -57,7 +57,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def set_key(values: dict[str, Any], dotted_key: str, value: Any) -> None:
-    """Set `a.b.c` in nested tables, making the tables that are missing."""
+    """Set key `a.b.c` in nested tables, in place; missing tables are made."""
     *parents, last = dotted_key.split(".")
     table = values
     for parent in parents:
@@ -67,22 +67,23 @@ def set_key(values: dict[str, Any], dotted_key: str, value: Any) -> None:
     table[last] = value
 
 
-def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Model:
+def validate(model: type[Model], values: Mapping[str, Any], source: str, table: str = "") -> Model:
     """Make the model, or raise one ConfigError that lists every bad field with the nearest legal key.
 
-    A model says what became of keys and values of earlier versions in two class variables. `renamed`: old
-    key -> new key, and "key=old value" -> new value. `removed`: old key -> what is done instead.
+    `source` names the file in messages, and `table` the table of the file that `values` come from. A model
+    names the keys and values of earlier versions in two class variables. `renamed`: old key -> new key, and
+    "key=old value" -> new value. `removed`: old key -> what is done instead.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(model, problem) for problem in error.errors()]
+        lines = [_explain(model, problem, table) for problem in error.errors()]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
+def _explain(model: type[BaseModel], problem: Any, table: str) -> str:
     location = [str(part) for part in problem["loc"]]
-    field = ".".join(location) or "(whole file)"
+    field = ".".join([table, *location] if table else location) or "(whole file)"
     here = _model_at(model, location[:-1])
     renamed: Mapping[str, str] = getattr(here, "renamed", {})
     if problem["type"] == "extra_forbidden":

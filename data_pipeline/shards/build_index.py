@@ -1,4 +1,4 @@
-"""One token shard -> what the index says of its documents, every byte checked on the way."""
+"""One token shard -> the arrays of the index for its documents, with every byte checked on the way."""
 
 import hashlib
 import mmap
@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.shards.faults import BadDocument, TruncatedShard, WrongChecksum
-from data_pipeline.shards.spans import PartsError, find_spans
+from data_pipeline.shards.spans import SpanError, Spans, find_spans
 from data_pipeline.shards.tar import MANIFEST, TOKENS_SUFFIX
 from data_pipeline.shards.vocabulary import BOS, EOS, Vocabulary
 
 TAR_BLOCK_BYTES = 512
-_CHECK_IDS = 1 << 22  # documents are checked in groups of about this many ids, which bounds memory
+_CHECK_IDS = 1 << 22
+"""Documents are checked in groups of about so many ids, which bounds memory."""
 
 
 def index_shard(path: Path, entry: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-    """Arrays of data_pipeline.shards.index.Index for one shard, and its documents' number of spans.
+    """Arrays of data_pipeline.shards.index.Index for one shard, and the number of spans of each document.
 
     Raises WrongChecksum, TruncatedShard or BadDocument, naming shard and document.
     """
@@ -47,7 +48,7 @@ def index_shard(path: Path, entry: Mapping[str, Any], vocabulary: Vocabulary) ->
 def _members(path: Path, view: mmap.mmap) -> Iterator[tuple[str, int, int]]:
     """(name, offset of the content, its size in bytes) of each file in a tar.
 
-    tarfile takes 50 us a member, most of it for fields that are not needed here; this takes 2.
+    tarfile takes 50 us a member, most of it for fields that are not needed here; this loop takes 2.
     """
     position = 0
     while True:
@@ -82,7 +83,10 @@ def _check_documents(
     length: np.ndarray,
     vocabulary: Vocabulary,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(spans of each document [n], their start and end within it [spans, 2])."""
+    """(number of spans of each document [n], start and end of each span in its document [spans, 2]).
+
+    Raises BadDocument for the first document that is none.
+    """
     counts, spans = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.int64)]
     first = 0
     while first < len(length):
@@ -94,33 +98,40 @@ def _check_documents(
         ids = np.concatenate(pieces)
         del pieces  # views of the map, which cannot be closed while they live
         starts = np.concatenate([[0], total[: last - first]])
-
-        short = np.flatnonzero(length[first:last] < 2)
-        if len(short):
-            raise BadDocument(f"{path}: {names[first + short[0]]} has fewer than two ids")
-        ends = np.flatnonzero((ids[starts[:-1]] != BOS) | (ids[starts[1:] - 1] != EOS))
-        if len(ends):
-            raise BadDocument(
-                f"{path}: {names[first + ends[0]]} does not start with <bos> and end with <eos>"
-            )
-        try:
-            found = find_spans(ids, vocabulary)
-        except PartsError as error:
-            at = int(np.searchsorted(starts, error.position, side="right")) - 1
-            own = _own_error(ids[starts[at] : starts[at + 1]], vocabulary, error)
-            raise BadDocument(f"{path}: {names[first + at]}: {own}") from None
+        group_spans = _check_group(path, names[first:last], ids, starts, vocabulary)
         # no span goes from one document into the next: the <eos> between them would be inside of it
-        owner = np.searchsorted(starts, found.start, side="right") - 1
+        owner = np.searchsorted(starts, group_spans.start, side="right") - 1
         counts.append(np.bincount(owner, minlength=last - first))
-        spans.append(np.stack([found.start - starts[owner], found.end - starts[owner]], axis=1))
+        spans.append(np.stack([group_spans.start - starts[owner], group_spans.end - starts[owner]], axis=1))
         first = last
     return np.concatenate(counts), np.concatenate(spans)
 
 
-def _own_error(ids: np.ndarray, vocabulary: Vocabulary, found: PartsError) -> PartsError:
-    """The error of one document, with positions that count from its start, of one found in many in a row."""
+def _check_group(
+    path: Path, names: list[str], ids: np.ndarray, starts: np.ndarray, vocabulary: Vocabulary
+) -> Spans:
+    """The spans of documents in a row: document i of `names` is ids[starts[i]:starts[i + 1]].
+
+    Raises BadDocument, naming the document and its first wrong id.
+    """
+    short = np.flatnonzero(np.diff(starts) < 2)
+    if len(short):
+        raise BadDocument(f"{path}: {names[short[0]]} has fewer than two ids")
+    open_ended = np.flatnonzero((ids[starts[:-1]] != BOS) | (ids[starts[1:] - 1] != EOS))
+    if len(open_ended):
+        raise BadDocument(f"{path}: {names[open_ended[0]]} does not start with <bos> and end with <eos>")
+    try:
+        return find_spans(ids, vocabulary)
+    except SpanError as error:
+        document = int(np.searchsorted(starts, error.position, side="right")) - 1
+        own_error = _own_error(ids[starts[document] : starts[document + 1]], vocabulary, error)
+        raise BadDocument(f"{path}: {names[document]}: {own_error}") from None
+
+
+def _own_error(ids: np.ndarray, vocabulary: Vocabulary, error: SpanError) -> SpanError:
+    """The error of one document, whose positions count from its start, for an `error` of many in a row."""
     try:
         find_spans(ids, vocabulary)
-    except PartsError as own:
-        return own
-    return found
+    except SpanError as own_error:
+        return own_error
+    return error

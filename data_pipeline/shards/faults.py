@@ -1,4 +1,4 @@
-"""What can be wrong with token shards: one class a fault, so that a program can tell them apart.
+"""Faults of token shards: one exception class per fault, so that a program can tell them apart.
 
 Each message names the file and says what to do.
 """
@@ -16,11 +16,11 @@ class TruncatedShard(ShardError):
 
 
 class WrongChecksum(ShardError):
-    """Bytes differ from those that were written: of a shard, or of too many documents while reading."""
+    """A shard, or too many documents of a source, hold other bytes than those that were written."""
 
 
 class BadDocument(ShardError):
-    """A document that no vocabulary span rule allows: an id out of range, an image without its end."""
+    """A document that no tokenizer writes: an id out of range, an image without its closing delimiter."""
 
 
 class ChangedIndex(ConfigError):
@@ -28,8 +28,8 @@ class ChangedIndex(ConfigError):
 
 
 class ForeignTokenizer(ConfigError):
-    """Sources that are mixed were not tokenized with the same tokenizers and vocabulary."""
+    """Sources of one mixture were not tokenized with the same tokenizers and vocabulary."""
 
 
 class SpanTooLong(ConfigError):
-    """Too many documents hold an image or utterance that is longer than the context."""
+    """Too many documents hold an image, an utterance or another span that is longer than the context."""

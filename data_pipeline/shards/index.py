@@ -1,9 +1,9 @@
-"""Where each document of a folder of token shards lies, how long it is and what it must hash to.
+"""The index of a folder of token shards: position, length and checksum of each document, and its spans.
 
-One file, `index.bin`, beside the shards: a JSON header and flat arrays that every process maps into memory,
-so a billion documents cost no Python objects and no copies in forked workers. It is made once from the tars,
-which checks each of them against the manifest and each document against the vocabulary, and is made again
-only if the manifest lists other shards.
+The index is one file, `index.bin`, beside the shards: a JSON header and flat arrays that every process maps
+into memory, so a billion documents cost no Python objects and no copies in forked workers. It is made once
+from the tars, which checks each tar against the manifest and each document against the vocabulary, and is
+made again only if the manifest lists other shards.
 """
 
 import contextlib
@@ -34,26 +34,28 @@ INDEX = "index.bin"
 FORMAT = 1
 _MAGIC = b"motleyix"
 _ALIGN_BYTES = 64
-_DEAD_AFTER_S = 3600.0  # to write an index takes seconds; clocks of other machines may be off
-_OPEN_FILES = 128  # of a source and a process; the usual limit of a process is 1024
+_DEAD_AFTER_S = 3600.0
+"""A temporary file of this age has no writer: writing takes seconds, though clocks of machines may differ."""
+_OPEN_FILES = 128
+"""Files that a source keeps open in a process, whose usual limit is 1024."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """Arrays over the N documents of a folder, in shard order, and the spans of all of them."""
+    """Arrays over the N documents of a folder, in shard order, and over the spans of all these documents."""
 
     offset: np.ndarray
     """uint64 [N]; byte at which a document's ids start in its shard."""
     length: np.ndarray
     """uint32 [N]; number of ids."""
     crc32: np.ndarray
-    """uint32 [N]; of the ids' bytes."""
+    """uint32 [N]; checksum of the ids' bytes."""
     shard_first: np.ndarray
     """uint64 [shards + 1]; number of the first document of each shard, then N."""
     span_first: np.ndarray
     """uint64 [N + 1]; first row in `span` of each document."""
     span: np.ndarray
-    """uint32 [spans, 2]; start and end in its document of each image and utterance with its delimiters."""
+    """uint32 [spans, 2]; start and end, in its document, of each span other than text, with delimiters."""
 
 
 _ARRAYS = {
@@ -67,7 +69,7 @@ _ARRAYS = {
 
 
 class TokenSource:
-    """A folder of token shards, opened for reading any document at any time. Immutable; safe to fork."""
+    """A folder of token shards from which any document can be read at any time. Immutable; safe to fork."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], header: dict[str, Any], index: Index) -> None:
         self.folder = folder
@@ -78,7 +80,7 @@ class TokenSource:
         self.index_hash: str = header["hash"]
         self.num_documents = len(index.length)
         self.longest_span_tokens: int = header["longest_span_tokens"]
-        """Of any image or utterance, delimiters included; 0 without any."""
+        """Length of the longest span other than text, with its delimiters; 0 where there is only text."""
         self._names = [entry["name"] for entry in manifest["shards"]]
         self._shard_first = index.shard_first.astype(np.int64).tolist()
         self._files: dict[int, int] = {}
@@ -88,8 +90,8 @@ class TokenSource:
     def open(cls, path: str | Path) -> "TokenSource":
         """Open a folder that `motley tokenize` wrote, making its index if there is none for its manifest.
 
-        Raises ShardError without a manifest, MissingShard, TruncatedShard; ChangedIndex if the index is not
-        what its own hash says; while making the index WrongChecksum and BadDocument.
+        Raises ShardError without a manifest, MissingShard or TruncatedShard, and ChangedIndex if the index
+        does not match its own hash. Making the index may raise WrongChecksum and BadDocument.
         """
         folder = Path(path)
         manifest = read_manifest(folder)
@@ -101,7 +103,7 @@ class TokenSource:
 
     @property
     def lengths(self) -> np.ndarray:
-        """uint32 [num_documents]; ids of each document."""
+        """uint32 [num_documents]; number of ids of each document."""
         return self.index.length
 
     @property
@@ -110,7 +112,7 @@ class TokenSource:
         return {name: entry["fingerprint"] for name, entry in self.manifest["tokenizers"].items()}
 
     def spans(self, document: int) -> np.ndarray:
-        """int64 [n, 2]; start and end of each image and utterance in a document, delimiters included."""
+        """int64 [n, 2]; start and end of each span other than text in a document, with its delimiters."""
         first, last = self.index.span_first[document : document + 2]
         return self.index.span[int(first) : int(last)].astype(np.int64)
 
@@ -119,7 +121,7 @@ class TokenSource:
         return bisect_right(self._shard_first, document) - 1
 
     def fetch(self, document: int) -> tuple[str, np.ndarray | None]:
-        """("shard/key", ids) with one read; ids are None where the bytes differ from those indexed."""
+        """("shard/key", ids) of a document, in one read; ids are None if the bytes do not match the index."""
         shard = self.shard_of(document)
         size = int(self.index.length[document]) * self._dtype.itemsize
         start = int(self.index.offset[document]) - TAR_BLOCK_BYTES  # the tar header carries the key
@@ -135,11 +137,11 @@ class TokenSource:
         return name, np.frombuffer(ids, self._dtype)
 
     def read(self, document: int) -> np.ndarray:
-        """The ids of a document, read-only. Raises WrongChecksum if they are not those indexed."""
+        """The ids of a document, read-only. Raises WrongChecksum if they do not match the index."""
         name, ids = self.fetch(document)
         if ids is None:
             raise WrongChecksum(
-                f"{self.folder}: {name} is not what was indexed (crc32); the shard was damaged or replaced: "
+                f"{self.folder}: {name} does not match the index (crc32); the shard was damaged or replaced: "
                 f"restore it, or tokenize again"
             )
         return ids
@@ -150,17 +152,17 @@ class TokenSource:
 
     def _file(self, shard: int) -> int:
         """A descriptor of a shard. pread moves no file position, so forked processes may share it."""
-        found = self._files.get(shard)
-        if found is None:
+        descriptor = self._files.get(shard)
+        if descriptor is None:
             if len(self._files) >= _OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
             path = self.folder / self._names[shard]
             try:
-                found = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 raise _missing(path) from None
-            self._files[shard] = found
-        return found
+            self._files[shard] = descriptor
+        return descriptor
 
 
 def _close_all(files: dict[int, int]) -> None:
@@ -169,7 +171,7 @@ def _close_all(files: dict[int, int]) -> None:
 
 
 def manifest_hash(manifest: Mapping[str, Any]) -> str:
-    """sha256 over what decides a folder's tokens: vocabulary, tokenizers and the shards' own sha256."""
+    """sha256 over the entries that decide a folder's tokens: vocabulary, tokenizers, sha256 of shards."""
     content = {
         "vocabulary": list(manifest["vocabulary"].items()),
         "tokenizers": {name: entry["fingerprint"] for name, entry in manifest["tokenizers"].items()},
@@ -181,8 +183,8 @@ def manifest_hash(manifest: Mapping[str, Any]) -> str:
 def build_index(folder: Path) -> dict[str, Any]:
     """Read all shards of a folder, check them and write its index, atomically. Returns the header.
 
-    Several processes may do so at once: each writes a file of its own, and the last rename wins with the
-    same bytes. Raises MissingShard, TruncatedShard, WrongChecksum or BadDocument, naming the file.
+    Several processes may build it at once: each process writes a file of its own, and the last rename wins
+    with the same bytes. Raises MissingShard, TruncatedShard, WrongChecksum or BadDocument, naming the file.
     """
     manifest = read_manifest(folder)
     _check_sizes(folder, manifest)
@@ -201,6 +203,12 @@ def build_index(folder: Path) -> dict[str, Any]:
         "arrays": {name: list(array.shape) for name, array in arrays.items()},
     }
     header["hash"] = _hash(header, arrays)
+    _write_index(folder, header, arrays)
+    return header
+
+
+def _write_index(folder: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write index.bin atomically, and remove temporary files of writers that died."""
     temporary = folder / f"{INDEX}.{secrets.token_hex(4)}.tmp"
     try:
         with open(temporary, "xb") as file:
@@ -220,14 +228,14 @@ def build_index(folder: Path) -> dict[str, Any]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    for left in folder.glob(f"{INDEX}.*.tmp"):  # by a process that was killed while it wrote
+    for path in folder.glob(f"{INDEX}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _DEAD_AFTER_S:
-                left.unlink()
-    return header
+            if time.time() - path.stat().st_mtime > _DEAD_AFTER_S:
+                path.unlink()
 
 
 def _hash(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 over the arrays and over the header without its own hash."""
     digest = hashlib.sha256(
         json.dumps({k: v for k, v in header.items() if k != "hash"}, sort_keys=True).encode()
     )
@@ -237,7 +245,7 @@ def _hash(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _read_header(folder: Path) -> dict[str, Any] | None:
-    """The index's header; None if there is no index, or one of another format, to be made again."""
+    """The index's header; None if there is no index, or one of another format, which is then made again."""
     try:
         with open(folder / INDEX, "rb") as file:
             start = file.read(16)
@@ -291,6 +299,7 @@ def _missing(path: Path) -> MissingShard:
 
 
 def _check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise MissingShard or TruncatedShard unless every shard has the size that the manifest says."""
     for entry in manifest["shards"]:
         path = folder / entry["name"]
         try:
@@ -306,6 +315,8 @@ def _check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _join(shards: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of all shards in a row, with the numbers of first documents and first spans."""
+
     def together(name: str, empty: np.ndarray) -> np.ndarray:
         return np.concatenate([empty, *(shard[name] for shard in shards)])
 

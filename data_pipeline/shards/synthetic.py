@@ -7,20 +7,20 @@ import numpy as np
 
 from data_pipeline.files.atomic import write_json
 from data_pipeline.shards.tar import FORMAT, MANIFEST, TOKENS_SUFFIX, write_shard
-from data_pipeline.shards.vocabulary import BOS, DELIMITERS, EOS, SPECIAL_TOKENS, TEXT, Vocabulary
+from data_pipeline.shards.vocabulary import BOS, EOS, SPECIAL_TOKENS, TEXT, Vocabulary
 
 
 def random_document(
-    rng: np.random.Generator, vocabulary: Vocabulary, parts: Sequence[tuple[str, int]]
+    rng: np.random.Generator, vocabulary: Vocabulary, spans: Sequence[tuple[str, int]]
 ) -> np.ndarray:
-    """`<bos> parts... <eos>`; parts are (modality, tokens without delimiters)."""
+    """A document `<bos> spans... <eos>` of random ids; `spans` are (modality, tokens without delimiters)."""
     pieces: list[np.ndarray] = [np.array([BOS])]
-    for modality, tokens in parts:
-        start = vocabulary.start(modality) + (len(SPECIAL_TOKENS) if modality == TEXT else 0)
+    for modality, tokens in spans:
+        start = len(SPECIAL_TOKENS) if modality == TEXT else vocabulary.first_code(modality)
         end = vocabulary.start(modality) + vocabulary.sizes[modality]
         ids = rng.integers(start, end, tokens)
         if modality != TEXT:
-            opening, closing = DELIMITERS[modality]
+            opening, closing = vocabulary.delimiters(modality)
             ids = np.concatenate([[opening], ids, [closing]])
         pieces.append(ids)
     return np.concatenate([*pieces, [EOS]]).astype(vocabulary.dtype)
@@ -29,21 +29,26 @@ def random_document(
 def random_documents(
     vocabulary: Vocabulary, num_documents: int, seed: int, *, median_text_tokens: int, image_tokens: int
 ) -> Iterator[np.ndarray]:
-    """Text of log-normal length; half of the documents hold images (of one size) and speech between texts."""
+    """Documents of text of log-normal length; half of them hold spans of other modalities between texts.
+
+    Spans of the second modality of the vocabulary all have `image_tokens` tokens, as images have; those of
+    further modalities have 1 to twice as many, as utterances have.
+    """
     rng = np.random.default_rng(seed)
-    others = [name for name in vocabulary.modalities if name != TEXT]
+    others = vocabulary.modalities[1:]
 
     def text() -> tuple[str, int]:
         return TEXT, 1 + int(rng.lognormal(np.log(median_text_tokens), 1.0))
 
     for _ in range(num_documents):
-        parts = [text()]
+        spans = [text()]
         if others and rng.random() < 0.5:
             for _ in range(int(rng.integers(1, 3))):
                 modality = str(rng.choice(others))
-                tokens = image_tokens if modality == "image" else int(rng.integers(1, 2 * image_tokens))
-                parts += [(modality, tokens), (TEXT, 1 + int(rng.integers(0, median_text_tokens)))]
-        yield random_document(rng, vocabulary, parts)
+                varied = modality != others[0]
+                tokens = int(rng.integers(1, 2 * image_tokens)) if varied else image_tokens
+                spans += [(modality, tokens), (TEXT, 1 + int(rng.integers(0, median_text_tokens)))]
+        yield random_document(rng, vocabulary, spans)
 
 
 def write_token_folder(

@@ -1,6 +1,6 @@
 """Tar shards in the WebDataset layout: read from a file or a URL, write atomically, describe and verify.
 
-A shard is a tar of files; those that share a name up to its first dot are one sample, and follow each other.
+A shard is a tar of files; files that share a name up to its first dot are one sample, and follow each other.
 A token shard holds one file a document, `KEY.ids`: its token ids as raw little-endian integers of the
 vocabulary's dtype. A folder of token shards is described by its `manifest.json`.
 """
@@ -26,7 +26,7 @@ class ShardError(ConfigError):
 
 
 def is_remote(url: str) -> bool:
-    """True for what webdataset's gopen opens by its scheme (https:, pipe:, gs:, hf: ...), not for a path."""
+    """Whether webdataset's gopen must open it, because of a scheme (https:, pipe:, gs:, hf: ...)."""
     return url.startswith("pipe:") or ("://" in url and not url.startswith("file://"))
 
 
@@ -76,7 +76,7 @@ def read_samples(url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 class _ZeroTailReader:
-    """Passes reads through, and knows how many bytes there were and from where on they are zeros."""
+    """Passes reads through, and counts the bytes and the position from which on they are zeros."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -126,6 +126,8 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
 
 
 class _HashingWriter:
+    """Passes writes through, and hashes and counts the bytes."""
+
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""One micro-batch as the host makes it."""
+"""A micro-batch of sequences, in numpy on the host."""
 
 import zlib
 from collections.abc import Sequence
@@ -29,6 +29,8 @@ class Batch:
     """int32 [B, S]; 0, 1, 2, ... in a sequence, -1 at padding. Non-padding is a prefix of the sequence."""
     input_modality: np.ndarray
     """uint8 [B, S]; index into the vocabulary's modalities."""
+    input_special: np.ndarray
+    """bool [B, S]; whether the input is a special token, as <bos>, delimiters and <pad> are."""
     target_modality: np.ndarray
     """uint8 [B, S]."""
     samples: tuple[tuple[str, ...], ...]
@@ -68,24 +70,12 @@ def make_batch(
     num_sequences = len(sequences)
     input_ids = np.full((num_sequences, sequence_tokens), PAD, np.int32)
     target_ids = input_ids.copy()
-    slots: list[int] = []  # of each document and then of the padding, sequence by sequence
-    numbers: list[int] = []  # document_ids of the same
+    slots: list[int] = []  # slots of each document and then of the padding, sequence by sequence
+    numbers: list[int] = []  # document_ids of these documents and paddings
     for row, documents in enumerate(sequences):
-        at = 0
-        for number, ids in enumerate(documents):
-            end = at + len(ids) - 1
-            if end <= at or end > sequence_tokens:
-                raise ValueError(
-                    f"sequence {row}: document {number} has {len(ids)} ids, where {sequence_tokens - at} of "
-                    f"{sequence_tokens} slots are left and a document needs at least 2 ids"
-                )
-            input_ids[row, at:end] = ids[:-1]
-            target_ids[row, at:end] = ids[1:]
-            slots.append(end - at)
-            numbers.append(number)
-            at = end
-        slots.append(sequence_tokens - at)
-        numbers.append(-1)
+        lengths = _fill(row, documents, input_ids[row], target_ids[row])
+        slots += [*lengths, sequence_tokens - sum(lengths)]
+        numbers += [*range(len(lengths)), -1]
     shape = num_sequences, sequence_tokens
     starts = np.cumsum([0, *slots[:-1]])
     document_ids = np.repeat(np.array(numbers, np.int32), slots).reshape(shape)
@@ -98,6 +88,27 @@ def make_batch(
         positions=positions.reshape(shape),
         document_ids=document_ids,
         input_modality=vocabulary.modality_of(input_ids),
+        input_special=vocabulary.is_special(input_ids),
         target_modality=vocabulary.modality_of(target_ids),
         samples=tuple(tuple(names) for names in samples) if samples else ((),) * num_sequences,
     )
+
+
+def _fill(row: int, documents: Sequence[np.ndarray], inputs: np.ndarray, targets: np.ndarray) -> list[int]:
+    """Write documents into the slots of sequence `row`, in place. Returns the slots that each document fills.
+
+    Raises ValueError if they do not fit.
+    """
+    start, lengths = 0, []
+    for number, ids in enumerate(documents):
+        end = start + len(ids) - 1
+        if end <= start or end > len(inputs):
+            raise ValueError(
+                f"sequence {row}: document {number} has {len(ids)} ids, where {len(inputs) - start} of "
+                f"{len(inputs)} slots are left and a document needs at least 2 ids"
+            )
+        inputs[start:end] = ids[:-1]
+        targets[start:end] = ids[1:]
+        lengths.append(end - start)
+        start = end
+    return lengths

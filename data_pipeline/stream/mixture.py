@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 BLOCK_DOCUMENTS = 4000
-"""Documents that are packed together, at most. Packing fills 99.9 % of the slots from about a thousand on."""
+"""At most so many documents are packed together. About a thousand are enough to fill 99.9 % of the slots."""
 MIN_BLOCK_DOCUMENTS = 256
-"""Below it packing wastes slots; a source smaller than its share of this is repeated inside a block."""
+"""Packing fewer documents wastes slots, so a source smaller than its share of them repeats inside a block."""
 
 
 def shares(weights: Sequence[float]) -> tuple[Fraction, ...]:
-    """Weights as exact shares that sum to 1. A weight is what its decimal digits say: 0.35 is 7/20."""
+    """Weights as exact shares that sum to 1. A weight counts by its decimal digits: 0.35 is 7/20."""
     for weight in weights:
         if not (math.isfinite(weight) and weight > 0):
             raise ValueError(f"weight {weight}: a source's weight is a number above 0")
@@ -36,5 +36,5 @@ def block_documents(num_documents: Sequence[int], shares: Sequence[Fraction]) ->
 
 
 def drawn_before(block: int, block_documents: Fraction, shares: Sequence[Fraction]) -> tuple[int, ...]:
-    """Documents of each source that blocks 0 ... block - 1 take. Never off its share by a whole document."""
+    """Documents of each source in blocks 0 ... block - 1: less than one document off the source's share."""
     return tuple(math.floor(block * block_documents * share) for share in shares)

@@ -1,5 +1,4 @@
-"""Which document is the j-th that a source gives: pure arithmetic, no shuffle buffer and no stored
-permutation.
+"""The order in which a source gives its documents: pure arithmetic, no shuffle buffer, no stored permutation.
 
 A source of n documents gives documents j = 0, 1, 2, ...; epoch e is j in [e*n, (e+1)*n) and holds each
 document once. Inside an epoch the order is a two-level shuffle: the documents are cut into chunks of
@@ -25,7 +24,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def key_of(*values: int) -> int:
-    """A 64-bit key from a few integers; every one of them, and their order, counts."""
+    """A 64-bit key from a few integers; it depends on every integer and on their order."""
     key = 0
     for value in values:
         key = _mix_int((key + _GOLDEN + value) & _MASK)
@@ -41,8 +40,8 @@ def _mix_int(x: int) -> int:
 def permute(indices: np.ndarray, n: int, key: int) -> np.ndarray:
     """Image of each index under the pseudo-random permutation of [0, n) that `key` names; int64, same shape.
 
-    A balanced Feistel network over the smallest even number of bits that holds n, applied again to whatever
-    falls outside of [0, n) ("cycle walking"), which at most three of four do.
+    A balanced Feistel network over the smallest even number of bits that holds n, applied again to results
+    outside of [0, n) ("cycle walking"), which at most three of four are.
     """
     if n < 1:
         raise ValueError(f"a permutation of {n} elements")
@@ -71,19 +70,19 @@ def documents_at(
     window_chunks: int = WINDOW_CHUNKS,
 ) -> np.ndarray:
     """Documents that a source of `num_documents` gives at j = first ... first + count - 1; int64 [count]."""
-    found = [np.zeros(0, np.int64)]
+    documents = [np.zeros(0, np.int64)]
     while count > 0:
         epoch, start = divmod(first, num_documents)
         taken = min(count, num_documents - start)
         position = np.arange(start, start + taken)
         epoch_key = key_of(key, epoch)
-        found.append(_shuffled(position, num_documents, epoch_key, chunk_documents, window_chunks))
+        documents.append(_shuffled(position, num_documents, epoch_key, chunk_documents, window_chunks))
         first, count = first + taken, count - taken
-    return np.concatenate(found)
+    return np.concatenate(documents)
 
 
 def _shuffled(position: np.ndarray, n: int, key: int, chunk: int, window_chunks: int) -> np.ndarray:
-    """Document at each position of an epoch. A bijection of [0, n): every step is one."""
+    """Document at each position of an epoch: a bijection of [0, n), because every step is a bijection."""
     window = chunk * window_chunks
     mixed = np.empty_like(position)
     for w in range(int(position[0]) // window, int(position[-1]) // window + 1):
@@ -95,6 +94,6 @@ def _shuffled(position: np.ndarray, n: int, key: int, chunk: int, window_chunks:
         in_chunk = mixed < whole * chunk  # the last n % chunk documents are no chunk and keep their place
         moved = permute(mixed[in_chunk] // chunk, whole, key_of(key, 2)) * chunk
         mixed[in_chunk] = moved + mixed[in_chunk] % chunk
-    # turned by a random number of documents, so that chunks are cut elsewhere in every epoch, and what keeps
-    # its place at the end is never the same
+    # rotated by a random number of documents, so that chunks are cut elsewhere in every epoch, and other
+    # documents keep their place at the end
     return (mixed + key_of(key, 3) % n) % n

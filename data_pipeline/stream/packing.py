@@ -11,17 +11,18 @@ import numpy as np
 
 
 def spans_fit(spans: np.ndarray, context_tokens: int) -> bool:
-    """Whether every image and utterance of a document (int [n, 2]: start, end) fits a sequence."""
+    """Whether every span of a document, such as an image (int [n, 2]: start, end), fits a sequence."""
     return len(spans) == 0 or int((spans[:, 1] - spans[:, 0]).max()) <= context_tokens
 
 
 def cut(num_slots: int, spans: np.ndarray, context_tokens: int) -> list[tuple[int, int]]:
     """(start, slots) of the pieces of a document of `num_slots` slots; a pure function of its arguments.
 
-    A document that fits stays whole. Otherwise each piece takes as much as fits and ends at the last border
-    of an image or utterance in the second half of that stretch; without one, inside text. Never inside an
-    image or utterance: the whole of it is input of one piece. `spans`: int64 [n, 2], start and end in the
-    document, ascending. Returns [] for a document with a span that no sequence holds.
+    A document that fits stays whole. Otherwise a piece takes as much as fits and ends at the last border of a
+    span, such as an image, in the second half of that stretch; without such a border it ends inside text. No
+    piece ends inside a span: all of a span is input of one piece. `spans`: int64 [n, 2], start and end of
+    spans other than text in the document, ascending. Returns [] for a document with a span that no sequence
+    holds.
     """
     if num_slots <= context_tokens:
         return [(0, num_slots)]
@@ -32,13 +33,11 @@ def cut(num_slots: int, spans: np.ndarray, context_tokens: int) -> list[tuple[in
     while num_slots - start > context_tokens:
         limit = start + context_tokens
         borders = spans[(spans >= start + context_tokens // 2 + 1) & (spans <= limit)]
-        inside = (
-            int(np.searchsorted(starts, limit, side="left")) - 1
-        )  # the last span that starts before limit
+        last_begun = int(np.searchsorted(starts, limit, side="left")) - 1  # span that starts before limit
         if len(borders):
             end = int(borders.max())
-        elif inside >= 0 and limit < ends[inside]:
-            end = int(starts[inside])
+        elif last_begun >= 0 and limit < ends[last_begun]:
+            end = int(starts[last_begun])
         else:
             end = limit
         pieces.append((start, end - start))
@@ -48,11 +47,12 @@ def cut(num_slots: int, spans: np.ndarray, context_tokens: int) -> list[tuple[in
 
 
 def pack(slots: np.ndarray, capacity: int) -> np.ndarray:
-    """Sequence of each piece, int64 [n], numbered from 0: best fit, longest first; equals keep their order.
+    """Sequence of each piece, int64 [n], numbered from 0: best fit, longest piece first, equals in order.
 
-    `slots`: int [n], 1 ... capacity each. Source of the method: Ding et al., "Fewer Truncations Improve
-    Language Modeling" (ICML 2024, arXiv 2404.10830), section 3. The search for the fullest sequence that
-    still has room is one shift of an integer whose bit r says that a sequence with r free slots is open.
+    `slots`: int [n], slots of each piece, from 1 to `capacity`. Source of the method: Ding et al., "Fewer
+    Truncations Improve Language Modeling" (ICML 2024, arXiv 2404.10830), section 3. The search for the
+    fullest sequence that still has room is one shift of an integer whose bit r says that a sequence with r
+    free slots is open.
     """
     sequence_of = [0] * len(slots)
     open_with: defaultdict[int, list[int]] = defaultdict(list)

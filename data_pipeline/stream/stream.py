@@ -137,7 +137,7 @@ class Stream:
         """`sources`: (source, weight); a weight is a share of the documents drawn.
 
         Raises ForeignTokenizer if sources were tokenized differently, SpanTooLong if more than
-        `max_rejected_frac` of the documents of a source have an image or utterance longer than the context.
+        `max_rejected_frac` of the documents of a source have a span (an image ...) longer than the context.
         """
         if not sources or context_tokens < 1 or sequences_per_step < 1:
             raise ConfigError("a stream needs a source, context_tokens >= 1 and sequences_per_step >= 1")
@@ -148,8 +148,8 @@ class Stream:
         self.shares = shares([weight for _, weight in sources])
         """Of the documents drawn, per source; they sum to 1."""
         self.rejected = tuple(_rejected(source, context_tokens, max_rejected_frac) for source in self.sources)
-        """Per source, documents that are left out: an image or utterance in them is longer than the
-        context.
+        """Per source, documents that are left out: a span in them (an image, an utterance ...) is longer than
+        the context.
         """
         self._block_documents = block_documents([s.num_documents for s in self.sources], self.shares)
         self._keys = [key_of(seed, 1, i) for i in range(len(self.sources))]
@@ -317,9 +317,9 @@ def _rejected(source: TokenSource, context_tokens: int, max_frac: float) -> np.n
     if len(documents) > max_frac * source.num_documents:
         first = source.name(int(documents[0]))
         raise SpanTooLong(
-            f"{source.folder}: {len(documents)} of {source.num_documents} documents hold an image or "
-            f"utterance longer than context_tokens = {context_tokens}; raise it: the longest takes "
-            f'{source.longest_span_tokens} tokens with its delimiters, the first is in "{first}"'
+            f"{source.folder}: {len(documents)} of {source.num_documents} documents hold a span (an "
+            f"image, an utterance ...) longer than context_tokens = {context_tokens}; raise it: the longest "
+            f'takes {source.longest_span_tokens} tokens with its delimiters, the first is in "{first}"'
         )
     return documents
 
@@ -337,7 +337,7 @@ def describe(stream: Stream) -> list[str]:
             names = ", ".join(source.name(int(document)) for document in rejected[:3])
             more = ", ..." if len(rejected) > 3 else ""
             lines.append(
-                f"{source.folder}: {len(rejected):,} documents left out, an image or utterance in them is "
-                f"longer than the context of {stream.context_tokens}: {names}{more}"
+                f"{source.folder}: {len(rejected):,} documents left out, a span in them (an image, an "
+                f"utterance ...) is longer than the context of {stream.context_tokens}: {names}{more}"
             )
     return lines

@@ -1,50 +1,52 @@
-"""An output folder belongs to one job: what it was begun with, and one writer at a time, or one a part."""
+"""A claim locks an output folder for one writer, or one per part of the work, and pins its settings."""
 
-import errno
-import fcntl
 import json
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.toml_config import ConfigError
 
-LOCK = ".lock"
+CLAIM_LOCK = ".lock"
 _SHOWN = 6
-"""Differences that a message lists."""
+"""A message lists at most so many differences."""
 
 
 PartOfWork = tuple[int, int]
-"""(k, n): the k-th, from 1, of n parts of a job that may be worked on at the same time."""
+"""(k, n): part k, counted from 1, of work that is cut into n parts, which may be done at the same time."""
 
 
 @contextmanager
 def claimed(
     out: Path, record: str, facts: Mapping[str, Any], what: str, *, part: PartOfWork | None = None
 ) -> Iterator[None]:
-    """Hold OUT for writing: begin it with `facts` (JSON values) in OUT/`record`, or continue one begun so.
+    """Lock OUT for writing. A new OUT records `facts` (JSON values) in OUT/`record`; an old one must have the
+    same facts there.
 
-    A `part` holds OUT beside the other parts of the same n, on this machine or on others, and only
-    continues. Raises ConfigError, touching nothing, if OUT holds something else, was begun with other facts
-    (each difference is named), is being written by another process, or cannot be written.
+    With a `part`, other parts of the same n may hold OUT at the same time, on this machine or on others; OUT
+    must have its record already. `what` names the content of OUT in messages. Raises ConfigError, touching
+    nothing, if OUT holds something else, has other facts (the message names the differences), is being
+    written by another process, or cannot be written.
     """
     path = out / record
     try:
         if part is not None and not path.exists():
-            raise ConfigError(f"{out} was not begun (no {record}): a part goes on with what is begun")
+            raise ConfigError(f"{out} was not begun (no {record}): a part continues an OUT that has one")
         if not path.exists():
-            if out.exists() and any(child.name != LOCK for child in out.iterdir()):
+            if out.exists() and any(child.name != CLAIM_LOCK for child in out.iterdir()):
                 raise ConfigError(
                     f"{out} is not empty and holds no {what} (no {record}); choose another folder"
                 )
             out.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
             if part is None:
-                _lock(held, out / LOCK, fcntl.LOCK_EX)
-                for left in out.glob(f"{LOCK}-*"):  # of parts, which hold the other lock too: none is alive
+                held.enter_context(_lock(out, CLAIM_LOCK))
+                for left in out.glob(
+                    f"{CLAIM_LOCK}-*"
+                ):  # of parts, which hold the other lock too: none is alive
                     left.unlink()
             else:
                 _lock_part(held, out, part)
@@ -58,31 +60,26 @@ def claimed(
 
 
 def _lock_part(held: ExitStack, out: Path, part: PartOfWork) -> None:
-    """Beside other parts, but neither twice the same, nor parts of another n: they cut the work otherwise."""
+    """Hold OUT beside its other parts. The same part twice, or parts of another n, raise ConfigError."""
     k, n = part
-    _lock(held, out / LOCK, fcntl.LOCK_SH)
-    _lock(held, out / f"{LOCK}-{k}-of-{n}", fcntl.LOCK_EX)
-    for other in out.glob(f"{LOCK}-*"):
+    held.enter_context(_lock(out, CLAIM_LOCK, shared=True))
+    held.enter_context(_lock(out, f"{CLAIM_LOCK}-{k}-of-{n}"))
+    for other in out.glob(f"{CLAIM_LOCK}-*"):
         if not other.name.endswith(f"-of-{n}"):
-            with ExitStack() as looked_at:
-                _lock(looked_at, other, fcntl.LOCK_SH)
+            with _lock(out, other.name, shared=True):
+                pass
 
 
-def _lock(held: ExitStack, path: Path, kind: int) -> None:
-    """Hold a lock file until `held` is left. Raises ConfigError if another process has it."""
-    file = held.enter_context(path.open("a+"))
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        what = path.name.removeprefix(LOCK).replace("-", " ").strip()
-        raise ConfigError(
-            f"{path.parent}: another process is writing {f'part {what}' if what else 'it'}; "
-            "wait for it, or stop it"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        print(f"{path}: no locks on this file system; a second writer would go unnoticed", file=sys.stderr)
+def _lock(out: Path, name: str, *, shared: bool = False) -> AbstractContextManager[None]:
+    part = name.removeprefix(CLAIM_LOCK).replace("-", " ").strip()
+    return lock_directory(
+        out,
+        lambda holder: (
+            f"{out}: {holder} is writing {f'part {part}' if part else 'it'}; wait for it, or stop it"
+        ),
+        name=name,
+        shared=shared,
+    )
 
 
 def _read(path: Path) -> Any:
@@ -92,22 +89,25 @@ def _read(path: Path) -> Any:
         raise ConfigError(f"{path}: not valid JSON ({error}); was it edited?") from None
 
 
-def _compare(out: Path, theirs: Any, ours: Mapping[str, Any]) -> None:
-    found = list(_differences(theirs, json.loads(json.dumps(ours)), ""))
-    if found:
-        lines = "".join(f"\n  {line}" for line in found[:_SHOWN])
-        more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+def _compare(out: Path, recorded: Any, facts: Mapping[str, Any]) -> None:
+    """Raise ConfigError, listing the differences, unless OUT's record holds these facts."""
+    differences = list(_differences(recorded, json.loads(json.dumps(facts)), ""))
+    if differences:
+        lines = "".join(f"\n  {line}" for line in differences[:_SHOWN])
+        more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         raise ConfigError(
             f"{out} was begun otherwise:{lines}{more}\nChoose another folder, or delete this one"
         )
 
 
-def _differences(theirs: Any, ours: Any, prefix: str) -> Iterator[str]:
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        for key in [*theirs, *(key for key in ours if key not in theirs)]:
-            yield from _differences(theirs.get(key), ours.get(key), f"{prefix}.{key}" if prefix else key)
-    elif theirs != ours:
-        yield f"{prefix}: there {_short(theirs)}, now {_short(ours)}"
+def _differences(recorded: Any, current: Any, prefix: str) -> Iterator[str]:
+    """A line for each value at which two JSON values differ; `prefix` is the dotted key of both."""
+    if isinstance(recorded, dict) and isinstance(current, dict):
+        for key in [*recorded, *(key for key in current if key not in recorded)]:
+            dotted = f"{prefix}.{key}" if prefix else key
+            yield from _differences(recorded.get(key), current.get(key), dotted)
+    elif recorded != current:
+        yield f"{prefix}: there {_short(recorded)}, now {_short(current)}"
 
 
 def _short(value: Any) -> str:

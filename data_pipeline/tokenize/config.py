@@ -1,92 +1,128 @@
-"""TokenizeConfig: what data.toml holds."""
+"""TokenizeConfig: what data.toml holds.
 
-from typing import Literal
+fit_documents = 6000                 keys of TokenizeSettings
+[image]                              a modality of the data, its tokenizer and that one's settings
+kind = "patch_kmeans"                may be left out: registry.KINDS says the default
+num_codes = 512                      keys of the config model in the tokenizer's file
+[video]                              any other modality needs a kind: the module of its tokenizer
+kind = "my_package.video_tokenizer"
+"""
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, validate
+from data_pipeline.shards.vocabulary import TEXT
+from data_pipeline.tokenize.registry import KINDS, default_kind, load_kind, named_kind
+from data_pipeline.tokenize.tokenizer import TokenizerConfig
+
+_MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 
 
-class _Frozen(BaseModel):
+class TokenizeSettings(BaseModel):
+    """How tokenizers are fitted, and how raw shards become token shards."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-class TextConfig(_Frozen):
-    """sentencepiece BPE."""
-
-    vocab_size: int = Field(2048, ge=512)
-    """With the special tokens and 256 byte pieces."""
-
-
-class ImageConfig(_Frozen):
-    """A codebook of patches."""
-
-    size_px: PositiveInt = 32
-    """Pictures are brought to size_px x size_px; each gives (size_px / patch_px)^2 tokens."""
-    patch_px: PositiveInt = 4
-    fit: Literal["crop", "pad", "stretch"] = "crop"
-    """How a picture of another size is brought to it: centre crop, black bars, or another aspect ratio."""
-    num_codes: int = Field(512, ge=2)
-    num_verbatim: NonNegativeInt = 32
-    """Codes that are the commonest patches as they are; the others are k-means centres."""
-    fit_patches: PositiveInt = 30_000
-    """Distinct patches that k-means sees."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "ImageConfig":
-        if self.size_px % self.patch_px:
-            raise ValueError(f"size_px = {self.size_px} is not a multiple of patch_px = {self.patch_px}")
-        if self.num_verbatim > self.num_codes:
-            raise ValueError(f"num_verbatim = {self.num_verbatim} is more than num_codes = {self.num_codes}")
-        return self
-
-
-class SpeechConfig(_Frozen):
-    """k-means units of log-mel frames."""
-
-    units_per_s: PositiveInt = 25
-    frames_per_unit: PositiveInt = 2
-    num_units: int = Field(256, ge=2)
-    num_mels: int = Field(40, ge=8, le=128)
-    merge_repeats: bool = True
-    """A unit that lasts is one token; how long it lasts is lost, and decoded as its usual duration."""
-    fit_units: PositiveInt = 60_000
-    """Stretches of 1 / units_per_s seconds that k-means sees."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "SpeechConfig":
-        frames_per_s = self.units_per_s * self.frames_per_unit
-        if 16_000 % frames_per_s or not 25 <= frames_per_s <= 400:
-            raise ValueError(
-                f"units_per_s * frames_per_unit = {frames_per_s} frames a second: must divide 16000 and lie "
-                "in 25 .. 400"
-            )
-        return self
-
-
-class TokenizeConfig(_Frozen):
-    """Tokenizers, and how raw shards become token shards. Data holds only modalities that have a table."""
-
-    text: TextConfig | None = None
-    image: ImageConfig | None = None
-    speech: SpeechConfig | None = None
     tokenizers_from: str | None = None
     """Folder of tokenizers to use (OUT/tokenizers of an earlier `motley tokenize`); none are fitted then."""
     fit_split: str = "train"
     """Sub-folder of SRC that tokenizers are fitted on; meaningless where SRC itself holds the shards."""
     fit_documents: PositiveInt = 6000
-    """At most so many documents, from shards spread over the split."""
+    """Tokenizers are fitted on at most so many documents, from shards spread over the split."""
     seed: NonNegativeInt = 1
     raw_shards_per_shard: PositiveInt = 1
     """Raw shards that go into one token shard. Tokens are small: join many small raw shards."""
     max_bad_frac: float = Field(0.001, ge=0, le=1)
-    """Documents that may be skipped as unusable before it is an error."""
+    """Share of documents that may be skipped as unusable before it is an error."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "TokenizeConfig":
-        tables = [name for name in ("text", "image", "speech") if getattr(self, name) is not None]
-        if self.tokenizers_from is None and self.text is None:
-            raise ValueError(
-                "the table [text] is needed (it may be empty): its vocabulary holds the special tokens"
-            )
-        if self.tokenizers_from is not None and tables:
-            raise ValueError(f"tokenizers_from brings its own settings; remove the tables {tables}")
-        return self
+
+@dataclass(frozen=True)
+class TokenizerTable:
+    """A modality's table: the kind of its tokenizer, and that tokenizer's settings."""
+
+    kind: str
+    config: TokenizerConfig
+
+
+@dataclass(frozen=True)
+class TokenizeConfig:
+    """A data.toml. Data holds only modalities that have a table, in the order of `tables`: text first."""
+
+    tables: Mapping[str, TokenizerTable]
+    settings: TokenizeSettings
+
+    def values(self, *, exclude: Iterable[str] = ()) -> dict[str, Any]:
+        """All values as JSON, without the settings `exclude`; default kinds are left out."""
+        tables = {
+            name: {**named_kind(name, table.kind), **table.config.model_dump(mode="json")}
+            for name, table in self.tables.items()
+        }
+        return {**tables, **self.settings.model_dump(mode="json", exclude=set(exclude))}
+
+
+def load_tokenize_config(path: str | Path, overrides: Sequence[str] = ()) -> TokenizeConfig:
+    """Read a data.toml, apply overrides such as "image.num_codes=64" and check it. Raises ConfigError."""
+    values = load_toml(path)
+    for override in overrides:
+        apply_override(values, override)
+    return tokenize_config(values, str(path))
+
+
+def tokenize_config(values: Mapping[str, Any], source: str) -> TokenizeConfig:
+    """The config of values such as a TOML file holds. Raises one ConfigError that lists all mistakes."""
+    tables: dict[str, TokenizerTable] = {}
+    mistakes: list[str] = []
+    for name in modality_order(name for name, value in values.items() if isinstance(value, dict)):
+        try:
+            tables[name] = _table(name, values[name], source)
+        except ConfigError as error:
+            mistakes.append(str(error))
+    try:
+        plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
+        settings = validate(TokenizeSettings, plain, source)
+    except ConfigError as error:
+        raise ConfigError("\n".join([*mistakes, str(error)])) from None
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    if settings.tokenizers_from is None and TEXT not in tables:
+        raise ConfigError(
+            f"{source}: the table [{TEXT}] is needed (it may be empty): its vocabulary holds the special "
+            "tokens"
+        )
+    if settings.tokenizers_from is not None and tables:
+        raise ConfigError(
+            f"{source}: tokenizers_from brings its own settings; remove the tables {list(tables)}"
+        )
+    return TokenizeConfig(tables, settings)
+
+
+def modality_order(names: Iterable[str]) -> list[str]:
+    """Modalities in the order of the id space: those of the registry in its order, then others by name."""
+    known = list(KINDS)
+    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def _table(name: str, values: Mapping[str, Any], source: str) -> TokenizerTable:
+    kind = values.get("kind", default_kind(name))
+    if kind is None:
+        legal = [*KINDS, *TokenizeSettings.model_fields]
+        near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
+        hint = f'; did you mean "{near[0]}"?' if near else "."
+        raise ConfigError(
+            f"{source}: {name}: unknown key{hint} Legal here: {', '.join(sorted(legal))}, and the table of "
+            "any other modality, whose kind is the dotted path of a module that defines TOKENIZER"
+        )
+    if not _MODALITY.fullmatch(name):
+        raise ConfigError(
+            f"{source}: {name}: a modality is named with small letters, digits and _, such as depth_map"
+        )
+    definition = load_kind(name, kind, f"{source}: {name}.kind")
+    settings = {key: value for key, value in values.items() if key != "kind"}
+    return TokenizerTable(kind, validate(definition.config, settings, source, table=name))

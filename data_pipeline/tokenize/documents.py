@@ -1,23 +1,19 @@
-"""A raw sample -> the token ids of its document."""
+"""Raw samples -> token ids of documents."""
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from data_pipeline.shards.vocabulary import BOS, DELIMITERS, EOS, TEXT
-from data_pipeline.tokenize.raw import SampleError, parse_document
-from data_pipeline.tokenize.speech import RATE_HZ
+from data_pipeline.shards.vocabulary import BOS, EOS, TEXT
+from data_pipeline.tokenize.raw import Part, SampleError, parse_document
+from data_pipeline.tokenize.roundtrip import add_figures, figures_of
 from data_pipeline.tokenize.tokenizer import Tokenizer
 from data_pipeline.tokenize.tokenizer_set import vocabulary_of
 
-MEASURED_PICTURES = 16
-"""So many pictures an encoder decodes again, to measure the round trip."""
-
 
 class DocumentEncoder:
-    """Samples -> ids, with counts of what passed: `tokens` by modality, and `measured` (see `_measure`)."""
+    """Encodes samples, and sums over them `tokens` by modality, and `measured`: figures of the round trip."""
 
     def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
         self.tokenizers = tokenizers
@@ -30,19 +26,7 @@ class DocumentEncoder:
         ids: list[np.ndarray] = [np.array([BOS])]
         measured: Counter[str] = Counter()
         for part in parse_document(sample):
-            if part.kind not in self.tokenizers:
-                raise SampleError(
-                    f"has a part of {part.kind}, for which there is no tokenizer: add [{part.kind}]"
-                )
-            tokenizer = self.tokenizers[part.kind]
-            content = tokenizer.read(part.content)
-            codes = tokenizer.encode(content)
-            measured.update(self._measure(part.kind, content, codes))
-            if part.kind == TEXT:
-                ids.append(codes)
-            else:
-                opening, closing = DELIMITERS[part.kind]
-                ids += [np.array([opening]), codes + self.vocabulary.start(part.kind), np.array([closing])]
+            ids += self._encode_part(part, measured)
         document = np.concatenate([*ids, np.array([EOS])])
         if len(document) == 2:
             raise SampleError("all its parts are empty")
@@ -51,17 +35,21 @@ class DocumentEncoder:
         self.measured.update(measured)
         return document.astype(self.vocabulary.dtype)
 
-    def _measure(self, kind: str, content: Any, codes: np.ndarray) -> dict[str, float]:
-        if kind == TEXT:
-            return {"text_bytes": len(content.encode()), "text_tokens": len(codes)}
-        if kind == "speech":
-            return {"speech_s": len(content) / RATE_HZ, "speech_units": len(codes), "utterances": 1}
-        if self.measured["decoded_pictures"] >= MEASURED_PICTURES:
-            return {"pictures": 1}
-        error = self.tokenizers[kind].decode(codes).astype(np.float64) - content
-        return {
-            "pictures": 1,
-            "decoded_pictures": 1,
-            "decoded_values": error.size,
-            "decoded_squared_error": float((error**2).sum()),
-        }
+    def _encode_part(self, part: Part, measured: Counter[str]) -> list[np.ndarray]:
+        """Ids of a part with its delimiters; its figures are added to `measured`."""
+        tokenizer = self.tokenizers.get(part.modality)
+        if tokenizer is None:
+            raise SampleError(
+                f"has a part of {part.modality}, for which there is no tokenizer: add [{part.modality}]; "
+                f"there are {', '.join(self.tokenizers)}"
+            )
+        content = tokenizer.read(part.data)
+        codes = tokenizer.encode(content)
+        if tokenizer.medium is not None:
+            sums = figures_of(part.modality, self.measured)
+            figures = tokenizer.medium.measure(tokenizer, content, codes, sums)
+            add_figures(part.modality, figures, measured)
+        if part.modality == TEXT:
+            return [codes]
+        opening, closing = self.vocabulary.delimiters(part.modality)
+        return [np.array([opening]), codes + self.vocabulary.first_code(part.modality), np.array([closing])]

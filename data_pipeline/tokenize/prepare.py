@@ -3,7 +3,7 @@
     SRC/train/*.tar      ->  OUT/train/tokens-00000.tar ..., manifest.json, index.bin
     SRC/heldout/*.tar    ->  OUT/heldout/ ...
     SRC/*.tar            ->  OUT/tokens-00000.tar ... (where SRC itself holds the shards)
-                             OUT/tokenizers/{text,image,speech}/
+                             OUT/tokenizers/{text,image,speech ...}/
                              OUT/settings.json, OUT/roundtrip.png, OUT/roundtrip.wav
 
 A finished shard is a file, and a record of it in the folder `.records` beside it; a run that is killed
@@ -26,7 +26,7 @@ from typing import Any
 
 from data_pipeline.files.atomic import write_json
 from data_pipeline.files.progress import Progress
-from data_pipeline.files.toml_config import ConfigError, load_config
+from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.tar import (
     FORMAT,
@@ -38,22 +38,31 @@ from data_pipeline.shards.tar import (
     write_shard,
 )
 from data_pipeline.tokenize.claim import PartOfWork, claimed
-from data_pipeline.tokenize.config import TokenizeConfig
+from data_pipeline.tokenize.config import TokenizeConfig, load_tokenize_config
 from data_pipeline.tokenize.documents import DocumentEncoder
 from data_pipeline.tokenize.raw import SampleError
+from data_pipeline.tokenize.registry import named_kind
 from data_pipeline.tokenize.roundtrip import show_roundtrip, summary
 from data_pipeline.tokenize.sources import Split, find_splits
 from data_pipeline.tokenize.tokenizer import Tokenizer
-from data_pipeline.tokenize.tokenizer_set import TOKENIZERS, load_tokenizers, obtain_tokenizers, vocabulary_of
+from data_pipeline.tokenize.tokenizer_set import (
+    TOKENIZERS,
+    load_tokenizers,
+    obtain_tokenizers,
+    saved_kinds,
+    tokenizer_modules,
+    vocabulary_of,
+)
 from data_pipeline.tokenize.workers import default_processes, run_tasks
 
 SETTINGS = "settings.json"
 HOLDS = "token shards"
+"""What OUT holds, for messages about an OUT that holds something else."""
 _RECORDS = ".records"
 _LISTED_SKIPS = 1000
-"""Skipped samples that the manifest lists, with reasons; all of them are counted."""
+"""Number of skipped samples that the manifest lists with their reasons; all of them are counted."""
 _FREE_KEYS = {"max_bad_frac"}
-"""What may change when a run is continued: it reaches no byte of a shard."""
+"""Settings that may change when a run is continued: they reach no byte of a shard."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +88,9 @@ def tokenize(
 ) -> dict[str, Any]:
     """Tokenize what OUT does not hold yet of SRC. Returns {split: manifest}; `tokenizers_only`: {}.
 
-    Raises ConfigError (ShardError is one) for whatever a user can mend: no shards in SRC, a damaged
-    shard, too many unusable samples, an OUT that holds something else or was begun with other settings
-    or another SRC.
+    Raises ConfigError (ShardError is one) for whatever a user can mend: no shards in SRC, a damaged shard,
+    too many unusable samples, an OUT that holds something else, or one that was begun with other settings or
+    with another SRC.
     """
     out = Path(out)
     config, splits, facts = read_source(src, config_path)
@@ -95,7 +104,7 @@ def tokenize(
             split.name: _tokenize_split(split, out, config, tokenizers, processes) for split in splits
         }
         show_roundtrip(splits, tokenizers, out)
-    print("\n".join(summary(name, manifest) for name, manifest in manifests.items()))
+    print("\n".join(summary(name, manifest, tokenizers) for name, manifest in manifests.items()))
     return manifests
 
 
@@ -107,10 +116,10 @@ def tokenize_part(
     config_path: str | Path,
     processes: int | None = None,
 ) -> None:
-    """Write what is missing of the k-th of n parts of the token shards, counted through all splits.
+    """Write the missing token shards of `part`, (k, n): of all splits' shards in a row, every n-th from k on.
 
-    May run beside other parts of the same n. Raises ConfigError as `tokenize` does, and if the tokenizers
-    are not there yet.
+    Other parts of the same n may be written at the same time. Raises ConfigError as `tokenize` does, and if
+    the tokenizers are not there yet.
     """
     out = Path(out)
     config, splits, facts = read_source(src, config_path)
@@ -123,19 +132,18 @@ def tokenize_part(
     with claimed(out, SETTINGS, facts, HOLDS, part=part):
         number = 0
         for split in splits:
-            tasks = plan_tasks(split, out, config.raw_shards_per_shard)
-            mine = [task for i, task in enumerate(tasks, number) if i % part[1] == part[0] - 1]
+            tasks = plan_tasks(split, out, config.settings.raw_shards_per_shard)
+            tasks_of_part = [task for i, task in enumerate(tasks, number) if i % part[1] == part[0] - 1]
             number += len(tasks)
-            if mine and not (out / split.name / MANIFEST).exists():
-                _run(mine, len(tasks), split.name, config, processes)
+            if tasks_of_part and not (out / split.name / MANIFEST).exists():
+                _run(tasks_of_part, len(tasks), split.name, config, processes)
     print(f"part {part[0]} of {part[1]} is written; when all are, `motley tokenize` without --part finishes")
 
 
 def unfinished_parts(splits: Sequence[Split], out: Path, config: TokenizeConfig, num_parts: int) -> list[int]:
     """The parts, from 1, that have shards to write; [] also where only manifests are missing."""
-    tasks = [
-        (split, task) for split in splits for task in plan_tasks(split, out, config.raw_shards_per_shard)
-    ]
+    per_shard = config.settings.raw_shards_per_shard
+    tasks = [(split, task) for split in splits for task in plan_tasks(split, out, per_shard)]
     return sorted(
         {
             1 + number % num_parts
@@ -148,11 +156,11 @@ def unfinished_parts(splits: Sequence[Split], out: Path, config: TokenizeConfig,
 def read_source(
     src: str | Path, config_path: str | Path
 ) -> tuple[TokenizeConfig, list[Split], dict[str, Any]]:
-    """(config, splits of SRC, what an OUT is begun with). Raises ConfigError."""
-    config = load_config(TokenizeConfig, config_path)
+    """(config, splits of SRC, the settings that an OUT records when it is begun). Raises ConfigError."""
+    config = load_tokenize_config(config_path)
     splits = find_splits(str(src))
     facts = {
-        "config": config.model_dump(mode="json", exclude=_FREE_KEYS),
+        "config": config.values(exclude=_FREE_KEYS),
         "source": {split.name: dict(split.listing) for split in splits},
     }
     return config, splits, facts
@@ -161,11 +169,13 @@ def read_source(
 def _tokenize_split(
     split: Split, out: Path, config: TokenizeConfig, tokenizers: Mapping[str, Tokenizer], processes: int
 ) -> dict[str, Any]:
+    """Write what is missing of a split: shards, manifest, index. Returns its manifest."""
     folder = out / split.name
     if not (folder / MANIFEST).exists():
-        tasks = plan_tasks(split, out, config.raw_shards_per_shard)
+        tasks = plan_tasks(split, out, config.settings.raw_shards_per_shard)
         records = _run(tasks, len(tasks), split.name, config, processes)
-        write_json(folder / MANIFEST, _manifest(split, [records[task] for task in tasks], tokenizers))
+        kinds = saved_kinds(out / TOKENIZERS)
+        write_json(folder / MANIFEST, _manifest(split, [records[task] for task in tasks], tokenizers, kinds))
     shutil.rmtree(folder / _RECORDS, ignore_errors=True)
     TokenSource.open(folder)  # makes the index where it is missing, and checks what is there
     return read_manifest(folder)
@@ -187,39 +197,44 @@ def plan_tasks(split: Split, out: Path, raw_shards_per_shard: int) -> list[Shard
 def _run(
     tasks: list[ShardTask], num_in_split: int, split_name: str, config: TokenizeConfig, processes: int
 ) -> dict[ShardTask, dict[str, Any]]:
-    """Records of the tasks, of which those with a record on disk are finished already."""
+    """Write the shards of tasks that have no record on disk. Returns the records of all tasks."""
     tasks[0].record_path.parent.mkdir(parents=True, exist_ok=True)
-    found = {task: json.loads(task.record_path.read_text()) for task in tasks if task.record_path.exists()}
+    old = {task: json.loads(task.record_path.read_text()) for task in tasks if task.record_path.exists()}
     records: dict[ShardTask, dict[str, Any]] = {}
-    seen: Counter[str] = Counter()
-    missing = [task for task in tasks if task not in found]
+    samples: Counter[str] = Counter()
+    missing = [task for task in tasks if task not in old]
+    preload = (*tokenizer_modules(tasks[0].tokenizers), *_IMPORTS)
     with (
-        run_tasks(write_task, missing, processes, preload=_IMPORTS) as finished,
-        Progress(f"tokenize {split_name}".strip(), len(tasks), "shards", done=len(found)) as progress,
+        run_tasks(write_task, missing, processes, preload=preload) as finished,
+        Progress(f"tokenize {split_name}".strip(), len(tasks), "shards", done=len(old)) as progress,
     ):
-        for task, record in itertools.chain(found.items(), finished):
+        for task, record in itertools.chain(old.items(), finished):
             records[task] = record
-            seen.update(documents=record["shard"]["documents"], bad=record["num_skipped"])
-            _check_bad(seen, records, num_in_split, config)
-            progress.advance(int(task not in found), **seen)
+            samples.update(documents=record["shard"]["documents"], bad=record["num_skipped"])
+            _check_bad(samples, records, num_in_split, config.settings.max_bad_frac)
+            progress.advance(int(task not in old), **samples)
     return records
 
 
-_IMPORTS = ("data_pipeline.tokenize.tokenizer_set", "scipy.signal", "scipy.io.wavfile", "PIL.PngImagePlugin")
+_IMPORTS = ("scipy.signal", "PIL.PngImagePlugin")
+"""Modules that tokenizers import late; workers are forked from a process that has them."""
 
 
 def _check_bad(
-    seen: Mapping[str, int], records: Mapping[Any, dict[str, Any]], num_tasks: int, config: TokenizeConfig
+    samples: Mapping[str, int], records: Mapping[Any, dict[str, Any]], num_tasks: int, max_bad_frac: float
 ) -> None:
-    """Raise ConfigError once more samples are bad than `max_bad_frac` allows of all that are expected."""
-    samples = seen["bad"] + seen["documents"]
-    if seen["bad"] <= config.max_bad_frac * samples * num_tasks / len(records):
+    """Raise ConfigError once more samples are bad than `max_bad_frac` allows of all that are expected.
+
+    `samples`: number of "documents" and of "bad" samples in `records`, those of the shards written so far.
+    """
+    total = samples["bad"] + samples["documents"]
+    if samples["bad"] <= max_bad_frac * total * num_tasks / len(records):
         return
     examples = itertools.islice((skip for record in records.values() for skip in record["skipped"]), 5)
     shown = "".join(f"\n  {skip['shard']} {skip['key']}: {skip['reason']}" for skip in examples)
     raise ConfigError(
-        f"{seen['bad']} of the {samples} samples read so far cannot be used, more than max_bad_frac = "
-        f"{config.max_bad_frac} allows:{shown}\nMend them and choose another OUT, or raise max_bad_frac and "
+        f"{samples['bad']} of the {total} samples read so far cannot be used, more than max_bad_frac = "
+        f"{max_bad_frac} allows:{shown}\nMend them and choose another OUT, or raise max_bad_frac and "
         "run this again: finished shards are kept"
     )
 
@@ -249,13 +264,13 @@ def _encoded(
     task: ShardTask, encoder: DocumentEncoder, skipped: list[dict[str, str]]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, {"ids": bytes}) of each usable sample; the others are appended to `skipped`."""
-    seen: set[str] = set()
+    keys: set[str] = set()
     for url in task.raw_shards:
         for key, sample in read_samples(url):
             try:
-                if key in seen:
+                if key in keys:
                     raise SampleError("its key was there before; keys are not repeated within a token shard")
-                seen.add(key)
+                keys.add(key)
                 if not fits_a_tar(key, TOKENS_SUFFIX):
                     raise SampleError("its key is too long for a tar header")
                 ids = encoder.encode(sample)
@@ -266,8 +281,12 @@ def _encoded(
 
 
 def _manifest(
-    split: Split, records: list[dict[str, Any]], tokenizers: Mapping[str, Tokenizer]
+    split: Split,
+    records: list[dict[str, Any]],
+    tokenizers: Mapping[str, Tokenizer],
+    kinds: Mapping[str, str],
 ) -> dict[str, Any]:
+    """The manifest of a split: vocabulary, tokenizers, shards, and sums over the shards' records."""
     measured: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     for record in records:
@@ -278,7 +297,11 @@ def _manifest(
         "format": FORMAT,
         "vocabulary": vocabulary.sizes,
         "tokenizers": {
-            name: {"fingerprint": tokenizer.fingerprint, "settings": dict(tokenizer.settings)}
+            name: {
+                **named_kind(name, kinds[name]),
+                "fingerprint": tokenizer.fingerprint,
+                "settings": tokenizer.config.model_dump(mode="json"),
+            }
             for name, tokenizer in tokenizers.items()
         },
         "num_documents": sum(record["shard"]["documents"] for record in records),

@@ -7,7 +7,8 @@ An ordinary WebDataset tar. Each document is a sample: one `KEY.json`, and besid
     000017.0.wav   PCM of any rate, 8 to 32 bits; channels are averaged
 
 `parts` is the document in reading order: text, pictures and utterances interleaved in any number. A part is a
-table with one key, its modality; its value is the text itself, or the name of the file after "KEY.".
+table with one key, its modality; its value is the text itself, or the name of the file after "KEY.". Any
+modality that has a table in the data config may be a part.
 Other keys beside "parts" are ignored, so shards may carry whatever else their owner needs. Keys hold no
 dots (WebDataset ends the key at the first) and are not repeated within a shard.
 """
@@ -17,24 +18,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipeline.shards.vocabulary import TEXT
+
 JSON = "json"
-PART_KINDS = ("text", "image", "speech")
 
 
 class SampleError(ValueError):
-    """One sample that cannot be used; the message says why."""
+    """A sample that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One span of a document. `content` is str for text, else the bytes of the file."""
+    """An element of a raw document's `parts`. `data` is a str for text, else the bytes of the file."""
 
-    kind: str
-    content: Any
+    modality: str
+    data: Any
 
 
 def parse_document(sample: Mapping[str, bytes]) -> list[Part]:
-    """The parts of a sample {extension: content}. Raises SampleError for what the format does not allow."""
+    """The parts of a sample {extension: bytes}. Raises SampleError for what the format does not allow."""
     if JSON not in sample:
         raise SampleError(f"no .{JSON} member, only {sorted(sample)}")
     try:
@@ -49,31 +51,32 @@ def parse_document(sample: Mapping[str, bytes]) -> list[Part]:
 
 def _parse_part(part: object, sample: Mapping[str, bytes]) -> Part:
     if not isinstance(part, dict) or len(part) != 1:
-        raise SampleError(f"a part is a table with one key of {', '.join(PART_KINDS)}; got {part!r:.80}")
-    ((kind, value),) = part.items()
-    if kind not in PART_KINDS or not isinstance(value, str):
-        raise SampleError(
-            f"a part is {{kind: string}} with a kind of {', '.join(PART_KINDS)}; got {part!r:.80}"
-        )
-    if kind == "text":
-        return Part(kind, value)
+        raise SampleError(f"a part is a table with one key, its modality; got {part!r:.80}")
+    ((modality, value),) = part.items()
+    if not isinstance(value, str):
+        raise SampleError(f"a part is {{modality: text or name of a file}}; got {part!r:.80}")
+    if modality == TEXT:
+        return Part(modality, value)
     if value not in sample:
-        raise SampleError(f'the {kind} part "{value}" is missing; files here: {sorted(sample)}')
-    return Part(kind, sample[value])
+        raise SampleError(f'the {modality} part "{value}" is missing; files here: {sorted(sample)}')
+    return Part(modality, sample[value])
 
 
-def document_sample(parts: Sequence[Part], suffix: Mapping[str, str]) -> dict[str, bytes]:
-    """The sample of a document: .json and files numbered per suffix; `suffix` is such as {"image": "png"}."""
+def document_sample(parts: Sequence[Part], suffixes: Mapping[str, str]) -> dict[str, bytes]:
+    """The sample of a document: its .json, and files that are numbered per suffix.
+
+    `suffixes`: modality -> ending of its files, such as {"image": "png"}.
+    """
     files: dict[str, bytes] = {}
     listed: list[dict[str, str]] = []
-    counts = dict.fromkeys(suffix.values(), 0)
+    counts = dict.fromkeys(suffixes.values(), 0)
     for part in parts:
-        if part.kind == "text":
-            listed.append({"text": part.content})
+        if part.modality == TEXT:
+            listed.append({TEXT: part.data})
             continue
-        ending = suffix[part.kind]
-        name = f"{counts[ending]}.{ending}"
-        counts[ending] += 1
-        files[name] = part.content
-        listed.append({part.kind: name})
+        suffix = suffixes[part.modality]
+        name = f"{counts[suffix]}.{suffix}"
+        counts[suffix] += 1
+        files[name] = part.data
+        listed.append({part.modality: name})
     return {JSON: json.dumps({"parts": listed}, ensure_ascii=False).encode(), **files}

@@ -1,4 +1,4 @@
-"""Where raw shards are: the splits of a folder, or a pattern of URLs."""
+"""Finds raw shards: the splits of a folder, or the URLs of a pattern."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ class Split:
     name: str
     folder: str
     listing: tuple[tuple[str, int], ...]
-    """(name, bytes) of each shard, sorted; -1 bytes for a remote one."""
+    """(name, bytes) of each shard, sorted by name; -1 bytes for a remote shard."""
 
     @property
     def urls(self) -> list[str]:
@@ -22,8 +22,8 @@ class Split:
 
 
 def find_splits(src: str) -> list[Split]:
-    """The splits of SRC: one for every sub-folder that holds tars, or SRC itself, or a URL such as
-    "https://host/train-{00000..00099}.tar". Raises ConfigError where there are no shards to be found.
+    """The splits of SRC: one split for every sub-folder that holds tars, or one for SRC itself, which may be
+    a URL such as "https://host/train-{00000..00099}.tar". Raises ConfigError where SRC holds no shards.
     """
     if is_remote(src):
         from braceexpand import braceexpand  # comes with webdataset
@@ -45,9 +45,9 @@ def find_splits(src: str) -> list[Split]:
         return [Split("", src, own)]
     if nested:
         return [Split(name, str(root / name), tars) for name, tars in nested.items()]
-    holds = sorted(child.name + "/" * child.is_dir() for child in root.iterdir())[:8]
+    names = sorted(child.name + "/" * child.is_dir() for child in root.iterdir())[:8]
     raise ConfigError(
-        f"{src}: no *.tar in it nor in its sub-folders; it holds {', '.join(holds) or 'nothing'}. Raw data "
+        f"{src}: no *.tar in it nor in its sub-folders; it holds {', '.join(names) or 'nothing'}. Raw data "
         "is WebDataset shards as described in data_pipeline/tokenize/raw.py; `motley demo-corpus` writes some"
     )
 

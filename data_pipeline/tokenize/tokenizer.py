@@ -1,21 +1,40 @@
-"""The interface of tokenizers: content of one modality <-> integer codes; a file a modality has one."""
+"""The interface of tokenizers: content of one modality <-> integer codes.
+
+A kind of tokenizer is one module, which defines a config model, a tokenizer and, as the last thing,
+
+    TOKENIZER = TokenizerKind(config=..., read=..., fit=..., open=...)
+
+The module must import quickly and without torch: `motley tokenize` imports it to check a config. Heavy
+libraries are imported inside of the functions that need them.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
-from data_pipeline.files.atomic import write_json
-from data_pipeline.files.toml_config import ConfigError
 
-SETTINGS = "settings.json"
+class TokenizerConfig(BaseModel):
+    """Base of the models of tokenizer tables in a data config: values are fixed, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Tokenizer(Protocol):
-    """What prepare.py asks of a tokenizer. Content: str, uint8 [H, W, 3] or `speech.Wave`."""
+    """A fitted tokenizer. What content is, such as str or uint8 [H, W, 3], is the tokenizer's own affair."""
+
+    medium: ClassVar["Medium | None"]
+    """How a person judges the content; None: tokens are counted and nothing else is measured."""
+
+    @property
+    def config(self) -> TokenizerConfig:
+        """The settings that the tokenizer was made with, for the manifest and to open it again."""
+        ...
 
     @property
     def size(self) -> int:
@@ -24,16 +43,11 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that changes what encode or decode return."""
-        ...
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What it was made with, for the manifest."""
+        """A hash that differs between tokenizers whose encode or decode differ; see `fingerprint_of`."""
         ...
 
     def read(self, data: Any) -> Any:
-        """Content of a raw part (a text, or the bytes of a file). Raises raw.SampleError."""
+        """The content of a raw part: of a str for text, else of a file's bytes. Raises raw.SampleError."""
         ...
 
     def encode(self, content: Any) -> np.ndarray:
@@ -41,12 +55,44 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, codes: np.ndarray) -> Any:
-        """Content again; exactly so only for text."""
+        """Content from codes; only text comes back exactly."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write into a new folder; the class's `load(folder)` reads it back."""
+        """Write the tokenizer's own files into an empty folder. Its config is saved by the caller."""
         ...
+
+
+@dataclass(frozen=True)
+class TokenizerKind:
+    """What a module in kinds/ gives to the registry."""
+
+    config: type[TokenizerConfig]
+    """Model of the modality's table in the data config, without the key `kind`."""
+    read: Callable[[Any, Any], Any]
+    """(data of a raw part, config) -> content, as `Tokenizer.read`, before there is a tokenizer."""
+    fit: Callable[[Iterable[Any], Any, int], Tokenizer]
+    """(contents, config, seed) -> tokenizer. Contents are read from the shards while they are iterated, and
+    only if they are; the iteration raises ConfigError where the shards hold none.
+    """
+    open: Callable[[Path, Any], Tokenizer]
+    """(folder that `save` wrote, config) -> tokenizer."""
+
+
+@dataclass(frozen=True)
+class Medium:
+    """How a person judges what a tokenizer keeps of pictures, of sound, or of text."""
+
+    measure: Callable[[Tokenizer, Any, np.ndarray, Mapping[str, float]], Mapping[str, float]]
+    """(tokenizer, content, its codes, figures so far) -> figures to add to those of the manifest."""
+    summary: Callable[[Mapping[str, float]], str | None]
+    """Figures of a split -> what the terminal says of them; None where nothing was measured."""
+    num_shown: int = 0
+    """Contents that `show` takes."""
+    suffix: str = ""
+    """Ending of the file that `show` makes."""
+    show: Callable[[list[tuple[Any, Any]]], bytes] | None = None
+    """(content, decoded content) pairs -> a file to look at or to listen to."""
 
 
 def fingerprint_of(settings: Mapping[str, Any], *contents: bytes) -> str:
@@ -55,28 +101,3 @@ def fingerprint_of(settings: Mapping[str, Any], *contents: bytes) -> str:
     for content in contents:
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()[:16]
-
-
-def save_settings(folder: Path, tokenizer: Tokenizer) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / SETTINGS, {"fingerprint": tokenizer.fingerprint, "settings": dict(tokenizer.settings)}
-    )
-
-
-def load_settings(folder: Path) -> dict[str, Any]:
-    """The settings that `save_settings` wrote."""
-    try:
-        return json.loads((folder / SETTINGS).read_text())["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder}: not a saved tokenizer ({type(error).__name__}: {error})") from None
-
-
-def check_fingerprint(folder: Path, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError if files of a saved tokenizer were changed or mixed up after it was saved."""
-    saved = json.loads((folder / SETTINGS).read_text())["fingerprint"]
-    if saved != tokenizer.fingerprint:
-        raise ConfigError(
-            f"{folder}: fingerprint {tokenizer.fingerprint}, but {SETTINGS} says {saved}: its files were "
-            "changed after they were saved"
-        )

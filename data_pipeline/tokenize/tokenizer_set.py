@@ -1,8 +1,8 @@
-"""The tokenizers of a data set together: fit, save, load, and the vocabulary that they make."""
+"""The tokenizers of a data set together: fit them, open them, and the vocabulary that they make."""
 
 import itertools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,37 +11,43 @@ from data_pipeline.files.progress import Progress
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.tar import read_samples
 from data_pipeline.shards.vocabulary import TEXT, Vocabulary
-from data_pipeline.tokenize.config import TokenizeConfig
-from data_pipeline.tokenize.image import PatchTokenizer, fit_patches, fit_picture, read_picture
+from data_pipeline.tokenize.config import TokenizeConfig, TokenizerTable, modality_order
 from data_pipeline.tokenize.raw import SampleError, parse_document
+from data_pipeline.tokenize.registry import load_kind, module_of, open_tokenizer, save_tokenizer, saved_kind
 from data_pipeline.tokenize.sources import Split
-from data_pipeline.tokenize.speech import UnitTokenizer, fit_units, read_wave
-from data_pipeline.tokenize.text import TextTokenizer, fit_text
-from data_pipeline.tokenize.tokenizer import Tokenizer
+from data_pipeline.tokenize.tokenizer import Tokenizer, TokenizerKind
 from data_pipeline.tokenize.workers import run_tasks
 
 TOKENIZERS = "tokenizers"
-_LOADERS: Mapping[str, Callable[[Path], Tokenizer]] = {
-    TEXT: TextTokenizer.load,
-    "image": PatchTokenizer.load,
-    "speech": UnitTokenizer.load,
-}
-"""In the order of the id space."""
-_FROM_A_SHARD = 50
-"""Fit on at least so many documents of a shard before taking another shard: opening one has its price."""
+_MIN_FROM_A_SHARD = 50
+"""Fit on at least so many documents of a shard before opening another shard, which takes time."""
 
 
 def vocabulary_of(tokenizers: Mapping[str, Tokenizer]) -> Vocabulary:
     """The id space of tokenizers, in their order and of their actual sizes."""
-    return Vocabulary(sizes={name: tokenizer.size for name, tokenizer in tokenizers.items()})
+    return Vocabulary(
+        sizes={name: Vocabulary.size_of(name, tokenizer.size) for name, tokenizer in tokenizers.items()}
+    )
+
+
+def saved_kinds(folder: Path) -> dict[str, str]:
+    """Modality -> kind of the tokenizers saved in a folder, in the order of the id space. Raises ConfigError
+    without one of text.
+    """
+    saved = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    if TEXT not in saved:
+        raise ConfigError(f"{folder}: no tokenizers here (expected folders such as {folder / TEXT})")
+    return {name: saved_kind(folder / name, name) for name in modality_order(saved)}
+
+
+def tokenizer_modules(folder: Path) -> list[str]:
+    """The modules that define the tokenizers saved in a folder."""
+    return [module_of(modality, kind) for modality, kind in saved_kinds(folder).items()]
 
 
 def load_tokenizers(folder: Path) -> dict[str, Tokenizer]:
     """The tokenizers saved in a folder, text first. Raises ConfigError if it holds none, or changed ones."""
-    found = {name: load(folder / name) for name, load in _LOADERS.items() if (folder / name).is_dir()}
-    if TEXT not in found:
-        raise ConfigError(f"{folder}: no tokenizers here (expected folders such as {folder / TEXT})")
-    return found
+    return {name: open_tokenizer(folder / name, name) for name in saved_kinds(folder)}
 
 
 def obtain_tokenizers(
@@ -51,9 +57,9 @@ def obtain_tokenizers(
     if not folder.exists():
         draft = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(draft, ignore_errors=True)
-        if config.tokenizers_from is not None:
-            load_tokenizers(Path(config.tokenizers_from))
-            shutil.copytree(config.tokenizers_from, draft)
+        if config.settings.tokenizers_from is not None:
+            load_tokenizers(Path(config.settings.tokenizers_from))
+            shutil.copytree(config.settings.tokenizers_from, draft)
         else:
             _fit_all(config, splits, draft, processes)
         draft.rename(folder)
@@ -64,71 +70,72 @@ def obtain_tokenizers(
 class FitTask:
     """One tokenizer to fit, on documents of some raw shards."""
 
-    kind: str
-    config: TokenizeConfig
+    modality: str
+    table: TokenizerTable
+    seed: int
     urls: tuple[str, ...]
+    documents_per_shard: int
     folder: Path
 
 
 def _fit_all(config: TokenizeConfig, splits: list[Split], draft: Path, processes: int) -> None:
     """Fit a tokenizer for each table of the config, on documents of the split `fit_split`."""
+    settings = config.settings
     names = [split.name for split in splits]
-    if names != [""] and config.fit_split not in names:
+    if names != [""] and settings.fit_split not in names:
         raise ConfigError(
-            f'fit_split = "{config.fit_split}": SRC has no such folder of shards; it has {", ".join(names)}'
+            f'fit_split = "{settings.fit_split}": SRC has no such folder of shards; it has {", ".join(names)}'
         )
-    split = next(split for split in splits if split.name in ("", config.fit_split))
-    urls = tuple(split.urls[:: max(1, len(split.urls) * _FROM_A_SHARD // config.fit_documents)])
-    kinds = [
-        kind for kind in reversed(tuple(_LOADERS)) if getattr(config, kind) is not None
-    ]  # the slowest first
-    tasks = [FitTask(kind, config, urls, draft / kind) for kind in kinds]
+    split = next(split for split in splits if split.name in ("", settings.fit_split))
+    urls = tuple(split.urls[:: max(1, len(split.urls) * _MIN_FROM_A_SHARD // settings.fit_documents)])
+    per_shard = -(-settings.fit_documents // len(urls))
+    tasks = [
+        FitTask(modality, table, settings.seed, urls, per_shard, draft / modality)
+        for modality, table in list(config.tables.items())[::-1]  # text, the quickest, is fitted last
+    ]
     with (
         run_tasks(fit_task, tasks, processes, preload=("sklearn.cluster",)) as sizes,
         Progress("fit tokenizers", len(tasks), "tokenizers") as progress,
     ):
-        for kind, size in sizes:
-            progress.advance(**{kind: size})
+        for modality, size in sizes:
+            progress.advance(**{modality: size})
 
 
 def fit_task(task: FitTask) -> tuple[str, int]:
-    """Fit and save one tokenizer. Returns (kind, number of codes). Runs in a worker."""
-    config, tokenizer = task.config, None
-    if task.kind == TEXT and (text := config.text) is not None:
-        tokenizer = fit_text(_sample(task, str), text)
-    elif task.kind == "image" and (image := config.image) is not None:
-        pictures = _sample(task, lambda data: fit_picture(read_picture(data), image))
-        tokenizer = fit_patches(pictures, image, config.seed)
-    elif task.kind == "speech" and (speech := config.speech) is not None:
-        tokenizer = fit_units(_sample(task, read_wave), speech, config.seed)
-    assert tokenizer is not None, task.kind
-    tokenizer.save(task.folder)
-    return task.kind, tokenizer.size
+    """Fit and save one tokenizer. Returns (modality, number of codes). Runs in a worker."""
+    kind, config = task.table.kind, task.table.config
+    definition = load_kind(task.modality, kind, f"{task.modality}.kind")
+    tokenizer = definition.fit(_contents(task, definition), config, task.seed)
+    save_tokenizer(task.folder, task.modality, kind, tokenizer)
+    return task.modality, tokenizer.size
 
 
-def _sample(task: FitTask, read: Callable[[Any], Any]) -> list[Any]:
-    """Contents of a kind in about `fit_documents` documents, the first ones of each shard.
+def _contents(task: FitTask, definition: TokenizerKind) -> Iterator[Any]:
+    """Contents of the task's modality in the first documents of each shard.
 
-    Bad samples are left out here: they are named and counted when they are tokenized. Raises ConfigError if
-    that leaves nothing.
+    Unusable samples are left out here: they are named and counted when they are tokenized. Raises ConfigError
+    at the end if that leaves nothing.
     """
-    per_shard = -(-task.config.fit_documents // len(task.urls))
-    contents: list[Any] = []
-    bad: list[str] = []
+    count = 0
+    unusable: list[str] = []
     for url in task.urls:
-        for key, sample in itertools.islice(read_samples(url), per_shard):
+        for key, sample in itertools.islice(read_samples(url), task.documents_per_shard):
             try:
-                contents += [read(part.content) for part in parse_document(sample) if part.kind == task.kind]
+                parts = [part for part in parse_document(sample) if part.modality == task.modality]
+                contents = [definition.read(part.data, task.table.config) for part in parts]
             except SampleError as error:
-                bad.append(f"{url} {key}: {error}")
-    if not contents:
-        reason = f"; of {len(bad)} unusable samples the first is {bad[0]}" if bad else ""
+                unusable.append(f"{url} {key}: {error}")
+                continue
+            count += len(contents)
+            yield from contents
+    if not count:
+        reason = f"; of {len(unusable)} unusable samples the first is {unusable[0]}" if unusable else ""
         advice = (
             "Data without text takes its special tokens from other data: set tokenizers_from"
-            if task.kind == TEXT
-            else f"If there is none in your data, remove the table [{task.kind}]"
+            if task.modality == TEXT
+            else f"If there is none in your data, remove the table [{task.modality}]"
         )
         raise ConfigError(
-            f"no {task.kind} to fit a tokenizer on in {task.urls[0]} and the shards like it{reason}. {advice}"
+            f"no {task.modality} to fit a tokenizer on in {task.urls[0]} and the shards like it{reason}. "
+            f"{advice}"
         )
-    return contents

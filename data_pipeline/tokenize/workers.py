@@ -1,4 +1,4 @@
-"""Independent tasks over processes: results as they finish, and no worker that outlives its parent."""
+"""Runs independent tasks in processes: results come as tasks finish, and no worker outlives its parent."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 def default_processes() -> int:
-    """Cores this process may use (a container's or Slurm's share, not the machine's)."""
+    """Number of cores that this process may use: a container's or Slurm's share, not the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -34,9 +34,9 @@ def run_tasks(
 ) -> Iterator[Iterator[Result]]:
     """`with run_tasks(f, tasks, 2) as results:` gives f(task) of every task, in order of completion.
 
-    Workers are forked from a server process that has imported `preload`, so starting one is cheap and a
-    fresh one carries no state of an earlier task. Each runs its numerics on one thread. The first error is
-    raised here. When the block is left, running tasks end and waiting ones are dropped.
+    Workers are forked from a server process that has imported `preload`, so starting a worker is cheap and a
+    fresh worker carries no state of an earlier task. A worker runs its numerics on one thread. The first
+    error of a task is raised here. When the block is left, running tasks end and waiting tasks are dropped.
     """
     if processes < 1:
         raise ConfigError(f"--processes {processes}: at least 1")
@@ -54,20 +54,21 @@ def run_tasks(
     except BrokenProcessPool:
         raise ConfigError(
             "a worker process was killed, most often for want of memory: take fewer --processes and run this "
-            "again; what is finished is kept"
+            "again; finished work is kept"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker() -> None:
+    """Set a worker up: one thread, no Ctrl-C, and an end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which shuts the pool down
     threadpool_limits(1)
     parent = multiprocessing.parent_process()
     assert parent is not None, "a pool worker has a parent"
 
     def follow_parent() -> None:
-        parent.join()  # a killed parent tells its workers nothing: without this they would wait for ever
+        parent.join()  # a killed parent sends its workers nothing: without this they would wait for ever
         os._exit(1)
 
     threading.Thread(target=follow_parent, daemon=True).start()

@@ -1,1 +1,1 @@
-"""Checkpoints: saved while training goes on, verified, and read by any layout of ranks."""
+"""Checkpoints: they are saved while training continues, verified, and read by any layout of ranks."""

@@ -1,20 +1,20 @@
-"""Checkpoints as files: which there are, whether they are whole, how one is set aside or removed. No torch.
+"""The files of checkpoints: listing, checking, removing and quarantining them.
 
-checkpoints/step_00000500/       renamed into place when all of it is on disk
-    engine/rank_00000.safetensors  what a rank held of each logical tensor: NAME/parameter, and NAME/exp_avg
-                                 and so on by the names of the optimizer's states
-    rng/rank_00000.pt            random-number states of each rank
-    state.json                   step, and whatever the loop wants back
-    manifest.json                size and SHA-256 of every file above; of every logical tensor its shape, its
-                                 digests, and which file holds which range of it; name and counters of the
-                                 optimizer; layout, versions, seconds that the save took
-checkpoints/saving.step_.../     being written; its writer was killed if it is still there at a start
-    reports/rank_00000.json      that rank's share of the manifest, when its files are on disk
-checkpoints/removing.step_.../   likewise, being removed
-checkpoints/step_....corrupt/    found damaged at a resume, and passed over
+checkpoints/step_00000500/       a whole checkpoint; it is renamed to this when all files are on disk
+    engine/rank_00000.safetensors  a rank's fragments of logical tensors: NAME/parameter, and NAME/exp_avg
+                                 and so on, by the names of the optimizer's states
+    rng/rank_00000.pt            a rank's states of random-number generators
+    state.json                   step, and the state of the training loop
+    manifest.json                size and SHA-256 of every file above; shape, digests and ranges of every
+                                 logical tensor; name and counters of the optimizer; layout, versions, seconds
+                                 that the save took
+checkpoints/saving.step_.../     a checkpoint that is being written, or whose writer was killed
+    reports/rank_00000.json      a rank's share of the manifest, written when its files are on disk
+checkpoints/removing.step_.../   a checkpoint that is being removed
+checkpoints/step_....corrupt/    a corrupt checkpoint, quarantined at a resume
 
-The newest checkpoint is the one with the highest step: there is no pointer that could disagree with it. All
-ranks see the same folder.
+The newest checkpoint is the one with the highest step; there is no pointer that could disagree. All ranks see
+the same folder. This module imports no torch.
 """
 
 import hashlib
@@ -33,40 +33,41 @@ _REMOVING = "removing."
 
 
 class CheckpointError(ValueError):
-    """A checkpoint could not be written or read: says which, why, and what stands."""
+    """A checkpoint could not be written or read; the message says which, why, and what is left."""
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in a run's folder, oldest first. Damaged ones may be among them."""
-    found = []
+    """(step, path) of the checkpoints in a folder, oldest first; some may be corrupt."""
+    result = []
     for path in folder.glob("step_*") if folder.is_dir() else ():
         digits = path.name.removeprefix("step_")
         if digits.isdigit() and path.is_dir():
-            found.append((int(digits), path))
-    return sorted(found)
+            result.append((int(digits), path))
+    return sorted(result)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
+    """The path of the checkpoint of a step."""
     return folder / f"step_{step:08d}"
 
 
 def rng_file(rank: int) -> str:
-    """In a checkpoint."""
+    """Name, in a checkpoint, of a rank's random-number states."""
     return f"rng/rank_{rank:05d}.pt"
 
 
 def shard_file(rank: int) -> str:
-    """In a checkpoint."""
+    """Name, in a checkpoint, of a rank's tensors."""
     return f"engine/rank_{rank:05d}.safetensors"
 
 
 def report_file(rank: int) -> str:
-    """In a checkpoint that is being written."""
+    """Name, in a checkpoint that is being written, of a rank's share of the manifest."""
     return f"reports/rank_{rank:05d}.json"
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """(the manifest, what is wrong with it); {} if anything is. Raises CheckpointError for another format."""
+    """(manifest, []), or ({}, problems). Raises CheckpointError for a manifest of another format."""
     try:
         manifest = _of_this_format(json.loads((path / MANIFEST).read_text()))
         version, step = manifest["format"], manifest["step"]
@@ -101,25 +102,25 @@ def _of_this_format(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_corruption(path: Path, share: slice = slice(None)) -> list[str]:
-    """What is wrong with a share of a checkpoint's files, each problem naming its file; [] if nothing."""
+    """The problems of a share of a checkpoint's files, with their names; [] if there are none."""
     manifest, problems = read_manifest(path)
     files = list(manifest.get("files", {}).items())[share]
-    return problems + [problem for name, entry in files for problem in _damage_of_file(path, name, entry)]
+    return problems + [problem for name, entry in files for problem in _corruption_of_file(path, name, entry)]
 
 
 def synced_file_digest(file: Path) -> dict[str, Any]:
-    """A file's entry in the manifest. First brings the file to disk."""
+    """The digest of a file for a manifest, after the file is synced to disk."""
     sync(file)
     return file_digest(file)
 
 
 def file_digest(file: Path) -> dict[str, Any]:
-    """What a file holds now. Reads only: some read-only file systems refuse to bring a file to disk."""
+    """{"bytes", "sha256"} of a file. It is not synced, which some read-only file systems refuse."""
     return {"bytes": file.stat().st_size, "sha256": _sha256(file)}
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint so that it is neither resumed from nor in the way. Returns its new path."""
+def quarantine(path: Path) -> Path:
+    """Rename a corrupt checkpoint so that no run resumes from it; returns its new path."""
     aside, number = path.with_name(path.name + CORRUPT), 1
     while aside.exists():
         number += 1
@@ -128,39 +129,30 @@ def set_aside(path: Path) -> Path:
 
 
 def prune(folder: Path, keep: int) -> list[Path]:
-    """Remove all but the newest `keep` whole checkpoints; returns what was removed.
+    """Remove all but the newest `keep` whole checkpoints; returns the removed paths.
 
-    Whole: every file of the manifest is there in its size. One that is not counts neither as kept nor as
-    removable.
+    A checkpoint is whole if all files of its manifest are there with their sizes. Others are neither counted
+    nor removed.
     """
     assert keep >= 1, keep
     whole = [path for _, path in checkpoints(folder) if _is_complete(path)]
     removed = whole[:-keep]
     for path in removed:
-        # Renamed first: a removal that is cut short leaves no half checkpoint under a good name.
+        # The rename comes first, so an interrupted removal leaves no half checkpoint under a good name.
         removing = path.rename(path.with_name(_REMOVING + path.name))
         shutil.rmtree(removing)
     return removed
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process was writing or removing. Only while no other process uses the folder."""
+    """Remove what a killed process was writing or removing. No other process may use the folder meanwhile."""
     for prefix in (SAVING, _REMOVING):
         for path in folder.glob(f"{prefix}*"):
             shutil.rmtree(path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write and bring to disk."""
-    with path.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def sync(path: Path) -> None:
-    """Bring a file or a folder's list of names to disk."""
+    """Sync a file, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -168,14 +160,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _damage_of_file(path: Path, name: str, entry: Mapping[str, Any]) -> list[str]:
+def _corruption_of_file(path: Path, name: str, entry: Mapping[str, Any]) -> list[str]:
     try:
         size = (path / name).stat().st_size
         if size != entry["bytes"]:
             return [f"{name}: {size} bytes, should be {entry['bytes']}"]
         if _sha256(path / name) != entry["sha256"]:
             return [f"{name}: its content has changed (SHA-256 differs)"]
-    except FileNotFoundError:  # or just removed: a run that goes on prunes while `motley export` looks
+    except FileNotFoundError:  # also if a training run has just removed it while `motley export` reads
         return [f"{name}: missing"]
     return []
 

@@ -1,7 +1,8 @@
 """The states of all random-number generators of a process.
 
-Nothing in a training step draws from them: weights come from the seed, data from its own counters. They are
-kept for whatever a run adds, and can go on only where every rank finds its own: on the same layout.
+Nothing in a training step draws from these generators: weights come from the seed, data from its own
+counters. The states are saved for extensions that do, and restored on the same layout only, where every rank
+has its own.
 """
 
 import random
@@ -13,7 +14,7 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    """Of Python, numpy and torch, in types that torch.load takes with weights_only."""
+    """The states of Python, numpy and torch, in types that torch.load reads with weights_only."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -24,7 +25,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:
-    """Go on where `random_states` was taken."""
+    """Restore the states that `random_states` returned."""
     random.setstate(states["python"])
     kind, keys, position, has_gauss, gauss = states["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

@@ -1,4 +1,4 @@
-"""Work whose failure on one rank is everybody's: all raise the same error, none waits for another in vain."""
+"""Work that fails on all ranks if it fails on one: all raise the same error, so no rank waits for ever."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,14 @@ UNTOUCHED = "Other checkpoints are untouched"
 
 
 def on_all_ranks(world: World, work: Callable[[], Any], failure: str) -> list[Any]:
-    """Do the work on every rank; returns what each returned, in rank order. Where one fails, all raise."""
+    """Do `work` on every rank; returns the results in rank order.
+
+    If it fails on one rank, all ranks raise CheckpointError, whose text begins with `failure`.
+    """
     result, error = None, None
     try:
         result = work()
-    except (OSError, RuntimeError, ValueError, SafetensorError) as caught:  # RuntimeError: no memory
+    except (OSError, RuntimeError, ValueError, SafetensorError) as caught:  # RuntimeError: out of memory
         error = caught
     outcomes = world.gather((result, None if error is None else error_text(world, failure, error)))
     for _, message in outcomes:
@@ -26,10 +29,10 @@ def on_all_ranks(world: World, work: Callable[[], Any], failure: str) -> list[An
 
 
 def on_rank_0(world: World, work: Callable[[], Any], failure: str) -> None:
-    """Do the work on rank 0. Where it fails, all ranks raise."""
+    """Do `work` on rank 0. If it fails, all ranks raise CheckpointError."""
     on_all_ranks(world, work if world.rank == 0 else lambda: None, failure)
 
 
 def error_text(world: World, failure: str, error: Exception) -> str:
-    """The message of a failure on this rank."""
+    """The message about a failure on this rank."""
     return f"{failure} (rank {world.rank}): {error}. {UNTOUCHED}"

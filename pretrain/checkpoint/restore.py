@@ -1,7 +1,7 @@
-"""Continuing a run from its newest good checkpoint, on whatever layout: whole or not at all, and verified.
+"""Restoring a run from its newest good checkpoint, on any layout.
 
-The files are checked against the manifest before anything is loaded; what then stands in the engine,
-parameters and optimizer states, is checked again by the digest of every logical tensor.
+Files are checked against the manifest before anything is loaded. The parameters and optimizer states that are
+then in the engine are checked again, by the digest of every logical tensor.
 """
 
 import json
@@ -24,10 +24,10 @@ from pretrain.checkpoint.folder import (
     CheckpointError,
     checkpoints,
     find_corruption,
+    quarantine,
     read_manifest,
     remove_leftovers,
     rng_file,
-    set_aside,
 )
 from pretrain.checkpoint.random_states import set_random_states
 from pretrain.checkpoint.rank_errors import on_all_ranks, on_rank_0
@@ -36,20 +36,21 @@ from pretrain.checkpoint.shards import ShardReader, TensorEntries
 
 @dataclass(frozen=True)
 class Restored:
-    """Where a run goes on."""
+    """The point at which a run continues."""
 
     step: int
     state: Any
-    """What `save` was given."""
+    """The state that `save` was given."""
     path: Path
 
 
 def restore(folder: Path, engine: Engine, world: World) -> Restored | None:
     """Load the newest good checkpoint into the engine; None if the folder holds none. All ranks call it.
 
-    First removes what a killed run left half-written. A damaged checkpoint is named on stderr, renamed to
-    `.corrupt` and passed over for the one before. Raises CheckpointError if all are damaged (rather than
-    start the run over unasked), one cannot be read, or the engine then holds something else than was saved.
+    Half-written checkpoints of a killed run are removed first. A corrupt checkpoint is named on stderr,
+    renamed to `.corrupt`, and the one before it is tried. Raises CheckpointError if all are corrupt (the run
+    must not silently start over), if one cannot be read, or if the engine then holds other values than were
+    saved.
     """
     on_rank_0(
         world, lambda: remove_leftovers(folder), f"unfinished checkpoints in {folder} cannot be removed"
@@ -77,8 +78,8 @@ def restore(folder: Path, engine: Engine, world: World) -> Restored | None:
 
 
 def _load(path: Path, manifest: Mapping[str, Any], engine: Engine, world: World) -> None:
+    """Load the tensors into the engine and check their digests."""
     tensors = manifest["tensors"]
-
     failure = f"checkpoint {path} cannot be loaded"
     saved, ours = manifest["optimizer"], engine.optimizer.name
     if saved["name"] != ours:
@@ -104,21 +105,22 @@ def _load(path: Path, manifest: Mapping[str, Any], engine: Engine, world: World)
 
 
 def _differences(tensors: TensorEntries, fragments: Sequence[Fragment], world: World) -> list[str]:
-    """Logical tensors, by name and kind, whose digest over all ranks is not the manifest's. Copies count."""
-    mine = {(f.name, kind, f.replica): d for f in fragments for kind, d in digests(f).items()}
+    """Names of the logical tensors, or copies, whose digest over all ranks is not the manifest's."""
+    own = {(f.name, kind, f.replica): d for f in fragments for kind, d in digests(f).items()}
     totals: dict[tuple[str, str, int], int] = {}
-    for share in world.gather(mine):
+    for share in world.gather(own):
         for key, part in share.items():
             totals[key] = (totals.get(key, 0) + part) % MODULUS
     saved = {(n, kind): int(d, 16) for n, entry in tensors.items() for kind, d in entry["digest"].items()}
-    held = {(name, kind) for name, kind, _ in totals}
-    wrong = [f"{kind} of {name} is in no rank's memory" for name, kind in saved.keys() - held]
+    in_memory = {(name, kind) for name, kind, _ in totals}
+    wrong = [f"{kind} of {name} is in no rank's memory" for name, kind in saved.keys() - in_memory]
     wrong += [f"{kind} of {n} (copy {c})" for (n, kind, c), d in totals.items() if d != saved.get((n, kind))]
     return sorted(wrong)
 
 
 def _quarantine(path: Path, problems: Sequence[str]) -> None:
-    aside = set_aside(path)
+    """Quarantine a corrupt checkpoint and say so on stderr."""
+    aside = quarantine(path)
     print(
         f"motley: checkpoint {path} is damaged and passed over (now {aside.name}): {'; '.join(problems)}",
         file=sys.stderr,

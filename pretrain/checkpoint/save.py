@@ -1,7 +1,8 @@
-"""Saving a run while it goes on: training waits for a copy in host memory, a thread of each rank does more.
+"""Asynchronous saving: training waits only for a copy in host memory, which a thread of every rank writes.
 
-The threads use no collective: each leaves a report file beside what it wrote, and rank 0's waits for all of
-them, writes the manifest and renames the folder into place. Killed at any moment, what is there is whole.
+The threads use no collective. Every thread leaves a report file beside the files that it wrote; the thread of
+rank 0 waits for all reports, writes the manifest and renames the folder into place. However the process dies,
+every folder under its final name is a whole checkpoint.
 """
 
 import json
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from data_pipeline.files.atomic import write_json
 from parallel.engine import Engine
 from parallel.fragments import Fragment
 from parallel.world import World
@@ -34,7 +36,6 @@ from pretrain.checkpoint.folder import (
     shard_file,
     sync,
     synced_file_digest,
-    write_json,
 )
 from pretrain.checkpoint.random_states import random_states
 from pretrain.checkpoint.rank_errors import error_text, on_all_ranks, on_rank_0
@@ -42,13 +43,13 @@ from pretrain.checkpoint.shards import HostCopy, merge, write_shard
 
 _PACKAGES = ("torch", "deepspeed", "megatron-core", "motley", "numpy")
 _GRACE_S = 60.0
-"""How long a rank that ends with an error lets its unfinished save go on: others may be gone for good."""
+"""How long a rank that ends with an error waits for its unfinished save: other ranks may be gone."""
 _POLL_S = 0.02
 
 
 @dataclass
 class _Save:
-    """A save under way on this rank."""
+    """A save in progress on this rank."""
 
     path: Path
     saving: Path
@@ -58,18 +59,18 @@ class _Save:
     fragments: Sequence[Fragment]
     random: dict[str, Any]
     written: threading.Event = field(default_factory=threading.Event)
-    """This rank's share is on disk, or `error` says why not."""
+    """Set when this rank's share is on disk, or when `error` says why it is not."""
     abandoned: threading.Event = field(default_factory=threading.Event)
-    """Another rank failed: its report will not come."""
+    """Set when another rank has failed and its report will not come."""
     error: str | None = None
     began: float = field(default_factory=time.monotonic)
 
 
 class CheckpointWriter:
-    """Saves into a run's folder, one at a time. Leaving its context waits for the last."""
+    """The writer of a run's checkpoints, one at a time. Leaving its context waits for the last save."""
 
     def __init__(self, folder: Path, engine: Engine, world: World, *, keep: int) -> None:
-        """`keep`: whole checkpoints that stay."""
+        """`keep`: the number of whole checkpoints that are kept."""
         self._folder, self._engine, self._world, self._keep = folder, engine, world, keep
         self._host = HostCopy()
         self._running: tuple[_Save, threading.Thread] | None = None
@@ -86,12 +87,12 @@ class CheckpointWriter:
             self._running[1].join(_GRACE_S)
 
     def save(self, step: int, state: Any) -> Path:
-        """Begin the checkpoint of `step`, once the one before is finished; returns its path to be.
+        """Begin the checkpoint of `step` when the previous save is finished; returns its future path.
 
-        All ranks call it. `state` is any JSON value, equal on all ranks; rank 0's is stored. A checkpoint of
-        this step that is already there is left as it is: the same step of the same run. Raises
-        CheckpointError on all ranks where this save cannot begin or the last one failed; the checkpoints
-        before it are then untouched, and nothing of it is left.
+        All ranks call it. `state` is any JSON value, equal on all ranks, of which rank 0's is stored. An
+        existing checkpoint of this step is kept, because it is the same step of the same run. Raises
+        CheckpointError on all ranks if this save cannot begin or the previous one failed; earlier checkpoints
+        are then untouched, and nothing of this one is left.
         """
         self.wait()
         path = checkpoint_path(self._folder, step)
@@ -127,39 +128,41 @@ class CheckpointWriter:
         return path
 
     def wait(self) -> None:
-        """Return when the last save is finished. All ranks call it; raises CheckpointError on all of them."""
+        """Wait until the last save is finished. All ranks call it; if it failed all raise CheckpointError."""
         if self._running is None:
             return
         (save, thread), self._running = self._running, None
         save.written.wait()
         try:
-            self._agree(save)  # now no rank writes any more
+            self._raise_errors(save)  # no rank writes its share any more
         except CheckpointError:
             save.abandoned.set()
             thread.join()
             self._remove(save)
             raise
         thread.join()
-        self._agree(save)
+        self._raise_errors(save)
 
     def _optimizer(self) -> dict[str, Any]:
         return {"name": self._engine.optimizer.name, "counters": self._engine.counters()}
 
     def _remove(self, save: _Save) -> None:
+        """Remove the files of a failed save. All ranks call it."""
         if self._world.rank == 0:
             shutil.rmtree(save.saving, ignore_errors=True)
         self._world.barrier()
 
-    def _agree(self, save: _Save) -> None:
+    def _raise_errors(self, save: _Save) -> None:
+        """Raise CheckpointError on all ranks if the save failed on one."""
         for error in self._world.gather(save.error):
             if error is not None:
                 raise CheckpointError(error)
 
     def _write(self, save: _Save) -> None:
-        """The thread of a save."""
+        """Write the checkpoint; this is the function of a save's thread."""
         try:
             self._write_share(save)
-        except Exception as error:  # reported by `wait`, on every rank
+        except Exception as error:  # `wait` raises it on every rank
             save.error = error_text(self._world, _failure(save.path), error)
         finally:
             save.written.set()
@@ -178,6 +181,7 @@ class CheckpointWriter:
             shutil.rmtree(save.saving, ignore_errors=True)
 
     def _write_share(self, save: _Save) -> None:
+        """Write this rank's files, then its report."""
         rank, folder = self._world.rank, save.saving
         tensors = write_shard(folder, rank, save.fragments)
         torch.save(save.random, folder / rng_file(rank))
@@ -186,27 +190,25 @@ class CheckpointWriter:
             (folder / STATE).write_text(save.state + "\n")
             names.append(STATE)
         report = {"files": {name: synced_file_digest(folder / name) for name in names}, "tensors": tensors}
-        unfinished = folder / f"{report_file(rank)}.tmp"
-        unfinished.write_text(json.dumps(report))
-        unfinished.rename(folder / report_file(rank))
+        write_json(folder / report_file(rank), report)
 
     def _reports(self, save: _Save) -> list[dict[str, Any]] | None:
-        """The shares of the manifest of all ranks, when they are there; None if one failed."""
+        """Wait for the reports of all ranks and return them; None if a rank failed."""
         folder = (save.saving / report_file(0)).parent
-        while len(found := sorted(folder.glob("*.json"))) < self._world.world_size:
+        while len(files := sorted(folder.glob("*.json"))) < self._world.world_size:
             if save.abandoned.wait(_POLL_S):
                 return None
-        return [json.loads(file.read_text()) for file in found]
+        return [json.loads(file.read_text()) for file in files]
 
 
 def _finish(save: _Save, reports: Sequence[dict[str, Any]]) -> None:
-    """Turn the folder, in which every rank's files are on disk, into a checkpoint."""
+    """Write the manifest and rename the folder, in which all ranks' files are on disk, to a checkpoint."""
     shutil.rmtree((save.saving / report_file(0)).parent)
     manifest = save.manifest | {
         "versions": {name: metadata.version(name) for name in _PACKAGES},
         "files": dict(sorted(entry for report in reports for entry in report["files"].items())),
         "tensors": merge([report["tensors"] for report in reports]),
-        # What a stop has to wait for: `motley submit` holds the lead time of its signal against it.
+        # `motley submit` compares this with the time that Slurm gives a run to stop.
         "seconds": round(time.monotonic() - save.began, 3),
     }
     write_json(save.saving / MANIFEST, manifest)

@@ -1,4 +1,4 @@
-"""What a rank writes into a checkpoint and reads from one: fragments of logical tensors, as safetensors."""
+"""The tensor files of a checkpoint: writing and reading fragments of logical tensors, as safetensors."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,21 +18,22 @@ from parallel.logical import LogicalTensor
 from pretrain.checkpoint.folder import MANIFEST, CheckpointError, shard_file
 
 TensorEntries = dict[str, dict[str, Any]]
-"""Name of a logical tensor -> "shape", "dim", "blocks" (see LogicalTensor); "digest": kind -> 16 hex digits;
-"fragments": {"file", "tp_rank", "tp_size", "start", "count"} each, `start` counted in the rank's part."""
+"""By name of a logical tensor: "shape", "dim", "blocks" (see LogicalTensor); "digest", 16 hex digits by kind;
+"fragments", a list of {"file", "tp_rank", "tp_size", "start", "count"}, where "start" counts within the
+tensor-parallel rank's part."""
 
 
 class HostCopy:
-    """Copies of the fragments that this rank saves, in one buffer of host memory for all saves.
+    """Copies of the fragments that this rank saves, in one buffer of host memory that all saves share.
 
-    The next `take` overwrites what the last one returned.
+    A `take` overwrites the copies that the previous one returned.
     """
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0, dtype=torch.float32)
 
     def take(self, fragments: Sequence[Fragment]) -> list[Fragment]:
-        """The fragments of copy 0, their values in fp32 on the host. Returns when all of it is there."""
+        """Copies of the fragments of replica 0, in fp32 on the host. Returns when they are complete."""
         own = [fragment for fragment in fragments if fragment.replica == 0]
         needed = sum(fragment.count * len(fragment.values) for fragment in own)
         on_gpu = any(value.is_cuda for fragment in own for value in fragment.values.values())
@@ -52,7 +53,7 @@ class HostCopy:
 
 
 def write_shard(folder: Path, rank: int, fragments: Sequence[Fragment]) -> TensorEntries:
-    """Write this rank's file; returns its share of the entries, digests as numbers."""
+    """Write this rank's file; returns its share of the entries, with digests as numbers."""
     name = shard_file(rank)
     save_file(
         {_key(f.name, kind): value for f in fragments for kind, value in f.values.items()}, folder / name
@@ -78,7 +79,7 @@ def write_shard(folder: Path, rank: int, fragments: Sequence[Fragment]) -> Tenso
 
 
 def merge(shares: Sequence[TensorEntries]) -> TensorEntries:
-    """The entries of the manifest from those of all ranks."""
+    """The entries of the manifest from the shares of all ranks."""
     merged: TensorEntries = {}
     for share in shares:
         for name, entry in share.items():
@@ -95,7 +96,7 @@ def merge(shares: Sequence[TensorEntries]) -> TensorEntries:
 
 
 class ShardReader:
-    """Reads whatever range of whatever tensor, from the files that overlap it (memory-mapped)."""
+    """A reader of any range of any tensor, from the files that overlap it, which are memory-mapped."""
 
     def __init__(self, folder: Path, tensors: TensorEntries) -> None:
         self._folder, self._tensors = folder, tensors
@@ -111,7 +112,7 @@ class ShardReader:
             file.__exit__(kind, error, trace)
 
     def fill(self, fragment: Fragment) -> None:
-        """Overwrite the fragment's values, whatever fragments it was saved in. Raises CheckpointError."""
+        """Overwrite a fragment's values, however the tensor was cut when saved. Raises CheckpointError."""
         entry = self._tensors.get(fragment.name)
         if entry is None or entry["shape"] != list(fragment.logical.shape):
             there = "no such tensor" if entry is None else f"shape {entry['shape']}"
@@ -125,13 +126,13 @@ class ShardReader:
             start, stop = fragment.start, fragment.start + fragment.count
             if entry["fragments"][0]["tp_size"] == fragment.tp_size:
                 value.copy_(self._part(fragment.name, kind, fragment.tp_rank, start, stop))
-            else:  # cut otherwise over tensor-parallel ranks: by way of the whole tensor, one at a time
+            else:  # another tensor-parallel size: the whole tensor is read, one at a time
                 whole = self.whole(fragment.name, kind)
                 part = fragment.logical.cut(whole, fragment.tp_rank, fragment.tp_size)
                 value.copy_(part.reshape(-1)[start:stop])
 
     def whole(self, name: str, kind: str = PARAMETER) -> Float[Tensor, "..."]:
-        """The logical tensor, as one process would hold it, in fp32 on the host. Raises CheckpointError."""
+        """The whole logical tensor in fp32 on the host. Raises CheckpointError."""
         entry = self._tensors[name]
         logical = LogicalTensor(tuple(entry["shape"]), entry["dim"], tuple(entry["blocks"]))
         size = entry["fragments"][0]["tp_size"]
@@ -140,22 +141,23 @@ class ShardReader:
         return logical.join([self._part(name, kind, rank, 0, count).view(shape) for rank in range(size)])
 
     def _part(self, name: str, kind: str, tp_rank: int, start: int, stop: int) -> Float[Tensor, " n"]:
-        """Elements start..stop of a tensor-parallel rank's part."""
-        values, found = torch.empty(stop - start, dtype=torch.float32), 0
+        """Elements start..stop, flattened, of a tensor-parallel rank's part."""
+        values, num_read = torch.empty(stop - start, dtype=torch.float32), 0
         for piece in self._tensors[name]["fragments"]:
             first, last = max(start, piece["start"]), min(stop, piece["start"] + piece["count"])
             if piece["tp_rank"] == tp_rank and first < last:
                 values[first - start : last - start] = self._range(
                     piece["file"], _key(name, kind), first - piece["start"], last - piece["start"]
                 )
-                found += last - first
-        if found != stop - start:
+                num_read += last - first
+        if num_read != stop - start:
             raise CheckpointError(
-                f"{self._folder}: the files hold {found} of {stop - start} elements of {_key(name, kind)}"
+                f"{self._folder}: the files hold {num_read} of {stop - start} elements of {_key(name, kind)}"
             )
         return values
 
     def _range(self, file: str, key: str, first: int, last: int) -> Tensor:
+        """Elements first..last of a tensor of a file. Raises CheckpointError."""
         try:
             if file not in self._files:
                 self._files[file] = safe_open(self._folder / file, framework="pt").__enter__()
@@ -165,4 +167,5 @@ class ShardReader:
 
 
 def _key(name: str, kind: str) -> str:
+    """Name, in a file, of a logical tensor's values of one kind."""
     return f"{name}/{kind}"

@@ -1,4 +1,4 @@
-"""What a reader must know before quoting a number, from the data itself. Imports no torch."""
+"""Caveats: what a reader must know before quoting a number of the report. This module imports no torch."""
 
 import json
 import math
@@ -18,19 +18,22 @@ RISEN_FRAC = 0.01
 
 @dataclass(frozen=True)
 class Caveat:
+    """A warning about a comparison, as sentences for people."""
+
     text: str
     grave: bool = False
-    """True: the comparison may not mean what it seems to."""
+    """Whether the comparison may not mean what it seems to."""
 
 
 def caveats(findings: Findings) -> tuple[Caveat, ...]:
-    """All that hold, grave ones first."""
+    """All caveats that apply to the findings, grave ones first."""
     parts = (_of_scope, _of_data, _of_records, _of_seeds, _of_compute, _of_matching, _of_curves)
-    found = [caveat for part in parts for caveat in part(findings)]
-    return tuple(sorted(found, key=lambda caveat: not caveat.grave))
+    unsorted = [caveat for part in parts for caveat in part(findings)]
+    return tuple(sorted(unsorted, key=lambda caveat: not caveat.grave))
 
 
 def _of_scope(findings: Findings) -> Iterator[Caveat]:
+    """Caveats about runs that have not finished."""
     scope = findings.scope
     if scope.interim:
         last = findings.plan.runs[0].config.num_steps
@@ -49,6 +52,7 @@ def _of_scope(findings: Findings) -> Iterator[Caveat]:
 
 
 def _of_data(findings: Findings) -> Iterator[Caveat]:
+    """Caveats about what the runs read."""
     prints = findings.fingerprints
     for text in prints.broken:
         yield Caveat(f"The arms did not read the same data: {text}. They cannot be compared in pairs.", True)
@@ -68,7 +72,7 @@ def _of_data(findings: Findings) -> Iterator[Caveat]:
 
 
 def _of_records(findings: Findings) -> Iterator[Caveat]:
-    """Runs are comparable if one program made them on one kind of machine."""
+    """Caveats about runs of different programs or machines."""
     attempts = [attempt for run in findings.results for attempt in run.record.get("attempts", [])]
     # An attempt that was ended before it had a device made no step.
     attempts = [attempt for attempt in attempts if attempt.get("device") is not None]
@@ -99,6 +103,7 @@ def _of_records(findings: Findings) -> Iterator[Caveat]:
 
 
 def _of_seeds(findings: Findings) -> Iterator[Caveat]:
+    """Caveats about the number of seeds and of verdicts."""
     n, confidence = len(findings.seeds), findings.plan.config.confidence
     if n == 1:
         yield Caveat(
@@ -122,6 +127,7 @@ def _of_seeds(findings: Findings) -> Iterator[Caveat]:
 
 
 def _of_compute(findings: Findings) -> Iterator[Caveat]:
+    """Caveats about FLOPs, data, learning rates and runs that shared a machine."""
     plan, cost = findings.plan, systems(findings)
     base, first = cost[plan.config.baseline].train_flops, plan.run(plan.config.baseline, findings.seeds[0])
     by_flops = plan.config.match == "train_flops"
@@ -161,6 +167,7 @@ def _of_compute(findings: Findings) -> Iterator[Caveat]:
 
 
 def _of_matching(findings: Findings) -> Iterator[Caveat]:
+    """Caveats about step matching."""
     for arm in findings.plan.others:
         contrasts = [findings.contrast(arm, m) for m in findings.modalities]
         never = [c.modality for c in contrasts if c.matching["steps"].never_reached_frac > 0]
@@ -179,6 +186,7 @@ def _of_matching(findings: Findings) -> Iterator[Caveat]:
 
 
 def _of_curves(findings: Findings) -> Iterator[Caveat]:
+    """Caveats about the number of evaluations, late crossings, closing gaps and overfitting."""
     points = min(len(contrast.gap) for contrast in findings.contrasts)
     if points < FEW_POINTS:
         yield Caveat(
@@ -210,6 +218,6 @@ def _of_curves(findings: Findings) -> Iterator[Caveat]:
 
 
 def _closing(contrast: Contrast) -> bool:
-    """Two more doublings of the tokens at the late pace of the gap would close it whole."""
+    """Whether the gap would close within two more doublings of the tokens, at its late pace."""
     gap, trend = float(contrast.gap[-1]), contrast.trend
     return math.isfinite(trend) and gap * trend < 0 and abs(gap) < 2 * abs(trend)

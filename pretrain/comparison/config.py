@@ -1,4 +1,7 @@
-"""A comparison before it runs: the file, the runs that follow, and what is refused. Imports no torch."""
+"""The plan of a comparison: its file, the runs that follow from it, and the checks before they start.
+
+This module imports no torch.
+"""
 
 import copy
 import difflib
@@ -13,14 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from data_pipeline.files.atomic import write_json
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, set_key, validate
-from pretrain.comparison.matched_flops import matched
+from pretrain.comparison.matched_flops import match_flops
 from pretrain.config import RunConfig, differences
 from pretrain.run_files import METRICS
 
 PLAN = "comparison.json"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 SHOWN = 20
-"""Differences listed in an error."""
+"""Number of differences that an error lists."""
 SET_BY_COMPARISON = ("name", "seed")
 SET_BY_MATCH = (
     "total_tokens",
@@ -32,14 +35,15 @@ SET_BY_MATCH = (
     "every_steps",
     "evaluate",
 )
-"""Equal in all arms: the same batches in the same order, and the same evaluation. Under match = "train_flops"
-arms have as many steps as the baseline's training FLOPs last: it sets total_tokens."""
+"""Keys that are equal in all arms, so that they see the same batches in the same order and the same
+evaluation. Under match = "train_flops", total_tokens is set so that an arm spends the training FLOPs of the
+baseline."""
 EXECUTION = ("concurrent_runs", "threads_per_run")
-"""Fields of a comparison that may change between two calls."""
+"""Fields of a comparison that may change between two calls of `motley compare`."""
 
 
 class CompareConfig(BaseModel):
-    """Written before the first step runs: what is asked, what may differ, what is matched, what decides."""
+    """A comparison file: the question, what may differ, what is matched, and which metric decides."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,31 +52,31 @@ class CompareConfig(BaseModel):
     name: str = Field(pattern=NAME_PATTERN)
     question: str = Field(min_length=1)
     base: str
-    """Run TOML that all arms start from, relative to the comparison file."""
+    """The run file (TOML) that all arms start from, relative to the comparison file."""
     common: dict[str, Any] = {}
-    """What every arm, the baseline included, sets over the base."""
+    """Values that every arm, the baseline included, sets over the base."""
     arms: dict[str, dict[str, Any]] = Field(min_length=2)
-    """Arm -> what it sets over the base; nested tables and dotted keys mean the same, merged leaf by leaf."""
+    """By arm, the values that it sets over the base, as nested tables or dotted keys, merged leaf by leaf."""
     baseline: str
     vary: tuple[str, ...] = Field(min_length=1)
-    """Dotted keys in which arms may differ; a table's key covers all below it."""
+    """Dotted keys in which arms may differ; the key of a table covers all keys below it."""
     seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
     match: Literal["tokens", "train_flops"] = "tokens"
-    """train_flops: the number of steps of each arm is solved for the baseline's training FLOPs, and its
-    schedule stretched to them (pretrain/comparison/matched_flops.py)."""
+    """The budget that is equal in all arms. train_flops: an arm has as many steps as the baseline's training
+    FLOPs allow, and its schedule is stretched over them (pretrain/comparison/matched_flops.py)."""
     deciding_metric: Literal["eval/causal/loss", "eval/loss"] = "eval/causal/loss"
-    """Held-out loss at the last step, per modality. eval/causal/loss: of an arm that looks at later tokens in
-    choosing which of them run, the loss of its causal form; of any other its eval/loss. eval/loss: each
-    arm's under its own rule, which flatters one that looks ahead."""
+    """Held-out loss at the last step, per modality. eval/causal/loss: an arm that looks at later tokens to
+    choose which tokens run is judged by the loss of its causal form, any other arm by its eval/loss.
+    eval/loss: an arm is judged under its own rule, which flatters one that looks ahead."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     concurrent_runs: PositiveInt = 1
-    """Runs at a time, on this machine or of an array of Slurm jobs."""
+    """Number of runs at a time, on this machine or in an array of Slurm jobs."""
     threads_per_run: PositiveInt | None = None
-    """None: CPU cores / (concurrent_runs x processes_per_run)."""
+    """Threads of a process. None: CPU cores / (concurrent_runs x processes_per_run)."""
     processes_per_run: PositiveInt = 1
-    """Of `motley compare`, on this machine; of `motley submit` the profile says how many ranks a run has."""
+    """Ranks of a run of `motley compare`, on this machine. `motley submit` takes them from the profile."""
     tuning: str | None = None
-    """How learning rate and the like were chosen, with which budget per arm; printed in the report."""
+    """How learning rate and the like were chosen, and with which budget per arm. The report prints it."""
 
     @model_validator(mode="after")
     def _check(self) -> "CompareConfig":
@@ -97,6 +101,8 @@ class CompareConfig(BaseModel):
 
 @dataclass(frozen=True)
 class PlannedRun:
+    """One run of a comparison."""
+
     arm: str
     seed: int
     config: RunConfig
@@ -108,7 +114,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """The comparison and all its runs, seed by seed and, within a seed, in the order of the arms."""
+    """A comparison and all its runs, ordered by seed and, within a seed, by arm."""
 
     path: Path
     """The comparison file."""
@@ -118,15 +124,17 @@ class ComparisonPlan:
 
     @property
     def directory(self) -> Path:
+        """The directory of the comparison, with a folder per run."""
         return Path(self.runs[0].config.runs_dir)
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The baseline first, then the others in the file's order."""
+        """The names of all arms: the baseline, then the others in the order of the file."""
         return (self.config.baseline, *self.others)
 
     @property
     def others(self) -> tuple[str, ...]:
+        """The names of all arms but the baseline."""
         return tuple(arm for arm in self.config.arms if arm != self.config.baseline)
 
     def run(self, arm: str, seed: int) -> PlannedRun:
@@ -134,7 +142,7 @@ class ComparisonPlan:
 
 
 class PlanRecord(BaseModel):
-    """comparison.json: the resolved plan, written before anything runs."""
+    """The content of comparison.json: the resolved plan, which is written before anything runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -144,16 +152,15 @@ class PlanRecord(BaseModel):
 
 
 def is_comparison(path: str | Path) -> bool:
-    """Whether a TOML file is a comparison and no run: it has arms. Raises ConfigError where it cannot be
-    read."""
+    """Whether a TOML file is a comparison (it has arms) and not a run. Raises ConfigError for a bad file."""
     return "arms" in load_toml(path)
 
 
 def make_plan(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonPlan:
     """Read a comparison and resolve all its runs. Raises ConfigError before anything is written.
 
-    `overrides` set keys of the base run of every arm; `comparison.seeds=[1]` and the like set the
-    comparison's own.
+    `overrides` set keys of the base run, and so of every arm; overrides such as `comparison.seeds=[1]` set
+    keys of the comparison itself.
     """
     path = Path(path)
     values = load_toml(path)
@@ -180,12 +187,13 @@ def make_plan(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonPlan
     _check_arms(plan)
     if config.match == "tokens":
         return plan
-    configs = matched([(run.arm, run.config) for run in runs], config.baseline, str(path))
-    runs = tuple(replace(run, config=found) for run, found in zip(runs, configs, strict=True))
+    configs = match_flops([(run.arm, run.config) for run in runs], config.baseline, str(path))
+    runs = tuple(replace(run, config=matched) for run, matched in zip(runs, configs, strict=True))
     return replace(plan, runs=runs)
 
 
 def _refuse_clash(config: CompareConfig, key: str, *, source: str) -> None:
+    """Raise ConfigError for an override of a key that the comparison or one of its arms sets."""
     if key in SET_BY_COMPARISON:
         hint = "comparison.seeds=[1, 2]" if key == "seed" else "comparison.name=..."
         raise ConfigError(f"{source}: the comparison sets {key} of every run; use {hint}")
@@ -199,6 +207,7 @@ def _refuse_clash(config: CompareConfig, key: str, *, source: str) -> None:
 def _resolve_run(
     config: CompareConfig, base: Mapping[str, Any], arm: str, seed: int, *, source: str
 ) -> PlannedRun:
+    """The run of an arm and a seed. Raises ConfigError if the arm sets a key outside `vary`."""
     values = copy.deepcopy(dict(base))
     for key, value in _leaves(config.arms[arm]):
         if not any(_covers(allowed, key) for allowed in config.vary):
@@ -217,7 +226,7 @@ def _resolve_run(
 
 
 def _check_arms(plan: ComparisonPlan) -> None:
-    """Arms may differ in what `vary` names and must differ from the baseline."""
+    """Raise ConfigError unless all arms differ from the baseline, in keys of `vary` only."""
     seed = plan.config.seeds[0]
     baseline = plan.run(plan.config.baseline, seed).config
     known = _dotted_keys(baseline.model_dump(mode="json"))
@@ -240,10 +249,10 @@ def _check_arms(plan: ComparisonPlan) -> None:
             "compare what cannot write"
         )
     for arm in plan.others:
-        found = [d for d in differences(plan.run(arm, seed).config, baseline) if d[0] != "name"]
-        if not found:
+        differing = [d for d in differences(plan.run(arm, seed).config, baseline) if d[0] != "name"]
+        if not differing:
             raise ConfigError(f'{plan.path}: arms."{arm}" is the baseline again; equal arms give equal runs')
-        outside = [d for d in found if not any(_covers(allowed, d[0]) for allowed in plan.config.vary)]
+        outside = [d for d in differing if not any(_covers(allowed, d[0]) for allowed in plan.config.vary)]
         if outside:
             listed = "; ".join(f"{key} = {ours!r} against {theirs!r}" for key, ours, theirs in outside)
             raise ConfigError(
@@ -252,10 +261,12 @@ def _check_arms(plan: ComparisonPlan) -> None:
 
 
 def _covers(allowed: str, key: str) -> bool:
+    """Whether `key` is the dotted key `allowed` or lies below it."""
     return key == allowed or key.startswith(allowed + ".")
 
 
 def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a nested table."""
     for key, value in table.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")
@@ -270,14 +281,14 @@ def _dotted_keys(table: Mapping[str, Any]) -> list[str]:
 # ------------------------------------------------------------------------------------------- comparison.json
 
 
-def record_of(plan: ComparisonPlan) -> PlanRecord:
+def plan_record(plan: ComparisonPlan) -> PlanRecord:
+    """The content of the plan's comparison.json."""
     return PlanRecord(comparison=plan.config, runs={run.name: run.config for run in plan.runs})
 
 
 def write_plan(plan: ComparisonPlan) -> None:
-    """Write comparison.json; raises ConfigError if the directory was made by another plan."""
+    """Write comparison.json. Raises ConfigError if the directory was made by another plan."""
     target = plan.directory / PLAN
-    ours = record_of(plan)
     if target.exists():
         check_same_plan(plan)
     elif plan.directory.exists() and any(plan.directory.glob(f"*/{METRICS}")):
@@ -286,11 +297,11 @@ def write_plan(plan: ComparisonPlan) -> None:
             f"move it away, or choose another name in {plan.path}"
         )
     plan.directory.mkdir(parents=True, exist_ok=True)
-    write_json(target, ours.model_dump(mode="json"))
+    write_json(target, plan_record(plan).model_dump(mode="json"))
 
 
 def check_same_plan(plan: ComparisonPlan) -> None:
-    """Raise ConfigError, listing what differs outside EXECUTION, unless comparison.json is of this plan."""
+    """Raise ConfigError, with all differences outside EXECUTION, if comparison.json is not of this plan."""
     target = plan.directory / PLAN
     try:
         values = json.loads(target.read_text())
@@ -302,15 +313,15 @@ def check_same_plan(plan: ComparisonPlan) -> None:
         raise ConfigError(
             f"{target}: not valid JSON ({error}); move {plan.directory} away and start again"
         ) from None
-    ours, theirs = record_of(plan), validate(PlanRecord, values, source=str(target))
+    ours, theirs = plan_record(plan), validate(PlanRecord, values, source=str(target))
     lines = [f"  run {name}: only there" for name in theirs.runs.keys() - ours.runs.keys()]
     lines += [f"  run {name}: only in {plan.path.name}" for name in ours.runs.keys() - theirs.runs.keys()]
     pairs = [("comparison", ours.comparison, theirs.comparison)]
     pairs += [(name, ours.runs[name], theirs.runs[name]) for name in ours.runs if name in theirs.runs]
     lines += [
         f"  {where}.{key}: {now!r} in {plan.path.name}, {then!r} there"
-        for where, mine, written in pairs
-        for key, now, then in differences(mine, written)
+        for where, planned, written in pairs
+        for key, now, then in differences(planned, written)
         if not (where == "comparison" and key in EXECUTION)
     ]
     if lines:

@@ -1,4 +1,7 @@
-"""From the runs' curves to what a report states: differences, step matching, crossings. Imports no torch."""
+"""The findings of a comparison, from the curves of its runs: differences, step matching, crossings, costs.
+
+This module imports no torch.
+"""
 
 import math
 from collections.abc import Sequence
@@ -37,117 +40,125 @@ from pretrain.comparison.statistics import (
 )
 
 ALL = "all"
-"""Stands beside the modalities for the loss of all targets together."""
+"""Name that stands, beside the names of modalities, for all targets together."""
 
 
 def metric_name(modality: str) -> str:
+    """Name of the held-out loss of a modality, or of ALL."""
     return f"{HELD_OUT}loss" if modality == ALL else f"{HELD_OUT}loss/{modality}"
 
 
-def loss_of(direction: tuple[str, str]) -> str:
-    """Metric of the loss of b after its own a."""
+def conditional_loss_name(direction: tuple[str, str]) -> str:
+    """Name of the loss of b after its own a, for a direction (a, b)."""
     return f"{HELD_OUT}loss/{direction[0]}_to_{direction[1]}"
 
 
-def gain_of(direction: tuple[str, str]) -> str:
-    """Metric of what b's own a saves over a foreign one."""
+def conditional_gain_name(direction: tuple[str, str]) -> str:
+    """Name of the loss of b after a foreign a minus the loss after its own a, for a direction (a, b)."""
     return f"{HELD_OUT}gain/{direction[0]}_to_{direction[1]}"
 
 
 @dataclass(frozen=True)
 class Matching:
-    """Step matching against one axis, over the seeds."""
+    """Step matching along one axis, over the seeds."""
 
     matches: tuple[Match, ...]
-    """One per seed."""
+    """One match per seed."""
     slope: RatioEstimate | None
     end: RatioEstimate | None
     within_run: Interval | None
-    """One seed: interval of s from the wobble along its own curves; says nothing about other seeds."""
+    """With one seed: interval of s from the noise along the curves, which says nothing about other seeds."""
 
     @property
     def end_reached(self) -> bool:
+        """Whether the other arm reached the baseline's final loss in all seeds."""
         return all(m.end_reached for m in self.matches)
 
     @property
     def never_reached_frac(self) -> float:
-        """Share of the baseline's points, over all seeds, whose loss the other arm never reached."""
+        """Share of the baseline's evaluations, over all seeds, whose loss the other arm never reached."""
         return sum(m.never_reached for m in self.matches) / sum(len(m.base_x) for m in self.matches)
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One arm against the baseline, in one modality."""
+    """The comparison of one arm with the baseline, in one modality."""
 
     arm: str
     baseline: str
     modality: str
     final: PairedDifference
     base_loss: float
-    """Mean final held-out loss over the seeds, nats per token; `other_loss` likewise."""
+    """The baseline's mean final held-out loss over the seeds, in nats per token."""
     other_loss: float
+    """The arm's mean final held-out loss over the seeds, in nats per token."""
     matching: dict[str, Matching]
-    """Axis ("steps", "flops", "seconds") -> matching."""
+    """Step matching by axis: "steps", "flops", "seconds"."""
     gap_tokens: Float[np.ndarray, " points"]
     gap: Float[np.ndarray, " points"]
-    """Other minus baseline at each evaluation, mean over the seeds."""
+    """Loss of the arm minus the baseline's at every evaluation, mean over the seeds."""
     gap_noise: Float[np.ndarray, " points"]
-    """Half width of its interval; zeros with one seed."""
+    """Half width of the interval of the gap; zeros with one seed."""
     wobble: float
-    """Twice the noise along the gap: what a lead has to exceed to count."""
+    """Twice the noise along the gap. A lead counts only above this."""
     crossings: tuple[Crossing, ...]
     together_from: float | None
-    """Tokens from which the curves lie on each other until the end; None if they do not."""
+    """Tokens from which the curves coincide until the end; None if they do not."""
     trend: float
-    """Nats by which the gap moves as the tokens double, late in the run; nan with too few evaluations."""
+    """Change of the gap in nats as tokens double, late in the run; nan with too few evaluations."""
 
     @property
     def leader(self) -> str:
+        """The arm whose mean final loss is lower."""
         return self.arm if self.final.mean < 0 else self.baseline
 
     @property
     def winner(self) -> str | None:
-        """The arm that is lower beyond seed noise; None: no detectable difference, or one seed."""
+        """The arm that is detectably lower; None without a detectable difference, as with one seed."""
         return self.leader if self.final.detectable else None
 
 
 @dataclass(frozen=True)
 class ArmLoss:
-    """Final held-out losses of an arm in a modality (or direction), over the seeds."""
+    """Final held-out losses of an arm in a modality or direction, over the seeds."""
 
     per_seed: tuple[float, ...]
     mean: float
     deviation: float | None
-    """Standard deviation over seeds: the noise floor; None with one seed."""
+    """Standard deviation over the seeds; None with one seed."""
     best: float
     best_tokens: float
-    """Lowest mean loss over the run, and where: before the end if the arm has begun to overfit."""
+    """Tokens at which the mean loss was lowest (`best`): before the end if the arm has begun to overfit."""
 
 
 @dataclass(frozen=True)
 class Findings:
+    """Everything that a report states."""
+
     plan: ComparisonPlan
     scope: Scope
     results: tuple[RunResult, ...]
-    """Of the seeds in scope only."""
+    """The runs of the seeds in scope."""
     fingerprints: Fingerprints
     modalities: tuple[str, ...]
-    """In the vocabulary's order, those that were evaluated; without ALL."""
+    """The modalities that were evaluated, in the vocabulary's order, without ALL."""
     directions: tuple[tuple[str, str], ...]
+    """Pairs (a, b) of modalities with a conditional loss of b after a."""
     losses: dict[tuple[str, str], ArmLoss]
-    """(arm, modality or ALL)"""
+    """Final losses by (arm, modality or ALL)."""
     conditional: dict[tuple[str, str], ArmLoss]
-    """(arm, metric name): heldout/loss/<a>_to_<b> and heldout/gain/<a>_to_<b>."""
+    """Final values of heldout/loss/<a>_to_<b> and heldout/gain/<a>_to_<b> by (arm, metric name)."""
     by_rule: dict[tuple[str, str], ArmLoss]
-    """(arm that looks ahead, modality or ALL): under the rule that it was trained with, later tokens seen."""
+    """Final losses under the rule of training, by (arm, modality or ALL), for arms that look ahead."""
     contrasts: tuple[Contrast, ...]
-    """Per other arm: the modalities in order, then ALL."""
+    """The contrasts of every arm but the baseline: its modalities in order, then ALL."""
 
     def runs(self, arm: str) -> tuple[RunResult, ...]:
+        """The runs of an arm, in the order of the seeds."""
         return tuple(r for r in self.results if r.arm == arm)
 
     def curves(self, arm: str, metric: str) -> tuple[Curve, ...]:
-        """One per seed, in the order of the seeds, at the steps that all have."""
+        """The curve of every seed, in order, at the steps that all of them have."""
         return aligned([r.curve(metric, until=self.scope.until(r)) for r in self.runs(arm)])
 
     def contrast(self, arm: str, modality: str) -> Contrast:
@@ -159,30 +170,34 @@ class Findings:
 
     @property
     def tokens(self) -> int:
-        """Of the baseline."""
+        """Tokens of a run of the baseline, up to the end of the scope."""
         return self.scope.until_step * self.plan.runs[0].config.tokens_per_step
 
 
 def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
-    """All findings. Raises ConfigError while no seed has been evaluated in all arms."""
+    """The findings of a comparison. Raises ConfigError while no seed has been evaluated in all arms."""
     scope = scope_of(plan, results)
-    used = tuple(r for r in results if r.seed in scope.seeds)
+    in_scope = tuple(r for r in results if r.seed in scope.seeds)
 
     def measured(metric: str) -> bool:
-        return all(len(run.curve(metric, until=scope.until(run))) for run in used)
+        return all(len(run.curve(metric, until=scope.until(run))) for run in in_scope)
 
     modalities = tuple(m for m in plan.runs[0].config.model.modalities if measured(metric_name(m)))
-    directions = tuple(d for d in used[0].directions() if measured(loss_of(d)) and measured(gain_of(d)))
+    directions = tuple(
+        d
+        for d in in_scope[0].directions()
+        if measured(conditional_loss_name(d)) and measured(conditional_gain_name(d))
+    )
 
     def loss(arm: str, metric: str) -> ArmLoss:
-        return _arm_loss(aligned([r.curve(metric, until=scope.until(r)) for r in used if r.arm == arm]))
+        return _arm_loss(aligned([r.curve(metric, until=scope.until(r)) for r in in_scope if r.arm == arm]))
 
     look_ahead = [arm for arm in plan.arms if not plan.run(arm, scope.seeds[0]).config.model.is_causal]
     return Findings(
         plan=plan,
         scope=scope,
-        results=used,
-        fingerprints=compare_fingerprints(used),
+        results=in_scope,
+        fingerprints=compare_fingerprints(in_scope),
         modalities=modalities,
         directions=directions,
         losses={(arm, m): loss(arm, metric_name(m)) for arm in plan.arms for m in (*modalities, ALL)},
@@ -190,7 +205,7 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
             (arm, name): loss(arm, name)
             for arm in plan.arms
             for direction in directions
-            for name in (loss_of(direction), gain_of(direction))
+            for name in (conditional_loss_name(direction), conditional_gain_name(direction))
         },
         by_rule={
             (arm, m): loss(arm, metric_name(m).replace(HELD_OUT, "eval/"))
@@ -198,7 +213,7 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
             for m in (*modalities, ALL)
         },
         contrasts=tuple(
-            _contrast(plan, scope, used, arm, modality)
+            _contrast(plan, scope, in_scope, arm, modality)
             for arm in plan.others
             for modality in (*modalities, ALL)
         ),
@@ -219,20 +234,21 @@ def _arm_loss(curves: Sequence[Curve]) -> ArmLoss:
 
 
 def _contrast(
-    plan: ComparisonPlan, scope: Scope, used: Sequence[RunResult], arm: str, modality: str
+    plan: ComparisonPlan, scope: Scope, results: Sequence[RunResult], arm: str, modality: str
 ) -> Contrast:
     confidence = plan.config.confidence
     metric = metric_name(modality)
     base, other = (
-        [r.curve(metric, until=scope.until(r)) for r in used if r.arm == name]
+        [r.curve(metric, until=scope.until(r)) for r in results if r.arm == name]
         for name in (plan.config.baseline, arm)
     )
-    by_flops = plan.config.match == "train_flops"
     final = paired_difference(
         [float(c.values[-1]) for c in base], [float(c.values[-1]) for c in other], confidence
     )
-    beside = [_at_flops(b, o) for b, o in zip(base, other, strict=True)] if by_flops else other
-    gaps = np.array([o.values - b.values for b, o in zip(base, beside, strict=True)])
+    aligned_other = other
+    if plan.config.match == "train_flops":
+        aligned_other = [_at_flops(b, o) for b, o in zip(base, other, strict=True)]
+    gaps = np.array([o.values - b.values for b, o in zip(base, aligned_other, strict=True)])
     gap, noise = gaps.mean(axis=0), gap_noise(gaps, confidence)
     tokens, base_mean = base[0].tokens, np.mean([c.values for c in base], axis=0)
     least = 2 * wobble(gap)
@@ -255,7 +271,7 @@ def _contrast(
 
 
 def _at_flops(base: Curve, other: Curve) -> Curve:
-    """`other` where it had spent the FLOPs of the points of `base`; its first value before its first."""
+    """`other`, interpolated where it had spent the FLOPs of the points of `base`."""
     return replace(base, values=np.interp(base.flops, other.flops, other.values))
 
 
@@ -276,82 +292,83 @@ def _matching(base: Sequence[Curve], other: Sequence[Curve], axis: str, confiden
 
 @dataclass(frozen=True)
 class ArmSystem:
-    """What an arm cost, over its runs: mean over the seeds unless said otherwise."""
+    """The cost of an arm; values are means over the seeds unless said otherwise."""
 
     step_s: float
-    """Median over the run's rows."""
+    """Seconds of a step, median over the rows of a run."""
     tokens_per_s: float
-    """Slots over the whole run / seconds in steps and waits."""
+    """Slots of the whole run over its seconds in steps and waits for data."""
     wait_frac: float
     mfu_frac: float | None
     peak_bytes: float
-    """Largest over the seeds."""
+    """Largest peak over the seeds."""
     train_s: float
     train_flops: float
     flops_per_target: float
-    """Training FLOPs / targets seen (slots that hold a token)."""
+    """Training FLOPs per target, a slot that holds a token."""
     fill_frac: float
     epochs: float
 
 
 def systems(findings: Findings) -> dict[str, ArmSystem]:
-    """Cost of every arm, from the runs' own rows."""
+    """The cost of every arm, from the rows of its runs."""
     return {arm: _system(findings.runs(arm), findings.scope) for arm in findings.plan.arms}
 
 
 def _system(runs: Sequence[RunResult], scope: Scope) -> ArmSystem:
-    def series(run: RunResult, name: str) -> np.ndarray:
-        return run.curve(name, until=scope.until(run)).values
-
-    def mean(values: Sequence[float]) -> float:
-        known = [v for v in values if math.isfinite(v)]
-        return float(np.mean(known)) if known else math.nan
+    def series(name: str) -> list[np.ndarray]:
+        """The values of a metric in every run that has it."""
+        curves = [run.curve(name, until=scope.until(run)).values for run in runs]
+        return [values for values in curves if len(values)]
 
     def last(name: str) -> float:
-        return mean([float(v[-1]) for run in runs if len(v := series(run, name))])
+        return _mean([float(values[-1]) for values in series(name)])
 
     def median(name: str) -> float:
-        # The first row holds start-up (allocation, compilation): dropped where there are more.
-        return mean(
-            [float(np.median(v[1:] if len(v) > 1 else v)) for run in runs if len(v := series(run, name))]
-        )
+        return _mean([_median_after_start(values) for values in series(name)])
 
-    targets = mean(
-        [
-            sum(
-                float(series(run, name)[-1])
-                for name in {n for r in run.rows for n in r}
-                if name.startswith("train/tokens/")
-            )
-            for run in runs
-        ]
-    )
     mfu, train_s, flops = median("speed/mfu_frac"), last("time/train_s"), last("compute/train_flops")
     step_s, wait_s = median("time/step_s"), median("time/data_wait_s")
+    targets = _mean([_targets(run, scope) for run in runs])
     return ArmSystem(
         step_s=step_s,
         tokens_per_s=last("tokens") / train_s if train_s else math.nan,
         wait_frac=wait_s / (step_s + wait_s) if step_s else math.nan,
         mfu_frac=mfu if math.isfinite(mfu) else None,
-        peak_bytes=max(
-            (float(v.max()) for run in runs if len(v := series(run, "memory/peak_bytes"))), default=math.nan
-        ),
+        peak_bytes=max((float(values.max()) for values in series("memory/peak_bytes")), default=math.nan),
         train_s=train_s,
         train_flops=flops,
         flops_per_target=flops / targets if targets else math.nan,
-        fill_frac=mean([float(v.mean()) for run in runs if len(v := series(run, "data/fill_frac"))]),
+        fill_frac=_mean([float(values.mean()) for values in series("data/fill_frac")]),
         epochs=last("data/epoch"),
     )
 
 
+def _mean(values: Sequence[float]) -> float:
+    """The mean of the finite values; nan if there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else math.nan
+
+
+def _median_after_start(values: np.ndarray) -> float:
+    """The median without the first row, which holds start-up (allocation, compilation), if there are more."""
+    return float(np.median(values[1:] if len(values) > 1 else values))
+
+
+def _targets(run: RunResult, scope: Scope) -> float:
+    """Number of targets of all modalities that the run has seen."""
+    names = {name for row in run.rows for name in row if name.startswith("train/tokens/")}
+    return sum(float(run.curve(name, until=scope.until(run)).values[-1]) for name in names)
+
+
 def step_time_ratio(findings: Findings, arm: str) -> RatioEstimate | None:
-    """Median step time of the arm over the baseline's, seed by seed."""
+    """The ratio of an arm's median step time to the baseline's, over the seeds; None if one is unknown."""
 
     def medians(name: str) -> list[float]:
         return [
-            float(np.median(v[1:] if len(v) > 1 else v))
+            _median_after_start(values)
             for run in findings.runs(name)
-            if len(v := run.curve("time/step_s", until=findings.scope.until(run)).values)
+            if len(values := run.curve("time/step_s", until=findings.scope.until(run)).values)
         ]
 
     base, other = medians(findings.plan.config.baseline), medians(arm)

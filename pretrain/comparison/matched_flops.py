@@ -1,7 +1,8 @@
-"""How many steps each arm of a comparison makes for the training FLOPs of its baseline. Imports no torch.
+"""The number of steps with which an arm of a comparison spends the training FLOPs of the baseline.
 
-FLOPs are the ledger's, with the tokens that the arms will see on average: those of the training shards, of
-whose documents the index knows the lengths. Padding is the same share of every arm's slots and falls out.
+FLOPs are counted by the ledger (pretrain/models/accounting.py) for the average token of the training shards,
+whose index holds the length of every document. Padding is the same share of all arms' slots and cancels. This
+module imports no torch.
 """
 
 from collections.abc import Sequence
@@ -15,31 +16,32 @@ from pretrain.models.accounting import train_flops
 from pretrain.models.depth_accounting import over_run
 
 TOLERANCE = 0.005
-"""Share of the baseline's FLOPs by which an arm's may differ."""
+"""Largest difference of an arm's FLOPs from the baseline's, as a share of the baseline's."""
 _TOKENS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Mix:
-    """What a million tokens of the training data are."""
+    """The composition of a million tokens of training data."""
 
     tokens: dict[str, int]
-    """Modality -> how many."""
+    """Number of tokens by modality."""
     visible_pairs: int
+    """Number of (query, key) pairs that attention sees."""
 
 
 def expected_mix(config: RunConfig) -> Mix:
-    """Of the sources' documents, drawn by their weights. Raises ConfigError for shards that are missing."""
+    """The mix of a run's training data over its weighted sources. Raises ConfigError for missing shards."""
     from data_pipeline.shards.index import TokenSource  # numpy; only comparisons that match FLOPs need it
 
     tokens, pairs, context = dict.fromkeys(config.model.modalities, 0.0), 0.0, config.model.context_tokens
     weights = sum(source.weight for source in config.data.train)
-    for each in config.data.train:
-        source = TokenSource.open(Path(each.path))
-        share = each.weight / weights / source.num_documents
+    for source_config in config.data.train:
+        source = TokenSource.open(Path(source_config.path))
+        share = source_config.weight / weights / source.num_documents
         for modality, count in source.manifest["tokens"].items():
             tokens[modality] = tokens.get(modality, 0.0) + share * count
-        # A document of n ids fills n - 1 slots; a long one is cut into parts of a context.
+        # A document of n ids fills n - 1 slots; a long one is cut into parts of context_tokens.
         slots = source.lengths.astype(float) - 1
         whole, rest = slots // context, slots % context
         pairs += share * float((whole * context * (context + 1) / 2 + rest * (rest + 1) / 2).sum())
@@ -48,11 +50,11 @@ def expected_mix(config: RunConfig) -> Mix:
     return Mix({m: round(count * scale) for m, count in tokens.items()}, round(pairs * scale))
 
 
-def matched(runs: Sequence[tuple[str, RunConfig]], baseline: str, source: str) -> list[RunConfig]:
-    """The runs of (arm, config) with as many steps as the baseline of their seed has FLOPs for; warm-ups keep
-    their share of the steps, as the rest of the schedule does by itself.
+def match_flops(runs: Sequence[tuple[str, RunConfig]], baseline: str, source: str) -> list[RunConfig]:
+    """The configs of (arm, config) with the number of steps that spends the FLOPs of their seed's baseline.
 
-    Raises ConfigError, with the numbers, where whole steps come no closer than TOLERANCE.
+    Warm-up keeps its share of the steps; the rest of the schedule is defined by shares. Raises ConfigError,
+    with the numbers, if no whole number of steps comes within TOLERANCE.
     """
     mix = expected_mix(runs[0][1])
     of_baseline = {config.seed: config for arm, config in runs if arm == baseline}
@@ -60,21 +62,23 @@ def matched(runs: Sequence[tuple[str, RunConfig]], baseline: str, source: str) -
 
 
 def step_flops(config: RunConfig, mix: Mix) -> Fraction:
-    """Training FLOPs of a step whose slots all hold a token."""
+    """Training FLOPs of an optimizer step whose slots all hold a token."""
     skipped = over_run(config.model, mix.tokens, mix.visible_pairs)
     flops = train_flops(config.model, mix.tokens, mix.visible_pairs, skipped=skipped)
     return Fraction(flops * config.tokens_per_step, _TOKENS)
 
 
 def _stretched(arm: str, config: RunConfig, base: RunConfig, mix: Mix, source: str) -> RunConfig:
-    budget, each = base.num_steps * step_flops(base, mix), step_flops(config, mix)
-    steps = max(1, round(budget / each))
-    off = float(steps * each / budget) - 1
+    """The config of an arm with as many steps as the FLOPs of `base` allow."""
+    base_flops, arm_flops = step_flops(base, mix), step_flops(config, mix)
+    budget = base.num_steps * base_flops
+    steps = max(1, round(budget / arm_flops))
+    off = float(steps * arm_flops / budget) - 1
     if abs(off) > TOLERANCE:
-        needed = -(-each // (2 * Fraction(TOLERANCE).limit_denominator() * step_flops(base, mix)))
+        needed = -(-arm_flops // (2 * Fraction(TOLERANCE).limit_denominator() * base_flops))
         raise ConfigError(
-            f'{source}: match = "train_flops": arms."{arm}" costs {float(each):.4g} FLOPs a step, the '
-            f"baseline {float(step_flops(base, mix)):.4g}; for its {base.num_steps} steps {steps} come "
+            f'{source}: match = "train_flops": arms."{arm}" costs {float(arm_flops):.4g} FLOPs a step, the '
+            f"baseline {float(base_flops):.4g}; for its {base.num_steps} steps {steps} come "
             f"closest, {100 * off:+.2f} % off, more than {100 * TOLERANCE:g} %; set total_tokens to at least "
             f"{needed * base.tokens_per_step} ({needed} steps of the baseline)"
         )

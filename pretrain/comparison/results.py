@@ -1,4 +1,4 @@
-"""What the runs of a comparison have written, read back as curves. Imports no torch."""
+"""The results of a comparison's runs, read back as curves. This module imports no torch."""
 
 import json
 import re
@@ -17,17 +17,17 @@ from pretrain.metrics import read_rows
 from pretrain.run_files import METRICS, RECORD
 
 HELD_OUT = "heldout/"
-"""Begins the names of held-out metrics as a comparison looks at them: eval/causal/... of a run whose rules
-look ahead, unless eval/loss decides, and eval/... of any other."""
+"""Prefix of a held-out metric of any run. It stands for eval/causal/ in runs whose rules look ahead, unless
+eval/loss decides, and for eval/ in all other runs."""
 AXES = ("steps", "flops", "seconds")
-"""What two curves are matched against. Tokens are steps times a constant, equal in all arms."""
+"""Axes along which two curves are matched. Tokens are steps times a constant that all arms share."""
 _COLUMN = {"steps": "step", "tokens": "tokens", "flops": "compute/train_flops", "seconds": "time/train_s"}
 _DIRECTION = re.compile(r"eval/loss/([A-Za-z0-9-]+)_to_([A-Za-z0-9-]+)\Z")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric of one run at the rows that hold it."""
+    """One metric of one run, at the rows that hold it."""
 
     steps: Float[np.ndarray, " points"]
     tokens: Float[np.ndarray, " points"]
@@ -36,21 +36,22 @@ class Curve:
     values: Float[np.ndarray, " points"]
 
     def x(self, axis: str) -> Float[np.ndarray, " points"]:
+        """The positions of the points along "steps", "tokens", "flops" or "seconds"."""
         return getattr(self, axis)
 
     def __len__(self) -> int:
         return len(self.values)
 
     def at(self, steps: np.ndarray) -> "Curve":
-        """Only the points at these steps."""
-        here = np.isin(self.steps, steps)
+        """The curve at the points whose step is in `steps`."""
+        chosen = np.isin(self.steps, steps)
         return Curve(
-            *(column[here] for column in (self.steps, self.tokens, self.flops, self.seconds, self.values))
+            *(column[chosen] for column in (self.steps, self.tokens, self.flops, self.seconds, self.values))
         )
 
 
 def aligned(curves: Sequence[Curve]) -> tuple[Curve, ...]:
-    """The curves at the steps that all have: a row has no loss of a modality that its window lacked."""
+    """The curves at the steps that all of them have. A row lacks the loss of a modality without targets."""
     steps = curves[0].steps
     for curve in curves[1:]:
         steps = np.intersect1d(steps, curve.steps)
@@ -59,11 +60,13 @@ def aligned(curves: Sequence[Curve]) -> tuple[Curve, ...]:
 
 @dataclass(frozen=True)
 class RunResult:
+    """The rows of metrics.jsonl and the record of one run."""
+
     planned: PlannedRun
     rows: tuple[dict[str, Any], ...]
     record: dict[str, Any]
     prefix: str = "eval/"
-    """What HELD_OUT stands for in this run's rows."""
+    """The prefix in this run's rows that HELD_OUT stands for."""
 
     @property
     def arm(self) -> str:
@@ -80,10 +83,11 @@ class RunResult:
 
     @property
     def finished(self) -> bool:
+        """Whether the last step has been evaluated."""
         return self.last_eval_step >= self.planned.config.num_steps
 
     def curve(self, metric: str, *, until: int | None = None) -> Curve:
-        """The metric over the run, up to step `until`; empty where no row holds it."""
+        """The curve of a metric up to step `until`; it is empty if no row holds the metric."""
         if metric.startswith(HELD_OUT):
             metric = self.prefix + metric.removeprefix(HELD_OUT)
         rows = [r for r in self.rows if metric in r and (until is None or r["step"] <= until)]
@@ -99,8 +103,10 @@ class RunResult:
 
 
 def load_results(plan: ComparisonPlan) -> tuple[RunResult, ...]:
-    """Rows and record of every planned run; a run that has not started has none. Raises ConfigError for files
-    that cannot be what a run wrote."""
+    """The results of all planned runs; a run that has not started has no rows.
+
+    Raises ConfigError for files that a run cannot have written.
+    """
     causally = plan.config.deciding_metric == "eval/causal/loss"
     return tuple(_load(planned, causally) for planned in plan.runs)
 
@@ -127,25 +133,25 @@ def _load(planned: PlannedRun, causally: bool) -> RunResult:
 
 @dataclass(frozen=True)
 class Scope:
-    """Which seeds a report rests on, and up to which step."""
+    """The seeds that a report uses, and the step up to which it uses them."""
 
     seeds: tuple[int, ...]
     until_step: int
-    """Of the baseline; see `until`."""
+    """Last step of the baseline; `until` gives that of any run."""
     interim: bool
-    """True: no seed has finished in all arms; the curves are cut at the last step that all evaluated."""
+    """Whether no seed has finished in all arms; curves then end at the last step that all have evaluated."""
     left_out: tuple[str, ...]
-    """Runs that were planned and are not in the report, or not whole."""
+    """Planned runs that have not finished."""
     share: Fraction
-    """Of a run's steps, up to which the report goes."""
+    """Share of the steps of a run that the report covers."""
 
     def until(self, run: RunResult) -> int:
-        """Last step of the run that the report looks at."""
+        """Last step of a run that the report covers."""
         return int(self.share * run.planned.config.num_steps)
 
 
 def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
-    """Seeds that finished in all arms; before there is one, all seeds that have been evaluated in all arms.
+    """The seeds that finished in all arms; while there are none, the seeds that all arms have evaluated.
 
     Raises ConfigError if there is nothing to report on yet.
     """
@@ -154,34 +160,37 @@ def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
     num_steps = plan.run(plan.config.baseline, plan.config.seeds[0]).config.num_steps
     if finished:
         return Scope(tuple(finished), num_steps, False, left_out, Fraction(1))
-    begun = [s for s in plan.config.seeds if all(r.last_eval_step > 0 for r in results if r.seed == s)]
-    if not begun:
+    evaluated = [s for s in plan.config.seeds if all(r.last_eval_step > 0 for r in results if r.seed == s)]
+    if not evaluated:
         raise ConfigError(
             f"{plan.directory}: nothing to report on: no seed has been evaluated in all arms "
             f"({', '.join(plan.arms)}); missing or unfinished: {', '.join(left_out)}"
         )
-    share = min(Fraction(r.last_eval_step, r.planned.config.num_steps) for r in results if r.seed in begun)
-    return Scope(tuple(begun), int(share * num_steps), True, left_out, share)
+    share = min(
+        Fraction(r.last_eval_step, r.planned.config.num_steps) for r in results if r.seed in evaluated
+    )
+    return Scope(tuple(evaluated), int(share * num_steps), True, left_out, share)
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Whether the arms read the same data in the same order, by the hash that each run chains over it."""
+    """Evidence that arms read the same data in the same order: a run chains a hash over all it reads."""
 
     compared: dict[int, int]
-    """Seed -> logged steps at which all arms could be compared."""
+    """By seed, the number of logged steps at which the hashes of all arms were compared."""
     last: dict[int, str]
-    """Seed -> hash at the last such step."""
+    """By seed, the hash at the last of these steps."""
     broken: tuple[str, ...]
-    """Per seed that differs: where, in words."""
+    """A sentence for every arm and seed whose hashes differ."""
 
     @property
     def proven(self) -> bool:
+        """Whether hashes were compared for every seed, and all were equal."""
         return not self.broken and bool(self.compared) and all(self.compared.values())
 
 
 def compare_fingerprints(results: Iterable[RunResult]) -> Fingerprints:
-    """Compare data/fingerprint between runs of one seed at every step that all of them logged."""
+    """Compare data/fingerprint between the runs of a seed, at every step that all of them logged."""
     by_seed: dict[int, list[tuple[str, dict[int, str]]]] = {}
     for run in results:
         hashes = {r["step"]: str(r["data/fingerprint"]) for r in run.rows if "data/fingerprint" in r}

@@ -1,4 +1,7 @@
-"""Run a comparison's arms x seeds and report which won, per modality and by how much. Imports no torch."""
+"""`motley compare`: it runs all arms and seeds of a comparison and writes the report.
+
+This module imports no torch.
+"""
 
 import json
 import sys
@@ -11,7 +14,7 @@ from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from parallel.launch import child_environment
 from pretrain.comparison.config import ComparisonPlan, PlannedRun, check_same_plan, make_plan, write_plan
-from pretrain.comparison.run_queue import Job, Outcome, only_one, run_jobs
+from pretrain.comparison.run_queue import Outcome, RunCommand, lock_comparison, run_commands
 from pretrain.config import RunConfig
 from pretrain.run_dir import check_config, finished_step
 from pretrain.run_files import COMPARE_LOG, LOGS, METRICS
@@ -31,11 +34,11 @@ def run_comparison(
     report_only: bool = False,
     to: TextIO | None = None,
 ) -> int:
-    """`motley compare`: run what has not run yet, write the report, print the verdict.
+    """Run the unfinished runs, write the report and print the verdict; returns the exit code.
 
-    Returns 0 when all runs are done, 85 when a signal stopped them after a checkpoint (the same command goes
-    on), 1 when a run failed; a report is still written for the seeds that are whole. Raises ConfigError
-    before any run starts for a comparison that cannot be run.
+    It is 0 if all runs are done, 85 if a signal stopped them after a checkpoint (the same command continues),
+    and 1 if a run failed; the report then covers the finished seeds. Raises ConfigError, before any run
+    starts, for a comparison that cannot be run.
     """
     out = to or sys.stderr
     plan = make_plan(path, overrides)
@@ -50,27 +53,26 @@ def run_comparison(
     todo = unfinished(plan)
     ranks = plan.config.processes_per_run
     check_runs(plan, todo, lambda config: check_run(config, ranks), source=f"processes_per_run = {ranks}")
-    with only_one(plan.directory):
+    with lock_comparison(plan.directory):
         write_plan(plan)
         print(_announcement(plan, todo, concurrent_runs), file=out, flush=True)
-        outcomes = run_jobs(
-            [_job(plan, run, concurrent_runs) for run in todo], concurrent_runs=concurrent_runs, out=out
-        )
+        commands = [_command(plan, run, concurrent_runs) for run in todo]
+        outcomes = run_commands(commands, concurrent_runs=concurrent_runs, out=out)
     failed = [outcome for outcome in outcomes if not outcome.done and not outcome.stopped]
     if any(outcome.stopped for outcome in outcomes):
         print(
             f"Stopped. To go on: motley compare {path} {' '.join(overrides)}".rstrip(), file=out, flush=True
         )
         return ExitCode.FAILED if failed else ExitCode.REQUEUE
-    _report_what_there_is(plan, todo, failed, out)
+    _report_finished(plan, todo, failed, out)
     for outcome in failed:
         print(f"{outcome.name} failed ({outcome.log}); the same command tries it again", file=out, flush=True)
     return ExitCode.FAILED if failed else ExitCode.DONE
 
 
 def report(plan: ComparisonPlan, out: TextIO) -> Path:
-    """Write the report on what has run, print its verdict, return the page. ConfigError: there is nothing."""
-    # Matplotlib, Jinja and SciPy take seconds to import; a comparison that is refused needs none of them.
+    """Write the report, print its verdict and return its page. Raises ConfigError if nothing has run."""
+    # Matplotlib, Jinja and SciPy take seconds to import, so a refused comparison does not import them.
     from pretrain.comparison.findings import find
     from pretrain.comparison.report.page import write_report
     from pretrain.comparison.results import load_results
@@ -81,7 +83,7 @@ def report(plan: ComparisonPlan, out: TextIO) -> Path:
 
 
 def print_verdict(plan: ComparisonPlan, page: Path, out: TextIO) -> None:
-    """Print what a report states: headlines, a sentence per modality, grave caveats and where its page is."""
+    """Print the headlines of a report, a sentence per modality, grave caveats and the path of the page."""
     stated = json.loads((page.parent / "summary.json").read_text())
     modalities = plan.runs[0].config.model.modalities
     lines = [""]
@@ -96,29 +98,30 @@ def print_verdict(plan: ComparisonPlan, page: Path, out: TextIO) -> None:
 
 
 def finished_page(plan: ComparisonPlan) -> Path | None:
-    """The report's page if it was written after the last row of every run; None if it has to be written."""
-    page = plan.directory / "report" / "index.html"  # The page is the report's last file.
+    """The page of the report if it is newer than the rows of all runs; None if it must be written."""
+    page = plan.directory / "report" / "index.html"  # the page is the last file of a report
     metrics = [run.config.run_dir / "metrics.jsonl" for run in plan.runs]
     if not page.exists() or any(path.stat().st_mtime_ns > page.stat().st_mtime_ns for path in metrics):
         return None
     return page
 
 
-def _report_what_there_is(
+def _report_finished(
     plan: ComparisonPlan, todo: Sequence[PlannedRun], failed: Sequence[Outcome], out: TextIO
 ) -> None:
+    """Write the report, or print an up-to-date one again. If runs failed, there may be no finished seed."""
     if not todo and (page := finished_page(plan)):
         return print_verdict(plan, page, out)
     try:
         report(plan, out)
     except ConfigError as error:
-        if not failed:  # all runs are done, and still there is no report
+        if not failed:  # all runs are done, so the report must be possible
             raise
         print(f"No report: {error}", file=out, flush=True)
 
 
 def unfinished(plan: ComparisonPlan) -> list[PlannedRun]:
-    """Runs still to do, in order. Raises ConfigError if a run's directory was made by another config."""
+    """The runs that are not done, in order. Raises ConfigError if another config made a run's directory."""
     todo = []
     for run in plan.runs:
         check_config(run.config)
@@ -130,20 +133,23 @@ def unfinished(plan: ComparisonPlan) -> list[PlannedRun]:
 def check_runs(
     plan: ComparisonPlan, runs: Sequence[PlannedRun], check: Callable[[RunConfig], None], *, source: str
 ) -> None:
-    """Raise ConfigError, naming the arm, where `check` does. `source`: what says how many ranks a run has."""
-    for run in {run.arm: run for run in runs}.values():  # seeds do not matter to data, vocabulary and layout
+    """Raise ConfigError, naming the arm, if `check` does. `source` names what sets the number of ranks."""
+    for run in {
+        run.arm: run for run in runs
+    }.values():  # one seed is enough: data, vocabulary and layout do not depend on it
         try:
             check(run.config)
         except ConfigError as error:
             raise ConfigError(f'{plan.path}: arms."{run.arm}", with {source}: {error}') from None
 
 
-def _job(plan: ComparisonPlan, run: PlannedRun, concurrent_runs: int) -> Job:
+def _command(plan: ComparisonPlan, run: PlannedRun, concurrent_runs: int) -> RunCommand:
+    """The command that trains one run; its config is written beside the plan."""
     config, processes = run.config, plan.config.processes_per_run
     run_file = plan.directory / "configs" / f"{run.name}.json"
     run_file.parent.mkdir(exist_ok=True)
     write_json(run_file, config.model_dump(mode="json"))
-    return Job(
+    return RunCommand(
         name=run.name,
         argv=(sys.executable, "-c", START, str(run_file), str(processes)),
         env=child_environment(concurrent_runs * processes, threads=plan.config.threads_per_run),
@@ -154,6 +160,7 @@ def _job(plan: ComparisonPlan, run: PlannedRun, concurrent_runs: int) -> Job:
 
 
 def _announcement(plan: ComparisonPlan, todo: Sequence[PlannedRun], concurrent_runs: int) -> str:
+    """The lines that are printed before runs start: the question, the arms and the budget."""
     config, first = plan.config, plan.runs[0].config
     done = len(plan.runs) - len(todo)
     steps = {run.arm: run.config.num_steps for run in plan.runs}

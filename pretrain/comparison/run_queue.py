@@ -1,23 +1,23 @@
-"""Run commands a few at a time, watch them by what they write, pass signals on. Imports no torch."""
+"""A queue of runs: it starts commands a few at a time, shows their progress and forwards signals.
+
+This module imports no torch.
+"""
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.progress import Progress
-from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from parallel.launch import die_with_parent
 
@@ -28,24 +28,26 @@ _METRICS_TAIL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Job:
-    """One command, and where to see how far it is."""
+class RunCommand:
+    """The command of one run, and the files that show its progress."""
 
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
     log: Path
-    """Its stdout and stderr are appended here."""
+    """File to which stdout and stderr are appended."""
     metrics: Path
-    """metrics.jsonl that it writes; its last row says how far it is."""
+    """The metrics.jsonl that the run writes; the last row tells its step."""
     num_steps: int
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """How a command ended."""
+
     name: str
     exit_code: int | None
-    """None: never started, because a signal came first. Negative: killed by that signal."""
+    """None: a signal came before it was started. Negative: a signal of this number killed it."""
     log: Path
     asked_to_stop: bool = False
 
@@ -55,103 +57,106 @@ class Outcome:
 
     @property
     def stopped(self) -> bool:
-        """Not started, or ended because it was told to: to be continued, and no failure."""
-        told = (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGKILL)
-        return self.exit_code in (None, ExitCode.REQUEUE) or (self.asked_to_stop and self.exit_code in told)
+        """Whether it was not started, or stopped on request; it can be continued and has not failed."""
+        by_signal = (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGKILL)
+        asked = self.asked_to_stop and self.exit_code in by_signal
+        return asked or self.exit_code in (None, ExitCode.REQUEUE)
+
+
+def lock_comparison(directory: Path) -> AbstractContextManager[None]:
+    """Hold the comparison directory for this process. Raises ConfigError, naming who does, if it is held."""
+    return lock_directory(
+        directory,
+        lambda holder: f"{directory}: {holder} is running this comparison; wait for it, or stop it first",
+    )
+
+
+def run_commands(commands: Sequence[RunCommand], *, concurrent_runs: int, out: TextIO) -> list[Outcome]:
+    """Run all commands in order, `concurrent_runs` at a time; a failed one does not stop the others.
+
+    SIGINT, SIGTERM, SIGUSR2 and SIGHUP are forwarded to the running ones as SIGTERM, so that runs save and
+    stop, and no other is started; a second signal kills them. (They have sessions of their own, so Ctrl-C at
+    a terminal reaches only this process.) They are killed if this process is. Must be called from the main
+    thread.
+    """
+    if not commands:
+        return []
+    waiting = list(commands)
+    running: dict[str, _Running] = {}
+    outcomes: dict[str, Outcome] = {}
+    num_forwarded = 0
+    total, done = sum(command.num_steps for command in commands), sum(map(_steps_done, commands))
+    with _collected_signals() as signals:
+        try:
+            with Progress("all runs", total, "step", done=done, log_every_s=LOG_EVERY_S, out=out) as all_runs:
+                while running or (waiting and not signals):
+                    while waiting and len(running) < concurrent_runs and not signals:
+                        command = waiting.pop(0)
+                        running[command.name] = _Running(command, out)
+                    for number in signals[num_forwarded:]:
+                        _forward(number, running.values(), kill=num_forwarded > 0, out=out)
+                        num_forwarded += 1
+                    time.sleep(POLL_S)
+                    all_runs.advance(sum(run.update() for run in running.values()))
+                    for outcome in _ended(running, asked_to_stop=bool(signals)):
+                        all_runs.advance(running.pop(outcome.name).close(outcome.done))
+                        outcomes[outcome.name] = outcome
+                        if not (outcome.done or outcome.stopped):
+                            print(f"{outcome.name} failed:\n{failure(outcome)}", file=out, flush=True)
+        finally:
+            for run in running.values():  # after an error in this process no run stays without a watcher
+                run.send(signal.SIGTERM)
+    return [outcomes.get(command.name, Outcome(command.name, None, command.log)) for command in commands]
 
 
 @contextlib.contextmanager
-def only_one(directory: Path) -> Iterator[None]:
-    """Hold the directory for this process; the kernel lets go of it with the process, however that ends.
-
-    Raises ConfigError, naming the holder, if another process has it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise ConfigError(
-                f"{directory}: {lock.read().strip() or 'another process'} is running this comparison; "
-                "wait for it, or stop it first"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-                raise
-            print(f"{lock.name}: no locks on this file system; do not start it twice", file=sys.stderr)
-        lock.truncate(0)
-        lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
-        yield
-
-
-def run_jobs(jobs: Sequence[Job], *, concurrent_runs: int, out: TextIO) -> list[Outcome]:
-    """Run all jobs, `concurrent_runs` at a time and in order; one that fails does not stop the others.
-
-    SIGINT, SIGTERM, SIGUSR2 and SIGHUP reach the running ones as SIGTERM, which makes a run save and stop,
-    and no other is started; a second signal kills them. (They have sessions of their own: Ctrl-C at a
-    terminal comes through here only.) Should this process be killed, they are too. Must be called from the
-    main thread.
-    """
-    if not jobs:
-        return []
-    waiting = list(jobs)
-    running: dict[str, _Running] = {}
-    outcomes: dict[str, Outcome] = {}
+def _collected_signals() -> Iterator[list[int]]:
+    """A list that gains the number of every stop signal while the block runs."""
     signals: list[int] = []
-    forwarded = 0
 
     def note(number: int, _: FrameType | None) -> None:
         signals.append(number)
 
-    # One that is ignored stays so: under nohup a closed terminal is no reason to stop.
-    heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, note) for number in heard}
+    # An ignored signal stays ignored: under nohup, closing the terminal is no reason to stop.
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in handled}
     try:
-        total, already = sum(job.num_steps for job in jobs), sum(map(_steps_done, jobs))
-        with Progress("all runs", total, "step", done=already, log_every_s=LOG_EVERY_S, out=out) as all_runs:
-            while running or (waiting and not signals):
-                while waiting and len(running) < concurrent_runs and not signals:
-                    job = waiting.pop(0)
-                    running[job.name] = _Running(job, out)
-                for number in signals[forwarded:]:
-                    kill = forwarded > 0
-                    action = "killing the runs" if kill else "the runs save and stop; a second one kills them"
-                    print(f"{signal.Signals(number).name}: {action}", file=out, flush=True)
-                    for each in running.values():
-                        each.send(signal.SIGKILL if kill else signal.SIGTERM)
-                    forwarded += 1
-                time.sleep(POLL_S)
-                for name, each in list(running.items()):
-                    all_runs.advance(each.look())
-                    code = each.process.poll()
-                    if code is not None:
-                        all_runs.advance(each.close(code))
-                        outcomes[name] = Outcome(name, code, each.job.log, asked_to_stop=bool(signals))
-                        del running[name]
-                        if not (outcomes[name].done or outcomes[name].stopped):
-                            print(f"{name} failed:\n{failure(outcomes[name])}", file=out, flush=True)
+        yield signals
     finally:
-        for each in running.values():  # only on an error of our own: leave no run without a watcher
-            each.send(signal.SIGTERM)
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return [outcomes.get(job.name, Outcome(job.name, None, job.log)) for job in jobs]
+
+
+def _forward(number: int, running: Iterable["_Running"], *, kill: bool, out: TextIO) -> None:
+    """Tell the running commands to stop, or kill them, after this process was sent the signal `number`."""
+    action = "killing the runs" if kill else "the runs save and stop; a second one kills them"
+    print(f"{signal.Signals(number).name}: {action}", file=out, flush=True)
+    for run in running:
+        run.send(signal.SIGKILL if kill else signal.SIGTERM)
+
+
+def _ended(running: Mapping[str, "_Running"], *, asked_to_stop: bool) -> list[Outcome]:
+    """The outcomes of the commands that have ended."""
+    codes = {name: run.process.poll() for name, run in running.items()}
+    return [
+        Outcome(name, code, running[name].command.log, asked_to_stop=asked_to_stop)
+        for name, code in codes.items()
+        if code is not None
+    ]
 
 
 class _Running:
-    """A started job and its line of progress."""
+    """A started command and its line of progress."""
 
-    def __init__(self, job: Job, out: TextIO) -> None:
-        self.job = job
-        self.step = _steps_done(job)
-        job.log.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, command: RunCommand, out: TextIO) -> None:
+        self.command = command
+        self.step = _steps_done(command)
+        command.log.parent.mkdir(parents=True, exist_ok=True)
         parent = os.getpid()
-        with job.log.open("ab") as log:
+        with command.log.open("ab") as log:
             self.process = subprocess.Popen(
-                job.argv,
-                env=dict(job.env),
+                command.argv,
+                env=dict(command.env),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -159,13 +164,16 @@ class _Running:
                 preexec_fn=lambda: die_with_parent(parent),
             )
         self.progress = Progress(
-            job.name, job.num_steps, "step", done=self.step, log_every_s=LOG_EVERY_S, out=out
+            command.name, command.num_steps, "step", done=self.step, log_every_s=LOG_EVERY_S, out=out
         )
         self.progress.__enter__()
 
-    def look(self) -> int:
-        """Update the line; returns the steps done since the last look (negative after a run fell back)."""
-        row = last_row(self.job.metrics)
+    def update(self) -> int:
+        """Update the line of progress; returns the steps done since the last update.
+
+        They are negative after a restart from an earlier checkpoint.
+        """
+        row = last_row(self.command.metrics)
         step = int(row.get("step", 0))
         gained, self.step = step - self.step, step
         if gained:
@@ -175,15 +183,14 @@ class _Running:
             )
         return gained
 
-    def close(self, code: int) -> int:
-        gained = self.look()
-        if code == 0:
-            self.progress.__exit__(None, None, None)
-        else:
-            self.progress.__exit__(RuntimeError, None, None)
+    def close(self, done: bool) -> int:
+        """End the line of progress; returns the steps done since the last update."""
+        gained = self.update()
+        self.progress.__exit__(None if done else RuntimeError, None, None)
         return gained
 
     def send(self, number: int) -> None:
+        """Send a signal to the process; SIGKILL goes to all processes of its session."""
         with contextlib.suppress(ProcessLookupError):
             if number == signal.SIGKILL:
                 os.killpg(self.process.pid, number)
@@ -192,7 +199,7 @@ class _Running:
 
 
 def failure(outcome: Outcome, *, lines: int = 20) -> str:
-    """How a job ended and the end of its log, for a person."""
+    """A text for people: how a command ended, and the last lines of its log."""
     code = outcome.exit_code
     how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
     tail = outcome.log.read_text(errors="replace").splitlines()[-lines:] if outcome.log.exists() else []
@@ -200,12 +207,12 @@ def failure(outcome: Outcome, *, lines: int = 20) -> str:
 
 
 def last_row(metrics: Path) -> dict[str, Any]:
-    """Last whole row of a metrics.jsonl that is being written; {} if there is none."""
+    """The last whole row of a metrics.jsonl that may be growing; {} if there is none."""
     return next(rows_from_end(metrics), {})
 
 
 def rows_from_end(metrics: Path) -> Iterator[dict[str, Any]]:
-    """Whole rows of a metrics.jsonl that is being written, the newest first, as far as its tail goes."""
+    """The whole rows in the last 64 KiB of a metrics.jsonl that may be growing, newest first."""
     try:
         with metrics.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _METRICS_TAIL_BYTES))
@@ -219,5 +226,5 @@ def rows_from_end(metrics: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _steps_done(job: Job) -> int:
-    return int(last_row(job.metrics).get("step", 0))
+def _steps_done(command: RunCommand) -> int:
+    return int(last_row(command.metrics).get("step", 0))

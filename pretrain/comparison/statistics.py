@@ -1,8 +1,8 @@
-"""What two sets of loss curves say about each other: pure functions over arrays. Imports no torch.
+"""The statistics of a comparison, as pure functions over the loss curves of two arms.
 
-Curves are (x, loss) pairs with x rising: optimizer steps, tokens, FLOPs or seconds. Runs of one seed read the
-same data in the same order, so arms are compared in pairs, seed by seed: what the data order does to the loss
-cancels.
+A curve is pairs (x, loss) with rising x: optimizer steps, tokens, FLOPs or seconds. Runs of one seed read the
+same data in the same order, so arms are compared in pairs, seed by seed, and the effect of the data order on
+the loss cancels. This module imports no torch.
 """
 
 import math
@@ -19,6 +19,8 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Interval:
+    """A confidence interval."""
+
     low: float
     high: float
 
@@ -28,41 +30,42 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Other minus baseline, seed by seed. Negative: the other arm's loss is lower."""
+    """Losses of an arm minus those of the baseline, seed by seed; negative if the arm is lower."""
 
     differences: tuple[float, ...]
     mean: float
     relative: float
-    """mean / mean loss of the baseline."""
+    """The mean over the mean loss of the baseline."""
     interval: Interval | None
-    """Of the mean; None with one seed: one difference says nothing about its own spread."""
+    """Interval of the mean; None with one seed, whose difference says nothing about the spread."""
 
     @property
     def detectable(self) -> bool:
+        """Whether the interval of the mean leaves out 0."""
         return self.interval is not None and not self.interval.covers(0.0)
 
 
 @dataclass(frozen=True)
 class Match:
-    """How far the other curve had to go to be as low as the baseline at each of its points."""
+    """How far the other curve had to go to be as low as the baseline at every point of the baseline."""
 
     base_x: Float[Array, " points"]
     other_x: Float[Array, " points"]
-    """First x at which the other curve is as low; nan where it never is, or was at its first point."""
+    """First x at which the other curve is as low; nan if it never is, or if its first point already is."""
     slope: float | None
-    """s: least squares of other_x on base_x through the origin; 0.5 is half of the baseline's steps."""
+    """s, the least-squares slope of other_x on base_x through the origin; 0.5 means half the steps."""
     end_ratio: float | None
-    """x of the other arm over x of the baseline at the lower loss that both reached; see `end_reached`."""
+    """x of the other arm over x of the baseline, at the lowest loss that both reached; see `end_reached`."""
     end_reached: bool
-    """True: the other arm reached the baseline's final loss. False: it did not, and end_ratio is read the
-    other way round, as its own length over the point at which the baseline reached *its* final loss."""
+    """Whether the other arm reached the baseline's final loss. If not, end_ratio is the whole length of the
+    other arm over the x at which the baseline reached the other arm's final loss."""
     never_reached: int
-    """Baseline points whose loss the other curve never reached: s is blind to them, so it flatters."""
+    """Number of baseline points whose loss the other curve never reached. s ignores them, so it flatters."""
 
 
 @dataclass(frozen=True)
 class RatioEstimate:
-    """A ratio over the seeds: geometric mean, interval by Student's t on its logarithm."""
+    """The geometric mean of a ratio over the seeds, with an interval by Student's t on logarithms."""
 
     value: float
     per_seed: tuple[float, ...]
@@ -71,7 +74,7 @@ class RatioEstimate:
 
 @dataclass(frozen=True)
 class Crossing:
-    """The curves change places at x; `other_leads` tells who is lower after it."""
+    """A crossing of two curves at x; `other_leads` says whether the other curve is lower after it."""
 
     x: float
     loss: float
@@ -79,9 +82,9 @@ class Crossing:
 
 
 def smooth(y: Float[Array, " points"], window: int) -> Float[Array, " points"]:
-    """Centred moving mean over `window` points (odd); at the ends the window shrinks symmetrically.
+    """Centred moving mean over `window` points (an odd number); at the ends the window shrinks.
 
-    Symmetric, so that a straight line passes unchanged and neither arm is shifted along x.
+    The window stays symmetric, so a straight line is unchanged and no curve is shifted along x.
     """
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window = {window}: an odd number of points, 1 or more")
@@ -93,7 +96,7 @@ def smooth(y: Float[Array, " points"], window: int) -> Float[Array, " points"]:
 
 
 def student_interval(values: Sequence[float], confidence: float) -> Interval | None:
-    """Interval of the mean of independent values by Student's t; None for fewer than two."""
+    """Interval of the mean of independent values by Student's t; None for fewer than two values."""
     n = len(values)
     if n < 2:
         return None
@@ -105,7 +108,7 @@ def student_interval(values: Sequence[float], confidence: float) -> Interval | N
 def paired_difference(
     base: Sequence[float], other: Sequence[float], confidence: float = 0.95
 ) -> PairedDifference:
-    """Final losses of the two arms, one per seed and in the same order of seeds."""
+    """The paired difference of two arms' final losses, given in the same order of seeds."""
     if len(base) != len(other) or not base:
         raise ValueError(f"{len(base)} baseline losses and {len(other)} of the other arm: pairs are needed")
     differences = tuple(b - a for a, b in zip(base, other, strict=True))
@@ -119,10 +122,10 @@ def paired_difference(
 
 
 def first_reach(x: Float[Array, " points"], y: Float[Array, " points"], level: float) -> float:
-    """First x at which the curve is at or below `level`, linear between points; nan if never.
+    """First x at which the curve, linear between points, is at or below `level`; nan if it never is.
 
-    nan also where the first point is below already: when it got there was not measured. A curve that starts
-    exactly at the level is answered by its first x.
+    It is also nan if the first point is below `level`, since the crossing was not measured. A curve that
+    starts exactly at `level` gives its first x.
     """
     below = np.flatnonzero(y <= level)
     if not len(below):
@@ -141,34 +144,36 @@ def match_curves(
     *,
     window: int = 1,
 ) -> Match:
-    """Step matching (MoT, section 3.2.2, which leaves fit and smoothing open: here they are as in the
-    module's names).
+    """Step matching (MoT, arXiv 2411.04996, section 3.2.2, which leaves the fit and the smoothing open).
 
     With x in FLOPs or seconds it is compute or wall-clock matching.
     """
-    ours, theirs = smooth(base_y, window), smooth(other_y, window)
-    reached = np.array([first_reach(other_x, theirs, level) for level in ours])
+    base, other = smooth(base_y, window), smooth(other_y, window)
+    reached = np.array([first_reach(other_x, other, level) for level in base])
     usable = np.isfinite(reached) & (base_x > 0)
     t, u = base_x[usable], reached[usable]
     end = float(reached[-1])
-    end_reached = bool(ours[-1] >= theirs.min())
+    end_reached = bool(base[-1] >= other.min())
     if end_reached:
         end_ratio = end / float(base_x[-1]) if math.isfinite(end) else None
     else:
-        back = first_reach(base_x, ours, float(theirs[-1]))
-        end_ratio = float(other_x[-1]) / back if back > 0 else None
+        base_end = first_reach(base_x, base, float(other[-1]))
+        end_ratio = float(other_x[-1]) / base_end if base_end > 0 else None
     return Match(
         base_x=base_x,
         other_x=reached,
         slope=float(t @ u / (t @ t)) if len(t) else None,
         end_ratio=end_ratio,
         end_reached=end_reached,
-        never_reached=int((ours < theirs.min()).sum()),
+        never_reached=int((base < other.min()).sum()),
     )
 
 
 def ratio_over_seeds(ratios: Sequence[float | None], confidence: float = 0.95) -> RatioEstimate | None:
-    """Average as logarithms: 0.5 and 2 are equally far from 1. None unless every seed has a ratio."""
+    """The geometric mean of the seeds' ratios, for which 0.5 and 2 are equally far from 1.
+
+    It is None unless every seed has a positive ratio.
+    """
     known = tuple(ratio for ratio in ratios if ratio is not None and ratio > 0)
     if len(known) < len(ratios) or not known:
         return None
@@ -184,11 +189,11 @@ def ratio_over_seeds(ratios: Sequence[float | None], confidence: float = 0.95) -
 def bootstrap_slope(
     match: Match, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> Interval | None:
-    """Percentile interval of s over the evaluations of one pair of runs, in blocks; None below 8 points.
+    """Percentile interval of s over the evaluations of one pair of runs; None below 8 points.
 
-    Neighbouring points of a curve are not independent, so blocks of about sqrt(points) are drawn
-    (moving-block bootstrap, Kuensch 1989). It holds the wobble of the curves, not what another seed would
-    have done.
+    Neighbouring points of a curve are not independent, so blocks of about sqrt(points) points are resampled
+    (moving-block bootstrap, Kuensch 1989). The interval covers the noise along the curves, not the difference
+    to another seed.
     """
     usable = np.isfinite(match.other_x) & (match.base_x > 0)
     t, u = match.base_x[usable], match.other_x[usable]
@@ -210,31 +215,35 @@ def crossings(
     other_y: Float[Array, " points"],
     noise: float = 0.0,
 ) -> tuple[Crossing, ...]:
-    """Where the curves change places. A lead counts only once the gap exceeds `noise`, so that two curves
-    that lie on each other do not cross at every wobble; the crossing is put at the last zero of the gap
-    before that."""
+    """The crossings of two curves.
+
+    A lead counts only once the gap exceeds `noise`, so that curves that coincide do not cross with every bit
+    of noise. The crossing is the last zero of the gap before that.
+    """
     gap = other_y - base_y
     sign = np.where(gap > noise, 1, np.where(gap < -noise, -1, 0))
-    sure = np.flatnonzero(sign)
-    found = []
-    for before, after in pairwise(sure):
+    clear = np.flatnonzero(sign)
+    result = []
+    for before, after in pairwise(clear):
         if sign[before] == sign[after]:
             continue
         i = max(k for k in range(before, after) if gap[k] * sign[after] <= 0)
         share = gap[i] / (gap[i] - gap[i + 1])
-        found.append(
+        result.append(
             Crossing(
                 x=float(x[i] + share * (x[i + 1] - x[i])),
                 loss=float(base_y[i] + share * (base_y[i + 1] - base_y[i])),
                 other_leads=bool(sign[after] < 0),
             )
         )
-    return tuple(found)
+    return tuple(result)
 
 
 def together_from(x: Float[Array, " points"], gap: Float[Array, " points"], noise: float) -> float | None:
-    """First x from which the curves lie on each other to the end: three in four of the gaps, three at least,
-    are within `noise`. None if they never do."""
+    """First x from which the curves coincide until the end; None if there is none.
+
+    Curves coincide if at least three gaps, and three in four of all gaps, are within `noise`.
+    """
     within = np.abs(gap) <= noise
     for i in range(len(gap) - 2):
         if within[i] and within[i:].mean() >= 0.75:
@@ -243,7 +252,7 @@ def together_from(x: Float[Array, " points"], gap: Float[Array, " points"], nois
 
 
 def gap_noise(gaps: Float[Array, "seeds points"], confidence: float = 0.95) -> Float[Array, " points"]:
-    """Half width of the interval of the mean gap at each point over the seeds; zeros with one seed."""
+    """Half width of the interval of the mean gap over the seeds, per point; zeros with one seed."""
     n = len(gaps)
     if n < 2:
         return np.zeros(gaps.shape[1])
@@ -251,10 +260,10 @@ def gap_noise(gaps: Float[Array, "seeds points"], confidence: float = 0.95) -> F
 
 
 def wobble(gap: Float[Array, " points"]) -> float:
-    """Standard deviation of the noise along a curve that is else smooth, from its second differences.
+    """Standard deviation of the noise along an otherwise smooth curve, from its second differences.
 
-    The second difference of independent noise has 6 times its variance; the median keeps steep stretches out.
-    0 below 5 points.
+    The second difference of independent noise has 6 times the variance of the noise; a median ignores steep
+    parts of the curve. It is 0 below 5 points.
     """
     if len(gap) < 5:
         return 0.0
@@ -262,9 +271,9 @@ def wobble(gap: Float[Array, " points"]) -> float:
 
 
 def gap_trend(x: Float[Array, " points"], gap: Float[Array, " points"], *, last_frac: float = 1 / 3) -> float:
-    """Nats by which the gap moves as x doubles, fitted to the last part of x; nan below 3 points.
+    """Change of the gap in nats as x doubles, fitted to the last part of x; nan below 3 points.
 
-    Losses fall about as powers of x, so the gap is fitted against log2 x.
+    Losses fall roughly as powers of x, so the gap is fitted against log2 x.
     """
     late = (x >= x[-1] * (1 - last_frac)) & (x > 0)
     if late.sum() < 3:

@@ -1,4 +1,4 @@
-"""Findings in words: the headline and a verdict per modality. Imports no torch."""
+"""Findings in words: the headline and a verdict per modality. This module imports no torch."""
 
 from dataclasses import dataclass
 
@@ -10,26 +10,28 @@ from pretrain.quantities import format_tokens, join, percent, ratio, signed
 
 @dataclass(frozen=True)
 class Verdict:
-    """One modality of one contrast."""
+    """The verdict on one arm in one modality."""
 
     modality: str
     winner: str | None
     outcome: str
-    """A few words: "MoT better", "no detectable difference", "MoT lower (one seed)"."""
+    """The result in a few words, such as "MoT better" or "no detectable difference"."""
     difference: str
-    """In nats per token, with its interval."""
+    """The difference to the baseline in nats per token, with its interval."""
     relative: str
+    """The difference in per cent of the baseline's loss."""
     compute: str
     crossing: str
 
     @property
     def sentence(self) -> str:
+        """The verdict as a few sentences."""
         result = f"{self.modality}: {self.outcome}, {self.relative} ({self.difference})."
         return f"{result} {self.compute} {self.crossing}"
 
 
 def verdict(findings: Findings, contrast: Contrast) -> Verdict:
-    """What can be said about one modality; never more than the seeds bear."""
+    """The verdict on a contrast; it claims a winner only beyond the noise of the seeds."""
     n, final = len(findings.seeds), contrast.final
     if n == 1:
         outcome = f"{contrast.leader} lower in the one seed that ran"
@@ -55,6 +57,7 @@ def verdict(findings: Findings, contrast: Contrast) -> Verdict:
 
 
 def _compute(contrast: Contrast) -> str:
+    """A sentence on the steps that the arm needed for the baseline's final loss."""
     arm, base = contrast.arm, contrast.baseline
     steps, seconds = contrast.matching["steps"], contrast.matching["seconds"]
     if steps.end is None:
@@ -67,11 +70,13 @@ def _compute(contrast: Contrast) -> str:
         return f"{text} that {base} took."
     if reached:
         return f"{arm} reached {base}'s final loss in {reached} of {len(steps.matches)} seeds."
-    back = percent(1 / steps.end.value)
-    return f"{arm} never reached {base}'s final loss; {base} had {arm}'s after {back} of the steps."
+    share = percent(1 / steps.end.value)
+    return f"{arm} never reached {base}'s final loss; {base} had {arm}'s after {share} of the steps."
 
 
 def _crossing(findings: Findings, contrast: Contrast) -> str:
+    """A sentence on where the curves cross."""
+
     def at(tokens: float) -> str:
         return f"{format_tokens(tokens)} ({percent(tokens / findings.tokens)})"
 
@@ -96,12 +101,12 @@ def _crossing(findings: Findings, contrast: Contrast) -> str:
 
 
 def verdicts(findings: Findings, arm: str) -> tuple[Verdict, ...]:
-    """Per modality, in order."""
+    """The verdicts on an arm in all modalities, in their order."""
     return tuple(verdict(findings, findings.contrast(arm, m)) for m in findings.modalities)
 
 
 def overall(findings: Findings) -> str:
-    """One sentence on all arms: which are better or worse than the baseline, modality by modality."""
+    """One sentence that names, by modality, the arms that are better or worse than the baseline."""
     plan = findings.plan
     if len(plan.others) == 1:
         return headline(findings, plan.others[0])
@@ -112,12 +117,14 @@ def overall(findings: Findings) -> str:
         contrasts = [findings.contrast(arm, modality) for arm in plan.others]
         better = [c.arm for c in contrasts if c.winner == c.arm]
         worse = [c.arm for c in contrasts if c.winner == c.baseline]
-        told = [f"better {join(better)}" if better else "", f"worse {join(worse)}" if worse else ""]
-        parts.append(f"on {modality} {', '.join(t for t in told if t) or 'no arm differs detectably'}")
+        results = [f"better {join(better)}" if better else "", f"worse {join(worse)}" if worse else ""]
+        text = ", ".join(filter(None, results)) or "no arm differs detectably"
+        parts.append(f"on {modality} {text}")
     return f"{_after(findings)} against {plan.config.baseline}: {'; '.join(parts)}."
 
 
 def _after(findings: Findings) -> str:
+    """The beginning of a sentence, with the budget of the runs."""
     after = f"After {format_tokens(findings.tokens)}"
     if findings.plan.config.match == "train_flops":
         baseline = findings.plan.config.baseline
@@ -126,7 +133,7 @@ def _after(findings: Findings) -> str:
 
 
 def headline(findings: Findings, arm: str) -> str:
-    """One or two sentences: who won, in which modalities."""
+    """One sentence that says in which modalities an arm is better or worse than the baseline."""
     base, after = findings.plan.config.baseline, _after(findings)
     contrasts = [findings.contrast(arm, m) for m in findings.modalities]
     if len(findings.seeds) == 1:
@@ -148,7 +155,7 @@ def headline(findings: Findings, arm: str) -> str:
 
 
 def slope_text(matching: Matching) -> str:
-    """s with its interval, as 0.62 [0.55, 0.70]; what is missing is said."""
+    """s with its interval, such as "0.62 [0.55, 0.70]"; "none" if there is no s."""
     if matching.slope is None:
         return "none"
     value, interval = matching.slope.value, matching.slope.interval or matching.within_run

@@ -1,4 +1,4 @@
-"""Which held-out documents an evaluation reads, and as what: pure functions. Imports no torch."""
+"""The held-out documents of an evaluation, as pure functions. This module imports no torch."""
 
 from collections.abc import Iterator, Sequence
 from itertools import permutations
@@ -12,24 +12,23 @@ from data_pipeline.shards.vocabulary import BOS, EOS, TEXT, Vocabulary
 from data_pipeline.stream.order import documents_at, key_of
 from data_pipeline.stream.packing import cut, pack
 
-IMAGE = "image"
 ORDER_KEY = key_of(0)
-"""Held-out documents are read in one pseudo-random order, the same for every run whatever its seed."""
+"""Key of the pseudo-random order of held-out documents, which is the same for all runs and seeds."""
 
 
 class Text(NamedTuple):
-    """Slots of a document, as an evaluation packs them: slot i reads ids[i] and predicts ids[i + 1]."""
+    """The slots of a document, or of a piece of one; slot i reads ids[i] and predicts ids[i + 1]."""
 
     ids: np.ndarray
-    """integer [slots + 1]."""
+    """Token ids, integer [slots + 1]."""
     weights: np.ndarray
-    """float32 [slots]; 1 where the prediction counts."""
+    """Weights of the predictions, float32 [slots]; 1 where a prediction counts, else 0."""
     name: str
-    """ "shard/key" of the document that it comes from."""
+    """Name of the document: "shard/key"."""
 
 
 class Pair(NamedTuple):
-    """A part b of a document, the part a of the same document that is nearest to it, and a foreign a."""
+    """A part b of a document (`target`), the nearest part a of this document, and a part a of another one."""
 
     condition: np.ndarray
     foreign: np.ndarray
@@ -38,7 +37,7 @@ class Pair(NamedTuple):
 
 
 def heldout_texts(source: TokenSource, *, num_sequences: int, context_tokens: int) -> list[Text]:
-    """As many whole documents, in order, as pack into `num_sequences` sequences; fewer if there are no more.
+    """The first whole documents that pack into `num_sequences` sequences; fewer if there are no more.
 
     A document longer than the context is cut as in training.
     """
@@ -61,35 +60,35 @@ def heldout_texts(source: TokenSource, *, num_sequences: int, context_tokens: in
 def pairs(
     source: TokenSource, *, num_documents: int, context_tokens: int
 ) -> dict[tuple[str, str], list[Pair]]:
-    """(a, b) -> up to `num_documents` pairs from the first documents, in order, that hold both modalities.
+    """By direction (a, b), up to `num_documents` pairs from the first documents that hold both modalities.
 
-    The foreign a is the next such document's, in a circle, that differs and fits. A direction for which there
-    are no two documents is left out.
+    The foreign a comes from the next of these documents, cyclically, whose a differs and fits the context. A
+    direction with fewer than two documents is left out.
     """
     vocabulary = source.vocabulary
     directions = list(permutations(vocabulary.modalities, 2))
-    found: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray, str]]] = {d: [] for d in directions}
+    own: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray, str]]] = {d: [] for d in directions}
     for document in documents_at(0, source.num_documents, source.num_documents, ORDER_KEY).tolist():
-        wanting = [d for d in directions if len(found[d]) < num_documents]
-        if not wanting:
+        unfinished = [d for d in directions if len(own[d]) < num_documents]
+        if not unfinished:
             break
         if not len(source.spans(document)):
             continue
         ids, name = source.read(document), source.name(document)
-        for a, b in wanting:
+        for a, b in unfinished:
             pair = nearest_parts(ids, vocabulary, a, b)
             if pair is not None and len(pair[0]) + len(pair[1]) + 1 <= context_tokens:
-                found[a, b].append((*pair, name))
-    result = {direction: list(_with_foreign(found[direction], context_tokens)) for direction in directions}
-    return {direction: listed for direction, listed in result.items() if listed}
+                own[a, b].append((*pair, name))
+    result = {direction: list(_with_foreign(own[direction], context_tokens)) for direction in directions}
+    return {direction: pairs for direction, pairs in result.items() if pairs}
 
 
 def nearest_parts(
     ids: np.ndarray, vocabulary: Vocabulary, a: str, b: str
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """The part of modality a and the part of modality b that are nearest to each other; None without both.
+    """The part of modality a and the part of modality b that are nearest to each other, with delimiters.
 
-    Of equally near pairs the first. Parts keep their delimiters.
+    None if the document lacks one of the modalities. Ties go to the first pair.
     """
     parts = read_spans(ids, vocabulary)
     candidates = [
@@ -104,16 +103,17 @@ def nearest_parts(
     return ids[parts[i].start : parts[i].end], ids[parts[j].start : parts[j].end]
 
 
-def _with_foreign(found: Sequence[tuple[np.ndarray, np.ndarray, str]], context_tokens: int) -> Iterator[Pair]:
-    for i, (condition, target, name) in enumerate(found):
-        for other, _, _ in (*found[i + 1 :], *found[:i]):
+def _with_foreign(own: Sequence[tuple[np.ndarray, np.ndarray, str]], context_tokens: int) -> Iterator[Pair]:
+    """Pairs with a foreign condition, from (condition, target, name) of documents."""
+    for i, (condition, target, name) in enumerate(own):
+        for other, _, _ in (*own[i + 1 :], *own[:i]):
             if len(other) + len(target) + 1 <= context_tokens and not np.array_equal(other, condition):
                 yield Pair(condition, other, target, name)
                 break
 
 
 def pair_text(condition: np.ndarray, target: np.ndarray, name: str, vocabulary: Vocabulary) -> Text:
-    """`<bos> condition target <eos>` in which only the target's own ids count: no delimiters, no <eos>."""
+    """`<bos> condition target <eos>`, in which only the ids of the target count, without its delimiters."""
     ids = np.concatenate([[BOS], condition, target, [EOS]]).astype(np.int64)
     weights = np.zeros(len(ids) - 1, np.float32)
     start, end = 1 + len(condition), 1 + len(condition) + len(target)
@@ -124,7 +124,7 @@ def pair_text(condition: np.ndarray, target: np.ndarray, name: str, vocabulary: 
 
 
 def pack_texts(texts: Sequence[Text], context_tokens: int) -> list[list[Text]]:
-    """Sequences of texts, by the packing that training uses."""
+    """The texts of every sequence, packed as in training."""
     if not texts:
         return []
     where = pack(np.array([len(text.weights) for text in texts]), context_tokens)

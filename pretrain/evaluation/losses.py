@@ -1,6 +1,6 @@
-"""Held-out loss per modality, and how much better a part is predicted after its own condition.
+"""Held-out losses per modality, and conditional losses of a part of a document given another part.
 
-The sequences are fixed: no seed, no layout and no arm of a comparison changes them.
+The sequences do not depend on the seed, the layout or the arm of a comparison.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,8 @@ from data_pipeline.stream.batch import Batch, make_batch
 from parallel.engine import Engine
 from parallel.world import World
 from pretrain.config import RunConfig
-from pretrain.evaluation.documents import IMAGE, Text, heldout_texts, pack_texts, pair_text, pairs
+from pretrain.evaluation.documents import Text, heldout_texts, pack_texts, pair_text, pairs
+from pretrain.evaluation.selection_picture import IMAGE
 from pretrain.metrics import losses
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
@@ -23,34 +24,35 @@ from pretrain.models.routing_state import RoutingState
 
 Direction = tuple[str, str]
 
-IMAGES_DRAWN = 4  # of the held-out set, in TensorBoard
+IMAGES_DRAWN = 4
+"""Number of held-out images that TensorBoard shows."""
 
 
 @dataclass(frozen=True)
 class Heldout:
-    """What one data-parallel rank evaluates. Every rank has equally many micro-batches."""
+    """The held-out data of one data-parallel rank. All ranks have equally many micro-batches."""
 
     modalities: tuple[str, ...]
     documents: tuple[ModelInputs, ...]
     own: Mapping[Direction, tuple[ModelInputs, ...]]
-    """(a, b) -> parts b after their own part a; only the ids of b have weight."""
+    """By direction (a, b), parts b after the part a of the same document; only the ids of b have weight."""
     foreign: Mapping[Direction, tuple[ModelInputs, ...]]
-    """The same parts b after a part a of another document."""
+    """By direction (a, b), the same parts b after a part a of another document."""
     images: "HeldoutImages | None" = None
 
 
 @dataclass(frozen=True)
 class HeldoutImages:
-    """Texts with images that are drawn, the same on every rank."""
+    """Texts whose images TensorBoard shows; they are the same on every rank."""
 
     source: TokenSource
     texts: tuple[Text, ...]
     inputs: tuple[ModelInputs, ...]
-    """Each text alone in its sequence."""
+    """Inputs of the texts, with one text per sequence."""
 
 
 def build_heldout(config: RunConfig, source: TokenSource, *, dp_rank: int, dp_size: int) -> Heldout:
-    """Read and pack this rank's share of the held-out set. Raises ConfigError for a shard that is damaged."""
+    """Read and pack this rank's share of the held-out set. Raises ConfigError for a corrupt shard."""
     context = config.model.context_tokens
 
     def share(texts: Sequence[Text], *, document_mask: bool = True) -> tuple[ModelInputs, ...]:
@@ -59,18 +61,18 @@ def build_heldout(config: RunConfig, source: TokenSource, *, dp_rank: int, dp_si
         )
         return tuple(build_inputs(batch, config.model, document_mask=document_mask) for batch in batches)
 
-    found = pairs(source, num_documents=config.evaluate.conditional_documents, context_tokens=context)
+    pairs_of = pairs(source, num_documents=config.evaluate.conditional_documents, context_tokens=context)
     texts = heldout_texts(source, num_sequences=config.evaluate.heldout_sequences, context_tokens=context)
     return Heldout(
         modalities=source.vocabulary.modalities,
         documents=share(texts, document_mask=config.data.document_mask),
         own={
             direction: share([pair_text(p.condition, p.target, p.name, source.vocabulary) for p in listed])
-            for direction, listed in found.items()
+            for direction, listed in pairs_of.items()
         },
         foreign={
             direction: share([pair_text(p.foreign, p.target, p.name, source.vocabulary) for p in listed])
-            for direction, listed in found.items()
+            for direction, listed in pairs_of.items()
         },
         images=images_of(texts, source, config, IMAGES_DRAWN),
     )
@@ -79,12 +81,12 @@ def build_heldout(config: RunConfig, source: TokenSource, *, dp_rank: int, dp_si
 def images_of(
     texts: Sequence[Text], source: TokenSource, config: RunConfig, count: int
 ) -> HeldoutImages | None:
-    """The first `count` of `texts` that hold one; None without, and where image tokens are not chosen."""
-    found = [text for text in texts if BOI in text.ids][:count]
-    if IMAGE not in config.model.depth or not found:
+    """The first `count` texts with an image; None if there are none, or if the model routes no images."""
+    chosen = [text for text in texts if BOI in text.ids][:count]
+    if IMAGE not in config.model.depth or not chosen:
         return None
-    batches = micro_batches([[text] for text in found], source.vocabulary, config)
-    return HeldoutImages(source, tuple(found), tuple(build_inputs(batch, config.model) for batch in batches))
+    batches = micro_batches([[text] for text in chosen], source.vocabulary, config)
+    return HeldoutImages(source, tuple(chosen), tuple(build_inputs(batch, config.model) for batch in batches))
 
 
 def micro_batches(
@@ -95,14 +97,14 @@ def micro_batches(
     dp_rank: int = 0,
     dp_size: int = 1,
 ) -> list[Batch]:
-    """Sequences dp_rank, dp_rank + dp_size, ... as Batches of one shape; empty sequences fill the last."""
+    """Sequences dp_rank, dp_rank + dp_size, ... in batches of one shape; the last has empty sequences."""
     size = config.parallel.micro_batch_sequences
     per_rank = -(-len(sequences) // (dp_size * size)) * size
-    mine = list(sequences[dp_rank::dp_size])
-    mine += [[]] * (per_rank - len(mine))
+    own = list(sequences[dp_rank::dp_size])
+    own += [[]] * (per_rank - len(own))
     batches = []
     for first in range(0, per_rank, size):
-        chosen = mine[first : first + size]
+        chosen = own[first : first + size]
         batch = make_batch(
             [[text.ids for text in texts] for texts in chosen],
             sequence_tokens=config.model.context_tokens,
@@ -120,22 +122,25 @@ def micro_batches(
 def routing_states(
     model: ModelConfig, thresholds: Mapping[str, float], progress: float
 ) -> list[tuple[str, RoutingState]]:
-    """(prefix of metrics, what tokens are chosen by): the rule that the model is trained with, and where that
-    looks at later tokens, its causal form: what a model that writes could do."""
-    found = [("eval", RoutingState(thresholds=thresholds, progress=progress))]
+    """(prefix of metrics, routing state) of the evaluations of a model.
+
+    The first is the rule of training. If that looks at later tokens, the second is its causal form, which a
+    model could use to generate.
+    """
+    states = [("eval", RoutingState(thresholds=thresholds, progress=progress))]
     if not model.is_causal and model.has_causal_form:
-        found.append(("eval/causal", replace(found[0][1], causal=True)))
-    return found
+        states.append(("eval/causal", replace(states[0][1], causal=True)))
+    return states
 
 
 TRAINED_WITH = RoutingState()
-"""What models that choose no tokens are evaluated with."""
+"""The routing state for models that choose no tokens."""
 
 
 def heldout_losses(
     engine: Engine, heldout: Heldout, prefix: str = "eval", routing_state: RoutingState = TRAINED_WITH
 ) -> dict[str, float]:
-    """`prefix`/loss and `prefix`/loss/<m>. Every rank calls it and gets the same."""
+    """`prefix`/loss and `prefix`/loss/<m>. All ranks call it and get the same result."""
     if not heldout.documents:
         return {}
     return losses(_sums(engine, heldout, heldout.documents, routing_state), f"{prefix}/loss")
@@ -144,12 +149,12 @@ def heldout_losses(
 def conditional_losses(
     engine: Engine, heldout: Heldout, prefix: str = "eval", routing_state: RoutingState = TRAINED_WITH
 ) -> dict[str, float]:
-    """`prefix`/loss/<a>_to_<b> and `prefix`/gain/<a>_to_<b>. Every rank calls it and gets the same."""
+    """`prefix`/loss/<a>_to_<b> and `prefix`/gain/<a>_to_<b>. All ranks call it and get the same result."""
     row = {}
     for (a, b), inputs in heldout.own.items():
         own, weight = _sums(engine, heldout, inputs, routing_state)[b]
         foreign, _ = _sums(engine, heldout, heldout.foreign[a, b], routing_state)[b]
-        if weight:  # spans can be empty
+        if weight:  # 0 if all parts b are empty
             row[f"{prefix}/loss/{a}_to_{b}"] = own / weight
             row[f"{prefix}/gain/{a}_to_{b}"] = (foreign - own) / weight
     return row
@@ -161,20 +166,22 @@ def tokens_that_ran(
     routing_state: RoutingState,
     world: World | None = None,
 ) -> dict[int, Bool[np.ndarray, "texts tokens"]]:
-    """Layer with a router for images -> which tokens of `images` ran, after `forward` of a list of inputs.
-    Every rank of `world` calls it: layers may be on several stages."""
-    inputs = [replace(each, routing_state=routing_state, ran={}) for each in images.inputs]
+    """By layer with a router for images, the tokens of `images` that ran in `forward` of a list of inputs.
+
+    All ranks of `world` call it, since layers may be on several stages.
+    """
+    inputs = [replace(text_inputs, routing_state=routing_state, ran={}) for text_inputs in images.inputs]
     forward(inputs)
-    mine = [each.ran or {} for each in inputs]
-    stages = [mine] if world is None else world.gather(mine, world.model_group)
-    places = [(stage, place) for stage in stages for place in stage[0] if place[1] == IMAGE]
-    return {place[0]: np.concatenate([ran[place] for ran in stage]) for stage, place in places}
+    own = [text_inputs.ran or {} for text_inputs in inputs]
+    stages = [own] if world is None else world.gather(own, world.model_group)
+    routers = [(stage, router) for stage in stages for router in stage[0] if router[1] == IMAGE]
+    return {router[0]: np.concatenate([ran[router] for ran in stage]) for stage, router in routers}
 
 
 def _sums(
     engine: Engine, heldout: Heldout, inputs: Sequence[ModelInputs], routing_state: RoutingState
 ) -> dict[str, tuple[float, float]]:
-    """modality -> (sum of nats, targets that count), over all ranks."""
-    stats = engine.eval_step([replace(each, routing_state=routing_state) for each in inputs])
+    """By modality, (sum of nats, number of targets that count) over all ranks."""
+    stats = engine.eval_step([replace(batch, routing_state=routing_state) for batch in inputs])
     count = len(heldout.modalities)
     return dict(zip(heldout.modalities, zip(stats[:count], stats[count:], strict=True), strict=True))

@@ -1,6 +1,6 @@
-"""Which image tokens run in which layer, drawn over the images (as p-MoD, arXiv 2412.04449, Figure 5).
+"""A picture of the image tokens that run in every layer, drawn over the images.
 
-In plain pixels: training needs no more for it than Pillow.
+It is made as p-MoD's Figure 5 (arXiv 2412.04449), with Pillow alone, so that training needs no matplotlib.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,25 +11,30 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from data_pipeline.shards.index import TokenSource
-from data_pipeline.tokenize.image import PatchTokenizer
-from pretrain.evaluation.documents import IMAGE, Text
+from data_pipeline.tokenize.registry import open_tokenizer
+from data_pipeline.tokenize.tokenizer import Tokenizer
+from pretrain.evaluation.documents import Text
 
+IMAGE = "image"
+"""The modality whose tokens are drawn."""
 LAYERS_DRAWN = 12
-"""At most; of more, evenly spaced ones."""
+"""Largest number of layers drawn; if there are more, evenly spaced ones are."""
 CELL_PX, LABEL_PX, GAP_PX = 128, 18, 8
-"""Side of an image, height of the line of text above it, space between two."""
+"""Side of an image, height of the line of text above it, and space between images."""
 _SLATE, _GREY = np.array([110, 130, 165]), 235
-"""What skips is three quarters slate, neither black nor white; grey stands for pixels that are not known."""
+"""Tokens that skip are mixed with slate, which is neither black nor white; unknown pixels are grey."""
 
 
-def image_tokenizer(source: TokenSource) -> PatchTokenizer | str:
-    """The one that made the images of `source`, from the tokenizers in its folder or beside it; or why there
-    is none."""
+def image_tokenizer(source: TokenSource) -> Tokenizer | str:
+    """The tokenizer that made the images of `source`, or a text that says why there is none.
+
+    It is searched in the folder `tokenizers` inside the data's folder and beside it.
+    """
     data, made_by = source.folder, source.fingerprints[IMAGE]
     for folder in (data / "tokenizers" / IMAGE, data.parent / "tokenizers" / IMAGE):
         if folder.is_dir():
             try:
-                tokenizer = PatchTokenizer.load(folder)
+                tokenizer = open_tokenizer(folder, IMAGE)
             except (OSError, ValueError) as error:
                 return f"{folder}: {error}"
             fits = tokenizer.fingerprint == made_by
@@ -40,8 +45,11 @@ def image_tokenizer(source: TokenSource) -> PatchTokenizer | str:
 def sheet(
     texts: Sequence[Text], ran: Mapping[int, Bool[np.ndarray, "texts tokens"]], source: TokenSource
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A row for the first image of each text: itself, then in each layer of `ran` what runs of it, the rest
-    faded; above them the share that runs. Without its tokenizer plain grids, and a line that says why."""
+    """The picture: a row per text with its first image, then this image in every layer of `ran`.
+
+    Tokens that skip are faded, and the share that runs stands above. Without a tokenizer the images are plain
+    grids, and a line says why.
+    """
     layers = [sorted(ran)[round(i)] for i in np.linspace(0, len(ran) - 1, min(len(ran), LAYERS_DRAWN))]
     width, height = CELL_PX + GAP_PX, LABEL_PX + CELL_PX + GAP_PX
     page = Image.new("RGB", (width * (1 + len(layers)), height * len(texts) + LABEL_PX), "white")
@@ -52,7 +60,8 @@ def sheet(
     for row, text in enumerate(texts):
         is_image = source.vocabulary.modality_of(text.ids) == source.vocabulary.modalities.index(IMAGE)
         start = int(is_image.argmax())
-        codes = text.ids[start : start + int((~is_image[start:]).argmax())] - source.vocabulary.start(IMAGE)
+        ids = text.ids[start : start + int((~is_image[start:]).argmax())]
+        codes = ids - source.vocabulary.first_code(IMAGE)
         for column, layer in enumerate((None, *layers)):
             runs = None if layer is None else ran[layer][row, start : start + len(codes)]
             label = text.name.rpartition("/")[2] if runs is None else f"layer {layer}: {runs.mean():.2f}"
@@ -62,9 +71,9 @@ def sheet(
 
 
 def _panel(
-    codes: Int[np.ndarray, " n"], runs: Bool[np.ndarray, " n"] | None, tokenizer: PatchTokenizer | str
+    codes: Int[np.ndarray, " n"], runs: Bool[np.ndarray, " n"] | None, tokenizer: Tokenizer | str
 ) -> Image.Image:
-    """Tokens that are no square are the grid that comes nearest to one."""
+    """One image; if its number of tokens is not a square, a grid that is nearest to a square."""
     rows = max(n for n in range(1, isqrt(len(codes)) + 1) if len(codes) % n == 0)
     if isinstance(tokenizer, str) or rows * rows != len(codes):
         pixels = np.full((rows, len(codes) // rows, 3), _GREY, np.uint8)

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from data_pipeline.shards.vocabulary import SPECIAL_TOKENS
 from data_pipeline.stream.batch import Batch
 from parallel.routing import Routing, tokens_of_towers
 from pretrain.models.attention_mask import AttentionMask, QueryMask, mask_queries
@@ -42,7 +41,7 @@ def token_table(batch: Batch, routing: Routing, mask: AttentionMask) -> TokenTab
     # Documents are numbered anew in each sequence.
     numbers = batch.document_ids + batch.sequence_tokens * np.arange(batch.num_sequences)[:, None]
     documents = np.where(padding, -1, numbers).reshape(-1).astype(np.int64)
-    special = (batch.input_ids < len(SPECIAL_TOKENS)).reshape(-1)
+    special = batch.input_special.reshape(-1)
     return TokenTable(
         places=order.copy(),
         documents=documents[order],

@@ -1,1 +1,1 @@
-"""Memory, FLOPs and traffic of a layout of ranks, by arithmetic."""
+"""Planning: the memory, FLOPs and traffic of a layout of ranks, by arithmetic."""

@@ -1,69 +1,71 @@
-"""What forward passes keep for backward ones on a rank, in bytes. Pure; imports no torch.
+"""Activations that a rank keeps between forward and backward passes, in bytes, as pure functions.
 
-Layers are counted by sublayer: 0 the embedding, odd numbers attention, even ones feed-forward, then final
-norm and head.
+Sublayers are numbered: 0 is the embedding, odd numbers are attention, even numbers feed-forward, and the last
+is final norm with head. This module imports no torch.
 """
 
 from collections.abc import Mapping
 
-from parallel.engine_memory import format_bytes
+from parallel.engine_memory import element_bytes
 from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
 from pretrain.models.config import ModelConfig
 
 
 def sublayer_activations(
-    config: RunConfig, layout: ParallelConfig, run: float | None = None
+    config: RunConfig, layout: ParallelConfig, run_share: float | None = None
 ) -> tuple[int, int]:
-    """Bytes that a block's feed-forward and attention keep for the backward pass of one micro-batch,
-    checkpointing left aside. `run`: with depth routers, the share of tokens that run; None: no routers.
+    """(feed-forward, attention): bytes that a block keeps of one micro-batch without checkpointing.
 
-    T tokens, R of them in this rank's chunk (T / tp with sequence parallel, else T), b bytes each. Both: 2 R
-    d b: inputs of its first matrix and of its norm (parallel/towers.py); 4 R: the norm's scale in fp32.
-    Attention: T (q + 2 k) b twice, once without QK-norm: QKV before and after norm and rotation, and T heads
-    4 of scales (models/query_key.py); T q b twice: its output in sequence and in sorted order, once where one
-    tower serves all, and T heads 4 of log-sums (models/attention.py). Feed-forward: 3 T f b: gate, up and
-    their product (models/feed_forward.py). q, k, f and heads are this rank's.
+    `run_share`: the share of tokens that run in a block with depth routers; None: a block without routers.
 
-    With depth routers R and T are the C = run T tokens that run, on every rank, but T in attention's keys and
-    values with keys = "all", and in all of attention where only the feed-forward is skipped. Beside it: T d b
-    and 12 T: the stream and what scores keep of it; T d b with scale = "all", else C d b: what gates are
-    multiplied with, and 4 T of gates; C d b unless scale = "selected": what torch's index_copy keeps of its
-    source; 4 C head_dim: turns; 24 C: where the tokens that run are.
+    Let T be the tokens, R the tokens of this rank's chunk (T / tp with sequence parallel, else T), b the
+    bytes of an element, and q, k, f and heads the sizes on this rank. Both sublayers keep 2 R d b for the
+    inputs of their first matrix and norm (parallel/towers.py) and 4 R for the norm's scale in fp32. Attention
+    keeps T (q + 2 k) b twice (once without QK-norm), for QKV before and after norm and rotation, and 4 T
+    heads of scales (models/query_key.py); T q b twice (once if one tower serves all modalities), for its
+    output in sequence and in sorted order, and 4 T heads of log-sums (models/attention.py). Feed-forward
+    keeps 3 T f b: gate, up and their product (models/feed_forward.py).
+
+    With depth routers, R and T become C = run_share T, the tokens that run, on every rank; T stays for keys
+    and values with keys = "all", and for all of attention if only the feed-forward is skipped. In addition a
+    block keeps T d b and 12 T for the stream and its scores; T d b with scale = "all", else C d b, for the
+    factors of the gates, and 4 T for gates; C d b unless scale = "selected", for the source of torch's
+    index_copy; 4 C head_dim for rotary angles; 24 C for the positions of the tokens that run.
     """
-    model, b = config.model, format_bytes(config.precision)
+    model, b = config.model, element_bytes(config.precision)
     tokens, rows = layout.micro_batch_sequences * model.context_tokens, rows_on_rank(config, layout)
-    if run is None:
+    if run_share is None:
         return _feed_forward(config, layout, rows, tokens), _attention(config, layout, rows, tokens, tokens)
-    ran, style = round(run * tokens), next(iter(model.depth.values()))
-    whole = style.parts == "feed_forward"  # attention
-    queries, keys = (tokens if whole else ran), (ran if style.keys == "selected" else tokens)
-    # In pre-norm what keys and values are made of is normalised.
+    ran, depth = round(run_share * tokens), next(iter(model.depth.values()))
+    whole_attention = depth.parts == "feed_forward"
+    queries, keys = (tokens if whole_attention else ran), (ran if depth.keys == "selected" else tokens)
+    # In pre-norm the inputs of keys and values are normalised too.
     rows = queries if model.norm_placement == "post" else (queries + keys) // 2
-    gated = {"selected": ran, "all_as_released": 2 * ran, "all": tokens + ran}[style.scale]
+    gated = {"selected": ran, "all_as_released": 2 * ran, "all": tokens + ran}[depth.scale]
     routing = (tokens + gated) * model.d_model * b
-    routing += 16 * tokens + ran * (24 if whole else 24 + 4 * model.head_dim)
+    routing += 16 * tokens + ran * (24 if whole_attention else 24 + 4 * model.head_dim)
     attention = _attention(config, layout, rows, queries, keys)
-    if queries < keys and model.qk_norm:  # values are then no part of what norms and turns write anew
+    if queries < keys and model.qk_norm:  # norms and rotation then do not copy the values
         attention -= keys * model.kv_heads * model.head_dim // layout.tp * b
     return _feed_forward(config, layout, ran, ran), attention + routing
 
 
 def _attention(config: RunConfig, layout: ParallelConfig, rows: int, queries: int, keys: int) -> int:
-    """Of `queries` tokens over `keys` tokens, `rows` of both in its norm and before its first matrix."""
-    model, b, tp = config.model, format_bytes(config.precision), layout.tp
-    of_query, of_key = model.num_heads * model.head_dim // tp, model.kv_heads * model.head_dim // tp
-    # With depth routing one tower is sorted by modality, too.
+    """Bytes that attention of `queries` tokens over `keys` tokens keeps; `rows` of them enter its norm."""
+    model, b, tp = config.model, element_bytes(config.precision), layout.tp
+    query_width, key_width = model.num_heads * model.head_dim // tp, model.kv_heads * model.head_dim // tp
+    # With depth routing the tokens of one tower are sorted too, by modality.
     orders = 2 if len(model.tower_names) > 1 or model.depth else 1
-    qkv = (queries * of_query + 2 * keys * of_key) * b * (2 if model.qk_norm else 1)
+    qkv = (queries * query_width + 2 * keys * key_width) * b * (2 if model.qk_norm else 1)
     scales = (queries * model.num_heads + keys * model.kv_heads) // tp * 4 if model.qk_norm else 0
-    seen = queries * of_query * b * orders + queries * model.num_heads // tp * 4
-    return rows * (2 * model.d_model * b + 4) + qkv + scales + seen
+    output = queries * query_width * b * orders + queries * model.num_heads // tp * 4
+    return rows * (2 * model.d_model * b + 4) + qkv + scales + output
 
 
 def _feed_forward(config: RunConfig, layout: ParallelConfig, rows: int, tokens: int) -> int:
-    """Of `tokens`, `rows` of them in its norm and before its first matrix."""
-    model, b = config.model, format_bytes(config.precision)
+    """Bytes that a feed-forward of `tokens` keeps; `rows` of them enter its norm."""
+    model, b = config.model, element_bytes(config.precision)
     norm = rows * (model.d_model * b + 4)
     if model.experts:
         return norm + max(_experts_activations(config, layout, s, tokens) for s in model.tower_names)
@@ -71,14 +73,14 @@ def _feed_forward(config: RunConfig, layout: ParallelConfig, rows: int, tokens: 
 
 
 def _experts_activations(config: RunConfig, layout: ParallelConfig, tower: str, tokens: int) -> int:
-    """Bytes that the feed-forward of a model with experts keeps, its norm left aside, if all T `tokens` are
-    of `tower`, of which experts take D.
+    """Bytes that the feed-forward of a model with experts keeps, without its norm, if all tokens are of
+    `tower`.
 
-    Router: T d 4, its input in fp32; T (2 E + 2) 4: products, their scale and probabilities; 20 D: rows and
-    gates (models/experts.py). D d b and 3 D f b as without experts, of what they take. A plain tower: T d b
-    and 3 T f b.
+    Let T be the tokens and D the rows that E experts take. The router keeps 4 T d for its input in fp32,
+    4 T (2 E + 2) for logits, their scale and probabilities, and 20 D for rows and gates (models/experts.py).
+    Experts keep D d b + 3 D f b, as a plain tower keeps T d b + 3 T f b.
     """
-    model, b, d = config.model, format_bytes(config.precision), config.model.d_model
+    model, b, d = config.model, element_bytes(config.precision), config.model.d_model
     experts, width = model.experts.get(tower), model.width_of(tower) // layout.tp
     if experts is None:
         return tokens * d * b + 3 * tokens * width * b
@@ -88,58 +90,74 @@ def _experts_activations(config: RunConfig, layout: ParallelConfig, tower: str, 
 
 
 def head_activations(config: RunConfig, layout: ParallelConfig) -> int:
-    """Bytes that final norm and loss keep: the norm's input and scale; the gradients of hidden states and
-    head weight, which the loss makes on the way forward (pretrain/models/cross_entropy.py)."""
-    model, b, rows = config.model, format_bytes(config.precision), rows_on_rank(config, layout)
+    """Bytes that final norm and loss keep.
+
+    These are the norm's input and scale, and the gradients of hidden states and head weight, which the loss
+    computes in its forward pass (pretrain/models/cross_entropy.py).
+    """
+    model, b, rows = config.model, element_bytes(config.precision), rows_on_rank(config, layout)
     return 2 * rows * model.d_model * b + 4 * rows + model.vocab_tokens * model.d_model // layout.tp * b
 
 
 def stage_activations(
-    config: RunConfig, layout: ParallelConfig, sublayers: range, in_flight: int, run: Mapping[int, float]
+    config: RunConfig,
+    layout: ParallelConfig,
+    sublayers: range,
+    in_flight: int,
+    run_shares: Mapping[int, float],
 ) -> int:
-    """Bytes kept on a stage with `in_flight` micro-batches between their forward and backward pass: 1F1B's
-    pp - stage, or all of a step if they are fewer. Checkpointed blocks keep their input, those with depth
-    routers also what these have seen, and one block at a time is computed anew. RoPE's turns are made once a
-    micro-batch; a stage also keeps what it has sent on. `run`: layer with depth routers -> share of tokens
-    that run in it."""
+    """Bytes kept on a stage with `in_flight` micro-batches between their forward and backward passes.
+
+    `in_flight` is 1F1B's pp - stage, or all micro-batches of a step if they are fewer. Checkpointed blocks
+    keep their input, and with depth routers also the routers' input; one block at a time is recomputed.
+    Rotary angles are computed once a micro-batch, and a stage keeps the output that it has sent.
+    `run_shares`: by layer with depth routers, the share of tokens that run.
+    """
     model, last = config.model, last_sublayer(config.model) in sublayers
     tokens = layout.micro_batch_sequences * model.context_tokens
-    hidden, held, again, kept = hidden_bytes(config, layout), of_blocks(model, sublayers), 0, 0
-    costs = {share: sublayer_activations(config, layout, share) for share in {None, *run.values()}}
-    for layer in {(number - 1) // 2 for number in held}:
-        kept_by = costs[run.get(layer)]
+    hidden, in_blocks, recompute, kept = hidden_bytes(config, layout), block_sublayers(model, sublayers), 0, 0
+    costs = {share: sublayer_activations(config, layout, share) for share in {None, *run_shares.values()}}
+    for layer in {(number - 1) // 2 for number in in_blocks}:
+        share = run_shares.get(layer)
+        kept_by = costs[share]
         if layout.activation_checkpointing:
-            kept += _routed_input(config, layout, run[layer]) if layer in run else hidden
-            again = max(again, sum(kept_by))
+            kept += hidden if share is None else _routed_input(config, layout, share)
+            recompute = max(recompute, sum(kept_by))
         else:
-            kept += sum(kept_by[half] for half in (0, 1) if 2 * layer + 2 - half in held)
+            kept += sum(kept_by[half] for half in (0, 1) if 2 * layer + 2 - half in in_blocks)
     kept += tokens * model.head_dim // 2 * 8
     kept += head_activations(config, layout) if last else hidden
-    return in_flight * kept + again
+    return in_flight * kept + recompute
 
 
-def _routed_input(config: RunConfig, layout: ParallelConfig, run: float) -> int:
-    """Of a checkpointed block: the whole stream, also behind an attention that none skips, and its choice."""
+def _routed_input(config: RunConfig, layout: ParallelConfig, run_share: float) -> int:
+    """Bytes that a checkpointed block with depth routers keeps: the stream and the choice of the routers.
+
+    If no token skips attention, the stream after attention is kept as well.
+    """
     model, tokens = config.model, layout.micro_batch_sequences * config.model.context_tokens
     streams = 2 if next(iter(model.depth.values())).parts == "feed_forward" else 1
-    return tokens * (streams * model.d_model * format_bytes(config.precision) + 16) + 24 * round(run * tokens)
+    return tokens * (streams * model.d_model * element_bytes(config.precision) + 16) + 24 * round(
+        run_share * tokens
+    )
 
 
 def hidden_bytes(config: RunConfig, layout: ParallelConfig) -> int:
-    """What a stage hands on of a micro-batch, and gets the gradient of."""
-    return rows_on_rank(config, layout) * config.model.d_model * format_bytes(config.precision)
+    """Bytes of the hidden states of a micro-batch, which a stage sends and receives the gradient of."""
+    return rows_on_rank(config, layout) * config.model.d_model * element_bytes(config.precision)
 
 
 def rows_on_rank(config: RunConfig, layout: ParallelConfig) -> int:
+    """Tokens of a micro-batch in this rank's chunk of the stream."""
     tokens = layout.micro_batch_sequences * config.model.context_tokens
     return tokens // layout.tp if layout.sequence_parallel else tokens
 
 
 def last_sublayer(model: ModelConfig) -> int:
-    """Number of final norm and head among the sublayers."""
+    """The number of the last sublayer: final norm and head."""
     return 2 * model.num_layers + 1
 
 
-def of_blocks(model: ModelConfig, sublayers: range) -> range:
-    """Those that belong to blocks: odd numbers are attention, even ones feed-forward."""
+def block_sublayers(model: ModelConfig, sublayers: range) -> range:
+    """The sublayers that belong to blocks: odd numbers are attention, even numbers feed-forward."""
     return range(max(sublayers.start, 1), min(sublayers.stop, last_sublayer(model)))

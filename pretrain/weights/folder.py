@@ -1,13 +1,13 @@
-"""A folder of weights: whole tensors under names that no layout changes, in safetensors files.
+"""A folder of weights: whole tensors in safetensors files, under names that do not depend on a layout.
 
-    model.json                       model, run, step, vocabulary; bytes and SHA-256 of each file
-    model.safetensors                the tensors; or several, and which holds which:
+    model.json                       model, run, step, vocabulary; bytes and SHA-256 of every file
+    model.safetensors                the tensors; or several files with an index:
     model-00001-of-00002.safetensors ...
     model.safetensors.index.json
 
-Names are those of the one-process Decoder: `blocks.0.attention.qkv.weight.image`. A folder in the layout of
-Hugging Face is the same with a config.json for the model.json and other names. Importing this file imports no
-torch: what it says of names, shapes and damage is asked before any rank starts.
+Names are those of the one-process Decoder, such as `blocks.0.attention.qkv.weight.image`. A folder in the
+layout of Hugging Face has config.json instead of model.json, and other names. Importing this module imports
+no torch, because names, shapes and digests are checked before any rank starts.
 """
 
 import hashlib
@@ -37,14 +37,14 @@ MODEL, INDEX, SINGLE = "model.json", "model.safetensors.index.json", "model.safe
 Dtype = Literal["fp32", "bf16"]
 _BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
 _FLOATS = ("F32", "BF16", "F16")
-"""Types of safetensors that are read; others hold quantised weights or no weights."""
+"""Element types of safetensors that can be read; files with other types hold quantised weights or none."""
 _SHOWN = 4
-"""Names that a message lists."""
+"""Number of names that a message lists."""
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that is read when it is needed; what is read may be a view of a mapped file."""
+    """A tensor that is read when it is needed; the result may be a view of a memory-mapped file."""
 
     shape: tuple[int, ...]
     read: Callable[[], "Tensor"]
@@ -55,32 +55,40 @@ Tensors = Mapping[str, LazyTensor]
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Weights with what they mean, wherever they come from."""
+    """Weights of any origin, with the model that they belong to."""
 
     path: Path
     model: ModelConfig
     tensors: Tensors
     name: str
-    """Of the run or the model."""
+    """Name of the run or the model."""
     step: int | None = None
     vocabulary: Mapping[str, int] | None = None
-    """Ids per modality, in their order, where they are known."""
+    """Number of ids per modality, in order; None if it is not known."""
 
 
-def check_tensors(path: Path, found: Tensors, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raise ConfigError unless exactly the `expected` tensors are there, in their shapes."""
-    reshaped = [name for name, shape in expected.items() if name in found and found[name].shape != shape]
+def check_tensors(path: Path, tensors: Tensors, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raise ConfigError unless `tensors` have exactly the `expected` names and shapes.
+
+    `what` names the model that they are checked for.
+    """
+    reshaped = [name for name, shape in expected.items() if name in tensors and tensors[name].shape != shape]
     problems = {
-        "missing": [name for name in expected if name not in found],
-        "not part of it": [name for name in found if name not in expected],
-        "of another shape": [f"{n} {list(found[n].shape)} instead of {list(expected[n])}" for n in reshaped],
+        "missing": [name for name in expected if name not in tensors],
+        "not part of it": [name for name in tensors if name not in expected],
+        "of another shape": [
+            f"{n} {list(tensors[n].shape)} instead of {list(expected[n])}" for n in reshaped
+        ],
     }
-    if told := [_listed(problem, names) for problem, names in problems.items() if names]:
-        raise ConfigError(f"{path} does not hold the tensors of {what}: {'; '.join(told)}")
+    if lists := [_listed(problem, names) for problem, names in problems.items() if names]:
+        raise ConfigError(f"{path} does not hold the tensors of {what}: {'; '.join(lists)}")
 
 
 def open_weights(folder: Path) -> WeightSource:
-    """A folder of ours, every header checked. Raises ConfigError; see `damage` for the content."""
+    """Open a folder of weights and check its headers. Raises ConfigError.
+
+    `find_corruption` checks the content.
+    """
     about = read_about(folder)
     model = validate(ModelConfig, about["model"], source=f"{folder / MODEL}: model")
     tensors = read_tensors(folder)
@@ -89,7 +97,7 @@ def open_weights(folder: Path) -> WeightSource:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What model.json says. Raises ConfigError."""
+    """The content of model.json. Raises ConfigError if it is not what an export writes."""
     about = load_toml(folder / MODEL)
     if about.get("format") != FORMAT or not {"name", "step", "vocabulary", "model", "files"} <= about.keys():
         raise ConfigError(
@@ -100,21 +108,21 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not tables or unlisted:
         raise ConfigError(
             f"{folder / MODEL}: its files or vocabulary are not what an export writes"
-            + (f" (it says nothing of {_listed('files', sorted(unlisted))})" if unlisted else "")
+            + (f" (it does not list {_listed('files', sorted(unlisted))})" if unlisted else "")
             + "; was it edited? Export the weights again"
         )
     return about
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over what model.json says of model and files: equal for equal weights."""
+    """SHA-256 over the model and files in model.json; it is equal for equal weights."""
     about = read_about(folder)
-    told = json.dumps({"model": about["model"], "files": about["files"]}, sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()
+    content = json.dumps({"model": about["model"], "files": about["files"]}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def find_corruption(folder: Path, share: slice = slice(None)) -> list[str]:
-    """What is wrong with the content of a share of the files; reads them."""
+    """The problems of a share of the files, whose content is read and hashed; [] if there are none."""
     return [
         f"{folder / name}: its content has changed (SHA-256 differs); copy or export it again"
         for name, entry in list(read_about(folder)["files"].items())[share]
@@ -123,8 +131,10 @@ def find_corruption(folder: Path, share: slice = slice(None)) -> list[str]:
 
 
 def read_tensors(folder: Path) -> dict[str, LazyTensor]:
-    """All tensors of a folder of one or several safetensors files. Raises ConfigError for what is missing,
-    cut short, or quantised."""
+    """All tensors of a folder with one or several safetensors files.
+
+    Raises ConfigError for a file that is missing, truncated or quantised.
+    """
     index = folder / INDEX
     file_of = load_toml(index).get("weight_map", {}) if index.exists() else {}
     if not file_of and not (folder / SINGLE).exists():
@@ -133,8 +143,8 @@ def read_tensors(folder: Path) -> dict[str, LazyTensor]:
             "pytorch_model.bin are not read: save the model again with safe_serialization=True"
         )
     headers = {name: _header(folder / name) for name in sorted(set(file_of.values())) or [SINGLE]}
-    held = {tensor: name for name, header in headers.items() for tensor in header}
-    if file_of and (wrong := sorted(t for t in {**file_of, **held} if file_of.get(t) != held.get(t))):
+    actual = {tensor: name for name, header in headers.items() for tensor in header}
+    if file_of and (wrong := sorted(t for t in {**file_of, **actual} if file_of.get(t) != actual.get(t))):
         raise ConfigError(f"{index} and its files disagree: {_listed('tensors', wrong)}")
     return {
         tensor: LazyTensor(shape, partial(_read, folder / name, tensor))
@@ -146,17 +156,17 @@ def read_tensors(folder: Path) -> dict[str, LazyTensor]:
 def write_folder(
     out: Path, source: WeightSource, description: Mapping[str, Any], *, dtype: Dtype, file_bytes: int
 ) -> list[Path]:
-    """Write `source`'s tensors into a new folder that is there whole or not at all; returns its files.
+    """Write the tensors of `source` into a new folder, whole or not at all; returns its files.
 
-    `description`: file name -> what to write there as JSON; in model.json, "files" and "dtype" are added.
-    Holds the tensors of one file in memory, at most `file_bytes` of them or one tensor.
+    `description`: JSON values by file name; "files" and "dtype" are added to model.json. The tensors of one
+    file are held in memory at a time: at most `file_bytes`, or one tensor.
     """
     check_out(out, source.path)
     writing = out.with_name(f"writing.{out.name}")
-    sizes = {name: _BYTES[dtype] * math.prod(each.shape) for name, each in source.tensors.items()}
+    sizes = {name: _BYTES[dtype] * math.prod(tensor.shape) for name, tensor in source.tensors.items()}
     files, entries = _cut_into_files(sizes, file_bytes), {}
     try:
-        shutil.rmtree(writing, ignore_errors=True)  # of a writer that was killed
+        shutil.rmtree(writing, ignore_errors=True)  # a killed writer may have left it
         writing.mkdir(parents=True)
         for name, tensors in files.items():
             _write_file(writing / name, {tensor: source.tensors[tensor] for tensor in tensors}, dtype)
@@ -169,7 +179,7 @@ def write_folder(
             more = {"dtype": dtype, "files": entries} if name == MODEL else {}
             write_json(writing / name, {**value, **more})
         os.rename(writing, out)
-    except (OSError, SafetensorError) as error:  # the latter wraps the former's message
+    except (OSError, SafetensorError) as error:  # SafetensorError wraps the message of an OSError
         raise ConfigError(f"{out}: cannot be written: {error}") from None
     finally:
         shutil.rmtree(writing, ignore_errors=True)
@@ -177,17 +187,17 @@ def write_folder(
 
 
 def about_model(source: WeightSource) -> dict[str, Any]:
-    """model.json of weights, but for their files."""
-    story = {"name": source.name, "step": source.step, "vocabulary": source.vocabulary}
-    return {"format": FORMAT, **story, "model": source.model.model_dump(mode="json")}
+    """The content of model.json for weights, without their files."""
+    origin = {"name": source.name, "step": source.step, "vocabulary": source.vocabulary}
+    return {"format": FORMAT, **origin, "model": source.model.model_dump(mode="json")}
 
 
 def check_out(out: Path, source: Path) -> None:
-    """Raise ConfigError where a new folder cannot be, or would be inside what it is made of."""
+    """Raise ConfigError if the new folder exists, or would be inside its own source."""
     if out.exists():
         raise ConfigError(f"{out} exists; choose another folder, or remove it")
     if source.resolve() in out.resolve().parents:
-        raise ConfigError(f"{out} is inside {source}, which it is made of; choose a folder beside it")
+        raise ConfigError(f"{out} is inside {source}, its source; choose a folder beside it")
 
 
 def _write_file(path: Path, tensors: Tensors, dtype: Dtype) -> None:
@@ -195,13 +205,15 @@ def _write_file(path: Path, tensors: Tensors, dtype: Dtype) -> None:
     from safetensors.torch import save_file
 
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    # Copies: a tensor that is read may be a view, and one that two names share would not be written twice.
-    own = {name: torch.empty(each.shape, dtype=kind).copy_(each.read()) for name, each in tensors.items()}
-    save_file(own, path, metadata={"format": "pt"})  # transformers refuses files without this
+    # Tensors are copied, since save_file refuses tensors that share memory, as views of a file may.
+    copies = {
+        name: torch.empty(tensor.shape, dtype=kind).copy_(tensor.read()) for name, tensor in tensors.items()
+    }
+    save_file(copies, path, metadata={"format": "pt"})  # transformers refuses files without this
 
 
 def _cut_into_files(sizes: Mapping[str, int], file_bytes: int) -> dict[str, list[str]]:
-    """File name -> tensors, in order, none split."""
+    """By file name, the names of its tensors, in order; no tensor is split."""
     groups, filled = [[]], 0
     for name, size in sizes.items():
         if groups[-1] and filled + size > file_bytes:
@@ -215,12 +227,12 @@ def _cut_into_files(sizes: Mapping[str, int], file_bytes: int) -> dict[str, list
 
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor -> shape, of a file that has the length that its header says."""
+    """The shapes of a file's tensors. Raises ConfigError for a truncated or quantised file."""
     try:
         with safe_open(path, framework="np") as file:
-            held = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            types = {name: each.get_dtype() for name, each in held.items()}
-            shapes = {name: tuple(each.get_shape()) for name, each in held.items()}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            types = {name: tensor.get_dtype() for name, tensor in slices.items()}
+            shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
     except (SafetensorError, OSError) as error:
         raise ConfigError(
             f"{path}: missing, cut short or no safetensors file ({error}); fetch or export it again "
@@ -232,11 +244,12 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read(path: Path, name: str) -> "Tensor":
-    """Mapped, not loaded: what is not looked at is not read (safetensors 0.8)."""
+    """One tensor of a file, memory-mapped, so that unused parts are not read (safetensors 0.8)."""
     with safe_open(path, framework="pt") as file:
         return file.get_tensor(name)
 
 
 def _listed(what: str, items: list[str]) -> str:
+    """ "what: a, b, c and 5 more"."""
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return f"{what}: {', '.join(items[:_SHOWN])}{more}"

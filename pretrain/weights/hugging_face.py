@@ -1,10 +1,10 @@
-"""Dense decoders in the layout of Hugging Face: Llama, or Qwen3 where queries and keys are normalised.
+"""Dense decoders in the layout of Hugging Face: Llama, or Qwen3 if queries and keys are normalised.
 
-A decoder here is such a model if its norms stand before the sublayers (`norm_placement = "pre"`) and every
-part has one weight shard. Three things differ (transformers 5.23, models/llama and models/qwen3): queries,
-keys and values are one tensor here, gate and up are one; and RoPE turns the pairs (x[2i], x[2i + 1]) of a
-head here, (x[i], x[i + head_dim / 2]) there, so the rows of queries and keys are in another order.
-Importing this file imports no torch.
+A Motley decoder is such a model if its norms stand before the sublayers (`norm_placement = "pre"`) and every
+part has one weight shard. Three things differ (transformers 5.23, models/llama and models/qwen3). In Motley,
+queries, keys and values are one tensor, and so are gate and up. Motley's RoPE rotates the pairs
+(x[2i], x[2i + 1]) of a head, Hugging Face's the pairs (x[i], x[i + head_dim / 2]), so the rows of queries and
+keys are in another order. Importing this module imports no torch.
 """
 
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 _TOWER = "text"
 _HEAD_DIM = {"llama": None, "qwen3": 128}
-"""model_type -> head_dim where config.json names none; None: hidden_size / num_attention_heads."""
+"""By model_type, head_dim if config.json has none; None: hidden_size / num_attention_heads."""
 _NAMES = {
     "num_layers": "num_hidden_layers", "d_model": "hidden_size", "num_heads": "num_attention_heads",
     "context_tokens": "max_position_embeddings", "vocab_tokens": "vocab_size", "norm_eps": "rms_norm_eps",
 }  # fmt: skip
-"""Our name of a field of config.json that is always there."""
+"""Motley's key -> the required field of config.json."""
 _EXPRESSIBLE: dict[str, tuple[Any, str]] = {
     "hidden_act": ("silu", "feed-forwards are SwiGLU"),
     "attention_bias": (False, "no layer has a bias"),
@@ -38,20 +38,20 @@ _EXPRESSIBLE: dict[str, tuple[Any, str]] = {
     "use_sliding_window": (False, "attention sees the whole document"),
     "quantization_config": (None, "weights must not be quantised; fetch the original model"),
 }
-"""config.json's field -> (the only value that can be expressed, why)."""
+"""By field of config.json: (the only value that a Motley model can have, the reason)."""
 
 
 class TensorPart(NamedTuple):
-    """One of their tensors: some rows of one of ours."""
+    """A tensor of Hugging Face's, which holds some rows of a Motley tensor."""
 
     name: str
     shape: tuple[int, ...]
     rotary: bool = False
-    """Its rows are turned by RoPE, head by head."""
+    """Whether RoPE rotates its rows, head by head."""
 
 
 def parts(model: ModelConfig) -> dict[str, list[TensorPart]]:
-    """Our tensor -> theirs, whose rows follow each other in it. For a model with one shard of every part."""
+    """By Motley tensor, the Hugging Face tensors whose rows it joins, for a model with one shard per part."""
     d, width, head, vocab = model.d_model, model.ffn_width, model.head_dim, model.vocab_tokens
     q, k = model.num_heads * head, model.kv_heads * head
     table: dict[str, list[tuple[Any, ...]]] = {
@@ -69,70 +69,73 @@ def parts(model: ModelConfig) -> dict[str, list[TensorPart]]:
         "final_norm": [("model.norm", (d,))],
         "head": [("lm_head", (vocab, d))],
     }  # fmt: skip
-    found = {}
+    result = {}
     for layer in layers(model):
         (name,) = layer.names(model).values()
         *block, stem = layer.stem.removesuffix(".weight").split(".", 2)
-        at = f"model.layers.{block[1]}." if block else ""
-        found[name] = [TensorPart(f"{at}{theirs}.weight", *rest) for theirs, *rest in table[stem]]
-    return found
+        prefix = f"model.layers.{block[1]}." if block else ""
+        result[name] = [TensorPart(f"{prefix}{theirs}.weight", *rest) for theirs, *rest in table[stem]]
+    return result
 
 
 def open_hugging_face(folder: Path) -> WeightSource:
-    """A Llama or Qwen3 folder (config.json and safetensors) under our names, as a dense model.
+    """Open a Llama or Qwen3 folder (config.json and safetensors) as a dense model with Motley's names.
 
-    Raises ConfigError, naming config.json's field, for what this decoder cannot compute.
+    Raises ConfigError, naming the field of config.json, for a model that Motley's decoder cannot compute.
     """
-    theirs = load_toml(folder / CONFIG)
-    model = read_model(folder / CONFIG, theirs)
+    fields = load_toml(folder / CONFIG)
+    model = read_model(folder / CONFIG, fields)
     expected = parts(model)
     # Files of early Llama models also hold a table of RoPE's frequencies.
-    held = {n: t for n, t in read_tensors(folder).items() if not n.endswith("rotary_emb.inv_freq")}
-    if theirs.get("tie_word_embeddings") and "model.embed_tokens.weight" in held:
-        held["lm_head.weight"] = held["model.embed_tokens.weight"]
-    shapes = {part.name: part.shape for each in expected.values() for part in each}
-    check_tensors(folder, held, shapes, f"a {theirs['model_type']} model of its {CONFIG}")
-    ours = {}
-    for name, each in expected.items():
-        rows = sum(part.shape[0] for part in each)
-        ours[name] = LazyTensor((rows, *each[0].shape[1:]), partial(_join, held, each, model.head_dim))
-    return WeightSource(folder, model, ours, name=folder.resolve().name)
+    tensors = {n: t for n, t in read_tensors(folder).items() if not n.endswith("rotary_emb.inv_freq")}
+    if fields.get("tie_word_embeddings") and "model.embed_tokens.weight" in tensors:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    shapes = {part.name: part.shape for joined in expected.values() for part in joined}
+    check_tensors(folder, tensors, shapes, f"a {fields['model_type']} model of its {CONFIG}")
+    lazy = {}
+    for name, joined in expected.items():
+        rows = sum(part.shape[0] for part in joined)
+        read = partial(_join, tensors, joined, model.head_dim)
+        lazy[name] = LazyTensor((rows, *joined[0].shape[1:]), read)
+    return WeightSource(folder, model, lazy, name=folder.resolve().name)
 
 
-def read_model(path: Path, theirs: Mapping[str, Any]) -> ModelConfig:
-    """ModelConfig of what a config.json describes, with one tower. Raises ConfigError."""
-    kind = theirs.get("model_type")
+def read_model(path: Path, fields: Mapping[str, Any]) -> ModelConfig:
+    """The ModelConfig, with one tower, of a config.json's content `fields`. Raises ConfigError."""
+    kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in _HEAD_DIM:
         raise ConfigError(
             f'{path}: model_type = "{kind}" cannot be expressed; legal: {", ".join(_HEAD_DIM)} (Qwen 2 and '
             "2.5 add biases, others attend, normalise or choose experts in ways that no layer here does)"
         )
     for field, (legal, why) in _EXPRESSIBLE.items():
-        if (value := theirs.get(field)) not in (None, legal):
+        if (value := fields.get(field)) not in (None, legal):
             raise ConfigError(f"{path}: {field} = {value} cannot be expressed: {why}; legal: {legal}")
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}  # the latter before version 5
+    rope = (
+        fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    )  # rope_scaling is the name before version 5
     scaling = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
     if scaling != "default" or rope.get("partial_rotary_factor", 1) != 1:
         raise ConfigError(
             f"{path}: rope_scaling = {rope} cannot be expressed: RoPE turns all pairs by unscaled angles; "
             "import a model without scaling, such as the one that this one was extended from"
         )
-    if absent := [field for field in (*_NAMES.values(), "intermediate_size") if theirs.get(field) is None]:
+    if absent := [field for field in (*_NAMES.values(), "intermediate_size") if fields.get(field) is None]:
         raise ConfigError(f"{path}: {', '.join(absent)}: required, but missing; fetch the file again")
-    values = {ours: theirs[name] for ours, name in _NAMES.items()} | {
-        "num_kv_heads": theirs.get("num_key_value_heads"),
-        "head_size": theirs.get("head_dim") or _HEAD_DIM[kind],
-        "ffn_hidden": theirs["intermediate_size"],
+    values = {key: fields[name] for key, name in _NAMES.items()} | {
+        "num_kv_heads": fields.get("num_key_value_heads"),
+        "head_size": fields.get("head_dim") or _HEAD_DIM[kind],
+        "ffn_hidden": fields["intermediate_size"],
         "towers": {_TOWER: _TOWER},
         "norm_placement": "pre",
         "qk_norm": kind == "qwen3",
-        "rope_theta": rope.get("rope_theta", theirs.get("rope_theta", 10_000.0)),
+        "rope_theta": rope.get("rope_theta", fields.get("rope_theta", 10_000.0)),
     }
     return validate(ModelConfig, values, source=str(path))
 
 
 def to_hugging_face(source: WeightSource) -> tuple[WeightSource, dict[str, Any]]:
-    """The same weights under their names, and config.json. Raises ConfigError for what has no place there."""
+    """(weights with Hugging Face's names, config.json). Raises ConfigError for a model of another kind."""
     model, theirs = source.model, {}
     split = [part for part in ("attention", "feed_forward", "norm") if len(model.shards_of(part)) > 1]
     if split or model.experts or model.norm_placement != "pre":
@@ -145,15 +148,15 @@ def to_hugging_face(source: WeightSource) -> tuple[WeightSource, dict[str, Any]]
             else f'model.norm_placement = "{model.norm_placement}": their norms stand before the sublayers'
         )
         raise ConfigError(f"{source.path} cannot be expressed as Llama or Qwen3 ({why}); use --format motley")
-    for name, each in parts(model).items():
-        for number, part in enumerate(each):
-            read = partial(_cut, source.tensors[name], each, number, model.head_dim)
+    for name, joined in parts(model).items():
+        for number, part in enumerate(joined):
+            read = partial(_cut, source.tensors[name], joined, number, model.head_dim)
             theirs[part.name] = LazyTensor(part.shape, read)
     return replace(source, tensors=theirs), config_of(model)
 
 
 def config_of(model: ModelConfig) -> dict[str, Any]:
-    """config.json, in the form that transformers 4 and 5 read."""
+    """The content of config.json, in a form that transformers 4 and 5 read."""
     kind = "qwen3" if model.qk_norm else "llama"
     return {
         "architectures": [f"{kind.capitalize()}ForCausalLM"],
@@ -171,19 +174,19 @@ def config_of(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _join(theirs: Mapping[str, LazyTensor], each: list[TensorPart], head_dim: int) -> "Tensor":
-    """Ours of their parts. A head's rows (x[i], x[i + head_dim / 2]) become (x[2i], x[2i + 1])."""
+def _join(theirs: Mapping[str, LazyTensor], joined: list[TensorPart], head_dim: int) -> "Tensor":
+    """A Motley tensor from its parts, with the rows of rotary parts in Motley's order."""
     import torch
 
-    read = ((theirs[part.name].read(), part.rotary) for part in each)
+    read = ((theirs[part.name].read(), part.rotary) for part in joined)
     pairs = (2, head_dim // 2)
     return torch.cat(
         [t.unflatten(0, (-1, *pairs)).transpose(1, 2).flatten(0, 2) if r else t for t, r in read]
     )
 
 
-def _cut(ours: LazyTensor, each: list[TensorPart], number: int, head_dim: int) -> "Tensor":
-    """One of their parts of ours: the inverse of `_join`."""
-    rows = ours.read().split([part.shape[0] for part in each])[number]
+def _cut(ours: LazyTensor, joined: list[TensorPart], number: int, head_dim: int) -> "Tensor":
+    """The part `number` of a Motley tensor: the inverse of `_join`."""
+    rows = ours.read().split([part.shape[0] for part in joined])[number]
     pairs = (head_dim // 2, 2)
-    return rows.unflatten(0, (-1, *pairs)).transpose(1, 2).flatten(0, 2) if each[number].rotary else rows
+    return rows.unflatten(0, (-1, *pairs)).transpose(1, 2).flatten(0, 2) if joined[number].rotary else rows

@@ -1,4 +1,4 @@
-"""Weights out of whatever holds some: a run, a checkpoint, a folder of weights, Llama and Qwen3 folders."""
+"""Opening weights of any origin: a run, a checkpoint, a folder of weights, a Llama or Qwen3 folder."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def open_source(path: Path) -> WeightSource:
-    """Its weights, to be read one by one in this process. Raises ConfigError for what holds none."""
+    """The weights at a path, to be read one by one in this process. Raises ConfigError if there are none."""
     if (path / MODEL).is_file():
         return open_weights(path)
     if (path / RUN).is_file():
@@ -38,7 +38,7 @@ def open_source(path: Path) -> WeightSource:
 
 
 def vocabulary_of(config: RunConfig) -> Mapping[str, int] | None:
-    """Ids per modality of the run's data; None where the data is not there."""
+    """The number of ids per modality of a run's data; None if the data is missing."""
     try:
         return tar.read_manifest(Path(config.data.train[0].path))["vocabulary"]
     except tar.ShardError:
@@ -46,7 +46,7 @@ def vocabulary_of(config: RunConfig) -> Mapping[str, int] | None:
 
 
 def _open_run(run: Path, checkpoint: Path | None) -> WeightSource:
-    """Weights of a checkpoint, None: of the newest; all of its files are checked first."""
+    """The weights of a checkpoint (None: the newest), after all of its files are checked."""
     from pretrain.checkpoint.shards import ShardReader
 
     config = load(run / RUN)
@@ -71,7 +71,7 @@ def _open_run(run: Path, checkpoint: Path | None) -> WeightSource:
     def read(name: str) -> "Tensor":
         try:
             return reader.whole(name)
-        except CheckpointError as error:  # its files were good when they were checked
+        except CheckpointError as error:  # the check above found its files good
             raise (ConfigError(str(error)) if path.exists() else _gone(path, config)) from None
 
     tensors = {name: LazyTensor(tuple(entry["shape"]), partial(read, name)) for name, entry in entries}
@@ -80,6 +80,7 @@ def _open_run(run: Path, checkpoint: Path | None) -> WeightSource:
 
 
 def _gone(path: Path, config: RunConfig) -> ConfigError:
+    """The error for a checkpoint that its run removed while it was read."""
     return ConfigError(
         f"{path} was removed while it was read: a run that goes on keeps its newest keep_checkpoints = "
         f"{config.keep_checkpoints} only; export a newer one, or let the run keep more"

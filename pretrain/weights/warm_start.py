@@ -1,19 +1,17 @@
-"""Weights of one model as the start of another: the same, or with more towers or a larger vocabulary.
+"""Warm starts: a model begins with the weights of an equal model, or of one with fewer towers or ids.
 
-Each tower of the new model starts as a copy of the tower that served its modality before, so a model that
-gains towers computes at its first step what its source computed. Nothing is merged and nothing shrinks.
+A tower of the new model starts as a copy of the tower that served its modality before, so a model that gains
+towers computes at its first step what its source computed. Towers are never merged, and nothing shrinks.
 
-New ids: their rows of the embedding are those of a fresh start, for with one row for all they could not be
-told apart; their rows of the head are the mean of the copied ones. By Jensen's inequality a token of mean
-logit is no likelier than the average one, so n new ids beside m raise a loss by at most log(1 + n / m) nats,
-where rows near zero could take almost all of the probability (Hewitt 2021, "Initializing New Word
-Embeddings").
+The embedding rows of new ids are drawn at random, because equal rows could not be told apart. Their head rows
+are the mean of the copied rows. By Jensen's inequality a token of mean logit is no likelier than the average
+token, so n new ids beside m raise a loss by at most log(1 + n / m) nats, whereas rows near zero could take
+almost all of the probability (Hewitt 2021, "Initializing New Word Embeddings").
 
-Depth routers that the source has not are those of a fresh start: a model that gains them computes for
-tokens that run, with gates of 1 (zero_init) or within some 2 % of it, what its source computed. Routers that
-the target has not are left behind.
+Depth routers that the source lacks are drawn at random. Their gates are 1 (zero_init) or within some 2 % of
+it, so the tokens that run are computed as in the source. Routers that the target lacks are dropped.
 
-Importing this file imports no torch.
+Importing this module imports no torch.
 """
 
 from collections.abc import Iterable, Mapping
@@ -39,13 +37,13 @@ _SAME = {
     "head_size": "head_dim", "ffn_hidden": "ffn_width", "norm_placement": "norm_placement",
     "qk_norm": "qk_norm", "norm_eps": "norm_eps", "rope_theta": "rope_theta",
 }  # fmt: skip
-"""Key of [model] -> attribute that decides what weights mean, and that no mapping changes."""
+"""Key of [model] -> attribute that must be equal in source and target, since it decides what weights mean."""
 
 Rows = list[tuple[int, int, int]]
-"""(first row in the source, first row in the target, how many)."""
+"""List of (first row in the source, first row in the target, number of rows)."""
 
 
-def fit(
+def adapt_weights(
     source: WeightSource,
     target: ModelConfig,
     *,
@@ -53,11 +51,11 @@ def fit(
     new_towers: Mapping[str, str],
     vocabulary: Mapping[str, int] | None,
 ) -> WeightSource:
-    """`source`'s weights for exactly the model `target`, read when they are needed.
+    """The weights of `source`, adapted to the model `target` and read when they are needed.
 
-    `new_towers`: tower of the target -> tower of the source that it starts as, where that does not follow
-    from the modalities. `vocabulary`: ids per modality of the data that the target will read, if known.
-    Raises ConfigError where the target cannot be had.
+    `new_towers`: by tower of the target, the tower of the source that it starts as, if the modalities do not
+    decide that. `vocabulary`: number of ids per modality of the target's data, if known. Raises ConfigError
+    if the weights cannot be adapted.
     """
     _check_model(source, target)
     if target.experts:
@@ -79,26 +77,28 @@ def fit(
 
 
 def initial_weights(config: RunConfig) -> Path | None:
-    """The folder that the run will read its weights from: none once it has a checkpoint."""
+    """The folder of weights that the run will begin with; None if it begins otherwise or has begun."""
     if config.initial_weights is None or any((config.run_dir / CHECKPOINTS).glob("step_*")):
         return None
     return Path(config.initial_weights)
 
 
 def check_initial_weights(config: RunConfig, vocabulary: Mapping[str, int]) -> None:
-    """Raise ConfigError unless `initial_weights`, if they will be read, are those of the run's model and of
-    its data's `vocabulary`. Looks at headers only."""
+    """Raise ConfigError unless `initial_weights` fit the run's model and the `vocabulary` of its data.
+
+    Only headers are read. Nothing is checked if the run will not read the weights.
+    """
     if (folder := initial_weights(config)) is None:
         return
     try:
         source = open_weights(folder)
         _check_model(source, config.model)
         new = _new_routers(source.tensors, config.model)
-        wanted = {name: shape for name, shape in logical_shapes(config.model).items() if name not in new}
-        check_tensors(folder, source.tensors, wanted, "this run's model")
-        theirs = [list((source.vocabulary or vocabulary).items()), list(source.model.towers.items())]
-        if theirs != (ours := [list(vocabulary.items()), list(config.model.towers.items())]):
-            raise ConfigError(f"made for ids and towers {theirs}, the run has {ours}")
+        expected = {name: shape for name, shape in logical_shapes(config.model).items() if name not in new}
+        check_tensors(folder, source.tensors, expected, "this run's model")
+        of_source = [list((source.vocabulary or vocabulary).items()), list(source.model.towers.items())]
+        if of_source != (of_run := [list(vocabulary.items()), list(config.model.towers.items())]):
+            raise ConfigError(f"made for ids and towers {of_source}, the run has {of_run}")
     except ConfigError as error:
         raise ConfigError(
             f'initial_weights = "{folder}": {error}. '
@@ -107,11 +107,10 @@ def check_initial_weights(config: RunConfig, vocabulary: Mapping[str, int]) -> N
 
 
 def load_weights(folder: Path, parameters: Iterable[tuple[str, "nn.Parameter"]], world: "World") -> None:
-    """Fill this rank's parameters, named as in the whole decoder, from a folder of weights. Depth routers
-    that it has not stay as they are.
+    """Fill this rank's parameters, named as in the whole decoder, from a folder of weights.
 
-    Each rank maps the files and reads its own slices. All ranks call it: first they check the content of the
-    files together, each its share. Raises ConfigError.
+    Depth routers that the folder lacks keep their values. All ranks call it. They share the check of the
+    files' content; then a rank maps the files and reads its own slices. Raises ConfigError.
     """
     import torch
 
@@ -123,12 +122,13 @@ def load_weights(folder: Path, parameters: Iterable[tuple[str, "nn.Parameter"]],
         raise ConfigError("\n".join(problems))
     with torch.no_grad():
         for name, parameter in parameters:
-            if name not in tensors:  # check_initial_weights lets nothing but new routers be missing
+            if name not in tensors:  # check_initial_weights allows only new routers to be missing
                 continue
             parameter.copy_(logical_of(parameter).cut(tensors[name].read(), world.tp_rank, world.tp_size))
 
 
 def _check_model(source: WeightSource, target: ModelConfig) -> None:
+    """Raise ConfigError if the weights mean something else in the target, or if the target has fewer ids."""
     pairs = {key: (getattr(target, name), getattr(source.model, name)) for key, name in _SAME.items()}
     if target.experts != source.model.experts:
         of_towers = [f"{tower}: {e.num_experts}" for tower, e in source.model.experts.items()]
@@ -137,28 +137,29 @@ def _check_model(source: WeightSource, target: ModelConfig) -> None:
             "experts are neither made of other weights nor dropped: make model.experts equal, or start "
             "without them"
         )
-    changed = {key: (ours, theirs) for key, (ours, theirs) in pairs.items() if ours != theirs}
+    changed = {key: (new, old) for key, (new, old) in pairs.items() if new != old}
     if changed:
-        told = "; ".join(f"model.{key} = {ours}, there {theirs}" for key, (ours, theirs) in changed.items())
-        fix = " ".join(f"model.{key}={str(theirs).lower()}" for key, (_, theirs) in changed.items())
-        raise ConfigError(f"{source.path} is another model: {told}. For its weights set {fix}")
+        listed = "; ".join(f"model.{key} = {new}, there {old}" for key, (new, old) in changed.items())
+        fix = " ".join(f"model.{key}={str(old).lower()}" for key, (_, old) in changed.items())
+        raise ConfigError(f"{source.path} is another model: {listed}. For its weights set {fix}")
     if target.vocab_tokens < (rows := source.model.vocab_tokens):
         raise ConfigError(
-            f"model.vocab_tokens = {target.vocab_tokens}, but {source.path} has rows for {rows} ids; none is "
-            f"ever dropped: set model.vocab_tokens={rows} or more"
+            f"model.vocab_tokens = {target.vocab_tokens}, but {source.path} has rows for {rows} ids, and "
+            f"ids are never dropped: set model.vocab_tokens={rows} or more"
         )
 
 
 def _origins(source: WeightSource, target: ModelConfig, new_towers: Mapping[str, str]) -> dict[str, set[str]]:
-    """Tower of the target -> towers of the source that it starts as: several only if they share weights."""
-    theirs, names = source.model.towers, source.model.tower_names
-    if lost := [modality for modality in theirs if modality not in target.towers]:
+    """By tower of the target, the towers of the source that it starts as; several must share weights."""
+    source_towers, names = source.model.towers, source.model.tower_names
+    if lost := [modality for modality in source_towers if modality not in target.towers]:
         raise ConfigError(
-            f"{source.path} serves {', '.join(theirs)}, but model.towers leaves out {', '.join(lost)}; "
+            f"{source.path} serves {', '.join(source_towers)}, but model.towers leaves out "
+            f"{', '.join(lost)}; "
             "modalities are never dropped"
         )
     served = {
-        tower: {theirs[m] for m, name in target.towers.items() if name == tower and m in theirs}
+        tower: {source_towers[m] for m, name in target.towers.items() if name == tower and m in source_towers}
         for tower in target.tower_names
     }
     new = [tower for tower, by in served.items() if not by]
@@ -174,20 +175,20 @@ def _origins(source: WeightSource, target: ModelConfig, new_towers: Mapping[str,
 
 
 def _shard(source: WeightSource, layer: Layer, origins: Mapping[str, set[str]], shard: str) -> str:
-    """The source's name of what a shard of the target's layer starts as."""
-    theirs = layer.names(source.model)
-    possible = set(theirs) if len(theirs) == 1 else origins.get(shard, set(theirs))
+    """The name of the source's tensor that a shard of the target's layer starts as."""
+    source_names = layer.names(source.model)
+    possible = set(source_names) if len(source_names) == 1 else origins.get(shard, set(source_names))
     if len(possible) > 1:
         raise ConfigError(
-            f"{source.path} has {layer.part} weights for each of {', '.join(theirs)}, the target one "
+            f"{source.path} has {layer.part} weights for each of {', '.join(source_names)}, the target one "
             f'for several of them ("{shard}"); towers cannot be merged: keep them apart in model.towers '
             "and model.untied"
         )
-    return theirs[next(iter(possible))]
+    return source_names[next(iter(possible))]
 
 
 def _router(source: WeightSource, layer: Layer, target: ModelConfig, seed: int) -> LazyTensor:
-    """The source's own, of whichever tower it was, or a new one."""
+    """The router of the source, of any tower, or a new one if the source has none."""
     for name, tensor in source.tensors.items():
         if name.startswith(f"{layer.stem}."):
             return tensor
@@ -207,16 +208,16 @@ def _router(source: WeightSource, layer: Layer, target: ModelConfig, seed: int) 
 
 
 def _new_routers(tensors: Mapping[str, LazyTensor], target: ModelConfig) -> set[str]:
-    """Depth routers of the target that are not among `tensors`."""
+    """The names of the target's depth routers that are not among `tensors`."""
     routers = {n for layer in layers(target) if layer.part == "depth" for n in layer.names(target).values()}
     return routers - tensors.keys()
 
 
 def _rows(source: WeightSource, target: ModelConfig, vocabulary: Mapping[str, int] | None) -> Rows:
-    """Where the source's rows of embedding and head go: an id keeps its meaning."""
-    theirs, modalities = source.vocabulary, source.model.modalities
+    """The rows of the target's embedding and head that the source's rows go to; ids keep their meaning."""
+    old, modalities = source.vocabulary, source.model.modalities
     in_place = [(0, 0, source.model.vocab_tokens)]
-    if theirs is None or vocabulary is None:
+    if old is None or vocabulary is None:
         if target.modalities[: len(modalities)] != modalities:
             raise ConfigError(
                 f"{source.path} holds ids of {', '.join(modalities)}, model.towers of "
@@ -228,18 +229,19 @@ def _rows(source: WeightSource, target: ModelConfig, vocabulary: Mapping[str, in
         raise ConfigError(
             f"model.vocab_tokens = {target.vocab_tokens}, data has {ids} ids: set model.vocab_tokens={ids}"
         )
-    if list(theirs.items()) == list(vocabulary.items()):
+    if list(old.items()) == list(vocabulary.items()):
         return in_place
-    if fewer := [name for name, size in theirs.items() if size > vocabulary.get(name, 0)]:
+    if fewer := [name for name, size in old.items() if size > vocabulary.get(name, 0)]:
         raise ConfigError(
-            f"{source.path} was trained on ids {dict(theirs)}, the data of this run has {dict(vocabulary)}: "
+            f"{source.path} was trained on ids {dict(old)}, the data of this run has {dict(vocabulary)}: "
             f"fewer of {', '.join(fewer)}; ids are never dropped: tokenize with the tokenizers of that run"
         )
-    before, after = Vocabulary(sizes=dict(theirs)), Vocabulary(sizes=dict(vocabulary))
-    return [(before.start(name), after.start(name), size) for name, size in theirs.items()]
+    before, after = Vocabulary(sizes=dict(old)), Vocabulary(sizes=dict(vocabulary))
+    return [(before.start(name), after.start(name), size) for name, size in old.items()]
 
 
 def _grown(tensor: LazyTensor, layer: Layer, rows: Rows, target: ModelConfig, seed: int) -> LazyTensor:
+    """Embedding or head of the target: copied rows, and rows of new ids."""
     if rows == [(0, 0, target.vocab_tokens)]:
         return tensor
 
@@ -248,8 +250,8 @@ def _grown(tensor: LazyTensor, layer: Layer, rows: Rows, target: ModelConfig, se
 
         from pretrain.models.initial_weights import InitialWeights
 
-        theirs = tensor.read()
-        copied = [theirs[start : start + count].float() for start, _, count in rows]
+        old_rows = tensor.read()
+        copied = [old_rows[start : start + count].float() for start, _, count in rows]
         if layer.stem == "embedding.weight":
             whole = torch.empty(layer.shape)
             InitialWeights.of(target, seed).normal("embedding")(whole)

@@ -1,1 +1,1 @@
-"""What runs are doing: `motley status`, `logs` and `cancel`."""
+"""`motley status`, `logs` and `cancel`: watching and ending submitted runs."""

@@ -1,33 +1,34 @@
-"""`motley cancel`: end the jobs of a run or of a comparison. Imports no torch."""
+"""`motley cancel`: it cancels the jobs of a run or of a comparison. This module imports no torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.quantities import duration
 from slurm.commands import cancel, in_queue, kill_wait_s
-from slurm.monitor.state import job_names, ours
+from slurm.monitor.state import job_names, queued_jobs
 from slurm.monitor.targets import ComparisonTarget, target
 from slurm.records import FOLDER, JOB, last_submission, read_json, report_name
 
 
 def cancel_jobs(path: str | Path, overrides: Sequence[str] = ()) -> int:
-    """Cancel what is queued or running, chains and reports included, and say what that was. Returns 0.
+    """Cancel and name the jobs that are queued or running, chains and reports included. Returns 0.
 
     Raises ConfigError for a path that is neither a run nor a comparison, and where Slurm refuses.
     """
-    found = target(path, overrides)
-    runs = found.runs if isinstance(found, ComparisonTarget) else (found,)
-    report = _report_job(found.directory) if isinstance(found, ComparisonTarget) else []
+    named = target(path, overrides)
+    runs = named.runs if isinstance(named, ComparisonTarget) else (named,)
+    report = _report_job(named.directory) if isinstance(named, ComparisonTarget) else []
     queue = in_queue([*report, *(name for run in runs for name in job_names(run.directory))])
-    # What waits for other jobs goes first: it would start when those end.
-    reports = report_name(found.directory.name)
+    # A job that waits for others is cancelled first, or it would start when they end.
+    reports = report_name(named.directory.name)
     doomed = {job: (reports, queue[job]) for job in report if job in queue and queue[job].name == reports}
     for run in runs:
         doomed |= {
-            job: (run.directory.name, queued) for job, queued in reversed(ours(run.directory, queue).items())
+            job: (run.directory.name, queued)
+            for job, queued in reversed(queued_jobs(run.directory, queue).items())
         }
     if not doomed:
-        print(f"{found.directory}: nothing queued or running")
+        print(f"{named.directory}: nothing queued or running")
         return 0
     for job, (name, queued) in doomed.items():
         print(f"cancelling job {job}: {name}, {queued.state}", flush=True)
@@ -41,6 +42,7 @@ def cancel_jobs(path: str | Path, overrides: Sequence[str] = ()) -> int:
 
 
 def _report_job(directory: Path) -> list[str]:
+    """The job that reports on the comparison, as a list of one; [] if none was submitted."""
     submission = last_submission(directory / FOLDER)
     job = read_json(submission / JOB).get("report_job") if submission else None
     return [] if job is None else [str(job)]

@@ -1,4 +1,4 @@
-"""`motley logs`: what a run's job and its ranks printed, to its end if wanted. Imports no torch."""
+"""`motley logs`: it prints the logs of a run's job and ranks, and may follow them. It imports no torch."""
 
 import sys
 import time
@@ -13,10 +13,10 @@ from slurm.monitor.targets import RunTarget, run_target
 from slurm.records import FOLDER, Attempt
 
 LINES = 200
-"""Of each file, unless all are wanted."""
+"""Lines shown of a file, unless all are asked for."""
 _TAIL_BYTES = 1 << 20
 _ASK_EVERY = 10
-"""Looks at the files between two questions to Slurm."""
+"""Polls of the files between two calls of squeue."""
 
 
 def logs(
@@ -30,39 +30,39 @@ def logs(
     poll_s: float = 1.0,
     to: TextIO | None = None,
 ) -> int:
-    """Print the end of the newest attempt's logs: of its job and rank 0, or of `rank`. Returns 0.
+    """Print the end of the newest attempt's logs, of the job and rank 0 or of `rank`. Returns 0.
 
-    `attempt`: as `motley status` numbers them; `whole`: from the first line on; `follow`: stay, over all
-    attempts to come, until the run ends or Ctrl-C. Raises ConfigError where there is no such run, attempt or
-    rank.
+    `attempt`: its number in `motley status`; `whole`: print from the first line on; `follow`: go on with
+    later attempts until the run ends or Ctrl-C. Raises ConfigError if there is no such run, attempt or rank.
     """
     out = to or sys.stdout
     run = run_target(path, overrides)
     _check(run, attempt, rank)
     printer = _Printer(out, whole=whole)
     try:
-        looks, number, files = 0, None, []
+        num_polls, number, files = 0, None, []
         while True:
             attempts = history(run.directory)
             before, number = number, _number(attempts, attempt)
             if before not in (None, number):
                 printer.show(files, to_the_end=True)
                 print(f"==> attempt {number} begins", file=out)
-            # Whether it has ended first, then what it printed: nothing may come between.
-            ended = not follow or _ended(run, attempts, attempt, ask=looks % _ASK_EVERY == 0)
+            # The run is asked whether it has ended before its files are read, so that no last line is missed.
+            ended = not follow or _ended(run, attempts, attempt, ask=num_polls % _ASK_EVERY == 0)
             files = _files(run.directory, attempts, number, attempt is not None, rank)
             printer.show(files, to_the_end=ended)
             if ended:
-                if not any(printer.places.values()):
-                    print(_nothing(run, files), file=out)
+                if not any(printer.offsets.values()):
+                    print(_nothing_printed(run, files), file=out)
                 return 0
-            looks += 1
+            num_polls += 1
             time.sleep(poll_s)
     except KeyboardInterrupt:
         return 0
 
 
 def _check(run: RunTarget, attempt: int | None, rank: int | None) -> None:
+    """Raise ConfigError if the run has no such attempt, or the attempt no such rank."""
     attempts = history(run.directory)
     if attempt is not None and not 0 <= attempt < len(attempts):
         legal = f"0 to {len(attempts) - 1}" if attempts else "none yet"
@@ -75,14 +75,17 @@ def _check(run: RunTarget, attempt: int | None, rank: int | None) -> None:
 
 
 def _number(attempts: Sequence[Attempt], attempt: int | None) -> int | None:
+    """The number of the attempt to show: the one asked for, else the newest; None if there is none."""
     return attempt if attempt is not None else len(attempts) - 1 if attempts else None
 
 
 def _files(
     directory: Path, attempts: Sequence[Attempt], number: int | None, chosen: bool, rank: int | None
 ) -> list[Path]:
-    """Logs to show, whether they are there or not. `chosen`: the attempt was asked for; the job's own output,
-    which is that of all its attempts, is left out then."""
+    """The log files to show, whether they exist or not.
+
+    `chosen`: the user named the attempt. The job's output is then left out, since all attempts write into it.
+    """
     log = rank_log(rank or 0)
     jobs = job_names(directory)
     if number is None:
@@ -97,11 +100,12 @@ def _files(
 
 
 def _output(directory: Path, job: str) -> Path:
-    """An array's jobs write into the comparison's folder."""
+    """The output of a job; the jobs of an array write into the comparison's folder."""
     return (directory.parent if "_" in job else directory) / FOLDER / f"job_{job}.out"
 
 
 def _ended(run: RunTarget, attempts: Sequence[Attempt], attempt: int | None, *, ask: bool) -> bool:
+    """Whether nothing more will be printed. `ask`: squeue may be called to find out."""
     if attempt is not None and attempts[attempt]["next"] != "running":
         return True
     if attempts and attempts[-1]["next"] in ("done", "stopped"):
@@ -111,29 +115,29 @@ def _ended(run: RunTarget, attempts: Sequence[Attempt], attempt: int | None, *, 
     return ask and read_state(run, ask_queue([run])[0], now=time.time()).state not in LIVE
 
 
-def _nothing(run: RunTarget, files: Sequence[Path]) -> str:
+def _nothing_printed(run: RunTarget, files: Sequence[Path]) -> str:
     state = read_state(run, ask_queue([run])[0], now=time.time())
-    looked = f"; looked into {', '.join(map(str, files))}" if files else ""
-    return f"{run.directory}: {state.state}, nothing was printed{looked}"
+    searched = f"; looked into {', '.join(map(str, files))}" if files else ""
+    return f"{run.directory}: {state.state}, nothing was printed{searched}"
 
 
 class _Printer:
-    """Prints what files gain, under the name of the file wherever that changes, as tail does."""
+    """Prints the lines that files gain, as `tail -f` does, with a heading wherever the file changes."""
 
     def __init__(self, out: TextIO, *, whole: bool) -> None:
         self._out, self._whole = out, whole
-        self.places: dict[Path, int] = {}
-        """Bytes of a file that were printed."""
+        self.offsets: dict[Path, int] = {}
+        """The number of bytes of a file that were printed or skipped."""
         self._last: Path | None = None
 
     def show(self, files: Sequence[Path], *, to_the_end: bool) -> None:
-        """Print whole lines that are new, and `to_the_end` what is left of one."""
+        """Print the new whole lines of `files`, and with `to_the_end` also an unfinished last line."""
         for file in files:
             try:
                 size = file.stat().st_size
-                first = file not in self.places
-                start = self.places.get(file, 0 if self._whole else max(0, size - _TAIL_BYTES))
-                start = start if start <= size else 0  # somebody wrote it anew
+                first = file not in self.offsets
+                start = self.offsets.get(file, 0 if self._whole else max(0, size - _TAIL_BYTES))
+                start = start if start <= size else 0  # the file was replaced
                 with file.open("rb") as opened:
                     opened.seek(start)
                     text = opened.read(size)
@@ -141,7 +145,7 @@ class _Printer:
                 continue
             if not to_the_end:
                 text = text[: text.rfind(b"\n") + 1]
-            self.places[file] = start + len(text)
+            self.offsets[file] = start + len(text)
             lines = text.decode(errors="replace").splitlines()
             if first and not self._whole and (start or len(lines) > LINES):
                 lines = [f"... earlier lines: --all, or {file}", *lines[-LINES:]]

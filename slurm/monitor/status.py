@@ -1,7 +1,11 @@
-"""`motley status`: a line per run, or a page of one. Imports no torch, and reads no file whole that grows."""
+"""`motley status`: a table of runs, or a page about one run.
+
+This module imports no torch, and reads only the ends of files that grow.
+"""
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
@@ -38,17 +42,17 @@ count over seconds of all attempts; the rest went into starting, evaluating, sav
 def status(
     paths: Sequence[str | Path] = (), overrides: Sequence[str] = (), *, to: TextIO | None = None
 ) -> int:
-    """Print where runs and comparisons stand; without `paths` all in ./runs. Returns 0.
+    """Print the state of runs and comparisons; without `paths`, of all in ./runs. Returns 0.
 
-    Raises ConfigError for a path that is neither. Where Slurm cannot be asked it says so and tells what the
-    records say.
+    Raises ConfigError for a path that is neither. If Slurm does not answer, the output says so and shows what
+    the runs' records tell.
     """
     out = to or sys.stdout
     if not paths and (overrides or not RUNS.is_dir()):
         raise ConfigError("name a run's or a comparison's file or directory: there is no folder runs/ here")
     targets = [target(path, overrides) for path in paths] if paths else targets_under(RUNS)
-    alone = [each for each in targets if isinstance(each, RunTarget)]
-    groups = [each for each in targets if isinstance(each, ComparisonTarget)]
+    alone = [item for item in targets if isinstance(item, RunTarget)]
+    groups = [item for item in targets if isinstance(item, ComparisonTarget)]
     queue, trouble = ask_queue([*alone, *(run for group in groups for run in group.runs)])
     now = time.time()
     blocks = []
@@ -63,12 +67,13 @@ def status(
         blocks.append([f"no runs in {RUNS}/"])
     blocks.append(_LEGEND.splitlines())
     if trouble:
-        blocks.append([f"{trouble.splitlines()[-1]}; what is said here is from the records alone"])
+        blocks.append([f"{trouble.splitlines()[-1]}; this is from the records of the runs alone"])
     print("\n\n".join("\n".join(block) for block in blocks), file=out)
     return 0
 
 
 def table(states: Sequence[RunState]) -> list[str]:
+    """The lines of a table with a row per run."""
     rows = [[*_COLUMNS], *map(_cells, states)]
     whys = ["why it waits, or last stopped", *(_short(state.waits or state.why or "") for state in states)]
     return [f"{line}  {why}".rstrip() for line, why in zip(aligned(rows), whys, strict=True)]
@@ -93,9 +98,7 @@ def _cells(state: RunState) -> list[str]:
 
 
 def _totals(group: ComparisonTarget, states: Sequence[RunState]) -> list[str]:
-    kinds = {state.state: 0 for state in states}
-    for state in states:
-        kinds[state.state] += 1
+    kinds = Counter(state.state for state in states)
     done, of = sum(state.step for state in states), sum(state.num_steps or 0 for state in states)
     counts = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
     share = f" ({percent(done / of)})" if of else ""
@@ -107,6 +110,7 @@ def _totals(group: ComparisonTarget, states: Sequence[RunState]) -> list[str]:
 
 
 def page(state: RunState) -> list[str]:
+    """The lines of a page about one run and its attempts."""
     row, of = state.row, state.num_steps
     share = "" if of is None else f" of {count(of)} ({percent(state.step / of)})"
     lines = [f"{state.directory}: {state.state}" + (f", job {state.job}" if state.job else "")]

@@ -1,4 +1,4 @@
-"""What a path on the command line stands for: a run or a comparison. Imports no torch."""
+"""The run or comparison that a path on the command line names. This module imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,23 +14,27 @@ from slurm.records import FOLDER, last_submission, read_json
 
 @dataclass(frozen=True)
 class RunTarget:
+    """A run."""
+
     directory: Path
     config: RunConfig | None
-    """None: the directory holds none that this version can read."""
+    """None: the directory holds no config that this version can read."""
 
 
 @dataclass(frozen=True)
 class ComparisonTarget:
+    """A comparison and its runs."""
+
     directory: Path
     runs: tuple[RunTarget, ...]
-    """Seed by seed."""
+    """The runs in the order of the plan: all arms of the first seed, then of the next."""
 
 
 Target = RunTarget | ComparisonTarget
 
 
 def target(path: str | Path, overrides: Sequence[str] = ()) -> Target:
-    """The run or comparison of a file, with `key=value` overrides, or of a directory that one has made.
+    """The run or comparison of a file, with `key=value` overrides, or of the directory that it writes.
 
     Raises ConfigError for a path that is neither.
     """
@@ -38,11 +42,11 @@ def target(path: str | Path, overrides: Sequence[str] = ()) -> Target:
     if path.is_dir():
         if overrides:
             raise ConfigError(f"{path}: a directory takes no overrides ({' '.join(overrides)}); a file does")
-        if (found := _of_directory(path)) is None:
+        if (in_directory := _of_directory(path)) is None:
             raise ConfigError(
                 f"{path}: holds neither a run ({CONFIG}, {RECORD}, {FOLDER}/) nor a comparison ({PLAN})"
             )
-        return found
+        return in_directory
     if is_comparison(path):
         plan = make_plan(path, overrides)
         return ComparisonTarget(
@@ -53,21 +57,22 @@ def target(path: str | Path, overrides: Sequence[str] = ()) -> Target:
 
 
 def run_target(path: str | Path, overrides: Sequence[str] = ()) -> RunTarget:
-    """As `target`, and raises ConfigError, naming its runs, for a comparison."""
-    found = target(path, overrides)
-    if isinstance(found, ComparisonTarget):
-        names = ", ".join(str(run.directory) for run in found.runs)
+    """The run that a path names. Raises ConfigError for a comparison, with the names of its runs."""
+    named = target(path, overrides)
+    if isinstance(named, ComparisonTarget):
+        names = ", ".join(str(run.directory) for run in named.runs)
         raise ConfigError(f"{path} is a comparison; name one of its runs: {names}")
-    return found
+    return named
 
 
 def targets_under(folder: Path) -> list[Target]:
-    """All that a folder holds, by name."""
-    found = (_of_directory(path) for path in sorted(folder.iterdir()) if path.is_dir())
-    return [each for each in found if each is not None]
+    """The runs and comparisons in the directories of a folder, sorted by name."""
+    targets = (_of_directory(path) for path in sorted(folder.iterdir()) if path.is_dir())
+    return [item for item in targets if item is not None]
 
 
 def _of_directory(path: Path) -> Target | None:
+    """The run or comparison that wrote a directory; None if none did."""
     if (path / PLAN).exists():
         runs = read_json(path / PLAN).get("runs", {})
         return ComparisonTarget(

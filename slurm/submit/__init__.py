@@ -1,1 +1,1 @@
-"""How runs, comparisons and tokenization become jobs."""
+"""`motley submit`: submitting runs, comparisons and tokenization as jobs."""

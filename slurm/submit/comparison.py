@@ -1,14 +1,14 @@
 """`motley submit COMPARE.toml`: a comparison's unfinished runs as one array of jobs, then a job that reports.
 
-<comparison directory>/slurm/1/     of the first submission, and so on
-    job.sbatch, report.sbatch       as given to sbatch
-    elements.json                   for each index of the array, the folder of its run's submission
+<comparison directory>/slurm/1/     the first submission; the next is slurm/2/
+    job.sbatch, report.sbatch       the scripts as given to sbatch
+    elements.json                   by index of the array, the folder of the run's submission
     profile.json, code.json, code.diff
-    job.json                        {"job": of the array or null, "report_job", "submitted"}
-<comparison directory>/slurm/job_<id>_<index>.out, job_<id>.out   what its jobs printed
-<run directory>/slurm/<n>/          config.json, profile.json, job.json: as of a run that has a job to itself
+    job.json                        {"job": the array's id or null, "report_job", "submitted"}
+<comparison directory>/slurm/job_<id>_<index>.out, job_<id>.out   what the jobs printed
+<run directory>/slurm/<n>/          config.json, profile.json, job.json, as for a run that is submitted alone
 
-Imports no torch.
+This module imports no torch.
 """
 
 import shlex
@@ -23,15 +23,22 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import PLAN, ComparisonPlan, PlannedRun, make_plan, write_plan
 from pretrain.comparison.run import check_runs, run_comparison, unfinished
-from pretrain.comparison.run_queue import only_one
+from pretrain.comparison.run_queue import lock_comparison
 from pretrain.run_dir import check_writable
 from slurm.commands import cancel, in_queue, sbatch, state_in_queue
 from slurm.profile import Profile, load_profile
 from slurm.records import ELEMENTS, FOLDER, JOB, job_names, last_submission, now, read_job, report_name
 from slurm.script import command_options, render, render_command, sbatch_options
 from slurm.submit import lead_time
-from slurm.submit.run import POLL_S, check_sizes, keep_code, new_submission, require_slurm, write_submission
-from slurm.submit.run import only_one as only_submitter
+from slurm.submit.run import (
+    POLL_S,
+    check_sizes,
+    keep_code,
+    lock_submission,
+    new_submission,
+    require_slurm,
+    write_submission,
+)
 
 
 def submit_comparison(
@@ -45,20 +52,14 @@ def submit_comparison(
     wait: bool = False,
     poll_s: float = POLL_S,
 ) -> int:
-    """Submit what is missing of a comparison, or print the array's script (`dry_run`): the exit code.
+    """Submit the unfinished runs of a comparison and return the exit code.
 
-    Where nothing is missing the report is made, here. `concurrent_runs`: runs at a time; None: the file's.
-    `wait`: stay until the job that reports has ended; 1 if runs are unfinished then. Raises ConfigError, one
-    message, before anything is written, for whatever would keep one of the runs from starting.
+    `dry_run` prints the array's script instead. If all runs are done, the report is made in this process.
+    `concurrent_runs`: the number of runs at a time; None: the comparison file's. `wait` returns when the job
+    that reports has ended, with 1 if runs are unfinished then. Raises ConfigError, with one message and
+    before anything is written, for whatever would keep one of the runs from starting.
     """
-    profile = load_profile(profile_path, nodes=nodes)
-    if profile.chain > 1:
-        print(
-            f"motley submit: a comparison makes no chains: what its jobs have not done at their time limit "
-            f"is submitted by the same command again ({profile_path}: chain = {profile.chain})",
-            file=sys.stderr,
-        )
-        profile = profile.model_copy(update={"chain": 1})
+    profile = _without_chain(load_profile(profile_path, nodes=nodes), profile_path)
     plan = make_plan(path, overrides)
     missing = unfinished(plan)
     if not missing:
@@ -74,7 +75,7 @@ def submit_comparison(
         return 0
     require_slurm()
     try:
-        with only_one(plan.directory):
+        with lock_comparison(plan.directory):
             queued = _queued(missing)
             todo = [run for run in missing if run.name not in queued]
             jobs = _submit(plan, profile, todo, queued, concurrent_runs)
@@ -86,23 +87,34 @@ def submit_comparison(
     return _wait(plan, jobs["report_job"], poll_s) if wait else 0
 
 
+def _without_chain(profile: Profile, path: str | Path) -> Profile:
+    """The profile with one job instead of a chain; if that is a change, a line says so."""
+    if profile.chain > 1:
+        print(
+            f"motley submit: a comparison makes no chains: what its jobs have not done at their time limit "
+            f"is submitted by the same command again ({path}: chain = {profile.chain})",
+            file=sys.stderr,
+        )
+    return profile.model_copy(update={"chain": 1})
+
+
 def _queued(runs: Sequence[PlannedRun]) -> dict[str, tuple[str, str]]:
-    """Run -> (job, its state), of those that have one in the queue."""
-    jobs: dict[str, tuple[str, str]] = {}  # job -> (run, what Slurm calls the job)
+    """Name of a run -> (its job, the job's state), for the runs that have a job in the queue."""
+    jobs: dict[str, tuple[str, str]] = {}  # job -> (run, Slurm's name of the job)
     for run in runs:
         if (submission := last_submission(run.config.run_dir / FOLDER)) is not None:
             name = read_job(submission)["name"]
             jobs |= {job: (run.name, name) for job in job_names(submission)}
-    found = in_queue(list(jobs))
+    queue = in_queue(list(jobs))
     return {
-        run: (job, found[job].state)
+        run: (job, queue[job].state)
         for job, (run, name) in jobs.items()
-        if job in found and found[job].name == name
+        if job in queue and queue[job].name == name
     }
 
 
 def _queued_report(plan: ComparisonPlan) -> int | None:
-    """The job that is to report, while it is in the queue."""
+    """The id of the job that will report, if it is in the queue; else None."""
     submission = last_submission(plan.directory / FOLDER)
     job = None if submission is None else read_job(submission)["report_job"]
     return job if job is not None and state_in_queue(str(job), report_name(plan.config.name)) else None
@@ -115,54 +127,67 @@ def _submit(
     queued: Mapping[str, tuple[str, str]],
     concurrent_runs: int,
 ) -> dict[str, Any]:
-    """Submit an array of the runs to do, and a job that reports when they and the queued ones have ended.
+    """Submit an array of the runs `todo`, and a job that reports when these and the queued runs have ended.
 
-    Nothing stays if Slurm refuses one of them. Returns job.json.
+    If Slurm refuses one of the two, the other is cancelled and all files are removed. Returns the content of
+    job.json.
     """
     waiting = _queued_report(plan)
     if not todo and waiting is not None:
         return {"job": None, "report_job": waiting}
-    folder, here, name = plan.directory.absolute() / FOLDER, Path.cwd(), plan.config.name
-    with ExitStack() as kept:
-        fresh = not (plan.directory / PLAN).exists()
+    folder, name = plan.directory.absolute() / FOLDER, plan.config.name
+    with ExitStack() as undo:
+        if not (plan.directory / PLAN).exists():
+            undo.push(lambda kind, *_: (plan.directory / PLAN).unlink(missing_ok=True) if kind else None)
         write_plan(plan)
-        if fresh:
-            kept.push(lambda kind, *_: (plan.directory / PLAN).unlink() if kind else None)
-        kept.enter_context(only_submitter(folder))
-        submission = kept.enter_context(new_submission(folder))
-        elements = []
-        for run in todo:
-            of_run = run.config.run_dir.absolute() / FOLDER
-            kept.enter_context(only_submitter(of_run))
-            check_writable(run.config)
-            elements.append(kept.enter_context(new_submission(of_run)))
-            write_submission(elements[-1], run.config, profile)
+        undo.enter_context(lock_submission(folder))
+        submission = undo.enter_context(new_submission(folder))
+        elements = [_new_element(undo, run, profile) for run in todo]
         write_json(submission / "profile.json", profile.model_dump(mode="json"))
         write_json(submission / ELEMENTS, [str(element) for element in elements])
         keep_code(submission)
-        after = [job for job, _ in queued.values()]
         array = None
         if todo:
-            indices = _indices(len(todo), concurrent_runs)
-            script = submission / "job.sbatch"
-            script.write_text(_script(plan, profile, submission, indices))
-            array = sbatch(
-                sbatch_options(profile, name=name, logs=folder, folder=here, array=indices), script
-            )
-            kept.push(lambda kind, *_: cancel([str(array)]) if kind else None)
+            array = _submit_array(plan, profile, submission, _indices(len(todo), concurrent_runs))
+            undo.push(lambda kind, *_: cancel([str(array)]) if kind else None)
             for task, element in enumerate(elements):
-                ours = {"job": array, "task": task, "chain": [], "name": name, "submitted": now()}
-                write_json(element / JOB, ours)
-            after.append(str(array))
-        script = submission / "report.sbatch"
-        script.write_text(_report_script(plan, profile, folder))
-        options = command_options(profile, name=report_name(plan.config.name), logs=folder, folder=here)
-        report_job = sbatch([*options, f"--dependency=afterany:{':'.join(after)}"], script)
+                own = {"job": array, "task": task, "chain": [], "name": name, "submitted": now()}
+                write_json(element / JOB, own)
+        after = [*(job for job, _ in queued.values()), *([] if array is None else [str(array)])]
+        report_job = _submit_report(plan, profile, submission, after)
         jobs = {"job": array, "report_job": report_job, "submitted": now()}
         write_json(submission / JOB, jobs)
-    if waiting is not None:  # for less than the new one waits for
+    if waiting is not None:  # it waits for fewer jobs than the new report
         cancel([str(waiting)])
     return jobs
+
+
+def _new_element(undo: ExitStack, run: PlannedRun, profile: Profile) -> Path:
+    """The submission of one run of an array; its folder is locked, and removed if the caller fails."""
+    folder = run.config.run_dir.absolute() / FOLDER
+    undo.enter_context(lock_submission(folder))
+    check_writable(run.config)
+    submission = undo.enter_context(new_submission(folder))
+    write_submission(submission, run.config, profile)
+    return submission
+
+
+def _submit_array(plan: ComparisonPlan, profile: Profile, submission: Path, indices: str) -> int:
+    """Submit the array of runs; returns its job id."""
+    script = submission / "job.sbatch"
+    script.write_text(_script(plan, profile, submission, indices))
+    logs, here = submission.parent, Path.cwd()
+    return sbatch(
+        sbatch_options(profile, name=plan.config.name, logs=logs, folder=here, array=indices), script
+    )
+
+
+def _submit_report(plan: ComparisonPlan, profile: Profile, submission: Path, after: Sequence[str]) -> int:
+    """Submit the job that reports when the jobs `after` have ended; returns its id."""
+    script, logs = submission / "report.sbatch", submission.parent
+    script.write_text(_report_script(plan, profile, logs))
+    options = command_options(profile, name=report_name(plan.config.name), logs=logs, folder=Path.cwd())
+    return sbatch([*options, f"--dependency=afterany:{':'.join(after)}"], script)
 
 
 def _indices(count: int, concurrent_runs: int) -> str:

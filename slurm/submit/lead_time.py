@@ -1,5 +1,7 @@
-"""Whether a run can save in the time that Slurm gives it to stop, by what earlier attempts measured. Imports
-no torch."""
+"""A warning if a run cannot save in the time that Slurm gives it to stop, by the times of earlier attempts.
+
+This module imports no torch.
+"""
 
 import math
 from collections.abc import Iterator
@@ -13,16 +15,15 @@ from slurm.profile import Profile
 from slurm.records import read_json
 
 UNPUNCTUAL_S = 60
-"""Slurm sends a signal up to a minute early, and ends a job at the next look at its limit."""
+"""Slurm sends a signal up to a minute early, and checks time limits at intervals."""
 
 
 def warning(config: RunConfig, profile: Profile) -> str | None:
-    """What to change, in words, if ranks may be killed before they have saved; None if they may not, or if
-    nothing has been measured yet.
+    """What to change, in words, if ranks may be killed before they have saved.
 
-    A signal is answered when the step and the evaluation that are under way are done, and the checkpoint
-    begins when the one before is written. Twice what that took is wanted, for the steps are means over the
-    rows of metrics.jsonl and file systems have bad days.
+    It is None if there is time enough, or if nothing has been measured yet. Ranks obey a signal after the
+    current step and evaluation, and begin a checkpoint after the previous one is written. The limit is twice
+    the time that this took, because the rows of metrics.jsonl hold means over steps and file systems vary.
     """
     rows = read_rows(config.run_dir / METRICS)
     step_s = max(
@@ -37,20 +38,20 @@ def warning(config: RunConfig, profile: Profile) -> str | None:
         f"earlier attempts took up to {step_s:.1f} s a step, {evaluation_s:.1f} s an evaluation and "
         f"{checkpoint_s:.1f} s a checkpoint"
     )
-    found = []
+    warnings = []
     if profile.signal_lead_s < needed_s:
-        found.append(
+        warnings.append(
             f"signal_lead_s = {profile.signal_lead_s} may be too short to save before the time limit: "
             f"{took}; {UNPUNCTUAL_S} s + 2 x their sum is {needed_s:.0f} s: set signal_lead_s = "
             f"{10 * math.ceil(needed_s / 10)} in the profile"
         )
     wait_s = kill_wait_s()
     if wait_s is not None and wait_s < step_s + checkpoint_s:
-        found.append(
+        warnings.append(
             f"at scancel and preemption Slurm kills ranks after KillWait = {wait_s} s, but {took}: the steps "
             "since the last checkpoint would be lost; save more often (every_steps.checkpoint)"
         )
-    return "\n".join(found) or None
+    return "\n".join(warnings) or None
 
 
 def _checkpoint_seconds(config: RunConfig) -> Iterator[float]:

@@ -1,22 +1,24 @@
-"""`motley submit`: check on the login node what can be, keep what is submitted, submit. Imports no torch.
+"""`motley submit` for a run: it checks the run on the login node, writes down what it submits, and submits.
 
-<run directory>/slurm/1/        of the first submission, and so on
-    config.json, profile.json   as resolved: what the ranks are given, and what the site was taken to be
-    job.sbatch                  as given to sbatch
-    code.json, code.diff        the commit of the checkout, and its difference to it
-    job.json                    the job's id, and those of its chain
-<run directory>/slurm/job_<id>.out, attempts.jsonl   written by the job: its output, and rows about attempts
+<run directory>/slurm/1/        the first submission; the next is slurm/2/
+    config.json, profile.json   the resolved config, which the ranks read, and the resolved profile of the
+    site job.sbatch                  the script as given to sbatch code.json, code.diff        the commit of
+    the checkout, and the diff against it job.json                    the ids of the job and of the jobs of
+    its chain
+<run directory>/slurm/job_<id>.out, attempts.jsonl   the job's output, and its rows about attempts
+
+This module imports no torch.
 """
 
-import fcntl
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.config import RunConfig, check_run_layout, is_legal, load
 from pretrain.run_dir import check_config, check_writable, code_state, finished_step
@@ -41,10 +43,11 @@ def submit(
     wait: bool = False,
     poll_s: float = POLL_S,
 ) -> int:
-    """Submit a run, or print its script (`dry_run`, which needs no Slurm and writes nothing): the exit code.
+    """Submit a run and return the exit code.
 
-    `wait`: stay until the job has ended for good, and return its exit code. Raises ConfigError, one message,
-    for whatever would keep the run from starting, and if a job of the run is queued or running.
+    `dry_run` prints the script instead; it needs no Slurm and writes nothing. `wait` returns when the job has
+    ended for good, with the job's exit code. Raises ConfigError, with one message, for whatever would keep
+    the run from starting, and if a job of the run is queued or running.
     """
     config, profile = load(run_path, overrides), load_profile(profile_path, nodes=nodes)
     check_config(config)
@@ -60,7 +63,7 @@ def submit(
     if dry_run:
         print(_script(config, profile, folder / str(_next_number(folder))), end="")
         return 0
-    with only_one(folder):
+    with lock_submission(folder):
         check_not_queued(config.run_dir, folder)
         check_writable(config)
         with new_submission(folder) as submission:
@@ -70,7 +73,7 @@ def submit(
 
 
 def require_slurm() -> None:
-    """Raise ConfigError on a machine that one cannot submit from."""
+    """Raise ConfigError on a machine without Slurm's commands."""
     if shutil.which("sbatch") is None:
         raise ConfigError(
             "sbatch is not on the PATH: this machine has no Slurm. Submit from a login node, look at the "
@@ -79,7 +82,7 @@ def require_slurm() -> None:
 
 
 def check_sizes(config: RunConfig, profile: Profile) -> None:
-    """Raise ConfigError if the run could not start on the most or the least of the nodes that it may get."""
+    """Raise ConfigError if the run could not start on the most or on the fewest nodes that it may get."""
     check_run(config, profile.world_size)
     if (least := profile.node_counts[0]) < profile.nodes:
         try:
@@ -89,7 +92,7 @@ def check_sizes(config: RunConfig, profile: Profile) -> None:
 
 
 def legal_counts(config: RunConfig, profile: Profile) -> list[int]:
-    """How many nodes the run can use, of those that it may get."""
+    """The numbers of nodes on which the layout is legal, of the numbers that Slurm may give."""
     return [count for count in profile.node_counts if is_legal(config, count * profile.ranks_per_node)]
 
 
@@ -107,13 +110,13 @@ def check_not_queued(run_dir: Path, folder: Path) -> None:
 
 
 def write_submission(submission: Path, config: RunConfig, profile: Profile) -> None:
-    """What a job of the run reads."""
+    """Write the files that a job of the run reads."""
     write_json(submission / "config.json", config.model_dump(mode="json"))
     write_json(submission / "profile.json", profile.model_dump(mode="json"))
 
 
 def keep_code(submission: Path) -> None:
-    """What code it was."""
+    """Write which code is submitted."""
     commit, diff = code_state()
     write_json(submission / "code.json", {"commit": commit, "changed": bool(diff)})
     (submission / "code.diff").write_text(diff)
@@ -124,12 +127,12 @@ def _script(config: RunConfig, profile: Profile, submission: Path) -> str:
 
 
 def _submit(config: RunConfig, profile: Profile, submission: Path) -> list[int]:
-    """Write what is kept, and give the script to sbatch, for each job of a chain: their ids."""
+    """Write the submission and call sbatch once for every job of the chain; returns the ids."""
     write_submission(submission, config, profile)
     keep_code(submission)
     script = submission / "job.sbatch"
     script.write_text(_script(config, profile, submission))
-    # The header says the same, but the user's SBATCH_... variables would go before it.
+    # The script's header has the same options, but the user's SBATCH_... variables would override those.
     options = sbatch_options(profile, name=config.name, logs=submission.parent, folder=Path.cwd())
     jobs: list[int] = []
     try:
@@ -147,7 +150,7 @@ def _submit(config: RunConfig, profile: Profile, submission: Path) -> list[int]:
 
 @contextmanager
 def new_submission(folder: Path) -> Iterator[Path]:
-    """The next numbered folder; it is gone again if what is done with it fails."""
+    """The next numbered folder; it is removed again if the block fails."""
     submission = folder / str(_next_number(folder))
     try:
         submission.mkdir()
@@ -160,20 +163,20 @@ def new_submission(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Make <directory>/slurm, and keep a second `motley submit` out while this one looks and submits."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "lock").open("a")
-    except OSError as error:
-        raise ConfigError(
-            f"{folder.parent}: cannot be written: {error}; set runs_dir=... to a folder that can"
-        ) from None
-    with file:
+def lock_submission(folder: Path) -> Iterator[None]:
+    """Keep a second `motley submit` out of `folder`, <directory>/slurm, while this one checks and submits."""
+    directory = folder.parent
+    with ExitStack() as stack:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder.parent}: another `motley submit` is at it") from None
+            stack.enter_context(
+                lock_directory(
+                    folder, lambda holder: f"{directory}: another `motley submit` is working on it ({holder})"
+                )
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"{directory}: cannot be written: {error}; set runs_dir=... to a folder that can"
+            ) from None
         yield
 
 
@@ -185,12 +188,12 @@ def _submission_summary(config: RunConfig, profile: Profile, jobs: Sequence[int]
     run_dir, job = config.run_dir, jobs[0]
     counts, legal = profile.node_counts, legal_counts(config, profile)
     nodes = f"{counts[0]}-{profile.nodes}" if len(counts) > 1 else str(profile.nodes)
-    again = f"{profile.max_requeues} requeues at most"
+    restarts = f"{profile.max_requeues} requeues at most"
     if followers := jobs[1:]:
-        again = f"then {', '.join(map(str, followers))} until it is done"
+        restarts = f"then {', '.join(map(str, followers))} until it is done"
     lines = [
         f"job {job}: {config.name} on {nodes} x {profile.ranks_per_node} ranks, "
-        f"{profile.time_limit} an attempt, {again}",
+        f"{profile.time_limit} an attempt, {restarts}",
         f"  status    motley status {run_dir}    (squeue -j {','.join(map(str, jobs))})",
         f"  logs      motley logs -f {run_dir}",
         f"  output    {run_dir / FOLDER / f'job_{job}.out'}",
@@ -200,35 +203,33 @@ def _submission_summary(config: RunConfig, profile: Profile, jobs: Sequence[int]
         f"  stop      motley cancel {run_dir}",
     ]
     if idle := [count for count in counts if count not in legal]:
-        counted = ", ".join(map(str, idle))
-        lines.append(
-            f"  nodes     the layout is legal on {', '.join(map(str, legal))}; of {counted} some stay idle"
-        )
+        legal_text, idle_text = (", ".join(map(str, numbers)) for numbers in (legal, idle))
+        lines.append(f"  nodes     the layout is legal on {legal_text}; of {idle_text} some stay idle")
     return "\n".join(lines)
 
 
 def _wait(submission: Path, poll_s: float) -> int:
-    """Stay until no job of the submission is in the queue, telling of each attempt; the last one's exit code.
+    """Print how every attempt ends until no job of the submission is queued; the last attempt's exit code.
 
-    The queue is asked and not `sbatch --wait`, which looks ever more seldom (138 s for a job of 114 s).
+    squeue is polled because `sbatch --wait` polls ever more rarely (it took 138 s for a job of 114 s).
     """
     jobs, name = job_names(submission), read_job(submission)["name"]
-    told, code, queued = 0, 1, True
-    following = "running"
+    num_printed, code, queued = 0, 1, True
+    last_state = "running"
     while queued:
         time.sleep(poll_s)
         queued = any(commands.state_in_queue(job, name) for job in jobs)
         attempts = [attempt for attempt in read_attempts(submission.parent) if str(attempt["job"]) in jobs]
         ended = [attempt for attempt in attempts if attempt["next"] != "running"]
-        for attempt in ended[told:]:
+        for attempt in ended[num_printed:]:
             where = f"job {attempt['job']}, attempt {attempt['attempt']}"
             print(f"{where}: {attempt['next']}: {attempt['reason']}", flush=True)
-        told = len(ended)
+        num_printed = len(ended)
         if attempts:
-            following, code = attempts[-1]["next"], attempts[-1]["exit_code"]
-    if following in ("running", "requeued", "chained", "lost"):
+            last_state, code = attempts[-1]["next"], attempts[-1]["exit_code"]
+    if last_state in ("running", "requeued", "chained", "lost"):
         print(
-            f"job {jobs[0]} left the queue and no record: cancelled, or its first node was lost",
+            f"job {jobs[0]} left the queue without a record: cancelled, or its first node was lost",
             file=sys.stderr,
         )
         return 1

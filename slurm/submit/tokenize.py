@@ -1,9 +1,9 @@
-"""`motley tokenize ... --profile`: the tokenizers, then parts of the shards as an array, then what is left.
+"""`motley tokenize ... --profile`: jobs that fit tokenizers, write parts of the shards, and finish.
 
-<out>/slurm/<n>/    of each submission: tokenizers.sbatch, parts.sbatch, finish.sbatch, job.json
+<out>/slurm/<n>/        a submission: tokenizers.sbatch, parts.sbatch, finish.sbatch, job.json
 <out>/slurm/job_*.out   what the jobs printed
 
-Imports no torch.
+This module imports no torch.
 """
 
 import shlex
@@ -14,17 +14,18 @@ from itertools import groupby
 from pathlib import Path
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.files.lock import LOCK
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import INDEX
 from data_pipeline.shards.tar import MANIFEST
-from data_pipeline.tokenize.claim import LOCK, claimed
+from data_pipeline.tokenize.claim import CLAIM_LOCK, claimed
 from data_pipeline.tokenize.prepare import HOLDS, SETTINGS, read_source, unfinished_parts
 from data_pipeline.tokenize.tokenizer_set import TOKENIZERS
 from slurm.commands import cancel, sbatch, state_in_queue
 from slurm.profile import Profile, load_profile
 from slurm.records import FOLDER, JOB, last_submission, now, read_job
 from slurm.script import command_options, render_command
-from slurm.submit.run import new_submission, only_one, require_slurm
+from slurm.submit.run import lock_submission, new_submission, require_slurm
 
 
 def submit_tokenize(
@@ -38,11 +39,11 @@ def submit_tokenize(
     concurrent_parts: int | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Submit what is missing of OUT as up to three jobs, each after the one before, or print their scripts.
+    """Submit what is missing of OUT as up to three jobs, or print their scripts (`dry_run`).
 
-    `parts`: jobs that the token shards are spread over; `processes` of each: None: the profile's
-    cpus_per_task. Raises ConfigError as `tokenize` does where one sees it before any work, and if jobs of an
-    earlier call are queued or running.
+    `parts`: the number of jobs that share the token shards; `processes`: worker processes of a job (None: the
+    profile's cpus_per_task). Raises ConfigError for the mistakes that `tokenize` sees before any work, and if
+    jobs of an earlier call are queued or running.
     """
     out, profile = Path(out).absolute(), load_profile(profile_path)
     config, splits, facts = read_source(src, config_path)
@@ -51,20 +52,15 @@ def submit_tokenize(
         print(f"{out} is done; `motley tokenize` without --profile checks it")
         return 0
     words = ["-m", "tools.cli", "tokenize", src, str(out), "--config", str(Path(config_path).absolute())]
-    plain = shlex.join([*words, "--processes", str(processes or profile.cpus_per_task)])
-    steps: dict[str, tuple[str, str | None]] = {}
-    if not (out / TOKENIZERS).is_dir():
-        steps["tokenizers"] = (f"{plain} --tokenizers-only", None)
-    if missing := unfinished_parts(splits, out, config, parts):
-        throttle = "" if concurrent_parts is None else f"%{concurrent_parts}"
-        steps["parts"] = (f"{plain} --part $SLURM_ARRAY_TASK_ID/{parts}", f"{_ranges(missing)}{throttle}")
-    steps["finish"] = (plain, None)
+    command = shlex.join([*words, "--processes", str(processes or profile.cpus_per_task)])
+    missing = unfinished_parts(splits, out, config, parts)
+    steps = _steps(command, not (out / TOKENIZERS).is_dir(), missing, parts, concurrent_parts)
     if dry_run:
         for step, (arguments, array) in steps.items():
             print(_script(profile, out, step, arguments, array), end="")
         return 0
     require_slurm()
-    with _begun(out, facts), only_one(out / FOLDER), new_submission(out / FOLDER) as submission:
+    with _begun(out, facts), lock_submission(out / FOLDER), new_submission(out / FOLDER) as submission:
         _check_not_queued(out)
         jobs = _submit(profile, out, submission, steps)
     for step, job in jobs.items():
@@ -75,25 +71,41 @@ def submit_tokenize(
     return 0
 
 
+def _steps(
+    command: str, tokenizers: bool, missing: Sequence[int], parts: int, concurrent_parts: int | None
+) -> dict[str, tuple[str, str | None]]:
+    """Name of a step -> (its command, its indices as an array or None), in order.
+
+    `tokenizers`: whether they must be fitted; `missing`: the numbers of the parts that are not done.
+    """
+    steps: dict[str, tuple[str, str | None]] = {}
+    if tokenizers:
+        steps["tokenizers"] = (f"{command} --tokenizers-only", None)
+    if missing:
+        throttle = "" if concurrent_parts is None else f"%{concurrent_parts}"
+        steps["parts"] = (f"{command} --part $SLURM_ARRAY_TASK_ID/{parts}", f"{_ranges(missing)}{throttle}")
+    return steps | {"finish": (command, None)}
+
+
 def _submit(
     profile: Profile, out: Path, submission: Path, steps: dict[str, tuple[str, str | None]]
 ) -> dict[str, int]:
-    """Step -> its job. Nothing is left in the queue if one is refused."""
+    """Submit the steps; returns the job of every step. If Slurm refuses one, the others are cancelled."""
     jobs: dict[str, int] = {}
-    with ExitStack() as kept:
+    with ExitStack() as undo:
         for step, (arguments, array) in steps.items():
             script = submission / f"{step}.sbatch"
             script.write_text(_script(profile, out, step, arguments, array))
             options = command_options(
                 profile, name=_name(out, step), logs=out / FOLDER, folder=Path.cwd(), array=array
             )
-            # Parts that failed are done by the last job; without tokenizers there is nothing to be done.
+            # The last job does the parts that failed; without tokenizers no job can do anything.
             after = [f"afterok:{jobs['tokenizers']}"] if "tokenizers" in jobs else []
             after += [f"afterany:{jobs['parts']}"] if "parts" in jobs else []
             if after:
                 options += [f"--dependency={','.join(after)}", "--kill-on-invalid-dep=yes"]
             jobs[step] = job = sbatch(options, script)
-            kept.push(lambda kind, *_, job=job: cancel([str(job)]) if kind else None)
+            undo.push(lambda kind, *_, job=job: cancel([str(job)]) if kind else None)
         write_json(submission / JOB, {"jobs": jobs, "submitted": now()})
     return jobs
 
@@ -111,16 +123,16 @@ def _check_not_queued(out: Path) -> None:
 
 @contextmanager
 def _begun(out: Path, facts: dict[str, object]) -> Iterator[None]:
-    """Begin or continue OUT as `motley tokenize` does; where it is begun here and that fails, undo it."""
+    """Begin or continue OUT as `motley tokenize` does; undo a beginning if the block fails."""
     fresh = not (out / SETTINGS).exists()
     with claimed(out, SETTINGS, facts, HOLDS):
-        pass  # and not held: its jobs may start at once
+        pass  # the lock is released, for the jobs may start at once
     try:
         yield
     except BaseException:
         if fresh:
-            with suppress(OSError):  # a job that was taken before another was refused may have written there
-                for path in (out / SETTINGS, out / LOCK, out / FOLDER / "lock"):
+            with suppress(OSError):  # a job accepted before another was refused may have written there
+                for path in (out / SETTINGS, out / CLAIM_LOCK, out / FOLDER / LOCK):
                     path.unlink(missing_ok=True)
                 (out / FOLDER).rmdir()
                 out.rmdir()

@@ -1,1 +1,1 @@
-"""What supervises a job on its first node, from the check of its nodes to what comes next."""
+"""The supervisor of a job on its first node, from the check of the nodes to the decision to restart."""

@@ -1,10 +1,10 @@
-"""The supervisor of one attempt of a job: what the batch script executes, on the job's first node.
+"""The supervisor of one attempt of a job, which the batch script runs on the job's first node.
 
-    python -m slurm.attempt SUBMISSION      or the folder of an array's owner
+    python -m slurm.attempt SUBMISSION      (for an array, the submission of its comparison)
 
-It looks at the nodes, starts ranks by srun, watches them, finds out how they ended, decides what comes next
-(slurm/supervise/decide.py) and has Slurm do it. Imports no torch: ranks may run in a container, this runs on
-the host.
+It checks the nodes, starts ranks by srun, watches them, finds the cause of their end, decides what comes next
+(slurm/supervise/decide.py) and has Slurm do it. It imports no torch, because it runs on the host even where
+ranks run in a container.
 """
 
 import argparse
@@ -31,16 +31,16 @@ from slurm.supervise.job import Job, environment, open_job, srun_command
 from slurm.supervise.watchdog import WAIT_S, run_step, watch
 
 PATIENCE_S = 600.0
-"""How long Slurm's controller may be away (it is updated, it moves) when it must be asked or told."""
+"""Seconds for which a command of Slurm is repeated while the controller does not answer."""
 _ALL_RANKS = 64
-"""Up to so many ranks each has its end in an attempt's row; of more, those that did not end well."""
+"""Up to this number of ranks, an attempt's row records the end of every rank; above, only of failed ranks."""
 
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt came to, and what is to be done about it."""
+    """How an attempt ended, and what comes next (`next`, as in the rows of slurm.records)."""
 
     next: str
     reason: str
@@ -48,23 +48,23 @@ class Outcome:
     cause: Cause | None = None
     excluded: tuple[str, ...] = ()
     restarts: bool = False
-    """Slurm has put the job back into the queue itself."""
+    """Whether Slurm has put the job back into the queue itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the attempt; the job's exit code."""
+    """Run the attempt; returns the job's exit code."""
     parser = argparse.ArgumentParser(prog="python -m slurm.attempt")
     parser.add_argument("folder", type=Path)
     parser.add_argument(
         "--failed", metavar="WHY", help="record that the batch script failed, and start nothing"
     )
     args = parser.parse_args(argv)
-    # Slurm sends SIGTERM at the time limit, at scancel and at a preemption, also to this process; it has to
-    # outlive that, to say how the ranks ended.
-    signal.signal(signal.SIGTERM, _note)
+    # Slurm sends SIGTERM at the time limit, at scancel and at a preemption, to this process too. It must
+    # survive to record how the ranks ended.
+    signal.signal(signal.SIGTERM, _print_signal)
     try:
         job = open_job(args.folder)
-        if (code := _over_before(job)) is not None:
+        if (code := _code_of_finished_chain(job)) is not None:
             return code
         return _attempt(job, args.failed)
     except (ConfigError, LaunchError, OSError) as error:
@@ -72,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _note(number: int, _frame: FrameType | None) -> None:
+def _print_signal(number: int, _frame: FrameType | None) -> None:
     print(f"motley: the batch script was sent {signal.Signals(number).name}", flush=True)
 
 
-def _over_before(job: Job) -> int | None:
-    """The exit code of a job whose chain has come to its end before it; None if there is work left."""
+def _code_of_finished_chain(job: Job) -> int | None:
+    """The exit code, if an earlier job of the chain has finished or stopped the run; None if work is left."""
     last = next((row for row in reversed(job.own) if row["job"] != job.facts.job), None)
     if last is None or last["next"] not in ("done", "stopped"):
         return None
@@ -89,29 +89,20 @@ def _over_before(job: Job) -> int | None:
 
 
 def _attempt(job: Job, failed: str | None) -> int:
+    """Run and record the attempt; returns the exit code. `failed`: why the batch script failed, if it did."""
     facts, where = job.facts, f"job {job.facts.name}, attempt {job.facts.attempt} on {job.facts.nodelist}"
     print(f"motley: {where}, from step {job.from_step}; ranks log to {job.attempt_dir}", flush=True)
     job.attempt_dir.mkdir(parents=True, exist_ok=True)
-    for row in job.earlier:
-        if row["next"] == "running":
-            reason = "it never said how it ended: its first node was lost, or Slurm killed it first"
-            append(job.records, row | {"next": "lost", "reason": reason, "to_step": job.from_step})
+    _record_lost(job)
     job = replace(job, earlier=read_attempts(job.records))
-    row: Attempt = {
-        **{"job": facts.job, "task": facts.task, "attempt": facts.attempt, "nodes": facts.nodelist},
-        **{"world_size": 0, "submitted": _submitted(job), "started": now(), "ended": None},
-        **{"from_step": job.from_step, "to_step": None, "exit_code": None, "cause": None, "ranks": []},
-        **{"excluded": [], "next": "running", "reason": ""},
-    }
-    nodes, used = commands.hostnames(facts.nodelist), 0
-    if failed is None:
-        used = _usable(job, len(nodes))
-        row["world_size"] = used * job.profile.ranks_per_node
+    nodes = commands.hostnames(facts.nodelist)
+    used = _usable(job, len(nodes)) if failed is None else 0
+    row = _first_row(job, world_size=used * job.profile.ranks_per_node)
     append(job.records, row)
 
     if failed is not None:
         outcome = Outcome("stopped", f"{failed}; not started again", 1)
-    elif len(job.jobs) == 1 and job.allowed.requeues > job.profile.max_requeues:
+    elif len(job.jobs) == 1 and job.budget.requeues > job.profile.max_requeues:
         outcome = Outcome("stopped", "not started again: it was lost more often than max_requeues", 1)
     elif not used:
         legal = f"the layout is not legal on {len(nodes)} nodes, nor on fewer of them"
@@ -121,8 +112,27 @@ def _attempt(job: Job, failed: str | None) -> int:
     return _finish(job, row, outcome)
 
 
+def _record_lost(job: Job) -> None:
+    """Give earlier attempts that left no end record a last row, "lost"."""
+    for row in job.earlier:
+        if row["next"] == "running":
+            reason = "it never said how it ended: its first node was lost, or Slurm killed it first"
+            append(job.records, row | {"next": "lost", "reason": reason, "to_step": job.from_step})
+
+
+def _first_row(job: Job, *, world_size: int) -> Attempt:
+    """The row of this attempt as it begins."""
+    facts = job.facts
+    return {
+        **{"job": facts.job, "task": facts.task, "attempt": facts.attempt, "nodes": facts.nodelist},
+        **{"world_size": world_size, "submitted": _submitted(job), "started": now(), "ended": None},
+        **{"from_step": job.from_step, "to_step": None, "exit_code": None, "cause": None, "ranks": []},
+        **{"excluded": [], "next": "running", "reason": ""},
+    }
+
+
 def _submitted(job: Job) -> str:
-    """When the job entered the queue, before this attempt; of a job in a chain: when it could go on."""
+    """When the job entered the queue; in a chain, when the job before it had ended, if that was later."""
     before = next((row["ended"] for row in reversed(job.own) if row["job"] != job.facts.job), None)
     try:
         local = commands.show_job(str(job.facts.own_id))["SubmitTime"]
@@ -133,7 +143,7 @@ def _submitted(job: Job) -> str:
 
 
 def _usable(job: Job, given: int) -> int:
-    """The most of `given` nodes that the run's layout can be spread over; 0 if it cannot."""
+    """The largest number of nodes, up to `given`, on which the run's layout is legal; 0 if there is none."""
     ranks = job.profile.ranks_per_node
     counts = range(given, 0, -1)
     used = next((count for count in counts if is_legal(job.config, count * ranks)), 0)
@@ -143,7 +153,7 @@ def _usable(job: Job, given: int) -> int:
 
 
 def _check_nodes(job: Job, nodes: Sequence[str]) -> Outcome | None:
-    """Look at all nodes of the job; None if they are good."""
+    """Check all nodes of the job; None if they are good, else the outcome of the attempt."""
     settings = job.profile.preflight
     if not settings.enabled:
         return None
@@ -158,31 +168,32 @@ def _check_nodes(job: Job, nodes: Sequence[str]) -> Outcome | None:
         return "the check of nodes does not end" if time.monotonic() > deadline else None
 
     code, _ = _step(job, command, environment(job, nodes), errors, late)
-    if not (found := preflight.problems(folder, nodes)):
+    if not (problems := preflight.problems(folder, nodes)):
         return None
-    said = errors.read_text(errors="replace")
-    print(said, end="", file=sys.stderr, flush=True)
-    why = "; ".join(f"{node}: {problem}" if node else problem for node, problem in found.items())
-    if outcome := _if_slurm_ended_it(
-        job, said, Cause("lost_node", None, None, f"check of nodes: {why}", code or 1)
-    ):
-        return outcome
-    return _without(job, found, f"check of nodes: {why}")
+    srun_log = errors.read_text(errors="replace")
+    print(srun_log, end="", file=sys.stderr, flush=True)
+    problem_text = "; ".join(f"{node}: {text}" if node else text for node, text in problems.items())
+    why = f"check of nodes: {problem_text}"
+    cause = Cause("lost_node", None, None, why, code or 1)
+    return _if_slurm_ended_it(job, srun_log, cause) or _exclude_nodes(job, problems, why)
 
 
-def _without(job: Job, found: dict[str, str], why: str) -> Outcome:
-    """What to do about bad nodes: start again on others, if they can be named."""
-    bad = tuple(sorted(node for node in found if node))
+def _exclude_nodes(job: Job, problems: dict[str, str], why: str) -> Outcome:
+    """The outcome of an attempt with bad nodes: it starts again on other nodes, if bad ones can be named.
+
+    `problems`: problem by node, where the node "" stands for a problem that is no single node's fault.
+    """
+    bad = tuple(sorted(node for node in problems if node))
     cause = Cause("preflight", None, bad[0] if len(bad) == 1 else None, why, 1)
     if not bad:
         return Outcome("stopped", f"{why}; not started again: no node can be named", 1, cause)
     total = set(bad).union(*(row["excluded"] for row in job.own))
-    following, reason = decide_bad_nodes(why, len(total), job.profile.preflight.max_excluded, job.allowed)
-    return Outcome(following, reason, 1, cause, bad)
+    next_state, reason = decide_bad_nodes(why, len(total), job.profile.preflight.max_excluded, job.budget)
+    return Outcome(next_state, reason, 1, cause, bad)
 
 
 def _train(job: Job, nodes: Sequence[str]) -> Outcome:
-    """Run the ranks to their end, whatever that is."""
+    """Run the ranks until they end; returns the outcome of the attempt."""
     errors = job.attempt_dir / "srun.log"
     errors.touch()
     per_node = job.profile.ranks_per_node
@@ -192,14 +203,14 @@ def _train(job: Job, nodes: Sequence[str]) -> Outcome:
         *(f"--output={job.attempt_dir}/rank%t.log", "--open-mode=append"),
     ]
     hang = watch(job.attempt_dir, job.run_dir, errors, job.profile.hang_after_s)
-    code, found = _step(job, command, environment(job, nodes), errors, hang)
-    said = errors.read_text(errors="replace")
-    print(said, end="", file=sys.stderr, flush=True)
+    code, hang_text = _step(job, command, environment(job, nodes), errors, hang)
+    srun_log = errors.read_text(errors="replace")
+    print(srun_log, end="", file=sys.stderr, flush=True)
     if code == 0:
         return Outcome("done", "all steps done", 0)
-    cause = find_cause(job.attempt_dir, len(nodes) * per_node, said, code, hang=found)
-    said += end_of_log(job.attempt_dir / "rank0.log")  # where Slurm says why it ended the step
-    return _if_slurm_ended_it(job, said, cause) or _outcome(job, cause, None, restarts=False)
+    cause = find_cause(job.attempt_dir, len(nodes) * per_node, srun_log, code, hang=hang_text)
+    srun_log += end_of_log(job.attempt_dir / "rank0.log")  # Slurm writes there why it ended the step
+    return _if_slurm_ended_it(job, srun_log, cause) or _outcome(job, cause, None, restarts=False)
 
 
 def _step(
@@ -209,29 +220,32 @@ def _step(
     errors: Path,
     hang: Callable[[], str | None],
 ) -> tuple[int, str | None]:
+    """Run srun under the watch of `hang`: (exit code, the text of `hang` if it ended the step)."""
+
     def end_step() -> None:
         try:
-            _patiently(lambda: commands.kill_steps(str(job.facts.own_id)), WAIT_S)
-        except ConfigError as error:  # srun is ended all the same
+            _retry(lambda: commands.kill_steps(str(job.facts.own_id)), WAIT_S)
+        except ConfigError as error:  # run_step kills srun all the same
             print(f"motley: {error}", file=sys.stderr, flush=True)
 
     return run_step(command, environment=environment, errors=errors, hang=hang, end_step=end_step)
 
 
-def _if_slurm_ended_it(job: Job, said: str, cause: Cause) -> Outcome | None:
-    """What to do where Slurm, or a person, ended the job; None where ranks ended by themselves."""
+def _if_slurm_ended_it(job: Job, srun_log: str, cause: Cause) -> Outcome | None:
+    """The outcome if Slurm or a person ended the job; None if ranks ended by themselves."""
     try:
-        seen = _patiently(lambda: commands.show_job(str(job.facts.own_id)))
+        status = _retry(lambda: commands.show_job(str(job.facts.own_id)))
     except ConfigError as error:
         print(f"motley: {error}", file=sys.stderr, flush=True)
-        seen = {}
-    by_slurm = ended_by_slurm(seen, job.facts.attempt, said)
+        status = {}
+    by_slurm = ended_by_slurm(status, job.facts.attempt, srun_log)
     if by_slurm is None:
         return None
-    return _outcome(job, cause, by_slurm, restarts=is_restarted(seen, job.facts.attempt))
+    return _outcome(job, cause, by_slurm, restarts=is_restarted(status, job.facts.attempt))
 
 
 def _outcome(job: Job, cause: Cause, by_slurm: str | None, *, restarts: bool) -> Outcome:
+    """The decision about an attempt that ended for `cause`; `by_slurm` is the result of `ended_by_slurm`."""
     end = End(
         exit_code=cause.exit_code,
         kind=cause.kind,
@@ -240,42 +254,48 @@ def _outcome(job: Job, cause: Cause, by_slurm: str | None, *, restarts: bool) ->
         by_slurm=by_slurm,
         restarts=restarts,
     )
-    following, reason = decide(end, job.allowed)
+    next_state, reason = decide(end, job.budget)
     if by_slurm == PREEMPTED:
         cause = replace(cause, kind=PREEMPTED)
-    return Outcome(following, reason, cause.exit_code, cause, restarts=restarts)
+    return Outcome(next_state, reason, cause.exit_code, cause, restarts=restarts)
 
 
 def _finish(job: Job, row: Attempt, outcome: Outcome) -> int:
-    """Record what the attempt came to, and have Slurm do what comes next; the job's exit code."""
+    """Record the outcome and have Slurm do what comes next; returns the job's exit code."""
     outcome = _record(job, row, outcome)
-    total = sorted(set(outcome.excluded).union(*(each["excluded"] for each in job.own)))
-    if "exclude" in job.profile.options:
-        total.append(str(job.profile.options["exclude"]))
     try:
-        if outcome.next == "requeued" and not outcome.restarts:
-            _patiently(lambda: commands.requeue(job.facts.name))
-            # Only now: a job that runs has its nodes, and Slurm refuses. This process outlives the SIGTERM.
-            if outcome.excluded:
-                _patiently(lambda: commands.exclude(job.facts.name, total))
-        elif outcome.next == "chained" and outcome.excluded:
-            for follower in job.followers:
-                _patiently(lambda name=str(follower): commands.exclude(name, total))
-        elif outcome.next in ("done", "stopped") and job.followers:
-            _patiently(lambda: commands.cancel([str(follower) for follower in job.followers]))
+        _tell_slurm(job, outcome)
     except ConfigError as error:
         if outcome.next == "requeued":
-            outcome = _record(
-                job, row, replace(outcome, next="stopped", reason=f"{outcome.reason}; but {error}")
-            )
+            reason = f"{outcome.reason}; but {error}"
+            outcome = _record(job, row, replace(outcome, next="stopped", reason=reason))
         else:
-            _say(f"motley: {error}")
+            _print(f"motley: {error}")
     return outcome.exit_code
 
 
+def _tell_slurm(job: Job, outcome: Outcome) -> None:
+    """Requeue the job, exclude bad nodes or cancel the rest of a chain. Raises ConfigError on refusal."""
+    excluded = sorted(set(outcome.excluded).union(*(row["excluded"] for row in job.own)))
+    if "exclude" in job.profile.options:
+        excluded.append(str(job.profile.options["exclude"]))
+    if outcome.next == "requeued" and not outcome.restarts:
+        _retry(lambda: commands.requeue(job.facts.name))
+        # Slurm refuses to exclude nodes of a running job, so this follows. The process survives the SIGTERM.
+        if outcome.excluded:
+            _retry(lambda: commands.exclude(job.facts.name, excluded))
+    elif outcome.next == "chained" and outcome.excluded:
+        for follower in job.followers:
+            _retry(lambda name=str(follower): commands.exclude(name, excluded))
+    elif outcome.next in ("done", "stopped") and job.followers:
+        _retry(lambda: commands.cancel([str(follower) for follower in job.followers]))
+
+
 def _record(job: Job, row: Attempt, outcome: Outcome) -> Outcome:
-    """Write the attempt's last row, and one line for people. Stopped if there is no room for a row: nor is
-    there any for a checkpoint."""
+    """Write the attempt's last row and print one line for people.
+
+    If there is no space for a row the outcome becomes "stopped", for a checkpoint would find none either.
+    """
     ends = [
         {key: end[key] for key in ("rank", "host", "exit_code", "kind")} for end in rank_ends(job.attempt_dir)
     ]
@@ -289,25 +309,25 @@ def _record(job: Job, row: Attempt, outcome: Outcome) -> Outcome:
     try:
         append(job.records, row)
     except OSError as error:
-        going_on = outcome.next in ("requeued", "chained")
-        reason = f"{outcome.reason}; " + ("but not started again: " if going_on else "") + str(error)
-        outcome = replace(outcome, next="stopped" if going_on else outcome.next, reason=reason)
+        restarts = outcome.next in ("requeued", "chained")
+        reason = f"{outcome.reason}; " + ("but not started again: " if restarts else "") + str(error)
+        outcome = replace(outcome, next="stopped" if restarts else outcome.next, reason=reason)
     steps = f"saved steps {job.from_step} -> {row['to_step']}"
-    _say(f"motley: attempt {job.facts.attempt}, {steps}: {outcome.reason}")
+    _print(f"motley: attempt {job.facts.attempt}, {steps}: {outcome.reason}")
     return outcome
 
 
-def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # the job's output may be on a disk that is full
+def _print(line: str) -> None:
+    with contextlib.suppress(OSError):  # the job's output may be on a full disk
         print(line, flush=True)
 
 
-def _patiently(tell: Callable[[], Answer], patience_s: float = PATIENCE_S) -> Answer:
-    """`tell()`, again and again so long as Slurm's controller is away."""
+def _retry(command: Callable[[], Answer], patience_s: float = PATIENCE_S) -> Answer:
+    """The result of `command()`, which is repeated while Slurm's controller does not answer."""
     deadline, pause_s = time.monotonic() + patience_s, 1.0
     while True:
         try:
-            return tell()
+            return command()
         except commands.ControllerUnreachable:
             if time.monotonic() + pause_s > deadline:
                 raise

@@ -1,7 +1,7 @@
-"""Why an attempt of a job failed: which rank was first, where, and of what.
+"""The cause of an attempt's failure: the first rank that failed, its host and its error.
 
-Three witnesses, in this order: the ranks' own end records (parallel/rank_end.py), what srun printed, and the
-ends of the logs of ranks that could not leave a record. srun's messages are those of Slurm 22.05 to 24.11.
+There are three sources, in this order: the end records of ranks (parallel/rank_end.py), the messages of srun,
+and the last lines of the logs of ranks without a record. The messages are those of Slurm 22.05 to 24.11.
 """
 
 import json
@@ -32,19 +32,19 @@ _TAIL_BYTES = 64 << 10
 
 @dataclass(frozen=True)
 class Cause:
-    """Why an attempt ended otherwise than done."""
+    """Why an attempt ended without being done."""
 
     kind: str
-    """Of a rank's record, or "killed", "lost_node", "hang" (the watchdog's), "launch" (none started)."""
+    """The kind of a rank's end record, or "killed", "lost_node", "hang", or "launch" (no rank started)."""
     rank: int | None
     host: str | None
     message: str
     exit_code: int
-    """That of the first failing rank, 128 + signal number for one that was killed; 85 if all were stopped."""
+    """The code of the first rank that failed (128 + signal, if it was killed); 85 if a signal stopped all."""
 
     @property
     def sentence(self) -> str:
-        """One line for people: "rank 3 on node2: out of memory: CUDA out of memory. Tried to ..."."""
+        """One line for people, such as "rank 3 on node2: out of memory: CUDA out of memory. Tried to ..."."""
         who = "" if self.rank is None else f"rank {self.rank}"
         where = "" if self.host is None else f"on {self.host}"
         what = "" if self.kind == "stopped" else self.kind.replace("_", " ")
@@ -53,7 +53,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class _End:
-    """What srun said of a task; `text` is "" for one of which it said nothing."""
+    """srun's message about the end of a task; `text` is "" if there was none."""
 
     rank: int
     host: str | None
@@ -66,7 +66,7 @@ def rank_ends(attempt_dir: Path) -> list[dict[str, Any]]:
     for path in attempt_dir.glob(f"rank*{SUFFIX}"):
         try:
             ends.append(json.loads(path.read_text()))
-        except (OSError, ValueError):  # a file system that lost what it was told to keep
+        except (OSError, ValueError):  # the file system lost a record that was written
             continue
     return sorted(ends, key=lambda end: end["rank"])
 
@@ -74,8 +74,10 @@ def rank_ends(attempt_dir: Path) -> list[dict[str, Any]]:
 def find_cause(
     attempt_dir: Path, world_size: int, srun_log: str, srun_code: int, *, hang: str | None = None
 ) -> Cause:
-    """Why an attempt whose srun ended with `srun_code`, not 0, did so. `hang`: what its watchdog saw, if it
-    was the watchdog that ended it."""
+    """The cause of an attempt's end.
+
+    `srun_code`: srun's exit code, not 0; `hang`: what the watchdog saw, if it ended the attempt.
+    """
     records = rank_ends(attempt_dir)
     code = srun_code or 1
     failures = [end for end in records if end["kind"] not in ("done", "stopped", "lost_peer")]
@@ -91,35 +93,49 @@ def find_cause(
 
     ended = list(_ended(srun_log))
     stopped = [end for end in records if end["kind"] == "stopped"]
-    # Ranks end for many reasons once one has left: the order in which srun saw them leave decides.
+    # Once one rank has left, others end for many reasons: the first end that srun saw decides.
     if ended and _code(ended[0].text) == ExitCode.REQUEUE:
         how = "after a checkpoint" if stopped else "before training could listen"
         return Cause("stopped", None, None, f"stopped by a signal, {how}", ExitCode.REQUEUE)
-    told = {end["rank"] for end in records}
+    if cause := _of_ranks_without_record(records, ended, attempt_dir, world_size, srun_log):
+        return cause
+    if stopped:
+        return Cause("stopped", None, None, "stopped by a signal, after a checkpoint", ExitCode.REQUEUE)
+    for end in ended:  # the rank failed while it left, after it had written its record
+        if code := _code(end.text):
+            return Cause("error", end.rank, end.host, f"{end.text}, after its work was done", code)
+    message = one_line(srun_log)
+    return Cause("error", None, None, f"srun ended with code {code}{message and f': {message}'}", code)
+
+
+def _of_ranks_without_record(
+    records: Sequence[dict[str, Any]],
+    ended: Sequence[_End],
+    attempt_dir: Path,
+    world_size: int,
+    srun_log: str,
+) -> Cause | None:
+    """The cause, if ranks without an end record caused the failure, or a lost peer of unknown cause did."""
+    recorded = {end["rank"] for end in records}
     lost_peers = [end for end in records if end["kind"] == "lost_peer"]
-    silent = [end for end in ended if end.rank not in told]
+    silent = [end for end in ended if end.rank not in recorded]
     if lost_peers:
-        named = told | {end.rank for end in silent}
-        silent += [_End(rank, None, "") for rank in range(world_size) if rank not in named]
+        known = recorded | {end.rank for end in silent}
+        silent += [_End(rank, None, "") for rank in range(world_size) if rank not in known]
     causes = [_of_silent(end, attempt_dir, srun_log) for end in silent]
     if culprits := [cause for cause in causes if cause.kind not in ("stopped", "lost_peer")]:
         return culprits[0]
     if lost_peers:
         return _of_record(_first(lost_peers))
-    if causes := [cause for cause in causes if cause.kind == "lost_peer"]:
-        return causes[0]
-    if stopped:
-        return Cause("stopped", None, None, "stopped by a signal, after a checkpoint", ExitCode.REQUEUE)
-    for end in ended:  # in its last moments, after its record
-        if code := _code(end.text):
-            return Cause("error", end.rank, end.host, f"{end.text}, after its work was done", code)
-    said = one_line(srun_log)
-    return Cause("error", None, None, f"srun ended with code {code}{said and f': {said}'}", code)
+    return next((cause for cause in causes if cause.kind == "lost_peer"), None)
 
 
 def _first(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The earliest; of those that tell the same (some errors are raised on all ranks alike) the one that the
-    message names."""
+    """The earliest end record.
+
+    Some errors are raised on all ranks with one message. If that names a rank, the record of this rank is
+    returned.
+    """
     first = min(ends, key=lambda end: end["time"])
     named = re.search(r"\brank (\d+)\b", first["message"])
     return next(
@@ -133,11 +149,12 @@ def _first(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _of_record(end: dict[str, Any]) -> Cause:
+    """The cause that a rank's end record tells."""
     return Cause(end["kind"], end["rank"], end["host"], end["message"], end["exit_code"])
 
 
 def _of_silent(end: _End, attempt_dir: Path, srun_log: str) -> Cause:
-    """Of a rank without a record."""
+    """The cause as srun's message and the rank's log tell it, for a rank without an end record."""
     tail = end_of_log(attempt_dir / rank_log(end.rank))
     code = _code(end.text) or 1
     killed = end.text == "" or any(end.text.startswith(name) for name in _SIGNALS if name)
@@ -152,9 +169,9 @@ def _of_silent(end: _End, attempt_dir: Path, srun_log: str) -> Cause:
     elif end.text.startswith("Killed"):
         kind, message = "killed", "by SIGKILL from the kernel (for want of memory?), Slurm or a person"
     else:
-        found = [line for line in tail.splitlines() if kind_of_text(line)]
+        telling = [line for line in tail.splitlines() if kind_of_text(line)]
         lines = (
-            found[:1] or re.findall(r"^Fatal Python error.*", tail, re.MULTILINE) or tail.splitlines()[-1:]
+            telling[:1] or re.findall(r"^Fatal Python error.*", tail, re.MULTILINE) or tail.splitlines()[-1:]
         )
         kind = kind_of_text(tail) or ("killed" if killed else "error")
         message = ": ".join((end.text, *lines))
@@ -162,7 +179,7 @@ def _of_silent(end: _End, attempt_dir: Path, srun_log: str) -> Cause:
 
 
 def _ended(srun_log: str) -> Iterator[_End]:
-    """Every task whose end srun told, in that order."""
+    """The ends of tasks that srun reported, in its order."""
     for nodes, tasks, text in _ENDED.findall(srun_log):
         for part in tasks.strip("[]").split(","):
             low, _, high = part.partition("-")
@@ -171,7 +188,7 @@ def _ended(srun_log: str) -> Iterator[_End]:
 
 
 def _code(text: str) -> int:
-    """The exit code that srun's words stand for; 85 where a signal to stop came before it could listen."""
+    """The exit code in srun's message; 85 if a signal to stop came before the rank handled signals."""
     if exited := re.match(r"Exited with exit code (\d+)", text):
         return int(exited[1])
     name = text.partition(" (")[0]
@@ -181,7 +198,7 @@ def _code(text: str) -> int:
 
 
 def end_of_log(path: Path) -> str:
-    """The last 64 KiB of what a rank printed."""
+    """The last 64 KiB of a log; "" if it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
@@ -190,6 +207,7 @@ def end_of_log(path: Path) -> str:
         return ""
 
 
-def _line_of(text: str, found: "re.Match[str]") -> str:
-    start = text.rfind("\n", 0, found.start()) + 1
+def _line_of(text: str, match: "re.Match[str]") -> str:
+    """The line of `text` in which `match` begins."""
+    start = text.rfind("\n", 0, match.start()) + 1
     return text[start:].partition("\n")[0]

@@ -1,4 +1,4 @@
-"""What comes after an attempt of a job: a pure function of how it ended and of what the job may do."""
+"""The decision after an attempt of a job, as a pure function of its end and of the restart budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,38 +14,41 @@ class End:
 
     exit_code: int
     kind: str | None
-    """Of the cause (slurm.supervise.cause); None where all steps are done."""
+    """The kind of the cause (slurm.supervise.cause); None if all steps are done."""
     why: str
-    """A sentence."""
+    """The reason, as a sentence for people."""
     progress: bool
-    """A later step is saved than at its start."""
+    """Whether a later step is saved than at the start of the attempt."""
     by_slurm: str | None
-    """Of `ended_by_slurm`."""
+    """The result of `ended_by_slurm`."""
     restarts: bool
-    """Slurm has put the job back into the queue already."""
+    """Whether Slurm has put the job back into the queue already."""
 
 
 @dataclass(frozen=True)
-class Allowed:
-    """What is left of the ways in which a job goes on by itself."""
+class RestartBudget:
+    """The remaining restarts of a job."""
 
     requeues: int
+    """The number of requeues that are used up."""
     max_requeues: int
-    """0: the site forbids them. `requeues` of them are used."""
+    """0: the site forbids requeues."""
     chain: int
+    """The number of jobs in the chain; 1 without a chain."""
     followers: int
-    """Jobs of a chain of `chain` that wait for this one to end."""
+    """The number of jobs in the chain that wait for this one to end."""
 
 
 def ended_by_slurm(job: Mapping[str, str], attempt: int, srun_log: str) -> str | None:
-    """Who ended the job where ranks did not end by themselves: PREEMPTED, "the time limit", "a lost node",
-    "a requeue from outside", "cancelled"; None if it goes on running, or if Slurm cannot be asked.
+    """What ended the job, if ranks did not end by themselves: PREEMPTED, "the time limit", "a lost node",
+    "a requeue from outside" or "cancelled"; None if the job still runs, or if Slurm did not answer.
 
-    `job`: what scontrol says of it; `srun_log`: only there Slurm 22.05 says why a job is to start again.
+    `job`: the fields of `scontrol show job`, {} if Slurm did not answer; `srun_log`: the messages of srun,
+    the only place where Slurm 22.05 tells why a job restarts.
     """
     if job.get("PreemptTime", "None") != "None" or "DUE TO PREEMPTION" in srun_log:
         return PREEMPTED
-    if not job or job["JobState"] == "RUNNING":  # a warning of the time limit among them: ranks just end
+    if not job or job["JobState"] == "RUNNING":  # after a warning of the time limit ranks end by themselves
         return None
     if job["Reason"] == "TimeLimit":
         return "the time limit"
@@ -59,8 +62,8 @@ def is_restarted(job: Mapping[str, str], attempt: int) -> bool:
     return int(job.get("Restarts", 0)) > attempt
 
 
-def decide(end: End, allowed: Allowed) -> tuple[str, str]:
-    """(what comes next, as in the rows of slurm.records; why, for people)."""
+def decide(end: End, budget: RestartBudget) -> tuple[str, str]:
+    """(next, reason): what comes next, as in the rows of slurm.records, and why, as a sentence for people."""
     if end.exit_code == ExitCode.DONE:
         return "done", end.why
     why = f"{end.by_slurm}; {end.why}" if end.by_slurm else end.why
@@ -73,29 +76,32 @@ def decide(end: End, allowed: Allowed) -> tuple[str, str]:
     if end.kind == "disk":
         return "stopped", f"{why}; not started again: make room, then submit it again"
     if end.by_slurm == PREEMPTED:
-        return _go_on(why, allowed, counted=False)
+        return _go_on(why, budget, counted=False)
     if not end.progress:
         return "stopped", f"{why}; not started again: no step was saved in this attempt"
-    return _go_on(why, allowed)
+    return _go_on(why, budget)
 
 
-def decide_bad_nodes(why: str, excluded: int, max_excluded: int, allowed: Allowed) -> tuple[str, str]:
-    """As `decide`, of an attempt that found bad nodes before ranks were started. `excluded`: nodes of the
-    submission until now, these among them."""
+def decide_bad_nodes(why: str, excluded: int, max_excluded: int, budget: RestartBudget) -> tuple[str, str]:
+    """`decide` for an attempt that found bad nodes before ranks were started.
+
+    `excluded`: the number of nodes that the submission excludes, including these.
+    """
     if excluded > max_excluded:
         cap = f"{excluded} nodes would be excluded, preflight.max_excluded = {max_excluded}"
         return "stopped", f"{why}; not started again: {cap}"
-    return _go_on(why, allowed)
+    return _go_on(why, budget)
 
 
-def _go_on(why: str, allowed: Allowed, *, counted: bool = True) -> tuple[str, str]:
-    if allowed.followers:
-        place = allowed.chain - allowed.followers + 1
-        return "chained", f"{why}; goes on in job {place} of a chain of {allowed.chain}"
-    if allowed.chain > 1:
-        return "stopped", f"{why}; not started again: the chain of {allowed.chain} is used up"
-    if not counted and allowed.max_requeues:
+def _go_on(why: str, budget: RestartBudget, *, counted: bool = True) -> tuple[str, str]:
+    """(next, reason) of an attempt that may restart, within the budget. `counted`: it uses up a requeue."""
+    if budget.followers:
+        place = budget.chain - budget.followers + 1
+        return "chained", f"{why}; goes on in job {place} of a chain of {budget.chain}"
+    if budget.chain > 1:
+        return "stopped", f"{why}; not started again: the chain of {budget.chain} is used up"
+    if not counted and budget.max_requeues:
         return "requeued", f"{why}; requeued, which does not count"
-    if allowed.requeues >= allowed.max_requeues:
-        return "stopped", f"{why}; not started again: the cap of {allowed.max_requeues} requeues is reached"
-    return "requeued", f"{why}; requeue {allowed.requeues + 1} of {allowed.max_requeues} at most"
+    if budget.requeues >= budget.max_requeues:
+        return "stopped", f"{why}; not started again: the cap of {budget.max_requeues} requeues is reached"
+    return "requeued", f"{why}; requeue {budget.requeues + 1} of {budget.max_requeues} at most"

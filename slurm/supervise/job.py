@@ -1,4 +1,4 @@
-"""The job that a supervisor is of: what was submitted, what came before, and how srun starts tasks of it."""
+"""The supervised job: its submission, its earlier attempts, and the srun command that starts its tasks."""
 
 import json
 import sys
@@ -13,28 +13,29 @@ from pretrain.run_files import LOGS, attempt_logs
 from slurm.profile import Profile, load_profile
 from slurm.records import ELEMENTS, JOB, Attempt, read_attempts, read_job, saved_step
 from slurm.script import task_command
-from slurm.supervise.decide import PREEMPTED, Allowed
+from slurm.supervise.decide import PREEMPTED, RestartBudget
 
 _SUBMITTER_S = 60.0
-"""A job may start before `motley submit` has submitted those that follow it."""
+"""Seconds that a job waits for `motley submit` to submit the next jobs of its chain."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """This attempt, as it stays from its beginning to its end."""
+    """The job and this attempt of it: facts that do not change while the attempt runs."""
 
     facts: JobFacts
     submission: Path
     config: RunConfig
     profile: Profile
     earlier: Sequence[Attempt]
-    """Of the run's jobs."""
+    """The earlier attempts of all jobs of the run."""
     jobs: Sequence[int]
-    """The chain that this job is of; itself alone outside of one."""
+    """The ids of all jobs of the chain; without a chain, only of this job."""
     from_step: int
 
     @property
     def records(self) -> Path:
+        """The folder of attempts.jsonl."""
         return self.submission.parent
 
     @property
@@ -47,16 +48,17 @@ class Job:
 
     @property
     def own(self) -> list[Attempt]:
-        """Earlier attempts of this submission."""
+        """The earlier attempts of this submission."""
         return [row for row in self.earlier if row["job"] in self.jobs and row["task"] == self.facts.task]
 
     @property
     def followers(self) -> list[int]:
+        """The jobs of the chain after this one."""
         return list(self.jobs[self.jobs.index(self.facts.job) + 1 :])
 
     @property
-    def allowed(self) -> Allowed:
-        return Allowed(
+    def budget(self) -> RestartBudget:
+        return RestartBudget(
             requeues=sum(
                 row["next"] in ("requeued", "lost") and (row["cause"] or {}).get("kind") != PREEMPTED
                 for row in self.own
@@ -68,8 +70,11 @@ class Job:
 
 
 def open_job(folder: Path) -> Job:
-    """The job that this process is of. `folder`: a submission, or an array owner's, whose elements.json lists
-    submissions. Raises LaunchError outside of a job, ConfigError or OSError for what cannot be read."""
+    """The job in which this process runs.
+
+    `folder`: the submission, or that of an array's comparison, whose elements.json lists submissions. Raises
+    LaunchError outside of a job, and ConfigError or OSError for a file that cannot be read.
+    """
     facts = job_facts()
     submission = folder
     if facts.task is not None:
@@ -96,7 +101,7 @@ def open_job(folder: Path) -> Job:
 def srun_command(
     job: Job, module: str, argument: Path, nodes: Sequence[str], tasks_per_node: int
 ) -> list[str]:
-    """srun of `module` on some of the job's nodes; its own further options go behind its name."""
+    """The srun command that runs `module` on `nodes`; a caller may insert further options after "srun"."""
     words, command = task_command(job.profile, module, argument, folder=Path.cwd(), python=sys.executable)
     return [
         *("srun", f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}"),
@@ -108,7 +113,7 @@ def srun_command(
 
 
 def environment(job: Job, nodes: Sequence[str]) -> dict[str, str]:
-    """What each task finds: where ranks meet, and what the profile sets."""
+    """The environment of a task: the rendezvous of the ranks, and the variables of the profile."""
     own = {
         "MASTER_ADDR": nodes[0],
         "MASTER_PORT": str(15_000 + job.facts.own_id % 15_000),

@@ -1,7 +1,8 @@
-"""The look at every node before ranks start: what to ask, and what the answers say. Imports no torch.
+"""The check of all nodes before ranks start: it writes the spec of the check and reads the answers.
 
-Nodes answer for themselves (parallel/node_check.py), into a folder of the attempt's logs:
+Every node checks itself (parallel/node_check.py) and answers in a folder of the attempt's logs:
     spec.json  token  answers/<node>.json
+This module imports no torch.
 """
 
 import dataclasses
@@ -19,14 +20,14 @@ _MET, _DONE = STAGES.index("met"), STAGES.index("done")
 _NO_ANSWER = -1
 _HUNG = {
     _NO_ANSWER: "no answer: its task did not start, or does not share the run directory's file system",
-    STAGES.index("started"): "hung while it looked at itself: a file system or a GPU does not answer",
+    STAGES.index("started"): "hung while it checked itself: a file system or a GPU does not answer",
     STAGES.index("local"): "could not reach the first node over the network",
     _MET: "hung or was cut off in a sum over the nodes",
 }
 
 
 def write_spec(config: PreflightConfig, *, gpus: int, run_dir: Path, folder: Path) -> Path:
-    """Make `folder` with what nodes are to look at; the file for parallel.node_check. Raises OSError."""
+    """Write the spec of the check into `folder`; returns its file. Raises OSError."""
     (folder / ANSWERS).mkdir(parents=True)
     token = secrets.token_hex()
     (folder / TOKEN).write_text(token)
@@ -45,20 +46,20 @@ def write_spec(config: PreflightConfig, *, gpus: int, run_dir: Path, folder: Pat
 
 
 def problems(folder: Path, nodes: Sequence[str]) -> dict[str, str]:
-    """What is wrong, by node, in one line each; {} if all is well. Under "": what is no single node's fault,
-    alone, for then other nodes would not help.
+    """The problem of every bad node, in one line; {} if all is well.
 
-    Nodes that found something are named; if none did, those that came less far than others: the others wait
-    for them, in vain.
+    The only key is "" if the problem is no single node's fault, since other nodes would not help. Named are
+    the nodes that found a problem; if there are none, the nodes that came less far than others, which wait
+    for them.
     """
     answers = {node: _answer(folder, node) for node in nodes}
     for answer in answers.values():
         if answer["shared"]:
             return {"": answer["shared"][0]}
-    found = {node: "; ".join(answer["problems"]) for node, answer in answers.items() if answer["problems"]}
-    if found:
-        same = len(set(found.values())) == 1 and len(found) == len(nodes) > 1
-        return {"": f"every node: {found[nodes[0]]}"} if same else found
+    problems = {node: "; ".join(answer["problems"]) for node, answer in answers.items() if answer["problems"]}
+    if problems:
+        same = len(set(problems.values())) == 1 and len(problems) == len(nodes) > 1
+        return {"": f"every node: {problems[nodes[0]]}"} if same else problems
     stages = {node: answer["stage"] for node, answer in answers.items()}
     best = max(stages.values())
     if min(stages.values()) == _DONE:
@@ -67,7 +68,7 @@ def problems(folder: Path, nodes: Sequence[str]) -> dict[str, str]:
     if len(nodes) == 1 and best > _NO_ANSWER:
         behind = list(nodes)
     elif best == _MET and len(behind) == len(nodes) - 1 > 1 and _NO_ANSWER not in stages.values():
-        # The first node holds the place where nodes meet: it is the one that nobody reaches.
+        # Nodes meet at the first node, and no other node reached it.
         return {node: "no other node reached it over the network" for node in nodes if node not in behind}
     if behind:
         return {node: _HUNG[stages[node]] for node in behind}
@@ -76,6 +77,7 @@ def problems(folder: Path, nodes: Sequence[str]) -> dict[str, str]:
 
 
 def _answer(folder: Path, node: str) -> dict[str, Any]:
+    """The answer of a node, with its stage as an index of STAGES; _NO_ANSWER if it left none."""
     try:
         answer = json.loads((folder / ANSWERS / f"{node}.json").read_text())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """Depth routing in bf16 training: scores, and with them who runs, stay those of fp32."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,6 +19,7 @@ from pretrain.models.inputs import ModelInputs
 from pretrain.train.depth_steps import places
 from tests.numerics.depth_loop import Steps, random_step, train_depth
 from tests.numerics.layouts import Towers, engine_of, model_config
+from tests.pretrain.models.random_batch import with_ids
 
 STEPS = 20
 CLOSE = 1e-6
@@ -43,9 +44,7 @@ class Place:
 def _ids(model: ModelConfig, step: int) -> list[Batch]:
     """The same batches in every step, of five ids: tokens of equal ids tie in the first block."""
     return [
-        replace(
-            batch, input_ids=np.where(batch.document_ids < 0, 0, 7 + batch.input_ids % 5).astype(np.int32)
-        )
+        with_ids(batch, np.where(batch.document_ids < 0, 0, 7 + batch.input_ids % 5))
         for batch in random_step(model, 0)
     ]
 

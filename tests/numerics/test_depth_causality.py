@@ -20,7 +20,7 @@ from pretrain.train.depth_steps import places, row, step_sums, thresholds_after
 from pretrain.train.optimizer import parameter_groups
 from pretrain.train.thresholds import RouterCounts
 from tests.numerics.test_naive_depth import perturbed
-from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
+from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config, with_ids
 
 CONTEXT = 24
 PLACES = [{"keys": "all"}, {"keys": "selected"}, {"parts": "feed_forward"}]
@@ -37,7 +37,7 @@ def changed_after(batch: Batch, place: int) -> Batch:
     """Other ids and modalities after `place` of every sequence; documents stay."""
     other = random_batch(tiny_config(MOT, context_tokens=CONTEXT), sequences=2, seed=77, padding_tokens=0)
     fields = {}
-    for name in ("input_ids", "input_modality"):
+    for name in ("input_ids", "input_modality", "input_special"):
         values = getattr(batch, name).copy()
         values[:, place + 1 :] = getattr(other, name)[:, place + 1 :]
         fields[name] = values
@@ -91,7 +91,7 @@ def test_without_document_mask_attention_crosses_documents_but_not_sequences(pla
     model = config(MOT, **place)
     batch, decoder = random_batch(model, seed=3, document_tokens=(5, 9), padding_tokens=0), perturbed(model)
     first = (np.arange(2)[:, None] == 0) & (batch.document_ids == 0)
-    other = replace(batch, input_ids=np.where(first, (batch.input_ids + 7) % 39 + 1, batch.input_ids))
+    other = with_ids(batch, np.where(first, (batch.input_ids + 7) % 39 + 1, batch.input_ids))
 
     def logits(of: Batch) -> torch.Tensor:
         inputs = build_inputs(
@@ -137,7 +137,7 @@ def test_realised_ratios_are_those_wanted_on_shifted_data_too() -> None:
         batch = random_batch(model, sequences=8, seed=step, document_tokens=(20, 120), padding_tokens=0)
         # All ids are of plain tokens: in the first half of the steps the lower 1000, then the upper.
         ids = 7 + np.random.default_rng(step).integers(0, 1000, batch.input_ids.shape)
-        batch = replace(batch, input_ids=(ids + 1000 * (step >= half)).astype(np.int32))
+        batch = with_ids(batch, ids + 1000 * (step >= half))
         routing_state = RoutingState(thresholds=thresholds, progress=step / steps)
         inputs = build_inputs(batch, model, routing_state=routing_state)
         objective, _ = module(inputs)

@@ -21,7 +21,7 @@ from pretrain.weights.folder import (
     write_folder,
 )
 from pretrain.weights.hugging_face import CONFIG, open_hugging_face, to_hugging_face
-from pretrain.weights.warm_start import fit
+from pretrain.weights.warm_start import adapt_weights
 from tests.pretrain.models.random_batch import MOT, TWO_TOWERS, random_batch
 from tests.pretrain.tiny_hugging_face import models, tiny_hugging_face
 
@@ -65,7 +65,7 @@ def test_imported_logits_are_those_of_transformers(tmp_path: Path, kind: str, to
     source = open_hugging_face(tmp_path / "hf")
     if towers is not None:
         target = source.model.model_copy(update={"towers": towers})
-        source = fit(source, target, seed=1, new_towers={}, vocabulary=None)
+        source = adapt_weights(source, target, seed=1, new_towers={}, vocabulary=None)
     batch = whole_documents(source.model)
     assert len(np.unique(batch.input_modality)) == (1 if towers is None else 3)
     expected, ours = reference_logits(reference, batch), logits(source, batch)
@@ -119,7 +119,7 @@ def test_a_motley_model_exported_computes_the_same_in_transformers(tmp_path: Pat
 def test_mot_started_from_dense_has_its_loss(tmp_path: Path, towers: dict, untied: tuple) -> None:
     tiny_hugging_face("qwen3", tmp_path / "hf")
     text_only = open_hugging_face(tmp_path / "hf")
-    dense = fit(
+    dense = adapt_weights(
         text_only,
         text_only.model.model_copy(update={"towers": dict.fromkeys(towers, "all")}),
         seed=1,
@@ -127,7 +127,7 @@ def test_mot_started_from_dense_has_its_loss(tmp_path: Path, towers: dict, untie
         vocabulary=None,
     )
     target = dense.model.model_copy(update={"towers": towers, "untied": untied})
-    mot = fit(dense, target, seed=1, new_towers={}, vocabulary=None)
+    mot = adapt_weights(dense, target, seed=1, new_towers={}, vocabulary=None)
     batch = random_batch(dense.model, sequences=3)
     losses = [Pretraining(decoder_of(source))(build_inputs(batch, source.model)) for source in (dense, mot)]
     # Equal up to the order of sums: 0 to 2e-7 relative measured.

@@ -132,11 +132,11 @@ def test_norm_equals_its_formula(dtype: torch.dtype) -> None:
     assert not got[2].any()
 
 
-def gated_pair(tp: int, sequence_parallel: bool) -> dict[str, Any]:
+def gated_pair(size: int, sequence_parallel: bool) -> dict[str, Any]:
     """Embedding, norm, column-parallel gate and value, row-parallel layer: whole, or one rank's part."""
     tp = ONE_RANK
-    if tp > 1:
-        tp = world.start(ParallelConfig(tp=tp, sequence_parallel=sequence_parallel)).tensor_parallel
+    if size > 1:
+        tp = world.start(ParallelConfig(tp=size, sequence_parallel=sequence_parallel)).tensor_parallel
         assert tp.sequence_parallel == sequence_parallel
     embedding = SharedEmbedding(12, 4, "shared", fill(1), tp=tp)
     norm = TowerNorm(4, TOWERS, 1e-5, tp=tp)

@@ -80,7 +80,7 @@ def test_a_run_directory_tells_who_made_it_and_every_attempt(tmp_path: Path):
 
 def test_an_attempt_that_was_killed_is_recorded_by_the_next(tmp_path: Path):
     run = _open(_config(tmp_path))
-    run._lock.release()  # what the kernel does for a killed process
+    run._lock.close()  # what the kernel does for a killed process
     _open(_config(tmp_path))
     record = json.loads((run.path / RECORD).read_text())
     assert "killed" in record["attempts"][0]["reason"]
@@ -126,8 +126,8 @@ def test_an_edited_file_is_named(tmp_path: Path, name: str):
 HOLD = """
 import sys, time
 from pathlib import Path
-from pretrain.run_dir import _Lock
-lock = _Lock(Path(sys.argv[1]))
+from pretrain.run_dir import _lock
+lock = _lock(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(600)
 """

@@ -130,14 +130,14 @@ def test_what_is_in_the_queue_by_one_question(install: Install, tmp_path: Path) 
 def test_how_a_job_ended_from_accounting_else_from_the_controller(install: Install) -> None:
     known = "echo 'JobId=7 JobName=tiny JobState=NODE_FAIL Reason=None'"
     install(sacct="printf 'another|COMPLETED\\ntiny|CANCELLED by 1000\\n'", scontrol=known)
-    assert commands.how_it_ended("7", ["tiny"]) == "CANCELLED by 1000"
+    assert commands.final_state("7", ["tiny"]) == "CANCELLED by 1000"
     install(sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    assert commands.how_it_ended("7", ["tiny"]) == "NODE_FAIL"
-    assert commands.how_it_ended("7", ["other"]) is None  # the id was given to another's job
+    assert commands.final_state("7", ["tiny"]) == "NODE_FAIL"
+    assert commands.final_state("7", ["other"]) is None  # the id was given to another's job
     install(scontrol="echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
-    assert commands.how_it_ended("7", ["tiny"]) is None
+    assert commands.final_state("7", ["tiny"]) is None
     install(scontrol="echo 'Unable to contact slurm controller' >&2; exit 1")
-    assert commands.how_it_ended("7", ["tiny"]) is None
+    assert commands.final_state("7", ["tiny"]) is None
 
 
 def test_what_slurm_leaves_a_job_that_is_cancelled(install: Install) -> None:

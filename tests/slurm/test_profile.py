@@ -52,7 +52,7 @@ def test_ranks_are_gpus_or_said() -> None:
         ({"nodes": 2, "min_nodes": 3}, "min_nodes = 3 is more than nodes = 2"),
         ({"chain": 3}, "chain = 3 with max_requeues = 10: a job goes on in the next of its chain or starts "),
         ({"preflight": {"enable": False}}, 'preflight.enable: unknown key; did you mean "enabled"?'),
-        ({"env": {"A-B": "1"}}, '"A-B" is no name of an environment variable'),
+        ({"env": {"A-B": "1"}}, '"A-B" is not the name of an environment variable'),
         ({"container": {"kind": "pyxis"}}, 'kind = "pyxis" needs an image'),
         ({"container": {"image": "x"}}, 'kind = "none" takes no image'),
         ({"container": {"kind": "docker", "image": "x"}}, "'none', 'pyxis' or 'apptainer'"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.shards.vocabulary import BOI, BOS, EOI, EOS
-from data_pipeline.tokenize.config import ImageConfig
-from data_pipeline.tokenize.image import PatchTokenizer
+from data_pipeline.tokenize.kinds.patch_kmeans import PatchConfig, PatchTokenizer
+from data_pipeline.tokenize.registry import save_tokenizer
 from tests.e2e.warm import train
 from tests.pretrain.tiny_data import VOCABULARY, document, part, tiny_run, write_tokens
 from tests.toml_text import toml_text
@@ -21,7 +21,7 @@ DEPTH = {"schedule": "constant", "mean_ratio": 0.5, "rule": "threshold", "dense_
 def image_tokenizer() -> PatchTokenizer:
     """Codes of 4 x 4 pixels, each of one grey."""
     codes = VOCABULARY.sizes["image"]
-    config = ImageConfig(size_px=4 * SIDE, patch_px=4, num_codes=codes, num_verbatim=0)
+    config = PatchConfig(size_px=4 * SIDE, patch_px=4, num_codes=codes, num_verbatim=0)
     return PatchTokenizer(config, np.repeat(np.arange(codes, dtype=np.uint8) * 15, 48).reshape(codes, 48))
 
 
@@ -33,7 +33,7 @@ def with_whole_image(rng: np.random.Generator) -> np.ndarray:
 def write_data(folder: Path) -> None:
     """Every second document with a whole image, the others as in tiny data."""
     tokenizer = image_tokenizer()
-    tokenizer.save(folder / "tokenizers" / "image")
+    save_tokenizer(folder / "tokenizers" / "image", "image", "patch_kmeans", tokenizer)
     for name, count, seed in (("train", 100, 1), ("heldout", 40, 2)):
         rng = np.random.default_rng(seed)
         makers = (with_whole_image, document)

@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -27,16 +28,26 @@ VERBS = (
 )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
-def test_help_imports_no_torch(arguments: list[str]) -> None:
+def printed_without_torch(*arguments: str) -> str:
+    """What `motley ARGUMENTS` prints in a process of its own, which must end well and import no torch."""
     code = (
         "import sys\nfrom tools.cli import main\n"
-        f"try:\n    main({arguments!r})\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        f"try:\n    main({list(arguments)!r})\nexcept SystemExit as stop:\n    assert not stop.code\n"
         "raise SystemExit(int('torch' in sys.modules or 'numpy' in sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "usage: motley" in result.stdout
+    return result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+def test_help_imports_no_torch(arguments: list[str]) -> None:
+    assert "usage: motley" in printed_without_torch(*arguments)
+
+
+def test_version_is_that_of_pyproject() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert printed_without_torch("--version") == f"motley {project['version']}\n"
 
 
 def test_verbs_listed_here_are_all_there_are() -> None:

@@ -1,1 +1,1 @@
-"""Benchmarks: commands that measure against what a user would pick instead."""
+"""Benchmarks: commands that compare Motley with the usual alternatives."""

@@ -1,10 +1,10 @@
-"""What a checkpoint costs: ours, beside DeepSpeed's with its universal form and torch's distributed one.
+"""The cost of a checkpoint, compared with DeepSpeed's (and its universal form) and torch's distributed one.
 
     python -m tools.bench.checkpoint --processes 2 --zero-stage 1
 
-All take turns in the same processes, saving the same engine after a step. `held`: seconds for which training
-stands still; `total`: until all of it is on disk; both of the slowest rank. `peak`: MiB of memory that the
-rank which needed most took above what it had before.
+All methods take turns in the same processes and save the same engine after a step. `held`: seconds for which
+training waits; `total`: seconds until everything is on disk; both are of the slowest rank. `peak`: the
+largest increase of memory on a rank, in MiB.
 """
 
 import argparse
@@ -21,11 +21,12 @@ from typing import Any
 from parallel.launch import rank_facts, spawn
 
 Method = Callable[[Path], tuple[float, float]]
-"""Saves into a folder; (held, total) seconds of this rank."""
+"""A function that saves into a folder and returns (held, total) seconds of this rank."""
 MIB = 2**20
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run the benchmark on `--processes` ranks; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench.checkpoint", description=__doc__)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--zero-stage", type=int, choices=(1, 2, 3), default=1)
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def measure(args: argparse.Namespace) -> str:
-    """On every rank; the report on rank 0, nothing elsewhere."""
+    """Measure on all ranks; returns the report on rank 0 and "" on others."""
     from parallel import world
     from parallel.layout import ParallelConfig
     from pretrain.checkpoint.restore import restore
@@ -52,18 +53,7 @@ def measure(args: argparse.Namespace) -> str:
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     for number in range(args.rounds):
         for name, save in methods.items():
-            folder = root / f"{name}.{number}"
-            w.barrier()
-            before = _reset_peak()
-            held, total = save(folder)
-            mine = (held, total, (_memory("VmHWM") - before) / MIB)
-            w.barrier()
-            held, total, peak = (max(values) for values in zip(*w.gather(mine), strict=True))
-            row = {"held": held, "total": total, "peak": peak, "size": _size(folder) / MIB}
-            if name == "DeepSpeed" and w.rank == 0:
-                row |= _universal(folder)
-            rows[name].append(row)
-            w.barrier()
+            rows[name].append(_save(w, save, root / f"{name}.{number}", convert=name == "DeepSpeed"))
     load_s = _timed(lambda: restore(root / "ours.0", _trained(w, args, steps=0), w))
     native = str(root / "DeepSpeed.0")
     theirs_s = _timed(lambda: _trained(w, args, steps=0).deepspeed.load_checkpoint(native, tag="a"))
@@ -73,8 +63,8 @@ def measure(args: argparse.Namespace) -> str:
     lines = [
         f"ZeRO-{args.zero_stage}, {w.world_size} ranks, {elements / 1e6:.1f} M parameters",
         *(
-            f"  {name:10} " + ", ".join(_summary(key, [row[key] for row in found]) for key in found[0])
-            for name, found in rows.items()
+            f"  {name:10} " + ", ".join(_summary(key, [row[key] for row in rounds]) for key in rounds[0])
+            for name, rounds in rows.items()
         ),
         f"  loading, an engine's start of {start_s:.1f} s taken off: {loads}\n",
     ]
@@ -85,7 +75,23 @@ def measure(args: argparse.Namespace) -> str:
     return "\n".join(lines) if w.rank == 0 else ""
 
 
+def _save(w: Any, save: Method, folder: Path, *, convert: bool) -> dict[str, float]:
+    """Save once; returns the times, memory and size. `convert`: also to DeepSpeed's universal form."""
+    w.barrier()
+    before = _reset_peak()
+    held, total = save(folder)
+    own = (held, total, (_memory("VmHWM") - before) / MIB)
+    w.barrier()
+    held, total, peak = (max(values) for values in zip(*w.gather(own), strict=True))
+    row = {"held": held, "total": total, "peak": peak, "size": _size(folder) / MIB}
+    if convert and w.rank == 0:
+        row |= _universal(folder)
+    w.barrier()
+    return row
+
+
 def _methods(engine: Any, w: Any) -> dict[str, Method]:
+    """The methods of saving by name."""
     from torch.distributed.checkpoint.state_dict_saver import async_save
 
     from parallel.fragments import Fragment
@@ -94,7 +100,7 @@ def _methods(engine: Any, w: Any) -> dict[str, Method]:
     writers: dict[str, CheckpointWriter] = {}
 
     def ours(folder: Path) -> tuple[float, float]:
-        # One writer, as in a run: its host buffer is made by the first save.
+        # All saves use one writer, as in a run, whose first save makes the host buffer.
         writer = writers.setdefault("ours", CheckpointWriter(folder, engine, w, keep=99))
         writer._folder = folder
         held = _timed(lambda: writer.save(1, None))
@@ -106,8 +112,8 @@ def _methods(engine: Any, w: Any) -> dict[str, Method]:
 
     def torchs(folder: Path) -> tuple[float, float]:
         own: list[Fragment] = [f for f in engine.fragments() if f.replica == 0]
-        # Ranges of flattened parts are no rectangles of a tensor, which is all it can describe: so written,
-        # each under its rank's name, they could only be loaded on the same layout.
+        # torch describes only rectangles of a tensor, and a range of a flattened tensor is none. Written
+        # under the name of its rank, it could be loaded on the same layout only.
         state = {f"{w.rank}/{f.name}/{k}": v.detach() for f in own for k, v in f.values.items()}
         started = time.perf_counter()
         future: Any = async_save(state, checkpoint_id=str(folder))
@@ -118,7 +124,7 @@ def _methods(engine: Any, w: Any) -> dict[str, Method]:
 
 
 def _trained(w: Any, args: argparse.Namespace, steps: int = 1) -> Any:
-    """An engine of about 35 M parameters at the standard d_model, with the optimizer's states."""
+    """An engine of about 35 M parameters with the optimizer's states, after `steps` steps."""
     from parallel.adamw import adamw
     from parallel.zero_engine import ZeroEngine
     from pretrain.config import OptimizerConfig
@@ -131,7 +137,7 @@ def _trained(w: Any, args: argparse.Namespace, steps: int = 1) -> Any:
     case = Case(3, args.d_model, 8, 1, 64, 4096)
     config = model_config(case, 3)
     module: Any = Pretraining(Decoder(config, seed=1))
-    module.universal_checkpoint_info = {"universal_checkpoint_version": 0.2}  # asked for by the conversion
+    module.universal_checkpoint_info = {"universal_checkpoint_version": 0.2}  # the conversion needs it
     engine = ZeroEngine(
         module,
         parameter_groups(module.named_parameters(), OptimizerConfig.model_validate({"learning_rate": 1e-3})),
@@ -148,7 +154,7 @@ def _trained(w: Any, args: argparse.Namespace, steps: int = 1) -> Any:
 
 
 def _universal(folder: Path) -> dict[str, float]:
-    """DeepSpeed's conversion to a form that other layouts can load, in a process of its own."""
+    """Convert DeepSpeed's checkpoint to a form that other layouts can load, in another process; its cost."""
     command = ["-m", "deepspeed.checkpoint.ds_to_universal", "--num_extract_workers", "1"]
     command += ["--num_merge_workers", "1", "--input_folder", str(folder / "a")]
     command += ["--output_folder", str(folder / "universal")]
@@ -171,7 +177,7 @@ def _size(folder: Path) -> float:
 
 
 def _reset_peak() -> int:
-    """Forget the process's peak of resident memory; returns what it has now, in bytes."""
+    """Reset the process's peak of resident memory; returns its resident memory in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")
 

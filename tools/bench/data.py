@@ -1,7 +1,7 @@
-"""`motley bench data`: packed tokens per second of one thread, beside what one would use instead.
+"""`motley bench data`: packed tokens per second of one thread, compared with other readers.
 
-All readers go through the same shards in the page cache, in turns, several times. The table says what each
-does, and the processor time it takes in all processes together, which a busy machine changes less.
+All readers read the same shards from the page cache, in turns, several times. The table also shows the CPU
+time of all processes of a reader together, which a busy machine changes less.
 """
 
 import argparse
@@ -30,7 +30,7 @@ READERS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write shards into a temporary folder, time each reader on them and print a table."""
+    """Write shards into a temporary folder, time all readers on them and print a table."""
     args = parser().parse_args(argv)
     from data_pipeline.files.progress import Progress
     from data_pipeline.stream.stream import Stream
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cpu_s: dict[str, list[float]] = {name: [] for name in runs}
         with Progress("bench data", total=args.repeats * len(runs), unit="runs") as progress:
             for _ in range(args.repeats):
-                for name, run in runs.items():  # in turns, so that a busy moment hits all of them
+                for name, run in runs.items():  # readers take turns, so that a busy moment slows all of them
                     begin_cpu_s = _cpu_s()
                     tokens, seconds = run()
                     rates[name].append(tokens / seconds / 1e6)
@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of the verb's options."""
     top = argparse.ArgumentParser(prog="motley bench data", description=__doc__)
     top.add_argument("--documents", type=int, default=20_000, help="in the shards (default %(default)s)")
     top.add_argument("--tokens", type=int, default=8_000_000, help="slots a run reads (default %(default)s)")
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _make_shards(folder: Path, num_documents: int) -> "TokenSource":
+    """Write shards of random documents, print their sizes and open them."""
     import numpy as np
 
     from data_pipeline.shards.index import TokenSource
@@ -107,69 +109,95 @@ def _make_shards(folder: Path, num_documents: int) -> "TokenSource":
 def _readers(
     stream: "Stream", source: "TokenSource", num_steps: int
 ) -> dict[str, Callable[[], tuple[int, float]]]:
-    """Reader -> a run of it: (tokens, seconds). Tokens are filled slots, or ids where nothing is packed."""
+    """By name of a reader, a function that reads everything once: (tokens, seconds).
+
+    Tokens are filled slots, or ids if the reader packs nothing.
+    """
+    runs = (
+        lambda: _load(stream, num_steps, prefetch_steps=2),
+        lambda: _load(stream, num_steps, prefetch_steps=0),
+        lambda: _plan_alone(stream, num_steps),
+        lambda: _webdataset(source),
+        _same_order(stream, source, num_steps),
+        lambda: _file_order(source),
+    )
+    return dict(zip(READERS, runs, strict=True))
+
+
+def _load(stream: "Stream", num_steps: int, *, prefetch_steps: int) -> tuple[int, float]:
+    from data_pipeline.stream.loader import Loader
+
+    step_slots = stream.sequences_per_step * stream.context_tokens
+    with Loader(
+        stream,
+        dp_rank=0,
+        dp_size=1,
+        micro_batch_sequences=stream.sequences_per_step,
+        prefetch_steps=prefetch_steps,
+    ) as loader:
+        loader.next_step()  # start-up is not measured
+        begin = time.perf_counter()
+        filled = sum(loader.next_step().fill_frac * step_slots for _ in range(num_steps))
+        return round(filled), time.perf_counter() - begin
+
+
+def _plan_alone(stream: "Stream", num_steps: int) -> tuple[int, float]:
+    begin = time.perf_counter()
+    filled = sum(plan.filled_slots for plan in _plans(stream, num_steps))
+    return filled, time.perf_counter() - begin
+
+
+def _urls(source: "TokenSource") -> list[str]:
+    return [str(source.folder / entry["name"]) for entry in source.manifest["shards"]]
+
+
+def _webdataset(source: "TokenSource") -> tuple[int, float]:
     import numpy as np
     from webdataset.compat import WebDataset
 
-    from data_pipeline.stream.loader import Loader
+    begin = time.perf_counter()
+    samples = WebDataset(_urls(source), shardshuffle=False, empty_check=False)
+    ids = sum(len(np.frombuffer(sample["ids"], source.vocabulary.dtype)) for sample in samples)
+    return ids, time.perf_counter() - begin
 
-    urls = [str(source.folder / entry["name"]) for entry in source.manifest["shards"]]
+
+def _same_order(stream: "Stream", source: "TokenSource", num_steps: int) -> Callable[[], tuple[int, float]]:
+    """A function that reads the stream's documents in its order; the order is computed before."""
+    import numpy as np
+
     dtype = source.vocabulary.dtype
-    step_slots = stream.sequences_per_step * stream.context_tokens
-
-    def load(prefetch_steps: int) -> tuple[int, float]:
-        with Loader(
-            stream,
-            dp_rank=0,
-            dp_size=1,
-            micro_batch_sequences=stream.sequences_per_step,
-            prefetch_steps=prefetch_steps,
-        ) as loader:
-            loader.next_step()  # start-up is not reading
-            begin = time.perf_counter()
-            filled = sum(loader.next_step().fill_frac * step_slots for _ in range(num_steps))
-            return round(filled), time.perf_counter() - begin
-
-    def plan() -> tuple[int, float]:
-        begin = time.perf_counter()
-        filled = sum(plan.filled_slots for plan in _plans(stream, num_steps))
-        return filled, time.perf_counter() - begin
-
-    def webdataset() -> tuple[int, float]:
-        begin = time.perf_counter()
-        samples = WebDataset(urls, shardshuffle=False, empty_check=False)
-        ids = sum(len(np.frombuffer(sample["ids"], dtype)) for sample in samples)
-        return ids, time.perf_counter() - begin
-
     documents = np.concatenate([plan.document[plan.start == 0] for plan in _plans(stream, num_steps)])
-    places = [
+    locations = [
         (source.shard_of(i), int(source.lengths[i]) * dtype.itemsize, int(source.index.offset[i]))
         for i in documents.tolist()
     ]
 
-    def same_order() -> tuple[int, float]:
-        files = [os.open(url, os.O_RDONLY) for url in urls]
+    def read() -> tuple[int, float]:
+        files = [os.open(url, os.O_RDONLY) for url in _urls(source)]
         begin = time.perf_counter()
         ids = sum(
-            len(np.frombuffer(os.pread(files[shard], size, offset), dtype)) for shard, size, offset in places
+            len(np.frombuffer(os.pread(files[shard], size, offset), dtype))
+            for shard, size, offset in locations
         )
         seconds = time.perf_counter() - begin
         for file in files:
             os.close(file)
         return ids, seconds
 
-    def file_order() -> tuple[int, float]:
-        begin = time.perf_counter()
-        for url in urls:
-            np.fromfile(url, dtype)
-        return int(source.lengths.sum(dtype=np.int64)), time.perf_counter() - begin
+    return read
 
-    runs = (lambda: load(2), lambda: load(0), plan, webdataset, same_order, file_order)
-    return dict(zip(READERS, runs, strict=True))
+
+def _file_order(source: "TokenSource") -> tuple[int, float]:
+    import numpy as np
+
+    begin = time.perf_counter()
+    for url in _urls(source):
+        np.fromfile(url, source.vocabulary.dtype)
+    return int(source.lengths.sum(dtype=np.int64)), time.perf_counter() - begin
 
 
 def _plans(stream: "Stream", num_steps: int) -> list:
-    """Plans of the first steps, made anew: by a stream that has none of them at hand."""
+    """The plans of the first steps, from a new stream that has cached none of them."""
     from data_pipeline.stream.stream import Stream
 
     fresh = Stream(
@@ -186,19 +214,19 @@ def _plans(stream: "Stream", num_steps: int) -> list:
 
 
 def _cpu_s() -> float:
-    """Processor time of this process and of all that it has started and that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+    """CPU seconds of this process and of its child processes that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _table(rates: dict[str, list[float]], cpu_s: dict[str, list[float]]) -> list[str]:
-    usual = statistics.median(rates["webdataset"])
+    webdataset = statistics.median(rates["webdataset"])
     columns = ("Mtokens/s", "min", "max", "x webdataset", "CPU ms/Mtoken")
     lines = [f"{'reader':<18} " + " ".join(f"{name:>{max(8, len(name))}}" for name in columns)]
     for name, values in rates.items():
         median = statistics.median(values)
         lines.append(
-            f"{name:<18} {median:>9.2f} {min(values):>8.2f} {max(values):>8.2f} {median / usual:>12.2f} "
+            f"{name:<18} {median:>9.2f} {min(values):>8.2f} {max(values):>8.2f} {median / webdataset:>12.2f} "
             f"{1e3 * statistics.median(cpu_s[name]):>13.2f}  {READERS[name]}"
         )
     return lines

@@ -1,8 +1,8 @@
-"""`motley bench model`: what towers cost, beside the dense model and beside MoT routed as published.
+"""`motley bench model`: the time of towers, compared with the dense model and with MoT routed as published.
 
-All variants of a case take turns in one process, a forward and a backward pass each, so that whatever else
-the machine does falls on all of them. On a CPU the clock is the process's CPU time with one thread; on a GPU
-it is events on the stream. A ratio is formed within each round and its median reported.
+All variants of a case take turns in one process, with a forward and a backward pass at a time, so that other
+load of the machine slows all of them. On a CPU the clock is the CPU time of one thread; on a GPU it is events
+on the stream. Ratios are formed within a round, and their median is reported.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from tools.bench.published_mot import PublishedDecoder
 BASELINE = "dense"
 
 ModelPass = Callable[[torch.nn.Module, ModelInputs], None]
-"""A forward and backward pass, which leaves no gradient behind."""
+"""A function that runs a forward and backward pass and leaves no gradient."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: one block, or a decoder of `num_layers` blocks with embedding, head and loss."""
+    """The model that is timed: one block (`num_layers` None), or a decoder with embedding, head and loss."""
 
     num_layers: int | None
     d_model: int
@@ -67,19 +67,19 @@ GPU_CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """Timing of one variant of a case, milliseconds of a forward and a backward pass."""
+    """The time of one variant of a case: milliseconds of a forward and a backward pass."""
 
     variant: str
     median_ms: float
     spread_ms: tuple[float, float]
-    """10th and 90th percentile."""
+    """10th and 90th percentiles."""
     ratio: float
     """Median over rounds of this variant's time over the baseline's of the same round."""
     ratio_spread: tuple[float, float]
 
 
 def variants(case: Case, device: torch.device) -> dict[str, Callable[[], None]]:
-    """Name -> one forward and backward pass. All start from the same weights and see the same tokens."""
+    """By variant, a function for a forward and backward pass. All have the same weights and tokens."""
     passes: dict[str, Callable[[], None]] = {BASELINE: _ours(case, 1, device)}
     for towers in (2, 3):
         passes[f"mot, {towers} towers"] = _ours(case, towers, device)
@@ -90,8 +90,10 @@ def variants(case: Case, device: torch.device) -> dict[str, Callable[[], None]]:
 def measure(
     what: str, passes: Mapping[str, Callable[[], None]], device: torch.device, rounds: int
 ) -> list[Row]:
-    """Time all variants of `what` `rounds` times in turn, after a pass each to warm up. Ratios are to the one
-    named BASELINE."""
+    """Time all variants `rounds` times in turns, after one pass to warm up; ratios are to BASELINE.
+
+    `what` is the label of the line of progress.
+    """
     clock = _gpu_ms if device.type == "cuda" else _cpu_ms
     for run in passes.values():
         run()
@@ -112,7 +114,7 @@ def measure(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as text, spreads in brackets."""
+    """The rows as a table of text."""
     lines = [f"  {'':22}{'ms':>9}  {'p10 - p90':>17}  {'/ dense':>8}  {'p10 - p90':>13}"]
     for row in rows:
         low, high = row.spread_ms
@@ -125,7 +127,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb. Returns the exit code."""
+    """Run `motley bench model`; returns the exit code."""
     device, cases, rounds = options(
         "model",
         "Time a forward and backward pass of dense, of MoT, and of MoT routed as published.",
@@ -146,8 +148,10 @@ def options(
     gpu_cases: tuple[Case, ...],
     argv: Sequence[str] | None,
 ) -> tuple[torch.device, tuple[Case, ...], int]:
-    """(device, cases, rounds) that `motley bench <verb>` is asked for. Readies the process for its clock, and
-    says which it is."""
+    """(device, cases, rounds) from the options of `motley bench <verb>`.
+
+    It also prepares the process for its clock, and prints which clock that is.
+    """
     parser = argparse.ArgumentParser(prog=f"motley bench {verb}", description=description)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=20, help="passes of each variant (default %(default)s)")
@@ -182,7 +186,7 @@ def options(
 
 
 def model_config(case: Case, towers: int, **tables: object) -> ModelConfig:
-    """Of `towers` towers. `tables`: further keys of the config."""
+    """The config of a case with `towers` towers. `tables`: further keys of the config."""
     names = ("text", "image", "speech")
     values = {
         "num_layers": case.num_layers or 1,
@@ -197,8 +201,11 @@ def model_config(case: Case, towers: int, **tables: object) -> ModelConfig:
 
 
 def random_batch(case: Case, modalities: int) -> Batch:
-    """Sequences of one document each (so that dense moves no row), of spans of 64 to 256 tokens of one
-    modality. No special tokens, which depth routing lets through whatever their score."""
+    """A batch of sequences with one document each, so that dense moves no row.
+
+    Documents are spans of 64 to 256 tokens of one modality. There are no special tokens, because depth
+    routing never skips these.
+    """
     rng = np.random.default_rng(0)
     shape = (case.sequences, case.context_tokens)
     tokens = shape[0] * shape[1]
@@ -215,6 +222,7 @@ def random_batch(case: Case, modalities: int) -> Batch:
         positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
         document_ids=np.zeros(shape, np.int32),
         input_modality=modality,
+        input_special=np.zeros(shape, bool),
         target_modality=modality,
         samples=((),) * shape[0],
     )
@@ -223,7 +231,7 @@ def random_batch(case: Case, modalities: int) -> Batch:
 def model_pass(
     case: Case, config: ModelConfig, batch: Batch, device: torch.device
 ) -> tuple[torch.nn.Module, ModelInputs, ModelPass]:
-    """What is timed of a case, what it works on, and how."""
+    """(module, its inputs, the function that runs a pass) of a case."""
     dtype = _dtype(device)
     decoder = Decoder(config).to(device, dtype)
     inputs = build_inputs(batch, config).to(device)
@@ -268,7 +276,7 @@ def _dtype(device: torch.device) -> torch.dtype:
 
 
 def _stream(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A residual stream that wants a gradient, and the gradient of what a block makes of it."""
+    """(residual stream that requires a gradient, gradient of a block's output)."""
     generator = torch.Generator().manual_seed(0)
     shape = (2, case.sequences * case.context_tokens, case.d_model)
     x, grad = torch.randn(shape, generator=generator).to(device, dtype)
@@ -278,7 +286,7 @@ def _stream(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Tenso
 def _backward(
     out: Tensor, module: torch.nn.Module, x: Tensor | None = None, grad: Tensor | None = None
 ) -> None:
-    """Differentiate and drop the gradients, as an engine does once it has taken them."""
+    """Compute the gradients and drop them, as an engine does after a step."""
     out.backward(grad)
     module.zero_grad()
     if x is not None:

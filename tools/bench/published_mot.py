@@ -1,9 +1,9 @@
-"""Mixture-of-Transformers routed as its authors published it: a boolean mask per modality, at every step.
+"""Mixture-of-Transformers routed as its authors published it, with a boolean mask per modality.
 
-Rows are gathered by mask before each modality's layers and scattered by mask after them: for queries, keys
-and values, for the attention output, and for the feed-forward (arXiv 2411.04996, Algorithm 1; the three
-places of its code). This is what the sorted stream (parallel/routing.py) is measured against. On a device
-every such mask makes the host wait for the number of its rows.
+Rows are gathered by mask before the layers of a modality and scattered by mask after them: for queries, keys
+and values, for the attention output, and for the feed-forward (arXiv 2411.04996, Algorithm 1). The sorted
+stream (parallel/routing.py) is compared with this. On a GPU every mask makes the host wait for the number of
+its rows.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Masks = list[Bool[Tensor, " tokens"]]
 
 
 def merge(pieces: Sequence[Tensor], masks: Masks) -> Tensor:
-    """Rows of each modality back at their places."""
+    """The rows of all modalities, at their positions in the sequence."""
     merged = pieces[0].new_empty(masks[0].shape[0], *pieces[0].shape[1:])
     for piece, mask in zip(pieces, masks, strict=True):
         merged[mask] = piece
@@ -31,7 +31,7 @@ def merge(pieces: Sequence[Tensor], masks: Masks) -> Tensor:
 
 
 class ModalityLayers(nn.Module):
-    """Everything that one modality has of a block, its matrices apart from each other."""
+    """All layers of one modality in a block, with separate matrices."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -71,10 +71,12 @@ class PublishedBlock(nn.Module):
         q, k, v = (merge(parts, masks) for parts in (queries, keys, values))
         q, k = (_turn(part, rotary) for part in (q, k))
         q, k, v = (part.unflatten(0, (sequences, -1)).transpose(1, 2) for part in (q, k, v))
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-        seen = seen.transpose(1, 2).flatten(2).flatten(0, 1)
+        attended = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        attended = attended.transpose(1, 2).flatten(2).flatten(0, 1)
         outs = [
-            layers.attention_norm(layers.out(seen[mask]))
+            layers.attention_norm(layers.out(attended[mask]))
             for layers, mask in zip(modalities, masks, strict=True)
         ]
         x = x + merge(outs, masks)
@@ -89,8 +91,7 @@ class PublishedBlock(nn.Module):
 
 
 class PublishedDecoder(nn.Module):
-    """Published blocks between an embedding, a norm per modality and a head. forward gives the summed
-    loss."""
+    """An embedding, published blocks, a norm per modality and a head; forward returns the summed loss."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class PublishedDecoder(nn.Module):
     def forward(
         self, ids: Tensor, targets: Tensor, tower: Tensor, positions: Tensor, sequences: int
     ) -> Float[Tensor, ""]:
-        """All [tokens] in sequence order; `tower` holds each token's index."""
+        """The summed loss. All arguments are [tokens] in sequence order; `tower` holds indices of towers."""
         masks = [tower == index for index in range(len(self.final_norm))]
         rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
         x = self.embedding(ids)
@@ -117,7 +118,7 @@ class PublishedDecoder(nn.Module):
         )[0]
 
     def copy_weights(self, decoder: Decoder) -> None:
-        """Take the weights of a Decoder of the same config, all of whose parts are untied."""
+        """Copy the weights of a Decoder of the same config, all of whose parts are untied."""
         config = self.config
         kv = config.kv_heads * config.head_dim
         with torch.no_grad():

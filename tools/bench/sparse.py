@@ -1,8 +1,8 @@
-"""`motley bench sparse`: what depth routing and experts cost, beside what their FLOPs promise.
+"""`motley bench sparse`: the time of depth routing and experts, compared with their FLOPs.
 
-Every token is of one modality, and all of them are routed, so that what is measured is the routed path alone.
-FLOPs are the ledger's, of what really ran. A time ratio over a FLOPs ratio of 1 says that a variant keeps its
-promise; what it has more is the price of choosing, gathering and smaller products.
+All tokens are of one modality and routed, so that only the routed path is measured. The ledger counts the
+FLOPs that ran. If the time ratio over the FLOPs ratio is 1, a variant is as fast as its FLOPs promise; the
+excess is the price of choosing, gathering and smaller products.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,21 +35,21 @@ GPU_CASES = (
     Case(8, 1024, 16, 4, 4096, 65536),
 )
 RATIOS = (1.0, 0.75, 0.54, 0.25)
-"""Of depth. 0.54 is the mean of p-MoD."""
+"""Ratios of depth routing. 0.54 is the mean of p-MoD."""
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What the ledger says of a variant."""
+    """The ledger's counts for a variant."""
 
     ran: float
-    """Rows that blocks computed, or experts, over tokens."""
+    """Rows that blocks or experts computed, over tokens."""
     flops_ratio: float
-    """Forward FLOPs over the baseline's; of training they are the same."""
+    """Forward FLOPs over the baseline's; the ratio of training FLOPs is the same."""
 
 
 def configs(case: Case) -> dict[str, ModelConfig]:
-    """Variant -> model; the first is the baseline."""
+    """The models of all variants by name; the first is the baseline."""
 
     def depth(ratio: float, rule: str = "threshold", keys: str = "all") -> ModelConfig:
         table = {
@@ -75,14 +75,14 @@ def configs(case: Case) -> dict[str, ModelConfig]:
         **{f"depth {ratio:g}, selected keys": depth(ratio, keys="selected") for ratio in RATIOS[1:]},
         "depth 0.54, top_k": depth(0.54, rule="top_k"),
         "experts, 4 choose": experts(),
-        # With the norm behind it one gate would be normalised away, so that is refused.
+        # A norm after the experts would normalise a single gate away, so the config refuses that.
         "experts, 1 of 4, pre": experts("pre", routing="token_choice"),
         "experts, 2 of 4": experts(routing="token_choice", top_k=2),
     }
 
 
 def variants(case: Case, device: torch.device) -> tuple[dict[str, Callable[[], None]], dict[str, Promise]]:
-    """Name -> one forward and backward pass, and what the ledger says of it. All see the same tokens."""
+    """By variant, a function for a forward and backward pass, and its promise. All see the same tokens."""
     passes: dict[str, Callable[[], None]] = {}
     promises: dict[str, Promise] = {}
     batch, dense = random_batch(case, 1), 0
@@ -99,10 +99,10 @@ def variants(case: Case, device: torch.device) -> tuple[dict[str, Callable[[], N
 def settled(
     module: torch.nn.Module, inputs: ModelInputs, run: ModelPass, config: ModelConfig
 ) -> tuple[ModelInputs, dict[str, RouterCounts]]:
-    """The inputs with thresholds that let through what their schedule wants of these very tokens, and what
-    routers then count in a pass.
+    """(inputs with thresholds that reach the scheduled ratios on these tokens, the routers' counts of a
+    pass).
 
-    A layer's scores depend on what ran before it, so each pass settles one layer more.
+    The scores of a layer depend on the layers before, so every pass settles the thresholds of one more layer.
     """
     counted = _counted(module, inputs, run)
     for _ in range(config.num_layers if config.depth else 0):
@@ -113,18 +113,19 @@ def settled(
 
 
 def _counted(module: torch.nn.Module, inputs: ModelInputs, run: ModelPass) -> dict[str, RouterCounts]:
+    """The counts of all routers in a pass."""
     run(module, inputs)
-    found = {}
+    routers = {}
     for counts in counts_in(module):
         values = counts.take().numpy()
-        found[counts.name] = RouterCounts(values[:BINS], tuple(values[BINS:].tolist()))
-    return found
+        routers[counts.name] = RouterCounts(values[:BINS], tuple(values[BINS:].tolist()))
+    return routers
 
 
 def _ledger(
     case: Case, config: ModelConfig, inputs: ModelInputs, counted: dict[str, RouterCounts]
 ) -> tuple[int, float]:
-    """(forward FLOPs, rows that ran over tokens)."""
+    """(forward FLOPs, rows that ran over tokens) of a pass."""
     tokens = dict(zip(config.modalities, inputs.input_tokens, strict=True))
     skipped = depth_steps.skipped(config, counted, inputs.visible_pairs)
     taken = expert_steps.rows_taken(config, counted)
@@ -143,7 +144,7 @@ def _bound(module: torch.nn.Module, inputs: ModelInputs, run: ModelPass) -> Call
 
 
 def table(rows: Sequence[Row], promises: dict[str, Promise]) -> str:
-    """Rows as text, spreads in brackets."""
+    """The rows as a table of text."""
     lines = [
         f"  {'':26}{'ms':>9}  {'ran':>6}  {'/ dense':>8}  {'p10 - p90':>13}  {'FLOPs':>6}  {'over FLOPs':>10}"
     ]
@@ -157,7 +158,7 @@ def table(rows: Sequence[Row], promises: dict[str, Promise]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb. Returns the exit code."""
+    """Run `motley bench sparse`; returns the exit code."""
     device, cases, rounds = options(
         "sparse",
         "Time a forward and backward pass of dense, of depth routing and of experts, and set it against "

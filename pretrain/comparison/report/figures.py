@@ -1,4 +1,4 @@
-"""The report's figures, drawn on given axes; a panel is an SVG that takes its colours from the page."""
+"""The figures of a report. A panel is an SVG that takes its colours from the page."""
 
 import io
 import re
@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pretrain.comparison.findings import Contrast, Findings, gain_of, metric_name
+from pretrain.comparison.findings import Contrast, Findings, conditional_gain_name, metric_name
 from pretrain.comparison.results import Curve
 from pretrain.comparison.statistics import smooth
 from pretrain.comparison.verdict import overall
 from pretrain.quantities import MINUS, format_tokens, percent, signed, with_prefix
 
 ARM_COLOURS = ("#0868AC", "#C8500A", "#007A5E", "#A0417F", "#7A6200", "#3F8FBF", "#555555", "#B02A4A")
-"""Blue and orange first: apart for every kind of colour-blindness. After Okabe and Ito, darker."""
+"""Darker variants of the colours of Okabe and Ito, which colour-blind people can tell apart."""
 INK, MUTED, RULE, PAPER = "#1B1F24", "#626C77", "#D5DADF", "#FFFFFF"
 PANEL_INCHES = (3.7, 3.0)
 _UNITS = {
@@ -31,9 +31,9 @@ _UNITS = {
     "steps": "optimizer steps",
 }
 STYLE: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same picture everywhere
+    "font.family": ["DejaVu Sans"],  # it ships with matplotlib, so pictures are the same everywhere
     "font.size": 8.5,
-    "svg.fonttype": "none",  # text stays text: searchable, and in the page's own font
+    "svg.fonttype": "none",  # text stays text, so it is searchable and in the font of the page
     "axes.edgecolor": RULE,
     "axes.labelcolor": MUTED,
     "axes.spines.top": False,
@@ -60,17 +60,19 @@ STYLE: dict[Any, Any] = {
 
 Draw = Callable[[Axes], None]
 MATCH_UNIT = {"tokens": "tokens", "train_flops": "training FLOPs"}
+"""By value of `match`, the words for what is equal in all arms."""
 
 
 def colour(findings: Findings, arm: str) -> str:
-    """The baseline is blue in every figure, the first other arm orange."""
+    """The colour of an arm: blue for the baseline, orange for the first other arm."""
     return ARM_COLOURS[findings.plan.arms.index(arm) % len(ARM_COLOURS)]
 
 
 def svg_panel(draw: Draw, *, key: str, label: str, inches: tuple[float, float] = PANEL_INCHES) -> str:
-    """One panel as an inline SVG whose colours are the page's CSS variables; `label` is read to the blind.
+    """One panel as an inline SVG whose colours are CSS variables of the page.
 
-    `key` is unique on the page: ids in an SVG are the page's ids.
+    `key` must be unique on the page, because ids in an inline SVG are ids of the page. `label` is the text
+    for screen readers.
     """
     style: dict[Any, Any] = {**STYLE, "svg.hashsalt": key}
     with matplotlib.rc_context(style):
@@ -98,9 +100,9 @@ def svg_panel(draw: Draw, *, key: str, label: str, inches: tuple[float, float] =
 
 
 def _set_margins(figure: Figure, ax: Axes) -> None:
-    """Room for what stands around the axes, from the lengths of texts.
+    """Set the margins of a panel from the lengths of the texts around its axes.
 
-    Panels in a row then have axes of one size, which a layout engine does not give, at a fifth of its time.
+    Unlike a layout engine this gives all panels of a row axes of one size, in a fifth of the time.
     """
     width, height = figure.get_size_inches()
     notes = [text for text in ax.texts if isinstance(text, Annotation)]
@@ -115,7 +117,7 @@ def _set_margins(figure: Figure, ax: Axes) -> None:
 
 
 def draw_curves(ax: Axes, findings: Findings, metric: str, axis: str, *, title: str, window: int = 1) -> None:
-    """A metric of all arms against an axis: mean over the seeds, band from lowest to highest."""
+    """Draw a metric of all arms: the mean over the seeds, and a band from the lowest to the highest seed."""
     ends, tops = [], []
     for arm in findings.plan.arms:
         curves = [c for c in findings.curves(arm, metric) if len(c)]
@@ -129,7 +131,7 @@ def draw_curves(ax: Axes, findings: Findings, metric: str, axis: str, *, title: 
         ax.plot(x, mean, color=shade, linewidth=1.8)
         tops.append(values.max(axis=0)[_settled(x)])
         name = arm
-        if window == 1:  # the end of a smoothed curve is one noisy row, and no number to show
+        if window == 1:  # a smoothed curve ends in one noisy row, so its end is not labelled
             ax.plot(x[-1:], mean[-1:], "o", color=shade, markersize=3.5, clip_on=False)
             name = f"{arm} {mean[-1]:.3f}"
         ends.append((float(x[-1]), float(mean[-1]), name, shade))
@@ -143,12 +145,12 @@ def draw_curves(ax: Axes, findings: Findings, metric: str, axis: str, *, title: 
 
 
 def _mean_x(curves: Sequence[Curve], axis: str) -> np.ndarray:
-    """Evaluations are at the same steps in all seeds; seconds differ a little, so their mean is drawn."""
+    """The mean positions along an axis. Seeds share their steps, but their seconds differ a little."""
     return np.mean([c.x(axis) for c in curves], axis=0)
 
 
 def _settled(x: np.ndarray) -> np.ndarray:
-    """The first tenth falls from the loss of guessing: shown whole, it would flatten all that follows."""
+    """A mask of the points after the first tenth, where the loss falls so far that it would set the scale."""
     late = x >= 0.1 * x[-1]
     return late if late.sum() > 1 else np.ones_like(late)
 
@@ -164,9 +166,9 @@ def _tick(value: float, short: bool) -> str:
 
 
 def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Labels at the heights of the curves' ends, pushed apart where they would touch.
+    """Label the ends of curves, given as (x, y, text, colour), and push labels apart that would touch.
 
-    All stand right of the longest: beside the end of a shorter curve another one may pass.
+    All labels stand right of the longest curve, since another curve may pass the end of a shorter one.
     """
     if not ends:
         return
@@ -182,7 +184,7 @@ def _label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None
 
 
 def _spread(heights: Sequence[float], apart: float) -> list[float]:
-    """Rising heights moved until neighbours are `apart`: those that touch share their centre."""
+    """Rising heights, moved until neighbours are `apart`; a group that would touch keeps its centre."""
     groups: list[list[float]] = []
     for height in heights:
         groups.append([height])
@@ -193,15 +195,19 @@ def _spread(heights: Sequence[float], apart: float) -> list[float]:
 
 
 def _low(group: Sequence[float], apart: float) -> float:
+    """The lowest height of a group that is spread around its centre."""
     return sum(group) / len(group) - apart * (len(group) - 1) / 2
 
 
 def draw_gain(ax: Axes, findings: Findings, a: str, b: str) -> None:
-    """Nats per token of b that its own a saves over a foreign one; one scale for all directions."""
+    """Draw the gain of all arms: nats per token of b that its own a saves over a foreign a.
+
+    All directions share one scale.
+    """
     ends = []
     ax.axhline(0, color=MUTED, linewidth=0.9)
     for arm in findings.plan.arms:
-        curves = findings.curves(arm, gain_of((a, b)))
+        curves = findings.curves(arm, conditional_gain_name((a, b)))
         x, values = _mean_x(curves, "tokens"), np.array([c.values for c in curves])
         mean, shade = values.mean(axis=0), colour(findings, arm)
         if len(curves) > 1:
@@ -209,9 +215,9 @@ def draw_gain(ax: Axes, findings: Findings, a: str, b: str) -> None:
         ax.plot(x, mean, color=shade, linewidth=1.8)
         ax.plot(x[-1:], mean[-1:], "o", color=shade, markersize=3.5, clip_on=False)
         ends.append((float(x[-1]), float(mean[-1]), f"{arm} {signed(float(mean[-1]))}", shade))
-    names = map(gain_of, findings.directions)
-    every = [c.values for name in names for arm in findings.plan.arms for c in findings.curves(arm, name)]
-    low, high = min(0.0, *map(np.min, every)), max(0.0, *map(np.max, every))
+    names = map(conditional_gain_name, findings.directions)
+    gains = [c.values for name in names for arm in findings.plan.arms for c in findings.curves(arm, name)]
+    low, high = min(0.0, *map(np.min, gains)), max(0.0, *map(np.max, gains))
     ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     ax.set_title(f"{a} \u2192 {b}")
     ax.set_xlim(0, max(x for x, *_ in ends))
@@ -221,14 +227,14 @@ def draw_gain(ax: Axes, findings: Findings, a: str, b: str) -> None:
 
 
 def draw_gap(ax: Axes, findings: Findings, contrast: Contrast) -> None:
-    """Other minus baseline against tokens, with the interval over the seeds at each evaluation."""
+    """Draw the loss of an arm minus the baseline's against tokens, with its interval over the seeds."""
     shade = colour(findings, contrast.arm)
     x, gap, noise = contrast.gap_tokens, contrast.gap, contrast.gap_noise
     ax.axhline(0, color=MUTED, linewidth=0.9)
     settled = _settled(x)
     low, high = min(float(gap[settled].min()), 0.0), max(float(gap[settled].max()), 0.0)
     room = (high - low) or 1e-3
-    # The band may add as much again and no more: with two seeds it would leave nothing of the curve.
+    # The band may at most double the range, for with two seeds it would dwarf the curve.
     low = min(low, max(float((gap - noise)[settled].min()), low - room)) - 0.15 * room
     high = max(high, min(float((gap + noise)[settled].max()), high + room)) + 0.15 * room
     if noise.any():
@@ -262,11 +268,11 @@ def draw_gap(ax: Axes, findings: Findings, contrast: Contrast) -> None:
 
 
 def draw_matching(ax: Axes, findings: Findings, contrast: Contrast, axis: str = "steps") -> None:
-    """Step matching (MoT, Fig. 5b-d): what the other arm needed for the loss that the baseline had at x."""
+    """Draw step matching (MoT, Fig. 5b-d): the steps that the arm needed for the baseline's loss at x."""
     shade, matching = colour(findings, contrast.arm), contrast.matching[axis]
     end = max(float(m.base_x[-1]) for m in matching.matches)
     ax.plot([0, end], [0, end], color=MUTED, linewidth=0.9, dashes=(4, 3))
-    above = matching.slope is None or matching.slope.value <= 1  # on the side of the diagonal that is free
+    above = matching.slope is None or matching.slope.value <= 1  # the free side of the diagonal
     ax.annotate(
         f"as {contrast.baseline}", (0.66 * end, 0.66 * end), xytext=(-3, 4) if above else (4, -9),
         textcoords="offset points", ha="right" if above else "left", color=MUTED, fontsize=7.5,
@@ -300,14 +306,17 @@ def draw_matching(ax: Axes, findings: Findings, contrast: Contrast, axis: str = 
 def draw_forest(
     ax: Axes, findings: Findings, contrasts: Sequence[Contrast], by: Literal["modality", "arm"]
 ) -> None:
-    """Final differences, a row for each of one arm's modalities or one modality's arms: every seed, their
-    mean, filled where seeds cannot explain it, and its interval."""
+    """Draw final differences, a row per contrast: the seeds, their mean and its interval.
+
+    The contrasts are of one arm or of one modality; `by` names the attribute that differs. The marker of a
+    detectable difference is filled.
+    """
     base = findings.plan.config.baseline
     ax.axvline(0, color=MUTED, linewidth=0.9)
-    seen = [0.0]
+    extent = [0.0]
     for row, contrast in enumerate(contrasts):
         y, final, shade = len(contrasts) - 1 - row, contrast.final, colour(findings, contrast.arm)
-        seen += final.differences
+        extent += final.differences
         if len(final.differences) > 1:
             height = np.full(len(final.differences), y + 0.2)
             ax.plot(final.differences, height, "o", color=shade, markersize=3, alpha=0.5)
@@ -315,9 +324,9 @@ def draw_forest(
         ax.plot([final.mean], [y], "D", color=shade, markerfacecolor=fill, markersize=5.5, zorder=3)
         if final.interval is not None:
             ax.plot([final.interval.low, final.interval.high], [y, y], color=shade, linewidth=1.6)
-            seen += [final.interval.low, final.interval.high] if len(final.differences) > 2 else []
-    # An interval from two seeds may be a hundred times the difference: it may run out of the picture.
-    reach = 1.15 * float(np.abs(seen).max()) or 1e-3
+            extent += [final.interval.low, final.interval.high] if len(final.differences) > 2 else []
+    # An interval from two seeds may be a hundred times the difference, so it may leave the picture.
+    reach = 1.15 * float(np.abs(extent).max()) or 1e-3
     ax.set_xlim(-reach, reach)
     ax.set_ylim(-0.6, len(contrasts) - 0.4)
     ax.set_yticks(range(len(contrasts)), [getattr(c, by) for c in reversed(contrasts)])
@@ -342,15 +351,18 @@ def draw_forest(
 
 
 def summary_png(findings: Findings) -> bytes:
-    """For a README: held-out curves per modality over the forest of their final differences; of more arms
-    than two, which would hide each other's curves, a forest per modality."""
+    """The picture for a README, as PNG.
+
+    For two arms it shows held-out curves per modality over a forest of the final differences. More arms would
+    hide each other's curves, so it then shows a forest per modality.
+    """
     others, columns, n = findings.plan.others, len(findings.modalities), len(findings.seeds)
     many = len(others) > 1
     with matplotlib.rc_context(STYLE):
         height = 1.7 + 0.36 * len(others) if many else 5.2
         figure = Figure(figsize=(3.75 * columns, height), layout="constrained", facecolor=PAPER)
         title = textwrap.wrap(findings.plan.config.question if many else overall(findings), 34 * columns)
-        # In inches, so that pictures of any height have one head.
+        # The head is measured in inches, so that it is the same in pictures of any height.
         below = 1 - (0.55 + 0.21 * (len(title) - 1)) / height
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, rect=(0.005, 0.01, 0.99, below))  # type: ignore[union-attr]
         if many:
@@ -365,8 +377,8 @@ def summary_png(findings: Findings) -> bytes:
         facts = f"{n} seed{'s' * (n > 1)}, {order}, {format_tokens(findings.tokens)} a run"
         if many:
             base = findings.plan.config.baseline
-            matched = MATCH_UNIT[findings.plan.config.match]
-            facts = f"Final held-out loss against {base}, equal {matched}. {facts} of {base}"
+            unit = MATCH_UNIT[findings.plan.config.match]
+            facts = f"Final held-out loss against {base}, equal {unit}. {facts} of {base}"
         figure.text(0.012, below + 0.18 / height, facts, fontsize=8.5, va="top", color=MUTED)
         buffer = io.BytesIO()
         FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=180, metadata={"Software": None})

@@ -1,14 +1,14 @@
-"""What a report holds for machines: summary.json and the CSV files. Imports no torch."""
+"""The machine-readable files of a report: summary.json and the CSV files. This module imports no torch."""
 
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pretrain.comparison.caveats import caveats
-from pretrain.comparison.findings import ALL, Contrast, Findings, step_time_ratio, systems
+from pretrain.comparison.findings import ALL, ArmLoss, Contrast, Findings, step_time_ratio, systems
 from pretrain.comparison.results import AXES, HELD_OUT
 from pretrain.comparison.statistics import Interval, RatioEstimate
 from pretrain.comparison.verdict import headline, overall, verdict
@@ -19,7 +19,7 @@ MATCHING_COLUMNS = ("arm", "baseline", "modality", "seed", "axis", "baseline_x",
 
 
 def summary(findings: Findings) -> dict[str, Any]:
-    """All that the report states, as plain JSON values; what is not known is null."""
+    """Everything that the report states, as plain JSON values; unknown values are null."""
     plan = findings.plan
     return _plain(
         {
@@ -39,18 +39,9 @@ def summary(findings: Findings) -> dict[str, Any]:
             "overall": overall(findings),
             "headlines": {arm: headline(findings, arm) for arm in plan.others},
             "contrasts": [_contrast(findings, c) for c in findings.contrasts],
-            "final_losses": [
-                {"arm": arm, "modality": modality} | asdict(loss)
-                for (arm, modality), loss in findings.losses.items()
-            ],
-            "by_rule": [
-                {"arm": arm, "modality": modality} | asdict(loss)
-                for (arm, modality), loss in findings.by_rule.items()
-            ],
-            "conditional": [
-                {"arm": arm, "metric": metric} | asdict(loss)
-                for (arm, metric), loss in findings.conditional.items()
-            ],
+            "final_losses": _losses(findings.losses, "modality"),
+            "by_rule": _losses(findings.by_rule, "modality"),
+            "conditional": _losses(findings.conditional, "metric"),
             "systems": {arm: asdict(system) for arm, system in systems(findings).items()},
             "step_time_ratio": {arm: _ratio(step_time_ratio(findings, arm)) for arm in plan.others},
             "same_data": {
@@ -62,6 +53,11 @@ def summary(findings: Findings) -> dict[str, Any]:
             "caveats": [asdict(caveat) for caveat in caveats(findings)],
         }
     )
+
+
+def _losses(losses: Mapping[tuple[str, str], ArmLoss], key: str) -> list[dict[str, Any]]:
+    """A list of the losses by (arm, name); the name is stored under `key`."""
+    return [{"arm": arm, key: name} | asdict(loss) for (arm, name), loss in losses.items()]
 
 
 def _contrast(findings: Findings, contrast: Contrast) -> dict[str, Any]:
@@ -114,7 +110,7 @@ def _ratio(estimate: RatioEstimate | None) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON knows no nan: a number that is not there is null."""
+    """A value with plain JSON types. JSON has no nan, so a number that is not finite becomes null."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -128,7 +124,7 @@ def _plain(value: Any) -> Any:
 
 
 def curves_csv(findings: Findings) -> str:
-    """Every loss and gain of every run in scope, one value a line."""
+    """All losses and gains of all runs in scope, one value a line."""
     lines = []
     for run in findings.results:
         names = sorted({n for row in run.rows for n in row if n.startswith(("train/loss", "eval/"))})
@@ -141,7 +137,7 @@ def curves_csv(findings: Findings) -> str:
 
 
 def final_csv(findings: Findings) -> str:
-    """Held-out losses at the last step, per run."""
+    """The held-out losses of all runs at the last step."""
     lines = []
     for run in findings.results:
         for modality in (*findings.modalities, ALL):
@@ -156,8 +152,10 @@ def final_csv(findings: Findings) -> str:
 
 
 def step_matching_csv(findings: Findings) -> str:
-    """The points of every step-matching plot; an empty arm_x is a loss that the arm never reached, or had
-    from its first evaluation on."""
+    """The points of all step-matching plots.
+
+    arm_x is empty where the arm never reached the loss, or had it from its first evaluation on.
+    """
     lines = []
     for contrast in findings.contrasts:
         for axis in AXES:

@@ -1,7 +1,9 @@
-"""The report of a comparison: one page without network, a picture, JSON and CSV. Imports no torch."""
+"""The report of a comparison: one HTML page that needs no network, a picture, JSON and CSV.
+
+This module imports no torch.
+"""
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from data_pipeline.files.atomic import atomic_file
 from pretrain import quantities
 from pretrain.comparison.caveats import caveats
 from pretrain.comparison.findings import Findings
@@ -20,13 +23,13 @@ from pretrain.comparison.results import HELD_OUT
 from pretrain.comparison.verdict import headline, overall, verdicts
 
 TRAIN_SMOOTHING_ROWS = 9
-"""Rows in the centred mean of the training curves; held-out curves are never smoothed."""
+"""Number of rows in the moving mean of training curves; held-out curves are not smoothed."""
 
 
 def write_report(findings: Findings, folder: Path) -> Path:
     """Write index.html, summary.json, summary.png and the CSV files; returns the page's path.
 
-    Each file is replaced whole, so a reader never sees half of one.
+    Every file is replaced as a whole, so a reader never sees half of one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     contents: dict[str, bytes] = {
@@ -38,9 +41,8 @@ def write_report(findings: Findings, folder: Path) -> Path:
         "index.html": page(findings).encode(),
     }
     for name, content in contents.items():
-        partial_file = folder / f"{name}.partial"
-        partial_file.write_bytes(content)
-        os.replace(partial_file, folder / name)
+        with atomic_file(folder / name) as file:
+            file.write(content)
     return folder / "index.html"
 
 
@@ -83,6 +85,7 @@ def page(findings: Findings) -> str:
 
 
 def reproduce_command(findings: Findings) -> str:
+    """The command line that runs the comparison again."""
     plan = findings.plan
     return shlex.join(["motley", "compare", str(plan.path), *plan.overrides])
 
@@ -91,78 +94,76 @@ def reproduce_command(findings: Findings) -> str:
 
 
 def _panels(findings: Findings) -> dict[str, Any]:
-    """Name -> SVG panels; a name with a table below it has one entry per axis or arm."""
-    modalities, plan = findings.modalities, findings.plan
-
-    def svg(key: str, label: str, draw: figures.Draw, **size: Any) -> Markup:
-        return Markup(figures.svg_panel(draw, key=key, label=str(Markup.escape(label)), **size))
-
-    def curves(metric_prefix: str, axis: str, window: int = 1) -> list[Markup]:
-        return [
-            svg(
-                f"{metric_prefix.replace('/', '-')}-{axis}-{m}",
-                f"{metric_prefix} of {m} against {axis}",
-                partial(
-                    figures.draw_curves,
-                    findings=findings,
-                    metric=f"{metric_prefix}/{m}",
-                    axis=axis,
-                    title=m,
-                    window=window,
-                ),
-            )
-            for m in modalities
-        ]
-
-    gains = [
-        svg(f"gain-{a}-{b}", f"gain of {b} from {a}", partial(figures.draw_gain, findings=findings, a=a, b=b))
-        for a, b in findings.directions
-    ]
+    """The SVG panels of every section by its name: a list, or a list per axis or per arm."""
+    modalities, others = findings.modalities, findings.plan.others
+    heldout = {
+        axis: [_curves(findings, f"{HELD_OUT}loss", axis, m) for m in modalities]
+        for axis in ("tokens", "flops", "seconds")
+    }
     return {
-        "heldout": {axis: curves(f"{HELD_OUT}loss", axis) for axis in ("tokens", "flops", "seconds")},
-        "train": curves("train/loss", "tokens", TRAIN_SMOOTHING_ROWS),
-        "forest": {
-            arm: svg(
-                f"forest-{i}",
-                f"final differences of {arm}",
-                partial(
-                    figures.draw_forest,
-                    findings=findings,
-                    contrasts=[findings.contrast(arm, m) for m in modalities],
-                    by="modality",
-                ),
-                inches=(9.0, 0.85 + 0.42 * len(modalities)),
+        "heldout": heldout,
+        "train": [_curves(findings, "train/loss", "tokens", m, TRAIN_SMOOTHING_ROWS) for m in modalities],
+        "forest": {arm: _forest_of_arm(findings, arm) for arm in others},
+        "overview": [_forest_of_modality(findings, m) for m in modalities],
+        "gap": {arm: _per_modality(findings, arm, "gap", figures.draw_gap) for arm in others},
+        "matching": {arm: _per_modality(findings, arm, "matching", figures.draw_matching) for arm in others},
+        "gains": [
+            _svg(
+                f"gain-{a}-{b}",
+                f"gain of {b} from {a}",
+                partial(figures.draw_gain, findings=findings, a=a, b=b),
             )
-            for i, arm in enumerate(plan.others)
-        },
-        "overview": [
-            svg(
-                f"overview-{m}",
-                f"final differences of all arms on {m}",
-                partial(
-                    figures.draw_forest,
-                    findings=findings,
-                    contrasts=[findings.contrast(arm, m) for arm in plan.others],
-                    by="arm",
-                ),
-                inches=(figures.PANEL_INCHES[0], 0.85 + 0.3 * len(plan.others)),
-            )
-            for m in modalities
+            for a, b in findings.directions
         ],
-        "gap": {arm: _per_modality(findings, arm, "gap", figures.draw_gap, svg) for arm in plan.others},
-        "matching": {
-            arm: _per_modality(findings, arm, "matching", figures.draw_matching, svg) for arm in plan.others
-        },
-        "gains": gains,
     }
 
 
-def _per_modality(
-    findings: Findings, arm: str, kind: str, draw: Callable[..., None], svg: Callable[..., Markup]
-) -> list[Markup]:
+def _svg(key: str, label: str, draw: figures.Draw, **size: Any) -> Markup:
+    """A panel for the page; `key` is unique on the page, `label` is read to the blind."""
+    return Markup(figures.svg_panel(draw, key=key, label=str(Markup.escape(label)), **size))
+
+
+def _curves(findings: Findings, prefix: str, axis: str, modality: str, window: int = 1) -> Markup:
+    """The curves of the metric `prefix`/`modality` of all arms."""
+    draw = partial(
+        figures.draw_curves,
+        findings=findings,
+        metric=f"{prefix}/{modality}",
+        axis=axis,
+        title=modality,
+        window=window,
+    )
+    key = f"{prefix.replace('/', '-')}-{axis}-{modality}"
+    return _svg(key, f"{prefix} of {modality} against {axis}", draw)
+
+
+def _forest_of_arm(findings: Findings, arm: str) -> Markup:
+    """The final differences of one arm, a row per modality."""
+    contrasts = [findings.contrast(arm, m) for m in findings.modalities]
+    return _svg(
+        f"forest-{findings.plan.others.index(arm)}",
+        f"final differences of {arm}",
+        partial(figures.draw_forest, findings=findings, contrasts=contrasts, by="modality"),
+        inches=(9.0, 0.85 + 0.42 * len(contrasts)),
+    )
+
+
+def _forest_of_modality(findings: Findings, modality: str) -> Markup:
+    """The final differences in one modality, a row per arm."""
+    contrasts = [findings.contrast(arm, modality) for arm in findings.plan.others]
+    return _svg(
+        f"overview-{modality}",
+        f"final differences of all arms on {modality}",
+        partial(figures.draw_forest, findings=findings, contrasts=contrasts, by="arm"),
+        inches=(figures.PANEL_INCHES[0], 0.85 + 0.3 * len(contrasts)),
+    )
+
+
+def _per_modality(findings: Findings, arm: str, kind: str, draw: Callable[..., None]) -> list[Markup]:
+    """One panel per modality, which draws the contrast of an arm."""
     index = findings.plan.others.index(arm)
     return [
-        svg(
+        _svg(
             f"{kind}-{index}-{m}",
             f"{kind} of {arm}, {m}",
             partial(draw, findings=findings, contrast=findings.contrast(arm, m)),

@@ -1,4 +1,4 @@
-"""The report's tables: findings as text in rows and columns. Imports no torch."""
+"""The tables of a report: findings as rows and columns of text. This module imports no torch."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +10,8 @@ from pretrain.comparison.findings import (
     ArmLoss,
     Findings,
     Matching,
-    gain_of,
-    loss_of,
+    conditional_gain_name,
+    conditional_loss_name,
     step_time_ratio,
     systems,
 )
@@ -26,7 +26,7 @@ from pretrain.quantities import count, duration, flops, format_bytes, percent, r
 
 @dataclass(frozen=True)
 class Table:
-    """`rows`: a label and one cell per column."""
+    """A table of text. A row is a label and one cell per column; `corner` heads the labels."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[str, ...]], ...]
@@ -34,7 +34,7 @@ class Table:
 
 
 def design_table(findings: Findings) -> Table:
-    """What each arm is and has spent, and every key in which the arms differ."""
+    """The design and cost of every arm, and all config keys in which arms differ."""
     plan, cost = findings.plan, systems(findings)
     configs = {arm: plan.run(arm, findings.seeds[0]).config for arm in plan.arms}
     rows: dict[str, list[str]] = {}
@@ -66,14 +66,14 @@ def design_table(findings: Findings) -> Table:
     row("tokens per second", lambda arm, _: count(cost[arm].tokens_per_s))
     base = configs[plan.config.baseline]
     keys = {key for c in configs.values() for key, *_ in differences(c, base) if key not in ("name", "seed")}
-    for key in sorted(
-        key for key in keys if not key.startswith("model.towers.")
-    ):  # the first row shows those
-        row(key, lambda _, c, key=key: _at(c, key))
+    for key in sorted(keys):
+        if not key.startswith("model.towers."):  # the first row shows the towers
+            row(key, lambda _, c, key=key: _at(c, key))
     return Table(plan.arms, tuple((label, tuple(cells)) for label, cells in rows.items()))
 
 
 def _towers(config: RunConfig) -> str:
+    """The modalities of every tower: "text | image + speech"."""
     names = config.model.tower_names
     if len(names) == 1:
         return "one for all modalities"
@@ -88,7 +88,7 @@ def _linear_flops(model: ModelConfig, modality: str) -> int:
 def _per_modality(
     config: RunConfig, value_of: Callable[[ModelConfig, str], int], text: Callable[[float], str]
 ) -> str:
-    """One text where all modalities have one value, else one for each."""
+    """A value per modality as text; just one text if all modalities have the same."""
     values = {m: text(value_of(config.model, m)) for m in config.model.modalities}
     if len(set(values.values())) == 1:
         return next(iter(values.values()))
@@ -104,6 +104,7 @@ def _learning_rate(config: RunConfig) -> str:
 
 
 def _at(config: RunConfig, dotted_key: str) -> Any:
+    """The value of a dotted key; "" if the config has no such key."""
     value: Any = config.model_dump(mode="json")
     for part in dotted_key.split("."):
         value = value.get(part, "") if isinstance(value, Mapping) else ""
@@ -111,7 +112,7 @@ def _at(config: RunConfig, dotted_key: str) -> Any:
 
 
 def loss_table(findings: Findings) -> dict[str, Table]:
-    """Other arm -> final held-out losses beside the baseline's, with difference and interval."""
+    """By arm, the table of its final held-out losses and the baseline's, with difference and interval."""
     base = findings.plan.config.baseline
     level = percent(findings.plan.config.confidence)
     out = {}
@@ -134,8 +135,10 @@ def loss_table(findings: Findings) -> dict[str, Table]:
 
 
 def overview_table(findings: Findings) -> Table:
-    """Final held-out loss of every arm in every modality, with its relative difference to the baseline; *
-    where seeds cannot explain it."""
+    """The final held-out losses of all arms, with their relative differences to the baseline.
+
+    A * marks a detectable difference.
+    """
     columns = (*findings.modalities, ALL)
 
     def cell(arm: str, modality: str) -> str:
@@ -151,8 +154,10 @@ def overview_table(findings: Findings) -> Table:
 
 
 def rule_table(findings: Findings) -> Table | None:
-    """Arms that look ahead: their loss as it was compared, and under the rule that they were trained with;
-    None if there are none."""
+    """For arms that look ahead, the loss that was compared and the loss under the rule of training.
+
+    None if no arm looks ahead.
+    """
     arms = tuple(dict.fromkeys(arm for arm, _ in findings.by_rule))
     if not arms:
         return None
@@ -168,12 +173,12 @@ def rule_table(findings: Findings) -> Table | None:
 
 
 def loss_text(loss: ArmLoss) -> str:
-    """Mean, and standard deviation over the seeds where there is one."""
+    """The mean over the seeds, with the standard deviation if there is one."""
     return f"{loss.mean:.3f}" + (f" \u00b1 {loss.deviation:.3f}" if loss.deviation is not None else "")
 
 
 def matching_table(findings: Findings, arm: str) -> Table:
-    """s and end-point ratio of an arm per modality, against steps, FLOPs and seconds."""
+    """s and the end-point ratio of an arm per modality, along steps, FLOPs and seconds."""
     rows = []
     for modality in findings.modalities:
         matching = findings.contrast(arm, modality).matching
@@ -205,11 +210,11 @@ def _ratio_text(estimate: RatioEstimate) -> str:
 
 
 def conditional_table(findings: Findings) -> Table | None:
-    """Loss of b after its own a, and gain over a foreign a, per direction; None if not measured."""
+    """The loss of b after its own a, and the gain over a foreign a, per direction; None if not measured."""
     arms, rows = findings.plan.arms, []
     for direction in findings.directions:
-        cells = [loss_text(findings.conditional[arm, loss_of(direction)]) for arm in arms]
-        cells += [_signed_loss(findings.conditional[arm, gain_of(direction)]) for arm in arms]
+        cells = [loss_text(findings.conditional[arm, conditional_loss_name(direction)]) for arm in arms]
+        cells += [_signed_loss(findings.conditional[arm, conditional_gain_name(direction)]) for arm in arms]
         rows.append((" \u2192 ".join(direction), tuple(cells)))
     if not rows:
         return None
@@ -222,7 +227,7 @@ def _signed_loss(loss: ArmLoss) -> str:
 
 
 def system_table(findings: Findings) -> Table:
-    """What the arms cost to run."""
+    """The cost of running the arms: time, memory, utilisation."""
     plan, cost = findings.plan, systems(findings)
     ratios = {arm: step_time_ratio(findings, arm) for arm in plan.others}
 
@@ -252,7 +257,7 @@ def system_table(findings: Findings) -> Table:
 
 
 def provenance(findings: Findings) -> tuple[tuple[str, str], ...]:
-    """(what, value) of the runs: commit, device, versions; several values where runs differ."""
+    """(label, value) of commit, device, versions and the like; several values where runs differ."""
     attempts = [attempt for run in findings.results for attempt in run.record.get("attempts", [])]
     if not attempts:
         return ()

@@ -3,11 +3,18 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.demo.corpus import KINDS, RECORD, corpus_record, plan_shards, write_demo_corpus, write_task
+from data_pipeline.demo.corpus import (
+    PART_SETS,
+    RECORD,
+    corpus_record,
+    plan_shards,
+    write_demo_corpus,
+    write_task,
+)
 from data_pipeline.shards.tar import read_samples
-from data_pipeline.tokenize.image import read_picture
+from data_pipeline.tokenize.media.pictures import read_picture
+from data_pipeline.tokenize.media.waves import RATE_HZ, read_wave
 from data_pipeline.tokenize.raw import parse_document
-from data_pipeline.tokenize.speech import RATE_HZ, read_wave
 from data_pipeline.tokenize.workers import run_tasks
 from tools.cli import main
 
@@ -36,17 +43,17 @@ def test_documents_have_the_parts_they_should(corpus: Path) -> None:
         assert [key for key, _ in samples] == [f"{i:08d}" for i in range(count)]
         for _, sample in samples:
             parts = parse_document(sample)
-            found = tuple(part.kind for part in parts)
+            found = tuple(part.modality for part in parts)
             orders.add(found)
             kinds[tuple(sorted(found))] = kinds.get(tuple(sorted(found)), 0) + 1
             for part in parts:
-                if part.kind == "image":
-                    assert read_picture(part.content).shape == (32, 32, 3)
-                elif part.kind == "speech":
-                    assert 0.2 < len(read_wave(part.content)) / RATE_HZ < 6
+                if part.modality == "image":
+                    assert read_picture(part.data).shape == (32, 32, 3)
+                elif part.modality == "speech":
+                    assert 0.2 < len(read_wave(part.data)) / RATE_HZ < 6
                 else:
-                    assert part.content.strip()
-    assert kinds.keys() == {("text",), *(tuple(sorted(kind)) for kind in KINDS)}
+                    assert part.data.strip()
+    assert kinds.keys() == {("text",), *(tuple(sorted(kind)) for kind in PART_SETS)}
     assert kinds[("text",)] == 0.2 * DOCUMENTS
     assert len(orders) == 1 + 6 + 2 * 3, "every order of the parts occurs, so every direction is trained"
 
@@ -74,11 +81,11 @@ def test_another_seed_is_another_corpus(corpus: Path, tmp_path: Path) -> None:
     assert not set(shards(tmp_path).values()) & set(shards(corpus).values())
     texts = [
         {
-            part.content
+            part.data
             for path in (folder / "train").glob("*.tar")
             for _, sample in read_samples(str(path))
             for part in parse_document(sample)
-            if part.kind == "speech"
+            if part.modality == "speech"
         }
         for folder in (corpus, tmp_path)
     ]

@@ -79,7 +79,7 @@ def test_a_tar_that_was_written_without_its_end(tmp_path: Path, end: int) -> Non
     [
         ([BOS, 396, EOS], "id 396 at position 1 is not in the vocabulary of 396 ids"),
         ([BOS, 8, BOI, 300, EOS], "do not pair up at position 2"),
-        ([BOS, 300, EOS], "a image id at position 1"),
+        ([BOS, 300, EOS], "an id of image at position 1"),
         ([BOS, 9], "does not start with <bos> and end with <eos>"),
         ([9, EOS], "does not start with <bos> and end with <eos>"),
         ([BOS], "has fewer than two ids"),
@@ -94,7 +94,7 @@ def test_a_document_that_is_none_is_named(tmp_path: Path, ids: list[int], messag
 def test_a_span_over_the_border_of_two_documents(tmp_path: Path) -> None:
     # each begins and ends well, and delimiters pair up over both
     path, entry = write(tmp_path, [np.array([BOS, BOI, EOS]), np.array([BOS, EOI, EOS])])
-    with pytest.raises(BadDocument, match=r"0\.ids: delimiters of images and utterances do not pair up"):
+    with pytest.raises(BadDocument, match=r"0\.ids: delimiters of spans do not pair up"):
         index_shard(path, entry, VOCABULARY)
 
 

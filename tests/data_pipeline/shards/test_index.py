@@ -195,7 +195,7 @@ def test_a_wrong_checksum_of_a_shard(folder: Path) -> None:
 def test_a_document_that_was_damaged_after_indexing(folder: Path) -> None:
     source = TokenSource.open(folder)
     _flip(folder / "tokens-00001.tar", int(source.index.offset[30]) + 2)
-    with pytest.raises(WrongChecksum, match=r"tokens-00001\.tar/000000030 is not what was indexed"):
+    with pytest.raises(WrongChecksum, match=r"tokens-00001\.tar/000000030 does not match the index"):
         source.read(30)
     name, ids = source.fetch(30)
     assert (name, ids) == ("tokens-00001.tar/000000030", None)

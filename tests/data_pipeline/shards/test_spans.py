@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.shards.spans import PartsError, find_spans, read_spans
+from data_pipeline.shards.spans import SpanError, find_spans, read_spans
 from data_pipeline.shards.synthetic import random_document
 from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH, Vocabulary
 
@@ -62,15 +62,15 @@ def test_spans_of_documents_in_a_row_are_those_of_each(
         ([BOS, BOI, 41, EOS_SPEECH, EOS], 1, "do not pair up"),
         ([BOS, EOI, 9, BOI, EOS], 1, "do not pair up"),
         ([BOS, BOI, BOI, EOI, EOI, EOS], 1, "do not pair up"),
-        ([BOS, 9, 41, EOS], 2, "a image id at position 2 stands where another modality belongs"),
-        ([BOS, BOI, 41, 9, EOI, EOS], 3, "a text id at position 3"),
-        ([BOS, BOI, 41, 49, EOI, EOS], 3, "a speech id at position 3"),
+        ([BOS, 9, 41, EOS], 2, "an id of image at position 2 stands where another modality belongs"),
+        ([BOS, BOI, 41, 9, EOI, EOS], 3, "an id of text at position 3"),
+        ([BOS, BOI, 41, 49, EOI, EOS], 3, "an id of speech at position 3"),
         ([9, 10, EOS], 0, "starts with <bos> and ends with <eos>"),
         ([BOS, 9], 0, "starts with <bos> and ends with <eos>"),
     ],
 )
 def test_what_is_no_document_is_named_with_its_position(ids: list[int], position: int, message: str) -> None:
-    with pytest.raises(PartsError, match=message) as caught:
+    with pytest.raises(SpanError, match=message) as caught:
         read_spans(np.array(ids, np.uint16), VOCABULARY)
     assert caught.value.position == position
 

@@ -20,6 +20,21 @@ def test_delimiters_belong_to_text() -> None:
     assert Vocabulary(sizes=SIZES).modality_of(np.array([BOI, EOS_SPEECH])).tolist() == [0, 0]
 
 
+def test_a_further_modality_brings_its_delimiters_and_moves_no_id() -> None:
+    before, after = (
+        Vocabulary(sizes=SIZES),
+        Vocabulary(sizes={**SIZES, "video": Vocabulary.size_of("video", 4)}),
+    )
+    assert after.size == 136 and after.delimiters("video") == (130, 131) and after.first_code("video") == 132
+    for name in SIZES:
+        assert before.start(name) == after.start(name) == after.first_code(name)
+    assert [after.delimiters(name) for name in ("image", "speech")] == [(3, 4), (5, 6)]
+    ids = np.arange(136)
+    assert after.modality_of(ids[:130]).tolist() == before.modality_of(ids[:130]).tolist()
+    assert after.modality_of(ids[130:]).tolist() == [0, 0, 3, 3, 3, 3]
+    assert np.flatnonzero(after.is_special(ids)).tolist() == [0, 1, 2, 3, 4, 5, 6, 130, 131]
+
+
 def test_id_outside_is_an_error() -> None:
     with pytest.raises(IndexError):
         Vocabulary(sizes=SIZES).modality_of(np.array([130]))
@@ -30,7 +45,7 @@ def test_storage_is_the_smallest_that_holds_every_id(text: int, dtype: str) -> N
     assert Vocabulary(sizes={**SIZES, "text": text}).dtype == np.dtype(dtype)
 
 
-@pytest.mark.parametrize("sizes", [{"image": 1, "text": 1}, {}, {"text": 1, "smell": 3}, {"text": 0}])
+@pytest.mark.parametrize("sizes", [{"image": 1, "text": 1}, {}, {"text": 9, "smell": 2}, {"text": 0}])
 def test_illegal_vocabularies_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(ValidationError):
         Vocabulary(sizes=sizes)

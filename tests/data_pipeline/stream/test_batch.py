@@ -30,6 +30,7 @@ def test_documents_lie_one_after_another_then_padding() -> None:
     assert batch.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 0, 1]
     assert batch.positions[1, :2].tolist() == [0, 1]
     assert batch.input_modality[0].tolist() == [0, 0, 0, 1, 1, 0, 0, 0, 0, 0]
+    assert batch.input_special[0].tolist() == [1, 0, 1, 0, 0, 1, 1, 0, 1, 1]
     assert batch.target_modality[0].tolist() == [0, 0, 1, 1, 0, 0, 0, 0, 0, 0]
     assert batch.samples == (("a/1", "a/2"), ("a/2",))
     kinds = {name: value.dtype for name, value in vars(batch).items() if name != "samples"}
@@ -40,6 +41,7 @@ def test_documents_lie_one_after_another_then_padding() -> None:
         "positions": np.int32,
         "document_ids": np.int32,
         "input_modality": np.uint8,
+        "input_special": np.bool_,
         "target_modality": np.uint8,
     }
 

@@ -1,4 +1,10 @@
-from contextlib import AbstractContextManager
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,7 +50,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with claimed(tmp_path, "settings.json", FACTS, "token shards"):
-        assert "another process is writing it" in refusal(tmp_path)
+        assert re.search(
+            rf"pid {os.getpid()} on .* is writing it; wait for it, or stop it", refusal(tmp_path)
+        )
     claim(tmp_path)
 
 
@@ -52,25 +60,48 @@ def part_of(out: Path, k: int, n: int) -> AbstractContextManager[None]:
     return claimed(out, "settings.json", FACTS, "token shards", part=(k, n))
 
 
+HOLD = """
+import json, sys, time
+from pathlib import Path
+from data_pipeline.tokenize.claim import claimed
+out, facts, k, n = sys.argv[1:]
+with claimed(Path(out), "settings.json", json.loads(facts), "token shards", part=(int(k), int(n))):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def part_of_another_process(out: Path, k: int, n: int) -> Iterator[None]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out), json.dumps(FACTS), str(k), str(n)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_parts_write_beside_each_other(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="was not begun"), part_of(tmp_path / "new", 1, 2):
         pass
     assert not (tmp_path / "new").exists()
     claim(tmp_path)
-    with part_of(tmp_path, 1, 2), part_of(tmp_path, 2, 2):
-        with (
-            pytest.raises(ConfigError, match="another process is writing part 1 of 2"),
-            part_of(tmp_path, 1, 2),
-        ):
+    with part_of_another_process(tmp_path, 1, 2), part_of_another_process(tmp_path, 2, 2):
+        with pytest.raises(ConfigError, match=r"pid .* is writing part 1 of 2"), part_of(tmp_path, 1, 2):
             pass
         with pytest.raises(ConfigError, match=r"writing part [12] of 2"), part_of(tmp_path, 3, 3):
-            pass  # cut otherwise, it would meet shards of theirs
+            pass  # it cuts the work otherwise, and would meet shards of the other parts
         assert "another process is writing it" in refusal(tmp_path)
     with part_of(tmp_path, 3, 3):
         pass
     with (
         claimed(tmp_path, "settings.json", FACTS, "token shards"),
-        pytest.raises(ConfigError, match="another process is writing it"),
+        pytest.raises(ConfigError, match="is writing it"),
         part_of(tmp_path, 1, 2),
     ):
         pass

@@ -5,17 +5,20 @@ import pytest
 
 from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
-from data_pipeline.tokenize.documents import MEASURED_PICTURES, DocumentEncoder
+from data_pipeline.tokenize.documents import DocumentEncoder
+from data_pipeline.tokenize.media.pictures import MEASURED_PICTURES, PICTURES
+from data_pipeline.tokenize.media.text import TEXT_MEDIUM
 from data_pipeline.tokenize.raw import Part, SampleError, document_sample
+from data_pipeline.tokenize.tokenizer import Medium, TokenizerConfig
 
 
 class Letters:
     """A tokenizer of one code a byte, so that ids can be written down."""
 
-    fingerprint, settings = "letters", {}
+    fingerprint, config = "letters", TokenizerConfig()
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, medium: Medium | None) -> None:
+        self.size, self.medium = size, medium
 
     def read(self, data: Any) -> Any:
         if data in ("bad", b"bad"):
@@ -31,19 +34,32 @@ class Letters:
     def save(self, folder: Any) -> None: ...
 
 
-def encoder(*kinds: str) -> DocumentEncoder:
-    sizes = {"text": 20, "image": 10, "speech": 5}
-    return DocumentEncoder({kind: Letters(sizes[kind]) for kind in kinds or sizes})
+def encoder(*modalities: str) -> DocumentEncoder:
+    sizes = {"text": 20, "image": 10, "speech": 5, "video": 4}
+    media = {"text": TEXT_MEDIUM, "image": PICTURES, "video": PICTURES}
+    return DocumentEncoder(
+        {name: Letters(sizes[name], media.get(name)) for name in modalities or ("text", "image", "speech")}
+    )
 
 
 def sample(*parts: tuple[str, Any]) -> dict[str, bytes]:
-    return document_sample([Part(*part) for part in parts], {"image": "png", "speech": "wav"})
+    return document_sample([Part(*part) for part in parts], {"image": "png", "speech": "wav", "video": "npy"})
 
 
 def test_a_document_is_its_parts_in_order_each_in_its_range() -> None:
     ids = encoder().encode(sample(("text", "98"), ("speech", b"\4\0"), ("image", b"\7"), ("text", "7")))
     assert ids.tolist() == [BOS, 9, 8, BOS_SPEECH, 34, 30, EOS_SPEECH, BOI, 27, EOI, 7, EOS]
     assert ids.dtype == np.dtype("<u2")
+
+
+def test_a_further_modality_is_encoded_as_the_others_are() -> None:
+    made = encoder("text", "image", "video")
+    ids = made.encode(sample(("video", b"\3\0"), ("text", "9"), ("image", b"\7")))
+    # video: delimiters 30 and 31, codes from 32 on
+    assert ids.tolist() == [BOS, 30, 35, 32, 31, 9, BOI, 27, EOI, EOS]
+    assert made.tokens == {"text": 7, "image": 1, "video": 2}
+    assert [span.modality for span in read_spans(ids, made.vocabulary)] == ["video", "text", "image"]
+    assert made.measured["pictures"] == made.measured["video.pictures"] == 1, "figures are kept apart"
 
 
 def test_the_reader_finds_the_parts_again() -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,10 +11,12 @@ import webdataset
 from PIL import Image
 from scipy.io import wavfile
 
+from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.tar import ShardError, read_samples, write_shard
+from data_pipeline.tokenize.claim import CLAIM_LOCK
 from data_pipeline.tokenize.documents import DocumentEncoder
 from data_pipeline.tokenize.prepare import SETTINGS, read_source, tokenize, unfinished_parts
 from data_pipeline.tokenize.raw import document_sample, parse_document
@@ -62,14 +65,14 @@ def test_documents_come_out_as_they_went_in(data: Path) -> None:
             parts = read_spans(ids, source.vocabulary)
             merged = [(part.modality, ids[part.start : part.end]) for part in parts]
             texts = [tokenizers["text"].decode(part) for kind, part in merged if kind == "text"]
-            assert "".join(texts) == "".join(part.content for part in expected if part.kind == "text")
-            kinds = [part.kind for part in expected]
+            assert "".join(texts) == "".join(part.data for part in expected if part.modality == "text")
+            kinds = [part.modality for part in expected]
             joined = [
                 kind for i, kind in enumerate(kinds) if kind != "text" or i == 0 or kinds[i - 1] != "text"
             ]
             assert [kind for kind, _ in merged] == joined
             pixels = next(part for kind, part in merged if kind == "image")[1:-1]
-            original = tokenizers["image"].read(next(p.content for p in expected if p.kind == "image"))
+            original = tokenizers["image"].read(next(p.data for p in expected if p.modality == "image"))
             decoded = tokenizers["image"].decode(pixels.astype(int) - source.vocabulary.start("image"))
             assert np.abs(decoded.astype(int) - original).max() == 0, "27 colours of patch, 32 codes"
 
@@ -310,12 +313,9 @@ def test_wrong_contents_are_explained(data: Path, tmp_path: Path, capsys: pytest
 
 
 def test_another_job_at_the_same_output_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import fcntl
-
-    with open(data / "out" / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock_directory(data / "out", str, name=CLAIM_LOCK):
         message = mistake(capsys, data / "raw", data / "out", "--config", data / "data.toml")
-    assert "another process is writing it" in message
+    assert f"pid {os.getpid()}" in message and "is writing it" in message
 
 
 def test_a_shard_that_went_missing_is_noticed(data: Path, reuse: Path, tmp_path: Path) -> None:

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.files.toml_config import ConfigError, load_config
+from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.tar import read_samples
-from data_pipeline.tokenize.config import TokenizeConfig
+from data_pipeline.tokenize.config import TokenizeConfig, load_tokenize_config
 from data_pipeline.tokenize.raw import parse_document
 from data_pipeline.tokenize.sources import find_splits
 from data_pipeline.tokenize.tokenizer_set import load_tokenizers, obtain_tokenizers, vocabulary_of
@@ -22,7 +22,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(folder: Path, *overrides: str) -> TokenizeConfig:
-    return load_config(TokenizeConfig, folder / "data.toml", overrides)
+    return load_tokenize_config(folder / "data.toml", overrides)
 
 
 def test_tokenizers_are_fitted_once_in_the_order_of_the_vocabulary(raw: Path, tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_contents_pass_through_each_tokenizer(raw: Path) -> None:
     tokenizers = load_tokenizers(raw / "tokenizers")
     _, sample = next(read_samples(str(raw / "raw" / "train" / "raw-00000.tar")))
     for part in parse_document(sample):
-        tokenizer = tokenizers[part.kind]
-        content = tokenizer.read(part.content)
+        tokenizer = tokenizers[part.modality]
+        content = tokenizer.read(part.data)
         codes = tokenizer.encode(content)
         assert len(codes) and codes.min() >= 0 and codes.max() < tokenizer.size
         assert type(tokenizer.decode(codes)) is type(content)

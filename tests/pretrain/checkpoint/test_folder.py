@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
+from data_pipeline.files.atomic import write_json
 from pretrain.checkpoint.folder import (
     CheckpointError,
     checkpoint_path,
     checkpoints,
     find_corruption,
     prune,
+    quarantine,
     read_manifest,
     remove_leftovers,
-    set_aside,
     synced_file_digest,
-    write_json,
 )
 
 
@@ -107,8 +107,8 @@ def test_prune_never_counts_a_damaged_one_as_kept(tmp_path: Path) -> None:
 
 
 def test_setting_aside_twice_overwrites_nothing(tmp_path: Path) -> None:
-    first = set_aside(_checkpoint(tmp_path, 4))
-    second = set_aside(_checkpoint(tmp_path, 4))
+    first = quarantine(_checkpoint(tmp_path, 4))
+    second = quarantine(_checkpoint(tmp_path, 4))
     assert (first.name, second.name) == ("step_00000004.corrupt", "step_00000004.corrupt-2")
     assert json.loads((first / "manifest.json").read_text())["step"] == 4
 

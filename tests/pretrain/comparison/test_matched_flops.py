@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.comparison.config import make_plan
-from pretrain.comparison.matched_flops import expected_mix, matched, step_flops
+from pretrain.comparison.matched_flops import expected_mix, match_flops, step_flops
 from pretrain.config import RunConfig
 from pretrain.models.accounting import visible_pairs
 from tests.pretrain.tiny_data import VOCABULARY, tiny_run, write_tiny_data, write_tokens
@@ -50,7 +50,7 @@ def test_budgets_agree_and_schedules_are_stretched(data: Path) -> None:
     dense, wide = run(data, 400), run(data, 400, experts={"text": {"num_experts": 4, "capacity_factor": 2}})
     table = {"schedule": "constant", "mean_ratio": 0.5, "rule": "threshold"}
     some = run(data, 400, experts=wide.model_dump()["model"]["experts"], depth={"text": table})
-    first, second, third = matched([("dense", dense), ("wide", wide), ("some", some)], "dense", "test")
+    first, second, third = match_flops([("dense", dense), ("wide", wide), ("some", some)], "dense", "test")
     assert first == dense
     mix = expected_mix(dense)
     ratio = second.num_steps * step_flops(second, mix) / (400 * step_flops(dense, mix))
@@ -69,9 +69,9 @@ def test_what_cannot_be_met_is_refused_with_a_length_that_can(data: Path) -> Non
         return [("dense", run(data, steps)), ("wide", run(data, steps, experts=experts))]
 
     with pytest.raises(ConfigError, match=r'arms\."wide" costs .* % off, more than 0.5 %') as error:
-        matched(arms(20), "dense", "test")
+        match_flops(arms(20), "dense", "test")
     told = int(str(error.value).rpartition("(")[2].split()[0])
-    matched(arms(told), "dense", "test")
+    match_flops(arms(told), "dense", "test")
 
 
 def test_a_plan_has_the_steps_and_may_differ_in_them(comparison_files: Any, data: Path) -> None:

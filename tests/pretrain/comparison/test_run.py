@@ -11,7 +11,7 @@ import pytest
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.run import run_comparison, unfinished
-from pretrain.comparison.run_queue import only_one
+from pretrain.comparison.run_queue import lock_comparison
 from tools.cli import main
 
 
@@ -100,7 +100,7 @@ def test_a_comparison_that_runs_already_is_not_started_twice(
 ) -> None:
     plan = synthetic_plan(seeds=(1,))
     write_runs(plan)
-    with only_one(plan.directory), pytest.raises(ConfigError, match="is running this comparison"):
+    with lock_comparison(plan.directory), pytest.raises(ConfigError, match="is running this comparison"):
         run_comparison(plan.path, plan.overrides)
 
 

@@ -14,10 +14,18 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.run_queue import Job, Outcome, failure, last_row, only_one, rows_from_end, run_jobs
+from pretrain.comparison.run_queue import (
+    Outcome,
+    RunCommand,
+    failure,
+    last_row,
+    lock_comparison,
+    rows_from_end,
+    run_commands,
+)
 
 
-def job(tmp_path: Path, name: str, code: str, num_steps: int = 2) -> Job:
+def job(tmp_path: Path, name: str, code: str, num_steps: int = 2) -> RunCommand:
     """A Python program that finds its metrics file in `metrics`."""
     metrics = tmp_path / name / "metrics.jsonl"
     prelude = f"""
@@ -29,7 +37,7 @@ def job(tmp_path: Path, name: str, code: str, num_steps: int = 2) -> Job:
             "\\n")
         """
     program = textwrap.dedent(prelude) + textwrap.dedent(code)
-    return Job(
+    return RunCommand(
         name=name,
         argv=(sys.executable, "-c", program),
         env=dict(os.environ),
@@ -46,7 +54,7 @@ def test_one_that_fails_is_named_with_its_last_words_and_the_others_go_on(tmp_pa
         job(tmp_path, "killed", "import os; os.kill(os.getpid(), signal.SIGKILL)"),
     ]
     out = io.StringIO()
-    bad, good, killed = run_jobs(jobs, concurrent_runs=1, out=out)
+    bad, good, killed = run_commands(jobs, concurrent_runs=1, out=out)
     assert (bad.exit_code, good.exit_code, killed.exit_code) == (1, 0, -signal.SIGKILL)
     assert good.done and not bad.done and not bad.stopped and not killed.stopped
     assert (
@@ -69,7 +77,7 @@ def test_never_more_than_asked_for_at_a_time(tmp_path: Path) -> None:
         (here / f"seen-{{metrics.parent.name}}").write_text(str(len(list(here.glob("running-*")))))
         me.unlink()
     """
-    outcomes = run_jobs(
+    outcomes = run_commands(
         [job(tmp_path, f"run{i}", code) for i in range(4)], concurrent_runs=2, out=io.StringIO()
     )
     assert all(outcome.done for outcome in outcomes)
@@ -102,7 +110,7 @@ def test_a_signal_makes_runs_save_and_starts_no_other(
     jobs = [job(tmp_path, "first", WAITS), job(tmp_path, "second", WAITS)]
     send_once(lambda: last_row(jobs[0].metrics) != {}, number)
     out = io.StringIO()
-    first, second = run_jobs(jobs, concurrent_runs=1, out=out)
+    first, second = run_commands(jobs, concurrent_runs=1, out=out)
     assert first.exit_code == 85 and first.stopped
     assert second.exit_code is None and second.stopped
     assert last_row(jobs[0].metrics)["step"] == 2
@@ -113,7 +121,7 @@ def test_a_signal_makes_runs_save_and_starts_no_other(
 def test_a_second_signal_kills_a_run_that_does_not_listen(tmp_path: Path) -> None:
     deaf = job(tmp_path, "deaf", "signal.signal(signal.SIGTERM, signal.SIG_IGN); write(1); time.sleep(60)")
     send_once(lambda: last_row(deaf.metrics) != {}, signal.SIGTERM, again_after_s=1.0)
-    (outcome,) = run_jobs([deaf], concurrent_runs=1, out=io.StringIO())
+    (outcome,) = run_commands([deaf], concurrent_runs=1, out=io.StringIO())
     assert outcome.exit_code == -signal.SIGKILL and outcome.stopped
 
 
@@ -136,9 +144,10 @@ def test_runs_do_not_outlive_a_comparison_that_is_killed(tmp_path: Path) -> None
     child = f"import os, pathlib, time; {write_pid}; time.sleep(60)"
     program = f"""
 import os, pathlib, sys
-from pretrain.comparison.run_queue import Job, run_jobs
+from pretrain.comparison.run_queue import RunCommand, run_commands
 here = pathlib.Path({str(tmp_path)!r})
-run_jobs([Job("run", (sys.executable, "-c", {child!r}), dict(os.environ), here / "log", here / "metrics", 1)],
+child = (sys.executable, "-c", {child!r})
+run_commands([RunCommand("run", child, dict(os.environ), here / "log", here / "metrics", 1)],
          concurrent_runs=1, out=sys.stderr)
 """
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[3])
@@ -162,9 +171,13 @@ def _alive(pid: int) -> bool:
 
 
 def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
-    with only_one(tmp_path), pytest.raises(ConfigError, match=f"pid {os.getpid()}"), only_one(tmp_path):
+    with (
+        lock_comparison(tmp_path),
+        pytest.raises(ConfigError, match=f"pid {os.getpid()}"),
+        lock_comparison(tmp_path),
+    ):
         pass
-    with only_one(tmp_path):  # and let go of
+    with lock_comparison(tmp_path):  # and let go of
         pass
 
 

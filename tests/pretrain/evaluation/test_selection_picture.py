@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.vocabulary import BOI, BOS, EOI, EOS
-from data_pipeline.tokenize.image import CODEBOOK
+from data_pipeline.tokenize.kinds.patch_kmeans import CODEBOOK
 from pretrain.evaluation.documents import Text
 from pretrain.evaluation.selection_picture import (
     CELL_PX,

@@ -1,9 +1,11 @@
 """Batches of random documents with random modality spans, for tests of the model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from data_pipeline.shards.vocabulary import SPECIAL_TOKENS
 from data_pipeline.stream.batch import Batch
 from pretrain.models.config import ModelConfig
 
@@ -20,6 +22,11 @@ def tiny_config(towers: dict[str, str], **changes: object) -> ModelConfig:
         "context_tokens": 12, "vocab_tokens": 40, "init_std": 0.2,
     }  # fmt: skip
     return ModelConfig.model_validate({**values, "towers": towers, **changes})
+
+
+def with_ids(batch: Batch, ids: np.ndarray) -> Batch:
+    """The batch with other input ids, of which those below len(SPECIAL_TOKENS) are special tokens."""
+    return replace(batch, input_ids=ids.astype(np.int32), input_special=ids < len(SPECIAL_TOKENS))
 
 
 def random_batch(
@@ -58,6 +65,7 @@ def random_batch(
         loss_weights=filled.astype(np.float32),
         positions=positions,
         document_ids=documents,
+        input_special=ids[0] < len(SPECIAL_TOKENS),
         input_modality=np.where(filled, spans(), 0).astype(np.uint8),
         target_modality=np.where(filled, spans(), 0).astype(np.uint8),
         samples=tuple((f"shard/{row}",) for row in range(sequences)),

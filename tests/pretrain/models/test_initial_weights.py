@@ -52,3 +52,12 @@ def test_layers_differ_from_each_other() -> None:
         blocks[0].get_parameter("feed_forward.down.weight.all"),
         blocks[1].get_parameter("feed_forward.down.weight.all"),
     )
+
+
+def test_experts_start_apart_and_the_first_as_the_tower_without_experts() -> None:
+    weights = InitialWeights(seed=1, std=0.02, num_layers=4)
+    tower, experts = torch.empty(8, 6), torch.empty(3, 8, 6)
+    for weight in (tower, experts):
+        weights.each(weights.normal, "a")(weight)
+    assert torch.equal(experts[0], tower)
+    assert not torch.equal(experts[0], experts[1]) and not torch.equal(experts[1], experts[2])

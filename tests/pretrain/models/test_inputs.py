@@ -57,6 +57,7 @@ def test_visible_pairs_leave_padding_out() -> None:
         flat,
         documents,
         flat.astype(np.uint8),
+        flat.astype(bool),
         flat.astype(np.uint8),
         ((), ()),
     )

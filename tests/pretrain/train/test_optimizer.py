@@ -6,6 +6,7 @@ from pretrain.config import OptimizerConfig, ScheduleConfig, TowerOptimizerConfi
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.train.optimizer import parameter_groups, schedule_factor
+from tests.pretrain.models.random_batch import MOT, tiny_config
 
 NUM_STEPS = 101
 
@@ -44,6 +45,17 @@ def test_every_parameter_is_in_one_group_and_norms_are_not_decayed() -> None:
             assert (parameter.ndim == 1) == (group["weight_decay"] == 0)
         assert group["lr_scale"] == 1.0
         assert group["weight_decay"] in (0.0, 0.3)
+
+
+def test_routers_of_experts_are_matrices_that_are_not_decayed() -> None:
+    decoder = Decoder(tiny_config(MOT, experts={"image": {"num_experts": 4}}))
+    config = OptimizerConfig(learning_rate=1.0, weight_decay=0.3)
+    groups = {group["name"]: group for group in parameter_groups(decoder.named_parameters(), config)}
+    group = groups["image/no_decay/whole"]
+    held = {id(parameter) for parameter in group["params"]}
+    routers = [parameter for name, parameter in decoder.named_parameters() if ".router." in name]
+    assert routers and all(router.ndim == 2 and id(router) in held for router in routers)
+    assert group["weight_decay"] == 0
 
 
 def test_a_tower_has_its_own_factor_decay_and_freezing() -> None:

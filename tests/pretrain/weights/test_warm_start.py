@@ -17,7 +17,7 @@ from pretrain.models.inputs import build_inputs
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.models.pretraining import Pretraining
 from pretrain.weights.folder import MODEL, LazyTensor, WeightSource, about_model, open_weights, write_folder
-from pretrain.weights.warm_start import fit, load_weights
+from pretrain.weights.warm_start import adapt_weights, load_weights
 from tests.pretrain.models.random_batch import (
     DENSE,
     IMAGE_SPEECH_SHARED,
@@ -50,7 +50,7 @@ def fitted(
 ) -> WeightSource:
     settings = {"seed": 1, "new_towers": {}, "vocabulary": None} | how
     own = {key: getattr(source.model, key) for key in ("untied", "vocab_tokens")}
-    return fit(source, tiny_config(towers, **(own | dict(changes))), **settings)
+    return adapt_weights(source, tiny_config(towers, **(own | dict(changes))), **settings)
 
 
 def check_origins(source: WeightSource, made: WeightSource, shard_of: Mapping[str, str]) -> None:
@@ -180,7 +180,7 @@ def test_new_ids_cost_no_more_than_their_share() -> None:
         decoder.final_norm.weight["text"].copy_(torch.ones(16))
     tensors = {name: LazyTensor(tuple(p.shape), p.detach) for name, p in decoder.named_parameters()}
     source = WeightSource(Path("src"), config, tensors, "src")
-    grown = fit(
+    grown = adapt_weights(
         source, config.model_copy(update={"vocab_tokens": 120}), seed=1, new_towers={}, vocabulary=None
     )
     larger = Decoder(grown.model, seed=1)

@@ -20,7 +20,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Queued]:
     """The run's job is running, for as long as the test wants."""
     listed = {"812": Queued("RUNNING", "None", "N/A", "tiny")}
     monkeypatch.setattr(state, "in_queue", lambda names: dict(listed))
-    monkeypatch.setattr(state, "how_it_ended", lambda job, names: "COMPLETED")
+    monkeypatch.setattr(state, "final_state", lambda job, names: "COMPLETED")
     return listed
 
 

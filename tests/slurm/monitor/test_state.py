@@ -32,11 +32,11 @@ def slurm_says(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What Slurm knows of a job that left the queue; and what was asked."""
     answers: list[Any] = []
 
-    def how_it_ended(job: str, names: Any) -> str | None:
+    def final_state(job: str, names: Any) -> str | None:
         assert set(names) >= {"tiny"}
         return answers.pop(0)
 
-    monkeypatch.setattr(state, "how_it_ended", how_it_ended)
+    monkeypatch.setattr(state, "final_state", final_state)
     return answers
 
 
@@ -92,7 +92,7 @@ def test_another_s_job_with_the_same_id_is_not_ours(tmp_path: Path, slurm_says: 
 
 
 @pytest.mark.parametrize(("end", "state"), [("done", "done"), ("stopped", "stopped"), ("ended", "cancelled")])
-def test_the_job_said_how_it_ended(tmp_path: Path, end: str, state: str) -> None:
+def test_the_job_said_final_state(tmp_path: Path, end: str, state: str) -> None:
     seen = see(tmp_path, {}, job={}, attempts=[attempt(next=end, reason="so it was")], steps=10)
     assert (seen.state, seen.why) == (state, "so it was") and seen.state not in LIVE
 

@@ -107,7 +107,7 @@ def test_without_slurm_it_says_so_once(tmp_path: Path, monkeypatch: pytest.Monke
     runs = [write_run(tmp_path, name=name, job={}, attempts=[running()]).run_dir for name in "ab"]
     lines = told(*runs)
     assert [line.split()[:2] for line in lines[1:3]] == [["a", "running"], ["b", "running"]]
-    note = "squeue is not on the PATH: this machine has no Slurm; what is said here is from the records alone"
+    note = "squeue is not on the PATH: this machine has no Slurm; this is from the records of the runs alone"
     assert lines.count(note) == 1
     never = write_run(tmp_path, name="c").run_dir
     assert "squeue" not in "\n".join(told(never))  # there is nothing to ask

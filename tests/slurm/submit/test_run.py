@@ -275,11 +275,11 @@ def test_a_second_submit_at_the_same_moment_is_kept_out(
     install()
     child = os.fork()
     if child == 0:
-        with module.only_one(folder):
+        with module.lock_submission(folder):
             os.kill(os.getpid(), 19)
     os.waitpid(child, os.WUNTRACED)
     try:
-        assert "another `motley submit` is at it" in refused(run_file, capsys)
+        assert "another `motley submit` is working on it" in refused(run_file, capsys)
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)

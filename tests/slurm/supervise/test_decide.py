@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from slurm.supervise.decide import Allowed, End, decide, decide_bad_nodes, ended_by_slurm, is_restarted
+from slurm.supervise.decide import End, RestartBudget, decide, decide_bad_nodes, ended_by_slurm, is_restarted
 
 STEP = "slurmstepd: error: *** STEP 7.0 ON node1 CANCELLED AT 2026-11-22T05:29:34"
 RUNNING = {"JobState": "RUNNING", "Reason": "None", "Restarts": "1"}
@@ -39,8 +39,8 @@ def test_who_ended_a_job(job: dict[str, str], srun_log: str, who: str | None, re
     assert is_restarted(job, 1) == restarts
 
 
-def allowed(**changes: int) -> Allowed:
-    return Allowed(**({"requeues": 0, "max_requeues": 2, "chain": 1, "followers": 0} | changes))
+def budget(**changes: int) -> RestartBudget:
+    return RestartBudget(**({"requeues": 0, "max_requeues": 2, "chain": 1, "followers": 0} | changes))
 
 
 def end(**changes: Any) -> End:
@@ -100,11 +100,11 @@ STOPPED = {"exit_code": 85, "kind": "stopped", "why": "stopped by a signal"}
     ],
 )  # fmt: skip
 def test_what_comes_next(how: dict[str, Any], left: dict[str, int], following: str, reason: str) -> None:
-    assert decide(end(**how), allowed(**left)) == (following, reason)
+    assert decide(end(**how), budget(**left)) == (following, reason)
 
 
 def test_bad_nodes_need_no_progress_but_are_counted() -> None:
-    assert decide_bad_nodes("why", 2, 2, allowed()) == ("requeued", "why; requeue 1 of 2 at most")
-    assert decide_bad_nodes("why", 3, 2, allowed())[0] == "stopped"
-    assert decide_bad_nodes("why", 1, 2, allowed(requeues=2))[0] == "stopped"
-    assert decide_bad_nodes("why", 1, 2, allowed(max_requeues=0, chain=2, followers=1))[0] == "chained"
+    assert decide_bad_nodes("why", 2, 2, budget()) == ("requeued", "why; requeue 1 of 2 at most")
+    assert decide_bad_nodes("why", 3, 2, budget())[0] == "stopped"
+    assert decide_bad_nodes("why", 1, 2, budget(requeues=2))[0] == "stopped"
+    assert decide_bad_nodes("why", 1, 2, budget(max_requeues=0, chain=2, followers=1))[0] == "chained"

@@ -56,7 +56,7 @@ def test_a_job_of_a_chain_knows_those_before_and_behind(
     rows = [row(700, "requeued"), row(811, "chained")]  # the first is of an earlier submission
     job = opened(tmp_path, monkeypatch, rows, chain=3)
     assert (job.jobs, job.followers, job.from_step) == ([811, 812, 813], [813], 8)
-    assert (job.allowed.chain, job.allowed.followers, job.allowed.requeues) == (3, 1, 0)
+    assert (job.budget.chain, job.budget.followers, job.budget.requeues) == (3, 1, 0)
     assert job.earlier == rows and job.own == rows[1:]
     assert job.attempt_dir == tmp_path / "runs" / "tiny" / "logs" / "job_812_attempt_0"
 
@@ -68,7 +68,7 @@ def test_an_element_of_an_array_is_told_from_its_neighbours(
     rows = [row(800, following, 1, kind) | {"attempt": k} for k, (following, kind) in enumerate(causes)]
     job = opened(tmp_path, monkeypatch, [*rows, row(800, "lost", 0)], task=True, max_requeues=5)
     assert (job.facts.name, job.facts.own_id, job.jobs, job.followers) == ("800_1", 812, [800], [])
-    assert job.allowed.requeues == 2  # a preemption does not count
+    assert job.budget.requeues == 2  # a preemption does not count
     assert job.attempt_dir.name == "job_800_1_attempt_0"
 
 

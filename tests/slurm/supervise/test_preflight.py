@@ -63,7 +63,7 @@ FINE: dict[str, Any] = {}
 STARTED, LOCAL, MET = ({"stage": stage} for stage in ("started", "local", "met"))
 FULL = {"problems": ["0.4 GiB free under /scratch, 20 wanted", "its clock is 9.0 s ahead"]}
 HUNG, UNREACHED, NO_SUM = (
-    "hung while it looked at itself",
+    "hung while it checked itself",
     "could not reach the first node",
     "hung or was cut",
 )

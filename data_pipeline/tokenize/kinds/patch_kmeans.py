@@ -1,37 +1,58 @@
-"""Pictures <-> tokens: each patch is replaced by the nearest of a codebook of patches."""
+"""Pictures <-> tokens: each patch is replaced by the nearest of a codebook of patches, made by k-means."""
 
-import io
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from threadpoolctl import threadpool_limits
 
 from data_pipeline.files.atomic import atomic_file
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.tokenize.config import ImageConfig
-from data_pipeline.tokenize.raw import SampleError
-from data_pipeline.tokenize.tokenizer import check_fingerprint, fingerprint_of, load_settings, save_settings
+from data_pipeline.tokenize.media.pictures import PICTURES, Fit, fit_picture, read_picture
+from data_pipeline.tokenize.tokenizer import Medium, TokenizerConfig, TokenizerKind, fingerprint_of
 
 CODEBOOK = "codebook.npy"
-_PEAK = 255.0
+
+
+class PatchConfig(TokenizerConfig):
+    """Settings of a codebook of patches."""
+
+    size_px: PositiveInt = 32
+    """Pictures are brought to size_px x size_px; each gives (size_px / patch_px)^2 tokens."""
+    patch_px: PositiveInt = 4
+    fit: Fit = "crop"
+    """How a picture of another size is brought to it: centre crop, black bars, or another aspect ratio."""
+    num_codes: int = Field(512, ge=2)
+    num_verbatim: NonNegativeInt = 32
+    """Codes that are the commonest patches as they are; the others are k-means centres."""
+    fit_patches: PositiveInt = 30_000
+    """Distinct patches that k-means sees."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "PatchConfig":
+        if self.size_px % self.patch_px:
+            raise ValueError(f"size_px = {self.size_px} is not a multiple of patch_px = {self.patch_px}")
+        if self.num_verbatim > self.num_codes:
+            raise ValueError(f"num_verbatim = {self.num_verbatim} is more than num_codes = {self.num_codes}")
+        return self
 
 
 @dataclass(frozen=True)
 class PatchTokenizer:
-    """Codes run over patches in reading order. The codebook is uint8 [K, patch_px * patch_px * 3].
+    """A codebook uint8 [K, patch_px * patch_px * 3], applied to the patches of a picture in reading order.
 
     With whole numbers on both sides, squared distances are exact in float32 while they stay below 2^24
     (float64 is used for larger patches), so the nearest code is the same on every machine and for any
     number of threads.
     """
 
-    config: ImageConfig
+    medium: ClassVar[Medium | None] = PICTURES
+
+    config: PatchConfig
     codebook: np.ndarray
 
     @property
@@ -39,12 +60,9 @@ class PatchTokenizer:
         return len(self.codebook)
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        return self.config.model_dump(mode="json")
-
-    @property
     def fingerprint(self) -> str:
-        return fingerprint_of({"kind": "patches", **self.settings}, self.codebook.tobytes())
+        settings = self.config.model_dump(mode="json")
+        return fingerprint_of({"kind": "patches", **settings}, self.codebook.tobytes())
 
     @cached_property
     def _exact(self) -> tuple[np.ndarray, np.ndarray]:
@@ -54,14 +72,14 @@ class PatchTokenizer:
 
     def read(self, data: bytes) -> np.ndarray:
         """The picture as uint8 [size_px, size_px, 3] (see `read_picture`, `fit_picture`)."""
-        return fit_picture(read_picture(data), self.config)
+        return _read(data, self.config)
 
     def encode(self, content: np.ndarray) -> np.ndarray:
         """Codes int32 [(size_px / patch_px)^2] of a uint8 [size_px, size_px, 3] picture."""
         return self.encode_patches(to_patches(content, self.config.patch_px))
 
     def encode_patches(self, patches: np.ndarray) -> np.ndarray:
-        """Nearest code of each of uint8 [n, patch_px * patch_px * 3]; of equally near ones the first."""
+        """Nearest code, or the first of several, of each patch: int32 [n] of uint8 [n, values of a patch]."""
         minus_two_codes, squares = self._exact
         return (patches.astype(squares.dtype) @ minus_two_codes + squares).argmin(1).astype(np.int32)
 
@@ -70,57 +88,17 @@ class PatchTokenizer:
         return from_patches(self.codebook[codes], self.config.patch_px)
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / CODEBOOK) as file:
             np.save(file, self.codebook)
-        save_settings(folder, self)
-
-    @classmethod
-    def load(cls, folder: Path) -> "PatchTokenizer":
-        config = ImageConfig.model_validate(load_settings(folder))
-        tokenizer = cls(config, np.load(folder / CODEBOOK))
-        check_fingerprint(folder, tokenizer)
-        return tokenizer
 
 
-def read_picture(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3] of an image file: upright (EXIF), transparency on white, 16-bit grey scaled to 8.
-
-    Raises SampleError for what Pillow cannot decode whole.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data))
-            picture.load()
-            picture = ImageOps.exif_transpose(picture)
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise SampleError(f"the picture cannot be decoded: {error}") from None
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        raise SampleError(
-            f"pictures of mode {picture.mode} (32 bits a pixel) have no known range; store 8 or 16"
-        )
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return np.asarray(picture.convert("RGB"))
+def open_patches(folder: Path, config: PatchConfig) -> PatchTokenizer:
+    """The tokenizer that `PatchTokenizer.save` wrote."""
+    return PatchTokenizer(config, np.load(folder / CODEBOOK))
 
 
-def fit_picture(picture: np.ndarray, config: ImageConfig) -> np.ndarray:
-    """The picture as uint8 [size_px, size_px, 3], by `config.fit`; unchanged if it has that size."""
-    size = config.size_px
-    if picture.shape[:2] == (size, size):
-        return picture
-    image = Image.fromarray(picture)
-    if config.fit == "crop":
-        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    elif config.fit == "pad":
-        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color="black")
-    else:
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(image)
+def _read(data: Any, config: PatchConfig) -> np.ndarray:
+    return fit_picture(read_picture(data), config.size_px, config.fit)
 
 
 def to_patches(picture: np.ndarray, patch_px: int) -> np.ndarray:
@@ -137,15 +115,16 @@ def from_patches(patches: np.ndarray, patch_px: int) -> np.ndarray:
     return split.reshape(side * patch_px, side * patch_px, 3)
 
 
-def fit_patches(pictures: Sequence[np.ndarray], config: ImageConfig, seed: int) -> PatchTokenizer:
-    """Codebook of pictures uint8 [size_px, size_px, 3]: the commonest patches as they are, so that flat
-    areas stay flat, and k-means of the others.
+def fit_patches(contents: Iterable[np.ndarray], config: PatchConfig, seed: int) -> PatchTokenizer:
+    """A codebook for pictures uint8 [size_px, size_px, 3]: their commonest patches as they are, so that flat
+    areas stay flat, and k-means centres of the other patches.
 
-    k-means sees every distinct patch once; with their counts, the background would take the codebook. It has
-    fewer codes than asked when there are fewer distinct patches.
+    k-means sees every distinct patch once; with their counts, the background would take the codebook. The
+    codebook has fewer codes than asked for where there are fewer distinct patches.
     """
     from sklearn.cluster import KMeans
 
+    pictures = list(contents)
     if not pictures:
         raise ConfigError("no picture to fit the image tokenizer on: no document has an image part")
     patches = np.concatenate([to_patches(picture, config.patch_px) for picture in pictures])
@@ -168,9 +147,9 @@ def fit_patches(pictures: Sequence[np.ndarray], config: ImageConfig, seed: int) 
 
 
 def _distinct(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of uint8 [n, d] without repetition, in order of first occurrence; how often each occurs).
+    """(distinct rows of uint8 [n, d], in order of first occurrence; number of occurrences of each row).
 
-    Rows are told apart by 64-bit hashes, 20 times as fast as numpy's sort of whole rows. Two rows of one hash
+    Rows are compared by 64-bit hashes, 20 times as fast as numpy's sort of whole rows. Two rows of one hash
     (a chance of 1e-7 among a million rows) would cost k-means one example.
     """
     keys = np.random.default_rng(0).integers(1, 2**63, patches.shape[1], np.uint64) | np.uint64(1)
@@ -180,6 +159,4 @@ def _distinct(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return patches[first[order]], counts[order]
 
 
-def psnr_db(squared_error_sum: float, count: int) -> float:
-    """Peak signal-to-noise ratio over `count` values of 0 .. 255."""
-    return float("inf") if squared_error_sum == 0 else 10 * np.log10(_PEAK**2 * count / squared_error_sum)
+TOKENIZER = TokenizerKind(PatchConfig, read=_read, fit=fit_patches, open=open_patches)

@@ -7,12 +7,11 @@ from hypothesis import strategies as st
 
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.vocabulary import SPECIAL_TOKENS
-from data_pipeline.tokenize.config import TextConfig
-from data_pipeline.tokenize.raw import SampleError
-from data_pipeline.tokenize.text import MODEL, TextTokenizer, fit_text
+from data_pipeline.tokenize.kinds.bpe import MODEL, BpeConfig, fit_bpe
+from data_pipeline.tokenize.registry import open_tokenizer, save_tokenizer
 
 TEXTS = [f"Return the {word} of item {i}.\n\n    >>> f({i})\n" for i in range(40) for word in ("sum", "size")]
-TOKENIZER = fit_text(TEXTS, TextConfig(vocab_size=512))
+TOKENIZER = fit_bpe(TEXTS, BpeConfig(vocab_size=512))
 
 
 @given(st.text())
@@ -34,34 +33,29 @@ def test_words_of_the_corpus_take_few_tokens() -> None:
 
 
 def test_fitting_is_deterministic_and_saved_whole(tmp_path: Path) -> None:
-    again = fit_text(TEXTS, TextConfig(vocab_size=512))
+    again = fit_bpe(TEXTS, BpeConfig(vocab_size=512))
     assert again.model == TOKENIZER.model and again.fingerprint == TOKENIZER.fingerprint
-    assert fit_text(TEXTS[1:], TextConfig(vocab_size=512)).fingerprint != TOKENIZER.fingerprint
-    TOKENIZER.save(tmp_path)
-    loaded = TextTokenizer.load(tmp_path)
+    assert fit_bpe(TEXTS[1:], BpeConfig(vocab_size=512)).fingerprint != TOKENIZER.fingerprint
+    save_tokenizer(tmp_path, "text", "bpe", TOKENIZER)
+    loaded = open_tokenizer(tmp_path, "text")
     assert loaded.fingerprint == TOKENIZER.fingerprint
     assert loaded.encode(TEXTS[0]).tolist() == TOKENIZER.encode(TEXTS[0]).tolist()
 
 
 def test_a_changed_model_is_refused(tmp_path: Path) -> None:
-    TOKENIZER.save(tmp_path)
-    (tmp_path / MODEL).write_bytes(fit_text(TEXTS[1:], TextConfig(vocab_size=512)).model)
+    save_tokenizer(tmp_path, "text", "bpe", TOKENIZER)
+    (tmp_path / MODEL).write_bytes(fit_bpe(TEXTS[1:], BpeConfig(vocab_size=512)).model)
     with pytest.raises(ConfigError, match="were changed after they were saved"):
-        TextTokenizer.load(tmp_path)
+        open_tokenizer(tmp_path, "text")
 
 
 def test_the_size_is_the_actual_one_where_text_runs_out() -> None:
-    assert 256 < fit_text(TEXTS, TextConfig(vocab_size=4000)).size < 4000
+    assert 256 < fit_bpe(TEXTS, BpeConfig(vocab_size=4000)).size < 4000
 
 
 def test_text_that_carries_no_vocabulary_is_said() -> None:
     with pytest.raises(ConfigError, match="no text to train"):
-        fit_text([], TextConfig())
+        fit_bpe([], BpeConfig())
     many_characters = ["".join(map(chr, range(0x4E00, 0x4E00 + 2000)))]
     with pytest.raises(ConfigError, match=r"text.vocab_size = 512: sentencepiece cannot train on 1 texts"):
-        fit_text(many_characters, TextConfig(vocab_size=512))
-
-
-def test_half_a_surrogate_pair_is_no_text() -> None:
-    with pytest.raises(SampleError, match="not valid Unicode"):
-        TOKENIZER.read("\ud800")
+        fit_bpe(many_characters, BpeConfig(vocab_size=512))

@@ -1,46 +1,68 @@
-"""Speech <-> tokens: log-mel frames, a few at a time, replaced by the nearest of a codebook of units."""
+"""Speech <-> tokens: a few log-mel frames at a time become the nearest unit of a k-means codebook."""
 
-import io
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from scipy.io import wavfile
+from pydantic import Field, PositiveInt, model_validator
 from threadpoolctl import threadpool_limits
 
 from data_pipeline.files.atomic import atomic_file
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.tokenize.config import SpeechConfig
+from data_pipeline.tokenize.media.waves import RATE_HZ, WAVES, read_wave
 from data_pipeline.tokenize.raw import SampleError
-from data_pipeline.tokenize.tokenizer import check_fingerprint, fingerprint_of, load_settings, save_settings
+from data_pipeline.tokenize.tokenizer import Medium, TokenizerConfig, TokenizerKind, fingerprint_of
 
-RATE_HZ = 16_000
 CODEBOOK = "codebook.npz"
 _WINDOW = 512
-"""Samples of a frame: 32 ms."""
+"""A frame is so many samples: 32 ms."""
 _POWER_FLOOR = 1e-3
 _FRAMES_AT_ONCE = 4096
-"""Bounds the memory that an hour of speech takes."""
+"""Frames are transformed in groups of so many, which bounds the memory that an hour of speech takes."""
 _STEPS, _LARGEST = 32, 127
-"""Features are whole numbers, so many to a standard deviation, up to a largest: distances are exact then."""
+"""Features are whole numbers, _STEPS per standard deviation, up to _LARGEST: distances are exact then."""
 _GRIFFIN_LIM_ROUNDS = 40
+
+
+class UnitConfig(TokenizerConfig):
+    """Settings of a codebook of units, stretches of log-mel frames."""
+
+    units_per_s: PositiveInt = 25
+    frames_per_unit: PositiveInt = 2
+    num_units: int = Field(256, ge=2)
+    num_mels: int = Field(40, ge=8, le=128)
+    merge_repeats: bool = True
+    """A unit that lasts is one token; how long it lasts is lost, and decoded as its usual duration."""
+    fit_units: PositiveInt = 60_000
+    """Stretches of 1 / units_per_s seconds that k-means sees."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "UnitConfig":
+        frames_per_s = self.units_per_s * self.frames_per_unit
+        if RATE_HZ % frames_per_s or not 25 <= frames_per_s <= 400:
+            raise ValueError(
+                f"units_per_s * frames_per_unit = {frames_per_s} frames a second: must divide {RATE_HZ} and "
+                "lie in 25 .. 400"
+            )
+        return self
 
 
 @dataclass(frozen=True)
 class UnitTokenizer:
-    """Codebook `centres` float32 [K, frames_per_unit * num_mels] of whole numbers; see `features`.
+    """A codebook of units: `centres` float32 [K, frames_per_unit * num_mels], whole numbers as `features`.
 
     `scale` float32 [num_mels] is the standard deviation of log-mel, `sounds` float32 [K,
     frames_per_unit, num_mels] each unit's mean log-mel and `durations` int32 [K] its usual number of
     repetitions, both for decoding.
     """
 
-    config: SpeechConfig
+    medium: ClassVar[Medium | None] = WAVES
+
+    config: UnitConfig
     centres: np.ndarray
     scale: np.ndarray
     sounds: np.ndarray
@@ -51,18 +73,13 @@ class UnitTokenizer:
         return len(self.centres)
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        return self.config.model_dump(mode="json")
-
-    @property
     def _arrays(self) -> dict[str, np.ndarray]:
         return {name: getattr(self, name) for name in ("centres", "scale", "sounds", "durations")}
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of(
-            {"kind": "log-mel units", **self.settings}, *(array.tobytes() for array in self._arrays.values())
-        )
+        settings = {"kind": "log-mel units", **self.config.model_dump(mode="json")}
+        return fingerprint_of(settings, *(array.tobytes() for array in self._arrays.values()))
 
     @cached_property
     def _exact(self) -> tuple[np.ndarray, np.ndarray]:
@@ -85,63 +102,34 @@ class UnitTokenizer:
         return self.nearest(features(log_mel(content, self.config), self.scale, self.config.frames_per_unit))
 
     def nearest(self, stacked: np.ndarray) -> np.ndarray:
-        """Nearest centre of each row of `features`, int32; of equally near ones the first."""
+        """Nearest centre of each row of `features`, int32 [n]; the first of equally near centres."""
         minus_two_centres, squares = self._exact
         return (stacked.astype(squares.dtype) @ minus_two_centres + squares).argmin(1).astype(np.int32)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """A waveform, float32 at RATE_HZ in -1 .. 1, that can be understood, in nobody's voice."""
+        """A waveform, float32 at RATE_HZ in -1 .. 1: understandable speech without a speaker's voice."""
         if self.config.merge_repeats:
             codes = np.repeat(codes, self.durations[codes])
         return waveform(self.sounds[codes].reshape(-1, self.config.num_mels), self.config)
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / CODEBOOK) as file:
             np.savez(file, **self._arrays)  # pyright: ignore[reportArgumentType]
-        save_settings(folder, self)
-
-    @classmethod
-    def load(cls, folder: Path) -> "UnitTokenizer":
-        config = SpeechConfig.model_validate(load_settings(folder))
-        with np.load(folder / CODEBOOK) as arrays:
-            tokenizer = cls(config, **{name: arrays[name] for name in arrays.files})
-        check_fingerprint(folder, tokenizer)
-        return tokenizer
 
 
-def read_wave(data: bytes) -> np.ndarray:
-    """float32 [samples] at RATE_HZ in -1 .. 1, channels averaged, of a WAV file. Raises SampleError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Reached EOF", category=wavfile.WavFileWarning)
-            warnings.filterwarnings("ignore", message="Chunk", category=wavfile.WavFileWarning)
-            rate_hz, samples = wavfile.read(io.BytesIO(data))
-    except Exception as error:  # scipy raises many kinds for damaged files
-        raise SampleError(f"the wave file cannot be decoded: {error}") from None
-    if np.issubdtype(samples.dtype, np.integer):
-        middle = 128 if samples.dtype == np.uint8 else 0  # 8-bit WAV is unsigned
-        samples = (samples.astype(np.float32) - middle) / -float(np.iinfo(samples.dtype).min or -128)
-    samples = samples.astype(np.float32)
-    if samples.ndim == 2:
-        samples = samples.mean(1)
-    if not np.isfinite(samples).all():
-        raise SampleError("the wave file holds samples that are no numbers")
-    if rate_hz != RATE_HZ:
-        from scipy.signal import resample_poly  # Here because its import takes a second.
-
-        shared = math.gcd(rate_hz, RATE_HZ)
-        samples = resample_poly(samples, RATE_HZ // shared, rate_hz // shared).astype(np.float32)
-    return samples
+def open_units(folder: Path, config: UnitConfig) -> UnitTokenizer:
+    """The tokenizer that `UnitTokenizer.save` wrote."""
+    with np.load(folder / CODEBOOK) as arrays:
+        return UnitTokenizer(config, **{name: arrays[name] for name in arrays.files})
 
 
-def _hop(config: SpeechConfig) -> int:
+def _hop(config: UnitConfig) -> int:
     return RATE_HZ // (config.units_per_s * config.frames_per_unit)
 
 
 @lru_cache(maxsize=4)
 def _mel_filters(num_mels: int) -> np.ndarray:
-    """Triangles equally wide on the mel scale, float32 [num_mels, _WINDOW // 2 + 1], each of sum 1."""
+    """Mel filters, float32 [num_mels, _WINDOW // 2 + 1]: triangles of one mel width, each of sum 1."""
 
     def mel(hertz: float) -> float:
         return 2595 * math.log10(1 + hertz / 700)
@@ -155,8 +143,10 @@ def _mel_filters(num_mels: int) -> np.ndarray:
     return (filters / np.maximum(filters.sum(1, keepdims=True), 1e-8)).astype(np.float32)
 
 
-def log_mel(wave: np.ndarray, config: SpeechConfig) -> np.ndarray:
-    """float32 [frames, num_mels], a frame every hop, of whole units. Raises SampleError without one."""
+def log_mel(wave: np.ndarray, config: UnitConfig) -> np.ndarray:
+    """Log-mel spectrum, float32 [frames, num_mels], a frame every hop, cut to whole units. Raises SampleError
+    for a wave shorter than one unit.
+    """
     hop = _hop(config)
     num_frames = len(wave) // (hop * config.frames_per_unit) * config.frames_per_unit
     if not num_frames:
@@ -177,18 +167,20 @@ def _hann() -> np.ndarray:
 
 
 def features(logs: np.ndarray, scale: np.ndarray, frames_per_unit: int) -> np.ndarray:
-    """float32 whole numbers [units, frames_per_unit * num_mels]: log-mel less the utterance's mean, scaled.
+    """Features of units, whole numbers in float32 [units, frames_per_unit * num_mels]: log-mel less the mean
+    of the utterance, divided by `scale`.
 
-    The mean carries the speaker and the microphone; without it units carry more of what is said.
+    The mean carries the speaker and the microphone; without it units carry more of the words.
     """
     centred = (logs - logs.mean(0)) / scale
     return np.clip(np.round(centred * _STEPS), -_LARGEST, _LARGEST).reshape(len(logs) // frames_per_unit, -1)
 
 
-def fit_units(waves: Sequence[np.ndarray], config: SpeechConfig, seed: int) -> UnitTokenizer:
-    """k-means over units of some utterances; fewer units than asked where fewer distinct ones are found."""
+def fit_units(contents: Iterable[np.ndarray], config: UnitConfig, seed: int) -> UnitTokenizer:
+    """k-means over units of some utterances; fewer units than asked for where fewer distinct ones occur."""
     from sklearn.cluster import MiniBatchKMeans
 
+    waves = list(contents)
     if not waves:
         raise ConfigError("no utterance to fit the speech tokenizer on: no document has a speech part")
     random = np.random.default_rng(seed)
@@ -218,9 +210,9 @@ def fit_units(waves: Sequence[np.ndarray], config: SpeechConfig, seed: int) -> U
 
 
 def _unit_sounds(
-    logs: Sequence[np.ndarray], units: Sequence[np.ndarray], num_units: int, config: SpeechConfig
+    logs: Sequence[np.ndarray], units: Sequence[np.ndarray], num_units: int, config: UnitConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean log-mel and usual run length of each unit, where it occurs in these utterances."""
+    """(mean log-mel, usual number of repetitions) of each unit in utterances of log-mel and units."""
     sums = np.zeros((num_units, config.frames_per_unit, config.num_mels))
     counts, runs = np.zeros(num_units), np.zeros(num_units)
     for log, codes in zip(logs, units, strict=True):
@@ -234,8 +226,8 @@ def _unit_sounds(
     return sounds.astype(np.float32), durations.astype(np.int32)
 
 
-def waveform(logs: np.ndarray, config: SpeechConfig) -> np.ndarray:
-    """A wave of about this log-mel [frames, num_mels], by Griffin and Lim's alternation for the phase."""
+def waveform(logs: np.ndarray, config: UnitConfig) -> np.ndarray:
+    """A wave of about the log-mel `logs` [frames, num_mels]; Griffin and Lim's iteration finds the phase."""
     hop = _hop(config)
     filters = _mel_filters(config.num_mels)
     power = np.maximum(0, np.exp(logs) - _POWER_FLOOR) @ (filters / (filters.sum(0) + 1e-8))
@@ -259,3 +251,10 @@ def waveform(logs: np.ndarray, config: SpeechConfig) -> np.ndarray:
     margin = _WINDOW // 2 - hop // 2
     wave = wave[margin : len(wave) - margin]
     return (wave / max(1.0, float(np.abs(wave).max()))).astype(np.float32)
+
+
+def _read(data: Any, config: UnitConfig) -> np.ndarray:
+    return read_wave(data)
+
+
+TOKENIZER = TokenizerKind(UnitConfig, read=_read, fit=fit_units, open=open_units)

@@ -1,0 +1,1 @@
+"""One file per kind of tokenizer; registry.py says which kind is whose."""

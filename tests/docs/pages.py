@@ -1,0 +1,122 @@
+"""README and docs as data: their fenced blocks, config examples, commands, links and mentioned paths.
+
+A ```toml block names its file in its first line. `# run.toml` is a whole file. `# in run.toml` is a part of
+one, which is laid over the whole file of that name; the same page or another shows that. The first letters of
+the name say what the file configures: run, compare, site, data.
+"""
+
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from data_pipeline.tokenize.config import TokenizeConfig
+from pretrain.comparison.config import CompareConfig
+from pretrain.config import RunConfig
+from slurm.profile import Profile
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+EXAMPLE_PAGES = tuple(
+    ROOT / f"docs/{name}.md" for name in ("slurm", "data", "compare", "train", "limits", "extending")
+)
+"""Pages that begin with an example, up to their first heading of the second level."""
+PAGES = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+"""Pages whose commands and config examples must work."""
+LINKING_PAGES = (*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs/results").glob("*.md")))
+
+MODELS: dict[str, type[BaseModel]] = {
+    "run": RunConfig,
+    "compare": CompareConfig,
+    "site": Profile,
+    "data": TokenizeConfig,
+}
+PLACEHOLDERS = {"RUN.toml": "run", "COMPARE.toml": "compare", "SITE.toml": "site", "DATA.toml": "data"}
+"""Files that a command leaves to the reader -> what they configure."""
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_NAME_LINE = re.compile(r"# (in )?((run|compare|site|data)\w*\.toml)\b")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    language: str
+    text: str
+    line: int
+    """Of the page, from 1: where the block's own text begins."""
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+@dataclass(frozen=True)
+class ConfigExample:
+    """A ```toml block: a config file, or a part of one."""
+
+    block: Block
+    file: str
+    kind: str
+    """A key of MODELS."""
+    is_part: bool
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return tomllib.loads(self.block.text)
+
+
+def blocks(page: Path, *, opening: bool = False) -> list[Block]:
+    """The fenced blocks of a page in order; `opening`: those before its first heading of the second level."""
+    text = page.read_text()
+    end = text.find("\n## ") if opening else len(text)
+    return [
+        Block(page, match[1], match[2], text[: match.start(2)].count("\n") + 1)
+        for match in _FENCE.finditer(text[:end])
+    ]
+
+
+def config_examples(page: Path) -> list[ConfigExample]:
+    """The ```toml blocks of a page. Raises AssertionError for one whose first line names no file."""
+    return [_config_example(block) for block in blocks(page) if block.language == "toml"]
+
+
+def _config_example(block: Block) -> ConfigExample:
+    match = _NAME_LINE.match(block.text)
+    assert match, f"{block.place}: the first line must be such as '# run.toml' or '# in site.toml: why'"
+    return ConfigExample(block, match[2], match[3], match[1] is not None)
+
+
+def whole_files(page: Path) -> dict[str, str]:
+    """File name -> text of the whole config files that README and docs show. Of equal names the page's own
+    counts."""
+    examples = [e for source in (README, *EXAMPLE_PAGES, page) for e in config_examples(source)]
+    return {example.file: example.block.text for example in examples if not example.is_part}
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, table by table."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """The words of each line of a ```bash block, without comments."""
+    for line in block.text.splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return _FENCE.sub("", page.read_text())

@@ -1,0 +1,64 @@
+"""The example that opens a page of docs is run as it stands, on tiny data, and prints what the page shows."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from parallel.launch import child_environment
+from tests.docs.pages import EXAMPLE_PAGES, Block, blocks, commands, whole_files
+from tests.pretrain.tiny_data import write_tiny_data
+
+REFUSED = "# exit code 2"
+"""How a page marks a command that is to be refused."""
+
+
+def run(words: list[str], folder: Path) -> tuple[int, str]:
+    """Exit code and output of a `motley` or `python` command in `folder`."""
+    program = ["-m", "tools.cli"] if words[0] == "motley" else []
+    result = subprocess.run(
+        [sys.executable, *program, *words[1:]],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=child_environment(1, threads=1) | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},
+    )
+    return result.returncode, result.stdout
+
+
+def assert_shows(output: str, block: Block) -> None:
+    """Every line of the block is one of the output, in order; `...` stands for lines in between, and behind
+    a beginning for the rest of its line."""
+    left = iter(" ".join(line.split()) for line in output.splitlines())
+    for line in block.text.splitlines():
+        wanted = " ".join(line.split())
+        if wanted in ("", "..."):
+            continue
+        beginning = wanted.removesuffix("...")
+        whole_line = beginning == wanted
+        found = any(printed == wanted if whole_line else printed.startswith(beginning) for printed in left)
+        assert found, f"{block.place}: no {wanted!r} in\n{output}"
+
+
+@pytest.mark.parametrize("page", EXAMPLE_PAGES, ids=lambda page: page.stem)
+def test_opening_example(page: Path, tmp_path: Path) -> None:
+    opening = blocks(page, opening=True)
+    assert any(block.language == "bash" for block in opening), f"{page}: opens without a command"
+    for name, text in whole_files(page).items():
+        (tmp_path / name).write_text(text)
+    write_tiny_data(tmp_path / "data" / "demo")
+    output = ""
+    for block in opening:
+        match block.language:
+            case "python":
+                name = block.text.splitlines()[0].removeprefix("# ")
+                (tmp_path / name).write_text(block.text)
+            case "bash":
+                results = [run(words, tmp_path) for words in commands(block)]
+                output = "".join(text for _, text in results)
+                expected = [2 if REFUSED in line else 0 for line in block.text.splitlines()]
+                assert [code for code, _ in results] == expected, output
+            case "text":
+                assert_shows(output, block)
