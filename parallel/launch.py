@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _STORE_FD = "MOTLEY_STORE_FD"
+_ARITHMETIC = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # srun sets these variables in every task of a step. SLURM_NTASKS and SLURM_PROCID would not do: the process
 # of a batch script has them too, and would wait for ranks that nobody started.
@@ -209,6 +210,12 @@ def choose_device(facts: RankFacts) -> "torch.device":
             f"Start at most {visible} processes here, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
         )
     return torch.device("cuda", facts.local_rank)
+
+
+def arithmetic_settings(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables by which libraries choose a CPU's instructions, and with them the rounding of sums."""
+    env = os.environ if environ is None else environ
+    return {name: env[name] for name in _ARITHMETIC if name in env}
 
 
 def child_environment(processes: int, *, threads: int | None = None) -> dict[str, str]:

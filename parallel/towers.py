@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from parallel.collectives import ONE_RANK, TensorParallel, combine, combine_gradient, gather_rows, sum_
 from parallel.logical import LogicalTensor, mark
+from parallel.precision import at_least_fp32
 
 Initialise = Callable[[Tensor], Any]
 """A function that fills a whole (unsharded) weight in place. It is called once per shard, and so decides
@@ -266,7 +267,7 @@ class _SlicedNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, rows: tuple[int, ...], eps: float, tp: TensorParallel, *weights: Tensor
     ) -> Tensor:
-        wide = x.float()
+        wide = at_least_fp32(x)
         inverse_rms = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
         out = wide * inverse_rms
         for piece, weight in zip(out.split(rows), weights, strict=True):
@@ -278,7 +279,7 @@ class _SlicedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, inverse_rms, *weights = ctx.saved_tensors
-        wide, grad = x.float(), grad.float()
+        wide, grad = at_least_fp32(x), at_least_fp32(grad)
         # out = x r w with r = 1 / rms(x):  dw = sum(dout x r),  dx = dout w r - x r^2 mean(dout w x r)
         product = grad * wide
         pulls, grad_weights, grad_x = [], [], torch.empty_like(wide)
@@ -287,7 +288,7 @@ class _SlicedNorm(torch.autograd.Function):
         )
         for product_piece, inverse_piece, grad_piece, grad_x_piece, weight in pieces:
             grad_weights.append(product_piece.t().mv(inverse_piece.squeeze(1)))
-            pulls.append(product_piece.mv(weight.float()))
+            pulls.append(product_piece.mv(at_least_fp32(weight)))
             torch.mul(grad_piece, weight, out=grad_x_piece)
         pull = torch.cat(pulls).unsqueeze(1).mul_(inverse_rms.square() / -x.shape[1])
         grad_x.addcmul_(wide, pull).mul_(inverse_rms)

@@ -96,13 +96,27 @@ class RunDir:
             write_json(path / RECORD, record)
             return cls(path, lock.pop_all(), record)
 
-    def started(self, step: int, *, device: str, initial_weights: str | None) -> None:
+    def started(
+        self,
+        step: int,
+        *,
+        device: str,
+        processor: str | None,
+        arithmetic: str,
+        initial_weights: str | None,
+    ) -> None:
         """Record that this attempt continues from `step`, on `device`.
 
-        `initial_weights`: the digest of the weights that step 0 began with; None if they were drawn.
+        `processor`, `arithmetic`: as in pretrain/train/arithmetic.py. `initial_weights`: the digest of the
+        weights that step 0 began with; None if they were drawn.
         """
-        facts = {"from_step": step, "device": device, "initial_weights": initial_weights}
-        self.record["attempts"][-1] |= facts
+        self.record["attempts"][-1] |= {
+            "from_step": step,
+            "device": device,
+            "processor": processor,
+            "arithmetic": arithmetic,
+            "initial_weights": initial_weights,
+        }
         self._save()
 
     def keep_peak(self, key: str, flops: float) -> None:
@@ -189,6 +203,8 @@ def _new_attempt(config: RunConfig, world_size: int, command: Sequence[str]) -> 
         "command": list(command),
         "host": socket.gethostname(),
         "device": None,
+        "processor": None,
+        "arithmetic": None,
         "layout": {
             "processes": world_size,
             "dp": data_parallel_size(config.parallel, world_size),

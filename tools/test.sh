@@ -4,10 +4,12 @@
 #   bash tools/test.sh --quick                      a first look in 90 s: the checks, and the core's fastest tests
 #   bash tools/test.sh --full                       whole products of parameters (tests/conftest.py)
 #   bash tools/test.sh tests/parallel -k routing
+#   bash tools/test.sh --arithmetic [1-5]          the numeric tests, under other machines' rounding
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh
 
+if [ "${1:-}" = --arithmetic ]; then exec bash tools/arithmetic.sh "${@:2}"; fi
 PATH="$PWD/.venv/bin:$PATH"
 # One thread a process: pytest-xdist already fills the cores, and sums then have one order.
 export OMP_NUM_THREADS=1 DS_ACCELERATOR="${DS_ACCELERATOR:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}"

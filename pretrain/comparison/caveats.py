@@ -92,6 +92,16 @@ def _of_records(findings: Findings) -> Iterator[Caveat]:
         yield Caveat(
             "The runs differ in device or layout: their seconds and memory cannot be compared.", True
         )
+    # records of earlier versions do not say
+    known = [a for a in attempts if a.get("arithmetic")]
+    paths = {(a.get("device"), a.get("processor"), a["arithmetic"]) for a in known}
+    if len(paths) > 1:
+        yield Caveat(
+            f"The runs were computed by {len(paths)} kinds of processor or arithmetic path (they stand under "
+            "Provenance). Sums round differently on another one, and from there a run is another draw, as "
+            "with another seed: differences between arms then hold the difference between machines too.",
+            grave=True,
+        )
 
 
 def _of_seeds(findings: Findings) -> Iterator[Caveat]:

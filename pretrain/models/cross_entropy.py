@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from parallel.collectives import ONE_RANK, TensorParallel, combine_gradient, gather_rows
+from parallel.precision import at_least_fp32
 
 CHUNK_TOKENS = 512
 """Tokens whose logits exist at a time. Measured forward and backward on one CPU thread, [tokens, d_model,
@@ -35,8 +36,8 @@ def linear_cross_entropy(
     """(sum of loss_weights * (nll + z_loss * log^2 Z), nll), where nll = -log softmax(hidden @
     weight.T)[target].
 
-    Both in fp32; nll in nats, for every token, without gradient. The sum's gradients are made during the
-    forward pass, so no product is computed twice.
+    Both in the dtype of `loss_weights`, which is fp32 in training; nll in nats, for every token, without
+    gradient. The sum's gradients are made during the forward pass, so no product is computed twice.
 
     `tp`: `weight` holds this tensor-parallel rank's rows of the vocabulary, `hidden` all tokens or, with
     sequence parallel, its chunk of them. Results are equal on all ranks; they exchange three numbers a token
@@ -65,14 +66,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         nll = torch.empty_like(loss_weights)
         objective = loss_weights.new_zeros(())
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        # In fp32 whatever the model's dtype: it is added to once per chunk.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
+        # In fp32 where the model is bf16: it is added to once per chunk.
+        grad_weight = torch.zeros_like(weight, dtype=loss_weights.dtype) if want_weight else None
         chunk = CHUNK_TOKENS * tp.size
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             token_weight = loss_weights[rows, None]
             target, here = _local(targets[rows, None], weight.shape[0], tp)
-            logits = hidden[rows].mm(weight.t()).float()
+            logits = at_least_fp32(hidden[rows].mm(weight.t()))
             highest = logits.amax(dim=1, keepdim=True)
             target_logit = logits.gather(1, target) * here
             exponentials = logits.sub_(highest).exp_()
@@ -88,7 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad = grad.scatter_add_(1, target, -token_weight * here).to(weight.dtype)
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[rows])
-            if grad_weight is not None and weight.dtype == torch.float32:
+            if grad_weight is not None and weight.dtype == grad_weight.dtype:
                 torch.addmm(grad_weight, grad.t(), hidden[rows], out=grad_weight)
             elif grad_weight is not None:
                 grad_weight += grad.t().mm(hidden[rows])

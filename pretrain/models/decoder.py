@@ -1,5 +1,6 @@
 """The decoder: one list of layers for dense and sparse models alike."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -109,13 +110,13 @@ class Decoder(nn.Module):
 
         `x`: hidden states of the stage before; None where this stage has the embedding.
         """
-        rotary = rotary_table(inputs.positions, self.config.head_dim, self.config.rope_theta)
-        if self.embedding is not None:
-            x = self.embedding(inputs.input_ids)
+        stream = x if self.embedding is None else self.embedding(inputs.input_ids)
+        assert stream is not None, "a stage without the embedding continues from the one before"
+        angles = torch.float64 if stream.dtype == torch.float64 else torch.float32
+        rotary = rotary_table(inputs.positions, self.config.head_dim, self.config.rope_theta, angles)
         layers: dict[int, BlockReport] = {}
         for index, block in enumerate(self.blocks):
             if isinstance(block, Block):
-                x, layers[index] = block(x, inputs.routing, inputs.mask, rotary, inputs)
-        assert x is not None, "a stage without the embedding continues from the one before"
-        hidden = x if self.final_norm is None else self.final_norm(x, inputs.routing.counts)
+                stream, layers[index] = block(stream, inputs.routing, inputs.mask, rotary, inputs)
+        hidden = stream if self.final_norm is None else self.final_norm(stream, inputs.routing.counts)
         return hidden, RouterReport(layers)

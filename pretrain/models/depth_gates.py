@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from parallel.precision import at_least_fp32
 from pretrain.models.depth_config import DepthConfig
 
 
@@ -30,13 +31,13 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
+        wide = at_least_fp32(x)
         # 1 / (rms d_model)
         mean_square = torch.linalg.vector_norm(wide, dim=-1).square_().div_(x.shape[1])
         inverse_rms = mean_square.add_(eps).rsqrt_().div_(x.shape[1])
         # Not wide @ weight: a matrix-vector product works on blocks of rows, and equal rows of different
         # blocks differ in their last bits (in 219 of 228 products at d_model 128 on a CPU; here in none).
-        dots = (wide * weight.float()).sum(-1)
+        dots = (wide * at_least_fp32(weight)).sum(-1)
         ctx.save_for_backward(x, weight, inverse_rms, dots)
         return dots * inverse_rms
 
@@ -44,10 +45,10 @@ class _Scores(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         x, weight, inverse_rms, dots = ctx.saved_tensors
         # s = r <w, x> with r = 1 / (d rms(x)):  dw = sum(ds r x),  dx = ds (r w - d r^3 <w, x> x)
-        wide = x.float()
+        wide = at_least_fp32(x)
         scaled = grad * inverse_rms
         pull = (scaled * dots * inverse_rms.square() * -x.shape[1]).unsqueeze(1)
-        grad_x = torch.outer(scaled, weight.float()).addcmul_(wide, pull)
+        grad_x = torch.outer(scaled, at_least_fp32(weight)).addcmul_(wide, pull)
         return grad_x.to(x.dtype), wide.t().mv(scaled).to(weight.dtype), None
 
 
@@ -97,7 +98,7 @@ class _AddGated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, gates, total = ctx.saved_tensors
         of_rows = grad.index_select(0, rows)
-        grad_gates = (of_rows.float() * total).sum(1, keepdim=True)
+        grad_gates = (at_least_fp32(of_rows) * total).sum(1, keepdim=True)
         return grad, None, grad_gates, *[(gates * of_rows).to(total.dtype)] * ctx.count
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from parallel.collectives import ONE_RANK, TensorParallel, of_first_rank
 from parallel.dispatch import ExpertAssignment
+from parallel.precision import at_least_fp32
 from parallel.routing import TowerTokens
 from parallel.towers import Initialise
 from pretrain.models.experts_config import ExpertsConfig
@@ -39,10 +40,10 @@ class Router(nn.Module):
         """`pieces`: tokens of each of those towers. Returns the logits [tokens, experts] of each."""
         found = []
         for x, weight in zip(pieces, self.weight.values(), strict=True):
-            wide = x.float()
+            wide = at_least_fp32(x)
             inverse_rms = wide.square().mean(-1, keepdim=True).add(self.eps).rsqrt()
             # Behind the product: a normalised copy of x would be kept for the backward pass.
-            found.append(wide.mm(weight.float().t()) * inverse_rms)
+            found.append(wide.mm(at_least_fp32(weight).t()) * inverse_rms)
         return tuple(found)
 
 
@@ -158,6 +159,6 @@ def _auxiliary(
     if config.load_balance:
         experts = best_experts(config, scores).split(list(per_sequence))
         for chosen, p in zip(experts, probabilities.split(list(per_sequence)), strict=True):
-            share = _count(chosen, config.num_experts) / max(chosen.numel(), 1)
+            share = _count(chosen, config.num_experts).to(p.dtype) / max(chosen.numel(), 1)
             balance = balance + config.num_experts * (share * p.sum(dim=0)).sum()
     return balance, z

@@ -9,17 +9,21 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
 from parallel.collectives import ONE_RANK, TensorParallel, sum_
+from parallel.precision import at_least_fp32
 from parallel.routing import Routing
 
 Rotary = Complex[Tensor, "tokens 1 pairs"]
-"""complex64 exp(i angle): the turn of each of a head's head_dim / 2 pairs at each token."""
+"""exp(i angle), the turn of each of a head's head_dim / 2 pairs at each token: complex64, or complex128 of a
+model in fp64."""
 
 
-def rotary_table(positions: Int[Tensor, " tokens"], head_dim: int, theta: float) -> Rotary:
-    """Turns of RoPE (Su et al. 2021, Eq. 34) for positions, on their device."""
+def rotary_table(
+    positions: Int[Tensor, " tokens"], head_dim: int, theta: float, dtype: torch.dtype = torch.float32
+) -> Rotary:
+    """Turns of RoPE (Su et al. 2021, Eq. 34) for positions, on their device. `dtype`: of the angles."""
     # No buffer: an engine that casts the module to bf16 would cast the frequencies with it.
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions.float()[:, None, None] * theta**-exponents
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=dtype) / head_dim
+    angles = positions.to(dtype)[:, None, None] * theta**-exponents
     return torch.polar(torch.ones_like(angles), angles)
 
 
@@ -88,10 +92,11 @@ class _NormRotate(torch.autograd.Function):
     ) -> Tensor:
         ctx.tp, ctx.rows, ctx.heads, ctx.split = tp, rows, heads, sum(heads) * 2 * rotary.shape[-1]
         out = _moved(qkv, to_sequence)
-        work, store = _in_fp32(_query_key(out, ctx))
+        work, store = _widened(_query_key(out, ctx))
         inverse_rms = None
         if weights:
-            inverse_rms = _query_key(qkv, ctx).float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+            x = at_least_fp32(_query_key(qkv, ctx))
+            inverse_rms = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
             work.mul_(_moved(inverse_rms, to_sequence))
             each_token = weights[0].unsqueeze(0)
             if len(weights) > 1:
@@ -109,12 +114,12 @@ class _NormRotate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         qkv, inverse_rms, rotary, to_sorted, *weights = ctx.saved_tensors
         grad_in = _moved(grad, to_sorted)
-        work, store = _in_fp32(_query_key(grad_in, ctx))
+        work, store = _widened(_query_key(grad_in, ctx))
         _pairs(work).mul_(rotary.conj_physical())
         grad_weights: list[Tensor] = []
         if weights:
             # y = x r w with r = 1 / rms(x):  dw = sum(dy x r),  dx = dy w r - x r^2 mean(dy w x r)
-            x = _query_key(qkv, ctx).float()
+            x = at_least_fp32(_query_key(qkv, ctx))
             product = (work * x).mul_(inverse_rms)
             pieces = zip(product.split(ctx.rows), work.split(ctx.rows), weights, strict=True)
             for product_piece, work_piece, weight in pieces:
@@ -148,13 +153,11 @@ def _per_head(weight: Tensor, heads: tuple[int, int]) -> Tensor:
 
 
 def _pairs(x: Tensor) -> Tensor:
-    """The fp32 pairs (x[2i], x[2i + 1]) as complex numbers; a view."""
+    """The pairs (x[2i], x[2i + 1]) as complex numbers; a view."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
-def _in_fp32(view: Tensor) -> tuple[Tensor, Callable[[], object]]:
-    """Where to compute instead of `view`, and what then puts the result there: nothing, if it is fp32."""
-    if view.dtype == torch.float32:
-        return view, lambda: None
-    work = view.float()
-    return work, lambda: view.copy_(work)
+def _widened(view: Tensor) -> tuple[Tensor, Callable[[], object]]:
+    """Where to compute in place of `view`, and what then puts the result there: nothing, if it is wide."""
+    work = at_least_fp32(view)
+    return work, (lambda: None) if work is view else (lambda: view.copy_(work))

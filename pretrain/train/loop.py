@@ -27,6 +27,7 @@ from dataclasses import replace
 from data_pipeline.stream.loader import StepBatch
 from data_pipeline.stream.stream import Stream, describe
 from parallel.exit_codes import ExitCode
+from parallel.launch import arithmetic_settings
 from parallel.world import World
 from parallel.zero_engine import ZeroEngine
 from pretrain.checkpoint import restore
@@ -45,6 +46,7 @@ from pretrain.models.routing_state import RoutingState
 from pretrain.run_dir import RunDir
 from pretrain.run_files import CHECKPOINTS
 from pretrain.train import build, depth_steps
+from pretrain.train.arithmetic import arithmetic_path, processor
 from pretrain.train.depth_steps import router_sums
 from pretrain.train.device_peak import device_name
 from pretrain.train.finite import require_finite
@@ -108,7 +110,13 @@ def announce(config: RunConfig, run: RunDir, data: Stream, state: TrainState, wo
     """Record where this attempt starts and print it, with a line on each source of the data."""
     weights = initial_weights(config)
     digest_of_weights = None if weights is None else digest(weights)
-    run.started(state.step, device=device_name(world.device), initial_weights=digest_of_weights)
+    run.started(
+        state.step,
+        device=device_name(world.device),
+        processor=processor(world.device),
+        arithmetic=arithmetic_path(world.device, arithmetic_settings()),
+        initial_weights=digest_of_weights,
+    )
     beginning = "starts" if weights is None else f"starts from {weights}"
     place = f"goes on after step {state.step}" if state.step else beginning
     print("\n".join((*describe(data), f"{config.run_dir}: {place}")), flush=True)

@@ -19,11 +19,14 @@ Steps = list[tuple[StepResult, dict[str, float]]]
 
 
 def random_step(
-    model: ModelConfig, step: int, present: Sequence[tuple[int, ...]] = ((0, 1, 2),) * MICRO_BATCHES
+    model: ModelConfig,
+    step: int,
+    present: Sequence[tuple[int, ...]] = ((0, 1, 2),) * MICRO_BATCHES,
+    seed: int = 0,
 ) -> list[Batch]:
     """`present`: modalities in each micro-batch. Padding, which counts as text, is in all but the first."""
     return [
-        random_batch(model, seed=10 * step + number, present=modalities, padding_tokens=2 * number)
+        random_batch(model, seed=seed + 10 * step + number, present=modalities, padding_tokens=2 * number)
         for number, modalities in enumerate(present)
     ]
 

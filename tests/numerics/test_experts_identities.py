@@ -16,7 +16,7 @@ from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
 from pretrain.train.expert_steps import share_targets
-from tests.numerics.test_tied_copies import assert_close
+from tests.pretrain.models.precision import PRECISIONS, assert_close, cast
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
 TOKEN = {"num_experts": 4, "routing": "token_choice", "top_k": 2}
@@ -24,11 +24,16 @@ EXPERT = {"num_experts": 4}
 
 
 def run(
-    config: ModelConfig, batch: Batch, routing_state: RoutingState | None = None, **options: Any
+    config: ModelConfig,
+    batch: Batch,
+    routing_state: RoutingState | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """(logits in sequence order, objective, gradients)."""
-    decoder = Decoder(config, seed=3, **options)
+    """(logits in sequence order, objective, gradients) of a model in `dtype`."""
     inputs = build_inputs(batch, config, routing_state=routing_state)
+    decoder, inputs = cast(Decoder(config, seed=3, **options), inputs, dtype)
     logits = decoder(inputs)[inputs.routing.to_sequence].detach()
     objective, *_ = Pretraining(decoder)(inputs)
     objective.backward()
@@ -38,10 +43,11 @@ def run(
 
 
 @pytest.mark.pairwise
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("placement", ["post", "pre"])
 @pytest.mark.parametrize("routing", ["expert_choice", "token_choice"])
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
-def test_one_expert_is_none(towers: dict[str, str], routing: str, placement: str) -> None:
+def test_one_expert_is_none(towers: dict[str, str], routing: str, placement: str, dtype: torch.dtype) -> None:
     plain = tiny_config(towers, norm_placement=placement)
     tower = plain.tower_names[0]
     with_one = tiny_config(
@@ -50,8 +56,8 @@ def test_one_expert_is_none(towers: dict[str, str], routing: str, placement: str
     # Padding is no token of an expert: its rows differ, and nobody looks at them.
     batch = random_batch(plain, sequences=3, seed=2)
     filled = torch.from_numpy(batch.document_ids.reshape(-1) >= 0)
-    logits, objective, grads = run(with_one, batch)
-    plain_logits, plain_objective, plain_grads = run(plain, batch)
+    logits, objective, grads = run(with_one, batch, dtype=dtype)
+    plain_logits, plain_objective, plain_grads = run(plain, batch, dtype=dtype)
     assert_close(logits[filled], plain_logits[filled], "logits")
     assert_close(objective, plain_objective, "objective")
     for name, grad in grads.items():
@@ -83,14 +89,14 @@ def test_later_tokens_change_no_logit_under_token_choice_and_do_under_expert_cho
         config, sequences=2, document_tokens=(2, 8) if packed else (32, 32), padding_tokens=0
     )
     slot = 15
-    before, *_ = run(config, batch)
-    after, *_ = run(config, change_after(batch, config, slot))
+    before, *_ = run(config, batch, dtype=torch.float64)
+    after, *_ = run(config, change_after(batch, config, slot), dtype=torch.float64)
     assert before.shape == (64, 40)
     seen = (before.view(2, 32, 40) - after.view(2, 32, 40))[:, : slot + 1].abs().max()
     later = (before.view(2, 32, 40) - after.view(2, 32, 40))[:, slot + 1 :].abs().max()
     assert later > 0.1
     # As below.
-    assert (seen < 1e-5) if causal else (seen > 1e-3), float(seen)
+    assert (seen < 1e-10) if causal else (seen > 1e-3), float(seen)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -101,14 +107,14 @@ def test_later_tokens_change_no_logit_by_thresholds(packed: bool) -> None:
         config, sequences=2, document_tokens=(2, 8) if packed else (32, 32), padding_tokens=0
     )
     by_thresholds = RoutingState(causal=True, thresholds=dict.fromkeys(share_targets(config), -1.1))
-    before, objective, _ = run(config, batch, by_thresholds)
-    after, *_ = run(config, change_after(batch, config, 15), by_thresholds)
+    before, objective, _ = run(config, batch, by_thresholds, dtype=torch.float64)
+    after, *_ = run(config, change_after(batch, config, 15), by_thresholds, dtype=torch.float64)
     seen, later = (before - after).view(2, 32, 40).abs().split([16, 16], dim=1)
-    # An expert with another number of rows may sum in another order: 3e-7 measured.
-    assert seen.max() < 1e-5 and later.max() > 0.1
-    assert (
-        objective != run(config, batch)[1] and objective != run(config, batch, RoutingState(causal=True))[1]
-    )
+    # An expert with another number of rows may sum in another order: 1e-15 in fp64.
+    assert seen.max() < 1e-10 and later.max() > 0.1
+    for others in (RoutingState(), RoutingState(causal=True)):
+        other = run(config, batch, others, dtype=torch.float64)[1]
+        assert abs(float(objective - other)) > 1e-6 * float(other)
 
 
 @pytest.mark.parametrize("experts", [{**TOKEN, "load_balance": 0.1, "router_z": 0.1}, EXPERT])

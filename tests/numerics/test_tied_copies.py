@@ -8,6 +8,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
+from tests.pretrain.models.precision import PRECISIONS, assert_close, cast
 from tests.pretrain.models.random_batch import (
     DENSE,
     IMAGE_SPEECH_SHARED,
@@ -16,17 +17,10 @@ from tests.pretrain.models.random_batch import (
     tiny_config,
 )
 
-# fp32, relative to the largest entry of a tensor. Towers multiply the same rows in other groups, so sums may
-# differ in their last bits: logits equal here, objective 1e-7 and gradients 4e-7 measured.
-RELATIVE = 1e-6
 
-
-def assert_close(ours: Tensor, theirs: Tensor, what: str) -> None:
-    difference = float((ours - theirs).abs().max())
-    assert difference <= RELATIVE * float(theirs.abs().max()), f"{what}: {difference:.3g}"
-
-
-def run(config: ModelConfig, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def run(
+    config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """(logits in sequence order, objective, gradients) with a shard's weights copied from the dense
     model's."""
     decoder = Decoder(config)
@@ -35,14 +29,16 @@ def run(config: ModelConfig, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor
             layer, _, shard = name.rpartition(".")
             parameter.copy_(weights[name if name in weights else f"{layer}.all"])
             assert shard != "all" or config.towers == DENSE
+    batch = random_batch(config, sequences=3, seed=2)
+    decoder, inputs = cast(decoder, build_inputs(batch, config), dtype)
     module = Pretraining(decoder)
-    inputs = build_inputs(random_batch(config, sequences=3, seed=2), config)
     logits = decoder(inputs)[inputs.routing.to_sequence].detach()
     objective, *_ = module(inputs)
     objective.backward()
     return logits, objective.detach(), {name: p.grad for name, p in decoder.named_parameters()}
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("placement", ["post", "pre"])
 @pytest.mark.parametrize(
     ("towers", "untied"),
@@ -53,7 +49,10 @@ def run(config: ModelConfig, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor
         (MOT, ["feed_forward", "norm"]),
     ],
 )
-def test_mot_of_copies_is_dense(towers: dict[str, str], untied: list[str], placement: str) -> None:
+def test_mot_of_copies_is_dense(
+    towers: dict[str, str], untied: list[str], placement: str, dtype: torch.dtype
+) -> None:
+    """Towers multiply the same rows in other groups."""
     dense_config = tiny_config(DENSE, norm_placement=placement, z_loss=0.01)
     generator = torch.Generator().manual_seed(0)
     weights = {
@@ -63,9 +62,9 @@ def test_mot_of_copies_is_dense(towers: dict[str, str], untied: list[str], place
     for name in list(weights):  # a tied part of MoT is called shared, of dense all
         weights[name.removesuffix(".all") + ".shared"] = weights[name]
 
-    dense_logits, dense_objective, dense_grads = run(dense_config, weights)
+    dense_logits, dense_objective, dense_grads = run(dense_config, weights, dtype)
     config = tiny_config(towers, norm_placement=placement, z_loss=0.01, untied=untied)
-    logits, objective, grads = run(config, weights)
+    logits, objective, grads = run(config, weights, dtype)
     assert_close(logits, dense_logits, "logits")
     assert_close(objective, dense_objective, "objective")
     for name, dense_grad in dense_grads.items():

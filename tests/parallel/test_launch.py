@@ -108,9 +108,8 @@ def test_the_exit_code_of_all_ranks(code: str, expected: int) -> None:
 
 
 def test_a_rank_that_fails_is_named_and_ends_the_others(capfd: pytest.CaptureFixture[str]) -> None:
-    start = time.monotonic()
-    assert spawn(_python("time.sleep(0.3 if rank == 1 else 60); sys.exit(3)"), 3) == 3
-    assert time.monotonic() - start < 30  # far from the 60 s that the others would have slept
+    # The others would sleep for longer than a test may take.
+    assert spawn(_python("time.sleep(0.3 if rank == 1 else 3600); sys.exit(3)"), 3) == 3
     assert "rank 1 of 3" in (said := capfd.readouterr().err)
     assert "exited with code 3; ending the other 2" in said
 

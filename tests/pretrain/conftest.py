@@ -105,6 +105,7 @@ def _write_runs(
     fingerprint_salt: Callable[[str], str] = lambda arm: "",
     commit: Callable[[str], str] = lambda arm: "0123456789abcdef",
     device: Callable[[str], str] = lambda arm: "cpu",
+    arithmetic: Callable[[str], str | None] = lambda arm: "AVX512",
     until: Callable[[str, int], int | None] = lambda arm, seed: None,
     causal_cost: float = 0.25,
 ) -> None:
@@ -173,6 +174,8 @@ def _write_runs(
             "command": ["motley", "train"],
             "host": "machine",
             "device": device(arm),
+            "processor": "a processor",
+            "arithmetic": arithmetic(arm),
             "layout": {"dp": 1, "tp": 1, "pp": 1},
             "commit": commit(arm),
             "diff": None,

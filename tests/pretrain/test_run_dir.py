@@ -46,12 +46,12 @@ def _open(config: RunConfig) -> RunDir:
 def test_a_run_directory_tells_who_made_it_and_every_attempt(tmp_path: Path):
     config = _config(tmp_path)
     run = _open(config)
-    run.started(0, device="cpu", initial_weights="ab12")
+    run.started(0, device="cpu", processor="a CPU", arithmetic="AVX2", initial_weights="ab12")
     run.keep_peak("cpu, fp32, 1 threads", 5e10)
     run.close(status="stopped", reason="SIGTERM", exit_code=85, step=3)
     assert finished_step(config) is None
     run = _open(config)
-    run.started(3, device="cpu", initial_weights=None)
+    run.started(3, device="cpu", processor="a CPU", arithmetic="AVX512", initial_weights=None)
     run.close(status="done", reason="all steps done", exit_code=0, step=32)
 
     assert finished_step(config) == 32

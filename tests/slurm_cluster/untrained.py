@@ -57,7 +57,7 @@ def steps_without_training(
     """As pretrain.train.loop.train, of which it keeps the rows of metrics and the names of checkpoints."""
     step = saved_step(config.run_dir)
     if run is not None:
-        run.started(step, device="none", initial_weights=None)
+        run.started(step, device="none", processor=None, arithmetic="none", initial_weights=None)
     while step < config.num_steps and not stop.requested:
         time.sleep(STEP_S)
         step += 1

@@ -10,6 +10,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+NO_INDEX = {
+    # Port 9 (discard) refuses at once; pip's own settings of the machine are left out.
+    "PIP_CONFIG_FILE": os.devnull,
+    "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+    "PIP_EXTRA_INDEX_URL": "",
+    "PIP_FIND_LINKS": "",
+    "PIP_RETRIES": "1",
+}
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     (tmp_path / "tools").mkdir()
@@ -45,28 +55,39 @@ def test_the_named_python_is_never_swapped_for_another(checkout: Path) -> None:
 
 
 def test_no_network(checkout: Path) -> None:
-    # Port 9 (discard) refuses at once; pip's own settings of the machine are left out.
-    result = setup(
-        checkout,
-        PIP_CONFIG_FILE=os.devnull,
-        PIP_INDEX_URL="http://127.0.0.1:9/simple",
-        PIP_FIND_LINKS="",
-        PIP_RETRIES="1",
-    )
+    result = setup(checkout, **NO_INDEX, PATH=commands_with_free_disk(checkout, 9 << 20))
     assert result.returncode == 1
     assert "pip reached no package index" in result.stderr
     assert not (checkout / ".venv/motley-setup.stamp").exists()
 
 
-def test_full_disk(checkout: Path) -> None:
+def commands_with_free_disk(checkout: Path, kib: int) -> str:
+    """A PATH in which df finds so much, and no GPU is seen."""
     commands = checkout / "bin"
     commands.mkdir()
-    df = commands / "df"
-    df.write_text(
-        "#!/bin/sh\necho Filesystem 1024-blocks Used Available Capacity Mounted\necho disk 9 8 2048 9% /\n"
-    )
-    df.chmod(0o755)
-    result = setup(checkout, PATH=f"{commands}:{os.environ['PATH']}")
+    header = "Filesystem 1024-blocks Used Available Capacity Mounted"
+    for name, script in {"df": f"echo {header}\necho disk 9 8 {kib} 9% /", "nvidia-smi": "exit 9"}.items():
+        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
+        (commands / name).chmod(0o755)
+    return f"{commands}:{os.environ['PATH']}"
+
+
+def test_without_a_gpu_it_says_what_it_brings_and_how_to_bring_less(checkout: Path) -> None:
+    result = setup(checkout, **NO_INDEX, PATH=commands_with_free_disk(checkout, 9 << 20))
+    assert "torch for CUDA, 5.6 GB on disk" in result.stdout
+    assert "no GPU is seen here. The CPU build of torch takes 1.9 GB" in result.stdout
+    assert "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu bash tools/setup.sh" in result.stdout
+
+
+def test_the_build_for_cuda_asks_for_more_disk(checkout: Path) -> None:
+    result = setup(checkout, **NO_INDEX, PATH=commands_with_free_disk(checkout, 5 << 20))
+    assert result.returncode == 1
+    assert "needs 8 GiB of free disk" in result.stderr and "asks for 3 GiB: PIP_EXTRA" in result.stderr
+    assert not (checkout / ".venv/motley-setup.stamp").exists()
+
+
+def test_full_disk(checkout: Path) -> None:
+    result = setup(checkout, PATH=commands_with_free_disk(checkout, 2048))
     assert result.returncode == 1
     assert "needs 3 GiB of free disk" in result.stderr and "found 2 MiB" in result.stderr
     assert not (checkout / ".venv").exists()

@@ -276,6 +276,8 @@ def provenance(findings: Findings) -> tuple[tuple[str, str], ...]:
             values(lambda a: a.get("commit")) + (edited if any(a.get("diff") for a in attempts) else ""),
         ),
         ("device", values(lambda a: a.get("device"))),
+        ("processor", values(lambda a: a.get("processor"))),
+        ("arithmetic path", values(lambda a: a.get("arithmetic"))),
         ("layout", layouts),
         ("versions", versions),
         ("first run started", min(str(a.get("started", "")) for a in attempts)),

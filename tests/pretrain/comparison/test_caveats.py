@@ -54,6 +54,7 @@ def test_a_clean_comparison_has_only_what_its_size_brings(texts: Callable[..., t
         ),
         ({"commit": lambda arm: arm}, "made by 2 versions of the code"),
         ({"device": lambda arm: arm}, "differ in device or layout"),
+        ({"arithmetic": lambda arm: arm}, "computed by 2 kinds of processor or arithmetic path"),
         ({"fingerprint_salt": lambda arm: arm}, "did not read the same data: seed 1: mot and dense"),
         (
             {"flops_per_token": lambda arm: 3.3e6 if arm == "mot" else 3e6},

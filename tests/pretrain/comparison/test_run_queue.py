@@ -69,8 +69,10 @@ def test_never_more_than_asked_for_at_a_time(tmp_path: Path) -> None:
         here = pathlib.Path({str(tmp_path)!r})
         me = here / f"running-{{metrics.parent.name}}"
         me.touch()
-        until = time.monotonic() + 5  # wait for a neighbour, so that there is one to count
-        while len(list(here.glob("running-*"))) < 2 and time.monotonic() < until: time.sleep(0.05)
+        def alone(): return len(list(here.glob("running-*"))) < 2
+        def last(): return len(list(here.glob("seen-*"))) == 3
+        until = time.monotonic() + 60  # wait for a neighbour, so that there is one to count
+        while alone() and not last() and time.monotonic() < until: time.sleep(0.05)
         time.sleep(0.2)
         (here / f"seen-{{metrics.parent.name}}").write_text(str(len(list(here.glob("running-*")))))
         me.unlink()

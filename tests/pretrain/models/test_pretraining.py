@@ -9,6 +9,7 @@ from pretrain.models import modality_sums
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
+from tests.pretrain.models.precision import PRECISIONS, assert_close, cast
 from tests.pretrain.models.random_batch import MOT, random_batch, tiny_config
 
 
@@ -23,16 +24,17 @@ def test_objective_and_stats_are_sums_over_tokens() -> None:
     nll = F.cross_entropy(logits, inputs.target_ids, reduction="none")
     token_weights = inputs.loss_weights.sum(dim=0)
     expected = (token_weights * (nll + 0.05 * logits.logsumexp(-1).square())).sum()
-    torch.testing.assert_close(objective, expected, rtol=2e-6, atol=0)
+    assert_close(objective, expected, "objective")
     assert not stats.requires_grad
     targets = modality_sums.unpack(stats.tolist(), config.modalities)
-    nats = dict(zip(config.modalities, (inputs.loss_weights @ nll).tolist(), strict=True))
-    assert {m: sums.nats for m, sums in targets.items()} == pytest.approx(nats, rel=2e-6)
-    weights = dict(zip(config.modalities, inputs.weight_per_modality, strict=True))
-    assert {m: sums.weight for m, sums in targets.items()} == pytest.approx(weights, rel=1e-6)
+    nats = torch.tensor([targets[m].nats for m in config.modalities])
+    assert_close(nats, inputs.loss_weights @ nll, "nats")
+    weights = [targets[m].weight for m in config.modalities]
+    np.testing.assert_allclose(weights, inputs.weight_per_modality, rtol=1e-6)
 
 
-def test_two_micro_batches_sum_to_one_of_both() -> None:
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_two_micro_batches_sum_to_one_of_both(dtype: torch.dtype) -> None:
     config = tiny_config(MOT)
     module = Pretraining(Decoder(config))
     batches = [random_batch(config, sequences=2, seed=seed) for seed in (1, 2)]
@@ -48,17 +50,17 @@ def test_two_micro_batches_sum_to_one_of_both() -> None:
 
     def run(*of) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         module.zero_grad()
-        results = [module(build_inputs(batch, config)) for batch in of]
+        results = [module(cast(module.decoder, build_inputs(batch, config), dtype)[1]) for batch in of]
         objective = torch.stack([result[0] for result in results]).sum()
         objective.backward()
         stats = torch.stack([result[1] for result in results]).sum(0)
         return objective.detach(), stats, [p.grad.clone() for p in module.parameters()]  # type: ignore[union-attr]
 
     (one, one_stats, one_grads), (two, two_stats, two_grads) = run(joined), run(*batches)
-    torch.testing.assert_close(one, two, rtol=1e-6, atol=0)
-    torch.testing.assert_close(one_stats, two_stats, rtol=1e-6, atol=0)
-    for ours, theirs in zip(one_grads, two_grads, strict=True):  # fp32, another order of sums: 1e-6 measured
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+    assert_close(one, two, "objective")
+    assert_close(one_stats, two_stats, "stats")
+    for (name, _), ours, theirs in zip(module.named_parameters(), one_grads, two_grads, strict=True):
+        assert_close(ours, theirs, name)
 
 
 def test_an_absent_modality_has_zero_gradients_not_none() -> None:

@@ -82,6 +82,7 @@ def test_conditional_losses_by_direction(findings: Callable[..., Findings]) -> N
 def test_provenance_names_versions_and_no_host(findings: Callable[..., Findings]) -> None:
     rows = dict(tables.provenance(findings()))
     assert rows["commit"] == "0123456789abcdef" and rows["attempts"] == "4 for 4 runs"
+    assert (rows["processor"], rows["arithmetic path"]) == ("a processor", "AVX512")
     assert "torch 2.13.0" in rows["versions"] and rows["layout"] == "dp 1, tp 1, pp 1"
     assert "machine" not in "".join(rows.values())
 
