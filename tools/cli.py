@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.files.toml_config import ConfigError
+from tools.model_verbs import Verbs, add_bench, add_models, add_overrides, add_weights
 
 
 def _demo_corpus(args: argparse.Namespace) -> int:
@@ -114,68 +114,6 @@ def _compare(args: argparse.Namespace) -> int:
     )
 
 
-def _export(args: argparse.Namespace) -> int:
-    from tools.exchange import export
-
-    export(Path(args.src), Path(args.out), layout=args.format, dtype=args.dtype, file_gb=args.file_gb)
-    return 0
-
-
-def _tower_pair(text: str) -> tuple[str, str]:
-    """ "image=text" -> ("image", "text")."""
-    new, _, tower = text.partition("=")
-    if not (new and tower):
-        raise argparse.ArgumentTypeError(f'"{text}": expected NEW=TOWER, such as image=text')
-    return new, tower
-
-
-def _import(args: argparse.Namespace) -> int:
-    from tools.exchange import import_weights
-
-    import_weights(
-        Path(args.run), Path(args.src), Path(args.out), args.overrides,
-        new_towers=dict(args.new_tower), dtype=args.dtype, file_gb=args.file_gb,
-    )  # fmt: skip
-    return 0
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from tools.inspection import show
-
-    out = None if args.out is None else Path(args.out)
-    show(Path(args.run), out, documents=args.documents, causal=args.causal)
-    return 0
-
-
-def _describe(args: argparse.Namespace) -> int:
-    from pretrain.config import load
-    from pretrain.models.accounting import describe
-
-    print(describe(load(args.run, args.overrides).model))
-    return 0
-
-
-def _plan(args: argparse.Namespace) -> int:
-    from pretrain.config import load
-    from pretrain.planning.text import report
-
-    print(report(load(args.run, args.overrides), args.gpus, args.gpu_memory_gib, layouts=args.layouts))
-    return 0
-
-
-def _bench(args: argparse.Namespace) -> int:
-    if args.what == "model":
-        from tools.bench.model import main as bench
-    elif args.what == "sparse":
-        from tools.bench.sparse import main as bench
-    else:
-        from tools.bench.data import main as bench
-    return bench(args.arguments)
-
-
-Verbs = Any  # of argparse, whose type is private
-
-
 class _Version(argparse.Action):
     """Print the installed version and stop. It is looked up only when it is asked for."""
 
@@ -194,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the installed version and exit")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (_add_data, _add_runs, _add_monitoring, _add_compare, _add_weights, _add_models, _add_bench):
+    for add in (_add_data, _add_runs, _add_monitoring, _add_compare, add_weights, add_models, add_bench):
         add(verbs)
     return top
 
@@ -235,7 +173,7 @@ def _add_runs(verbs: Verbs) -> None:
     """train and submit."""
     verb = verbs.add_parser("train", help="train a run, or continue it from its last good checkpoint")
     verb.add_argument("run", help="RUN.toml")
-    _add_overrides(verb, "such as optimizer.learning_rate=1e-3")
+    add_overrides(verb, "such as optimizer.learning_rate=1e-3")
     verb.add_argument("--processes", type=int, default=1, help="ranks on this machine (default %(default)s)")
     verb.set_defaults(work=_train)
 
@@ -244,7 +182,7 @@ def _add_runs(verbs: Verbs) -> None:
         help="train a run, or all of a comparison, as Slurm jobs, which start again until they are done",
     )
     verb.add_argument("run", metavar="run|comparison", help="RUN.toml, or COMPARE.toml")
-    _add_overrides(verb, "such as parallel.tp=8")
+    add_overrides(verb, "such as parallel.tp=8")
     verb.add_argument("--profile", required=True, help="PROFILE.toml: the site; see slurm/profiles/")
     verb.add_argument("--nodes", type=int, default=None, help="nodes (default: the profile's)")
     verb.add_argument(
@@ -271,12 +209,12 @@ def _add_monitoring(verbs: Verbs) -> None:
 
     verb = verbs.add_parser("cancel", help="end the Slurm jobs of a run or a comparison; runs save and stop")
     verb.add_argument("path", help="RUN.toml, COMPARE.toml, or the directory of one")
-    _add_overrides(verb, "as it was submitted with")
+    add_overrides(verb, "as it was submitted with")
     verb.set_defaults(work=_cancel)
 
     verb = verbs.add_parser("logs", help="what a run's job and its ranks printed in the newest attempt")
     verb.add_argument("run", help="RUN.toml, or the run's directory")
-    _add_overrides(verb, "as it was submitted with")
+    add_overrides(verb, "as it was submitted with")
     verb.add_argument("-f", "--follow", action="store_true", help="stay until the run ends, over attempts")
     verb.add_argument("--rank", type=int, metavar="R", help="its log (default: the job's and rank 0's)")
     verb.add_argument("--attempt", type=int, metavar="K", help="as `motley status` numbers them, from 0")
@@ -289,99 +227,12 @@ def _add_compare(verbs: Verbs) -> None:
         "compare", help="run arms x seeds of a comparison and report which won, by how much"
     )
     verb.add_argument("comparison", help="COMPARE.toml")
-    _add_overrides(verb, "applied to the base run of every arm")
+    add_overrides(verb, "applied to the base run of every arm")
     verb.add_argument(
         "--concurrent-runs", type=int, default=None, help="runs at a time (default: the file's)"
     )
     verb.add_argument("--report-only", action="store_true", help="report on what has run; start nothing")
     verb.set_defaults(work=_compare)
-
-
-def _add_weights(verbs: Verbs) -> None:
-    """export and import."""
-    files = argparse.ArgumentParser(add_help=False)
-    files.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
-    files.add_argument(
-        "--file-gb", type=float, default=4.0, help="size at which another file begins (default %(default)s)"
-    )
-
-    verb = verbs.add_parser("export", parents=[files], help="a checkpoint's weights -> safetensors files")
-    verb.add_argument(
-        "src", help="a run directory (its newest checkpoint), a checkpoint, or exported weights"
-    )
-    verb.add_argument("out", help="folder to write; must not exist")
-    verb.add_argument(
-        "--format",
-        choices=("motley", "llama"),
-        default="motley",
-        help="motley: any model, for `motley import` and initial_weights; llama: a dense pre-norm model in "
-        "Hugging Face's layout, Qwen3's if it has QK-norm (default %(default)s)",
-    )
-    verb.set_defaults(work=_export)
-
-    verb = verbs.add_parser(
-        "import",
-        parents=[files],
-        help="weights for a run's model, made from another's, a Llama's or a Qwen3's",
-    )
-    verb.add_argument("run", help="RUN.toml: the model that the weights are for")
-    verb.add_argument("src", help="exported weights, a run, or a local Hugging Face folder (config.json)")
-    verb.add_argument("out", help="folder to write; must not exist. Then: initial_weights = OUT in RUN.toml")
-    _add_overrides(verb, "such as model.vocab_tokens=32000")
-    verb.add_argument(
-        "--new-tower",
-        action="append",
-        type=_tower_pair,
-        default=[],
-        metavar="NEW=TOWER",
-        help="the tower of SRC that a new tower starts as, such as image=text; once for each new tower",
-    )
-    verb.set_defaults(work=_import)
-
-
-def _add_models(verbs: Verbs) -> None:
-    """inspect, describe and plan."""
-    verb = verbs.add_parser(
-        "inspect", help="which tokens run in which layer and which expert takes them, in a trained model"
-    )
-    verb.add_argument("run", help="a run directory (its newest checkpoint), a checkpoint, or RUN.toml")
-    verb.add_argument("--out", help="PNG to write (default: selected_tokens_step_*.png in the run directory)")
-    verb.add_argument(
-        "--documents", type=int, default=6, help="images to show, one a document (default %(default)s)"
-    )
-    verb.add_argument(
-        "--causal", action="store_true", help="choose by thresholds, whatever rule it was trained with"
-    )
-    verb.set_defaults(work=_inspect)
-
-    verb = verbs.add_parser("describe", help="parameters and FLOPs of a run's model, per module and modality")
-    verb.add_argument("run", help="RUN.toml")
-    _add_overrides(verb)
-    verb.set_defaults(work=_describe)
-
-    verb = verbs.add_parser(
-        "plan", help="memory, FLOPs and bytes sent of a run's layout, or of all legal ones; starts nothing"
-    )
-    verb.add_argument("run", help="RUN.toml")
-    _add_overrides(verb, "such as parallel.tp=2")
-    verb.add_argument("--gpus", type=int, required=True, help="ranks in all")
-    verb.add_argument("--gpu-memory-gib", type=float, help="memory of a GPU; the output says what fits")
-    verb.add_argument("--layouts", action="store_true", help="rank all legal layouts and show the first")
-    verb.set_defaults(work=_plan)
-
-
-def _add_bench(verbs: Verbs) -> None:
-    verb = verbs.add_parser(
-        "bench",
-        help="measure the model, its sparse variants or the data path against the usual alternatives",
-    )
-    verb.add_argument("what", choices=("model", "sparse", "data"))
-    verb.add_argument("arguments", nargs=argparse.REMAINDER, help="see `motley bench model --help`")
-    verb.set_defaults(work=_bench)
-
-
-def _add_overrides(verb: argparse.ArgumentParser, text: str | None = None) -> None:
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help=text)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

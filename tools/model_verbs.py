@@ -1,0 +1,153 @@
+"""The verbs of `motley` about one model: its weights, what it chooses, its accounts, its benchmarks."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+Verbs = Any  # of argparse, whose type is private
+
+
+def _export(args: argparse.Namespace) -> int:
+    from tools.exchange import export
+
+    export(Path(args.src), Path(args.out), layout=args.format, dtype=args.dtype, file_gb=args.file_gb)
+    return 0
+
+
+def _tower_pair(text: str) -> tuple[str, str]:
+    """ "image=text" -> ("image", "text")."""
+    new, _, tower = text.partition("=")
+    if not (new and tower):
+        raise argparse.ArgumentTypeError(f'"{text}": expected NEW=TOWER, such as image=text')
+    return new, tower
+
+
+def _import(args: argparse.Namespace) -> int:
+    from tools.exchange import import_weights
+
+    import_weights(
+        Path(args.run), Path(args.src), Path(args.out), args.overrides,
+        new_towers=dict(args.new_tower), dtype=args.dtype, file_gb=args.file_gb,
+    )  # fmt: skip
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from tools.inspection import show
+
+    out = None if args.out is None else Path(args.out)
+    show(Path(args.run), out, documents=args.documents, causal=args.causal)
+    return 0
+
+
+def _describe(args: argparse.Namespace) -> int:
+    from pretrain.config import load
+    from pretrain.models.accounting import describe
+
+    print(describe(load(args.run, args.overrides).model))
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from pretrain.config import load
+    from pretrain.planning.text import report
+
+    print(report(load(args.run, args.overrides), args.gpus, args.gpu_memory_gib, layouts=args.layouts))
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if args.what == "model":
+        from tools.bench.model import main as bench
+    elif args.what == "sparse":
+        from tools.bench.sparse import main as bench
+    else:
+        from tools.bench.data import main as bench
+    return bench(args.arguments)
+
+
+def add_weights(verbs: Verbs) -> None:
+    """export and import."""
+    files = argparse.ArgumentParser(add_help=False)
+    files.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
+    files.add_argument(
+        "--file-gb", type=float, default=4.0, help="size at which another file begins (default %(default)s)"
+    )
+
+    verb = verbs.add_parser("export", parents=[files], help="a checkpoint's weights -> safetensors files")
+    verb.add_argument(
+        "src", help="a run directory (its newest checkpoint), a checkpoint, or exported weights"
+    )
+    verb.add_argument("out", help="folder to write; must not exist")
+    verb.add_argument(
+        "--format",
+        choices=("motley", "llama"),
+        default="motley",
+        help="motley: any model, for `motley import` and initial_weights; llama: a dense pre-norm model in "
+        "Hugging Face's layout, Qwen3's if it has QK-norm (default %(default)s)",
+    )
+    verb.set_defaults(work=_export)
+
+    verb = verbs.add_parser(
+        "import",
+        parents=[files],
+        help="weights for a run's model, made from another's, a Llama's or a Qwen3's",
+    )
+    verb.add_argument("run", help="RUN.toml: the model that the weights are for")
+    verb.add_argument("src", help="exported weights, a run, or a local Hugging Face folder (config.json)")
+    verb.add_argument("out", help="folder to write; must not exist. Then: initial_weights = OUT in RUN.toml")
+    add_overrides(verb, "such as model.vocab_tokens=32000")
+    verb.add_argument(
+        "--new-tower",
+        action="append",
+        type=_tower_pair,
+        default=[],
+        metavar="NEW=TOWER",
+        help="the tower of SRC that a new tower starts as, such as image=text; once for each new tower",
+    )
+    verb.set_defaults(work=_import)
+
+
+def add_models(verbs: Verbs) -> None:
+    """inspect, describe and plan."""
+    verb = verbs.add_parser(
+        "inspect", help="which tokens run in which layer and which expert takes them, in a trained model"
+    )
+    verb.add_argument("run", help="a run directory (its newest checkpoint), a checkpoint, or RUN.toml")
+    verb.add_argument("--out", help="PNG to write (default: selected_tokens_step_*.png in the run directory)")
+    verb.add_argument(
+        "--documents", type=int, default=6, help="images to show, one a document (default %(default)s)"
+    )
+    verb.add_argument(
+        "--causal", action="store_true", help="choose by thresholds, whatever rule it was trained with"
+    )
+    verb.set_defaults(work=_inspect)
+
+    verb = verbs.add_parser("describe", help="parameters and FLOPs of a run's model, per module and modality")
+    verb.add_argument("run", help="RUN.toml")
+    add_overrides(verb)
+    verb.set_defaults(work=_describe)
+
+    verb = verbs.add_parser(
+        "plan", help="memory, FLOPs and bytes sent of a run's layout, or of all legal ones; starts nothing"
+    )
+    verb.add_argument("run", help="RUN.toml")
+    add_overrides(verb, "such as parallel.tp=2")
+    verb.add_argument("--gpus", type=int, required=True, help="ranks in all")
+    verb.add_argument("--gpu-memory-gib", type=float, help="memory of a GPU; the output says what fits")
+    verb.add_argument("--layouts", action="store_true", help="rank all legal layouts and show the first")
+    verb.set_defaults(work=_plan)
+
+
+def add_bench(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "bench",
+        help="measure the model, its sparse variants or the data path against the usual alternatives",
+    )
+    verb.add_argument("what", choices=("model", "sparse", "data"))
+    verb.add_argument("arguments", nargs=argparse.REMAINDER, help="see `motley bench model --help`")
+    verb.set_defaults(work=_bench)
+
+
+def add_overrides(verb: argparse.ArgumentParser, text: str | None = None) -> None:
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help=text)
