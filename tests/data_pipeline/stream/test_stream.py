@@ -140,6 +140,17 @@ def test_the_mixture_is_exact_after_every_block(
         assert stream.epochs(state) == pytest.approx(epochs, rel=1e-12)
 
 
+def test_inside_a_block_a_document_that_is_cut_counts_once_as_begun(sources: tuple[TokenSource, ...]) -> None:
+    source = sources[0]
+    plans, states = run(stream_of((source,), (1.0,), step=1), 12)
+    assert states[-1].block == 0, "the test needs states inside a block"
+    stream = stream_of((source,), (1.0,), step=1)
+    for steps in range(1, len(plans) + 1):
+        starts = [start for row in rows(plans[:steps]) for _, _, start, _ in row]
+        assert stream.epochs(states[steps]) == (starts.count(0) / source.num_documents,)
+    assert any(starts), "the test needs a document that is cut"
+
+
 def test_each_source_of_a_mixture_goes_through_its_documents_evenly(sources: tuple[TokenSource, ...]) -> None:
     stream = stream_of(sources, (0.5, 0.3, 0.2))
     found, _ = until_block(stream, 3)
