@@ -170,7 +170,7 @@ def test_recomputation_changes_and_counts_nothing(rule: str, experts: str) -> No
         tensors = {name: p.grad for name, p in module.named_parameters()}
         found.append(tensors | {"objective": objective, "report": report.pack()})
         block = report.layers[1]
-        assert block.experts["all"].taken.any() and block.depth["text"].run > 0
+        assert block.experts["all"].taken.any() and block.depth["image"].run > 0
     kept, recomputed = found
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
 

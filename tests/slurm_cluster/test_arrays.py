@@ -76,7 +76,8 @@ def test_tokenizing_in_parts_gives_the_bytes_of_one_process(cluster: Cluster, tm
     assert done.returncode == 0, done.stderr
     jobs = [int(line.split()[1][:-1]) for line in done.stdout.splitlines()[:3]]
     again = motley(cluster, *words)
-    assert (again.returncode == 2 and "scancel" in again.stderr) or "is done" in again.stdout
+    refused = again.returncode == 2 and any(word in again.stderr for word in ("scancel", "is writing it"))
+    assert refused or "is done" in again.stdout
     ended = left_the_queue(cluster, jobs[-1])
     output = "\n".join(path.read_text() for path in sorted(out.glob("slurm/*.out")))
     assert ended["ExitCode"] == "0:0", output

@@ -25,7 +25,7 @@ from pretrain.train.state import TrainState
 from tests.pretrain.tiny_data import CONTEXT_TOKENS, VOCABULARY, tiny_run
 
 STREAM = StreamState(0, 0, 0, 0xABC, seed=3, context_tokens=CONTEXT_TOKENS, sources=(("hash", "1"),))
-BATCH = StepBatch((), STREAM, wait_s=0.5, fill_frac=0.75, epochs=(0.25, 1.5), bad_documents=())
+BATCH = StepBatch((), (), STREAM, wait_s=0.5, fill_frac=0.75, epochs=(0.25, 1.5), bad_documents=())
 IMAGE, SPEECH = VOCABULARY.start("image"), VOCABULARY.start("speech")
 DOCUMENTS = ([1, 9, 10, 11, 2], [1, 3, IMAGE, IMAGE + 1, 4, 9, 2], [1, 5, SPEECH, 6, 2])
 

@@ -12,6 +12,7 @@ from pretrain.train.state import TrainState
 START = StreamState(0, 0, 0, 0, seed=1, context_tokens=64, sources=(("hash", "1"),))
 BATCH = StepBatch(
     micro_batches=(),
+    inputs=(),
     state_after=dataclasses.replace(START, sequence=4, sequences=4, fingerprint=2**63 + 1),
     wait_s=0.5,
     fill_frac=0.9,
