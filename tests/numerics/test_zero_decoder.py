@@ -18,7 +18,7 @@ from tests.numerics.plain_loop import MAX_GRAD_NORM, OPTIMIZER, assert_same, lea
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
 Towers = Literal["dense", "mot"]
-STEPS = 10
+STEPS = 5
 ABSENT = ("nowhere", "first rank", "everywhere")
 """Where speech is missing from the batches; "first rank" of two, which takes micro-batches 0 and 1 of 4."""
 
