@@ -2,11 +2,13 @@
 job.sbatch.j2) and the command of a task."""
 
 import shlex
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
+from data_pipeline.files.toml_config import ConfigError
 from slurm.profile import Profile
 
 
@@ -118,8 +120,17 @@ def command_options(
 
 
 def _quoted(word: str) -> str:
-    """A word as it stands in the script's header, where sbatch reads quotes as a shell does."""
+    """A word as it stands in the script's header, where sbatch reads quotes as a shell does.
+
+    Raises ConfigError for a control character: a line break would end the comment that the header is, and
+    bash would run what follows.
+    """
     option, equals, value = word.partition("=")
+    if any(unicodedata.category(character) == "Cc" for character in word):
+        raise ConfigError(
+            f"{option} = {value!r} of the job: a batch script's header takes no line breaks and no other "
+            "control characters; take them out of the profile, of runs_dir or of the path"
+        )
     return f"{option}={shlex.quote(value)}" if equals else option
 
 

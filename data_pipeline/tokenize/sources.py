@@ -18,7 +18,11 @@ class Split:
 
     @property
     def urls(self) -> list[str]:
-        return [name if not self.folder else str(Path(self.folder) / name) for name, _ in self.listing]
+        """URLs of remote shards, and absolute paths of local ones: no file name then looks like a scheme
+        such as `pipe:`, which would run a command (data_pipeline/shards/tar.py: is_remote)."""
+        if not self.folder:
+            return [name for name, _ in self.listing]
+        return [str(Path(self.folder).absolute() / name) for name, _ in self.listing]
 
 
 def find_splits(src: str) -> list[Split]:

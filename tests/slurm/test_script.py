@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.files.toml_config import validate
+from data_pipeline.files.toml_config import ConfigError, validate
 from slurm.profile import Profile, load_profile
 from slurm.script import command_options, render, render_command, sbatch_options, task_command
 
@@ -59,6 +59,13 @@ def test_what_a_person_wrote_is_quoted(tmp_path: Path) -> None:
     export = next(line for line in text.splitlines() if line.startswith("export A="))
     shown = subprocess.run(["bash", "-c", f'{export}; printf %s "$A"'], capture_output=True, text=True)
     assert shown.stdout == "x'; touch pwned; '"
+
+
+def test_no_line_break_leaves_the_header(tmp_path: Path) -> None:
+    folder, changes = tmp_path / "a\ntouch ran", {"account": "a\ntouch ran"}
+    for render_one in (lambda: rendered(folder), lambda: rendered(tmp_path, **changes)):
+        with pytest.raises(ConfigError, match=r"--(account|chdir|output) = .*\\ntouch ran.* no line breaks"):
+            render_one()
 
 
 def test_options_follow_from_the_profile(tmp_path: Path) -> None:

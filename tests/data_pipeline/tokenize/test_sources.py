@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.tar import is_remote, read_samples, write_shard
 from data_pipeline.tokenize.sources import find_splits
 
 
@@ -31,6 +32,20 @@ def test_shards_in_the_folder_itself_are_one_nameless_split(tmp_path: Path) -> N
 def test_a_url_pattern_is_one_split() -> None:
     (split,) = find_splits("https://host/train-{000..002}.tar")
     assert split.urls == [f"https://host/train-00{i}.tar" for i in range(3)]
+
+
+@pytest.mark.parametrize("folder", [".", "pipe:touch ran;", "http:"])
+def test_no_name_of_a_local_file_or_folder_is_taken_for_a_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shard = Path(folder) / "pipe:touch ran;cat good.tar #.tar"
+    shard.parent.mkdir(exist_ok=True)
+    write_shard(shard, [("0", {"json": b"{}"})])
+    (split,) = find_splits(f"./{folder}")
+    (url,) = split.urls
+    assert not is_remote(url) and list(read_samples(url)) == [("0", {"json": b"{}"})]
+    assert not (tmp_path / "ran").exists()
 
 
 def test_places_without_shards_are_said(tmp_path: Path) -> None:
