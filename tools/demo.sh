@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job, from nothing: corpus -> token shards -> dense and MoT pretrained side by side -> report.
-#   bash tools/demo.sh           about 6 minutes on two cores, installation included
+#   bash tools/demo.sh           about 4 minutes on two quiet cores, installation included
 #   bash tools/demo.sh --full    the same question with five times the tokens: about 15 minutes more
 # Every step continues where an earlier call was stopped, and what is done is not done again.
 set -euo pipefail
