@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.files.toml_config import ConfigError
+from parallel.exit_codes import ExitCode
 from tools.model_verbs import Verbs, add_bench, add_models, add_overrides, add_weights
 
 
@@ -256,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except ConfigError as error:
         print(f"motley {args.verb}: {error}", file=sys.stderr)
-        return 2
+        return ExitCode.USER_ERROR
     except BrokenPipeError:  # as in `motley logs ... | head`; Python must not flush at its end either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -112,7 +112,7 @@ class Decoder(nn.Module):
         """
         stream = x if self.embedding is None else self.embedding(inputs.input_ids)
         assert stream is not None, "a stage without the embedding continues from the one before"
-        angles = torch.float64 if stream.dtype == torch.float64 else torch.float32
+        angles = torch.promote_types(stream.dtype, torch.float32)
         rotary = rotary_table(inputs.positions, self.config.head_dim, self.config.rope_theta, angles)
         layers: dict[int, BlockReport] = {}
         for index, block in enumerate(self.blocks):

@@ -47,7 +47,6 @@ from pretrain.run_dir import RunDir
 from pretrain.run_files import CHECKPOINTS
 from pretrain.train import build, depth_steps
 from pretrain.train.arithmetic import arithmetic_path, processor
-from pretrain.train.depth_steps import router_sums
 from pretrain.train.device_peak import device_name
 from pretrain.train.finite import require_finite
 from pretrain.train.meter import Meter
@@ -82,7 +81,8 @@ def train(config: RunConfig, world: World, run: RunDir | None, stop: StopSignal)
                 result = engine.train_step(inputs, state.step)
                 report = depth_steps.sum_over_ranks(result.report, config.model, world)
             require_finite(result, inputs, config.model.modalities, step=state.step + 1, world=world)
-            sums, routers = meter.sums(batch, inputs, result, report), router_sums(config.model, report)
+            sums = meter.sums(batch, inputs, result, report)
+            routers = depth_steps.router_sums(config.model, report)
             state = state.advance(batch, sums, routers, *thresholds_after(config, state, report))
             meter.show(state)
             evaluation = evaluate_if_due(config, engine, heldout, state, world, meter)

@@ -90,7 +90,7 @@ def _serve(answers: Any) -> None:
     world.import_libraries()
     import torch
 
-    from pretrain.checkpoint import restore as checkpoint  # noqa: F401
+    from pretrain.checkpoint import restore  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:
