@@ -15,11 +15,12 @@ class NothingToLearn(ValueError):
 
 
 class MicroBatch(Protocol):
-    """One forward and backward pass of one rank."""
+    """A micro-batch is the input of one forward and backward pass of one rank."""
 
     @property
     def weight(self) -> float:
-        """Its share of the step's normaliser, for instance the sum of its loss weights. Known on the host."""
+        """The weight is this micro-batch's share of the step's normaliser, for instance the sum of its loss
+        weights. It is known on the host."""
         ...
 
     def to(self, device: torch.device) -> Any:
@@ -84,12 +85,14 @@ class Engine(Protocol):
         ...
 
     def eval_step(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[float], Any]:
-        """Stats summed over micro-batches and data-parallel ranks, and reports summed over the micro-batches
-        of this rank; no gradient, nothing changes. Every rank brings equally many micro-batches."""
+        """Return stats summed over micro-batches and data-parallel ranks, and reports summed over the
+        micro-batches of this rank. No gradient is computed and no parameter changes. Every rank brings
+        equally many micro-batches."""
         ...
 
     def fragments(self) -> list[Fragment]:
-        """What this rank holds of parameters and optimizer state: views of the live tensors."""
+        """Return the fragments of parameters and optimizer state that this rank holds, as views of the live
+        tensors."""
         ...
 
     def counters(self) -> dict[str, float] | None:

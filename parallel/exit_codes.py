@@ -1,10 +1,10 @@
-"""The exit codes of all Motley processes: ranks, launchers, supervisors, commands. It imports no torch."""
+"""The exit codes of all processes: ranks, launchers, supervisors, commands. This module imports no torch."""
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """How a process ended. Other codes are failures that Motley did not choose, such as 128 + a signal."""
+    """The code says how a process ended. Others are failures that nobody chose, as 128 + a signal."""
 
     DONE = 0
     FAILED = 1

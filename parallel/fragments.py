@@ -21,10 +21,10 @@ PARAMETER = "parameter"
 
 @dataclass(frozen=True)
 class Fragment:
-    """A contiguous range of this tensor-parallel rank's part of a logical tensor."""
+    """A fragment is a contiguous range of this tensor-parallel rank's part of a logical tensor."""
 
     name: str
-    """The same in every layout."""
+    """The name of the logical tensor, which is the same in every layout."""
     logical: LogicalTensor
     tp_rank: int
     tp_size: int
@@ -38,7 +38,7 @@ class Fragment:
 
     @property
     def count(self) -> int:
-        """Number of elements."""
+        """The number of elements in the range."""
         return self.values[PARAMETER].numel()
 
 

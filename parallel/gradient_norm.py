@@ -1,4 +1,4 @@
-"""Norm of a step's gradient, global and by tower, whichever way ranks share parameters and gradient."""
+"""The norm of a step's gradient, global and by tower, is the same however ranks share the parameters."""
 
 import math
 from collections.abc import Mapping, Sequence

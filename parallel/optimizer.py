@@ -16,7 +16,7 @@ FP32_BYTES = 4
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """A torch optimizer that updates every element by its own gradient and states alone.
+    """The spec names a torch optimizer that updates every element by its own gradient and states alone.
 
     ZeRO steps it on flat tensors that join many parameters, or parts of them: an optimizer that looks at the
     shape or the norm of a parameter would compute something else there.
@@ -36,5 +36,5 @@ class OptimizerSpec:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of `states` for one element of a parameter."""
+        """The bytes that `states` take for one element of a parameter."""
         return FP32_BYTES * len(self.states)

@@ -1,4 +1,4 @@
-"""The engine of several pipeline stages: DeepSpeed's PipelineModule and its 1F1B schedule, ZeRO 0-1."""
+"""This engine trains several pipeline stages with DeepSpeed's PipelineModule and 1F1B schedule, ZeRO 0-1."""
 
 from collections.abc import Iterator, Sequence
 from itertools import repeat

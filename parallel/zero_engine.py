@@ -147,7 +147,7 @@ class ZeroEngine:
         return local, total
 
     def _sum_stats(self, local: Sequence[torch.Tensor]) -> list[float]:
-        """Over micro-batches and data-parallel ranks; equal on all ranks."""
+        """Return stats summed over micro-batches and data-parallel ranks; all ranks get equal sums."""
         return self.world.sum_over_dp(torch.stack(list(local)).sum(dim=0).tolist())
 
     def fragments(self) -> list[Fragment]:

@@ -20,11 +20,12 @@ def shares(weights: Sequence[float]) -> tuple[Fraction, ...]:
 
 
 def block_documents(num_documents: Sequence[int], shares: Sequence[Fraction]) -> Fraction:
-    """Documents of a block (on average, if not whole), for sources of `num_documents` drawn by `shares`.
+    """Return the number of documents in a block, for sources of `num_documents` drawn by `shares`.
 
-    At most BLOCK_DOCUMENTS, and no more than keeps every source from being repeated inside a block (unless
-    that is below MIN_BLOCK_DOCUMENTS). One source: an epoch is a whole number of blocks. Several: a block
-    holds a whole number of documents of each, wherever a block that small exists.
+    The number is a mean where it is not whole. It is at most BLOCK_DOCUMENTS, and no more than keeps every
+    source from being repeated inside a block (unless that is below MIN_BLOCK_DOCUMENTS). With one source, an
+    epoch is a whole number of blocks. With several, a block holds a whole number of documents of each source,
+    wherever a block that small exists.
     """
     if len(num_documents) == 1:
         epoch = num_documents[0]

@@ -45,7 +45,7 @@ class TokenizeSettings(BaseModel):
 
 @dataclass(frozen=True)
 class TokenizerTable:
-    """A modality's table: the kind of its tokenizer, and that tokenizer's settings."""
+    """The table of a modality names the kind of its tokenizer and holds that tokenizer's settings."""
 
     kind: str
     config: TokenizerConfig

@@ -16,7 +16,7 @@ STEM = "roundtrip"
 
 
 def figures_of(modality: str, measured: Mapping[str, float]) -> Mapping[str, float]:
-    """The figures of a modality in a manifest's "measured"."""
+    """Return the figures of one modality from the table "measured" of a manifest."""
     if modality in KINDS:
         return measured
     prefix = f"{modality}."

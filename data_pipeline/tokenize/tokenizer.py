@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
 
     @property
     def size(self) -> int:
-        """Number of codes."""
+        """The number of codes that the tokenizer can give."""
         ...
 
     @property
@@ -96,7 +96,7 @@ class Medium:
 
 
 def fingerprint_of(settings: Mapping[str, Any], *contents: bytes) -> str:
-    """64 bits in hex over settings and contents (codebooks, model file)."""
+    """Return a hash, 64 bits in hex, of a tokenizer's settings and contents (codebooks, model file)."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for content in contents:
         digest.update(hashlib.sha256(content).digest())

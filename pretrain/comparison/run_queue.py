@@ -43,7 +43,7 @@ class RunCommand:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended."""
+    """An outcome says how a command ended."""
 
     name: str
     exit_code: int | None

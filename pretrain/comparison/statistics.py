@@ -47,7 +47,7 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class Match:
-    """How far the other curve had to go to be as low as the baseline at every point of the baseline."""
+    """A match says, for every point of the baseline, where the other curve is first as low."""
 
     base_x: Float[Array, " points"]
     other_x: Float[Array, " points"]

@@ -23,7 +23,7 @@ TRAIN_FACTOR = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one module, all layers together."""
+    """The parameters and FLOPs of one kind of module, summed over all layers."""
 
     parameters: dict[str, int]
     """Weight shard -> its parameters."""

@@ -111,7 +111,7 @@ def attend_queries(
     mask: QueryMask,
     heads: tuple[int, int, int],
 ) -> Float[Tensor, "chosen query_features"]:
-    """As `attend`, for queries that are not at every token; all in sequence order."""
+    """Return attention as `attend`, for queries at some of the tokens; all inputs are in sequence order."""
     grouped = heads[0] != heads[1]
     if mask.block_mask is not None and q.shape[0]:
         kernel = _compiled_flex() if q.is_cuda else flex_attention

@@ -51,10 +51,10 @@ class AttentionMask:
 
 @dataclass(frozen=True)
 class QueryMask:
-    """What chosen queries see of all T tokens of a micro-batch. Made by `mask_queries`, moved by `to`."""
+    """The mask says which of the T tokens of a micro-batch a chosen query sees; `mask_queries` makes it."""
 
     offsets: Int[Tensor, " queries"]
-    """int32, ascending: their offsets in sequence order, all sequences in one."""
+    """int32, ascending: offsets of the queries in sequence order, over all sequences."""
     documents: Int[Tensor, " tokens"]
     """int32, ascending: number of each token's document, over all sequences."""
     lengths: tuple[tuple[int, int], ...]
@@ -148,7 +148,7 @@ def _block_lists(runs: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _query_block_lists(offsets: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, ...]:
-    """As `_block_lists`, for chosen queries over all tokens and without a dimension of sequences.
+    """Return what `_block_lists` does, for chosen queries over all tokens, with no dimension of sequences.
 
     Offsets and documents ascend, so again the first and last of a block tell everything.
     """

@@ -107,7 +107,7 @@ class Block(nn.Module):
         return x, experts
 
     def _attended(self, x: Tensor, routing: Routing, mask: AttentionMask, rotary: Rotary) -> Tensor:
-        """What attention adds to x."""
+        """Return what attention adds to the residual stream x."""
         counts = routing.counts
         if self.post:
             return self.attention_norm(self.attention(x, routing, mask, rotary), counts)

@@ -90,7 +90,7 @@ def _summary(figures: Mapping[str, float]) -> str | None:
 
 
 def picture_page(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """uint8 [H, W, 3]: the first picture of each pair above the second, enlarged without smoothing."""
+    """Return a page, uint8 [H, W, 3]: a column a pair, first above second, enlarged without smoothing."""
     zoom = max(1, _ZOOMED_PX // pairs[0][0].shape[0])
     columns = [np.concatenate([_framed(picture, zoom) for picture in pair], axis=0) for pair in pairs]
     return np.concatenate(columns, axis=1)
