@@ -1,7 +1,6 @@
 """The example that opens a page of docs is run as it stands, on tiny data, and prints what the page shows."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from parallel.launch import child_environment
 from tests.docs.pages import EXAMPLE_PAGES, Block, blocks, commands, whole_files
 from tests.pretrain.tiny_data import write_tiny_data
+from tests.warm_python import executable
 
 REFUSED = "# exit code 2"
 """How a page marks a command that is to be refused."""
@@ -18,7 +18,7 @@ def run(words: list[str], folder: Path) -> tuple[int, str]:
     """Exit code and output of a `motley` or `python` command in `folder`."""
     program = ["-m", "tools.cli"] if words[0] == "motley" else []
     result = subprocess.run(
-        [sys.executable, *program, *words[1:]],
+        [executable(), *program, *words[1:]],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from pretrain.comparison.run import run_comparison
 from pretrain.metrics import read_rows
 from tests.pretrain.tiny_data import VOCABULARY, tiny_run, write_tiny_data
 from tests.toml_text import toml_text
+from tests.warm_python import executable
 
 TIMEOUT_S = 240
 
@@ -43,7 +43,7 @@ def comparison(tmp_path: Path) -> Path:
 def start(path: Path, out: Path) -> "subprocess.Popen[bytes]":
     with out.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "tools.cli", "compare", str(path)],
+            [executable(), "-m", "tools.cli", "compare", str(path)],
             stdout=file,
             stderr=subprocess.STDOUT,
             env=child_environment(1, threads=1) | {"CUDA_VISIBLE_DEVICES": ""},

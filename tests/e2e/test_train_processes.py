@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pretrain.metrics import read_rows
 from tests.e2e.warm import REPOSITORY, Run, train
 from tests.pretrain.tiny_data import VOCABULARY, tiny_run, write_tiny_data
 from tests.toml_text import toml_text
+from tests.warm_python import executable
 from tools.cli import main
 
 
@@ -119,7 +119,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before(tmp_path: Path, writ
 
 def test_ranks_of_one_command_train_log_and_end(tmp_path: Path, write_run: Callable[..., Path]):
     path = write_run(lambda values: values["every_steps"].update(log=1))
-    command = [sys.executable, "-m", "tools.cli", "train", str(path), "total_tokens=1280", "--processes", "2"]
+    command = [executable(), "-m", "tools.cli", "train", str(path), "total_tokens=1280", "--processes", "2"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
     assert result.returncode == 0, result.stderr
     run_dir = tmp_path / "runs" / "tiny"

@@ -16,7 +16,7 @@ NO_INDEX = {
     "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
     "PIP_EXTRA_INDEX_URL": "",
     "PIP_FIND_LINKS": "",
-    "PIP_RETRIES": "1",
+    "PIP_RETRIES": "0",
 }
 
 
@@ -54,33 +54,36 @@ def test_the_named_python_is_never_swapped_for_another(checkout: Path) -> None:
     assert "PYTHON=/nonexistent/python is no Python >= 3.11" in result.stderr
 
 
-def test_no_network(checkout: Path) -> None:
-    result = setup(checkout, **NO_INDEX, PATH=commands_with_free_disk(checkout, 9 << 20))
-    assert result.returncode == 1
-    assert "pip reached no package index" in result.stderr
-    assert not (checkout / ".venv/motley-setup.stamp").exists()
-
-
 def commands_with_free_disk(checkout: Path, kib: int) -> str:
     """A PATH in which df finds so much, and no GPU is seen."""
-    commands = checkout / "bin"
-    commands.mkdir()
+    (checkout / "bin").mkdir()
+    set_free_disk(checkout, kib)
+    write_command(checkout, "nvidia-smi", "exit 9")
+    return f"{checkout / 'bin'}:{os.environ['PATH']}"
+
+
+def set_free_disk(checkout: Path, kib: int) -> None:
     header = "Filesystem 1024-blocks Used Available Capacity Mounted"
-    for name, script in {"df": f"echo {header}\necho disk 9 8 {kib} 9% /", "nvidia-smi": "exit 9"}.items():
-        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
-        (commands / name).chmod(0o755)
-    return f"{commands}:{os.environ['PATH']}"
+    write_command(checkout, "df", f"echo {header}\necho disk 9 8 {kib} 9% /")
 
 
-def test_without_a_gpu_it_says_what_it_brings_and_how_to_bring_less(checkout: Path) -> None:
-    result = setup(checkout, **NO_INDEX, PATH=commands_with_free_disk(checkout, 9 << 20))
+def write_command(checkout: Path, name: str, script: str) -> None:
+    (checkout / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+    (checkout / "bin" / name).chmod(0o755)
+
+
+def test_no_network_no_gpu_and_then_little_disk(checkout: Path) -> None:
+    """It says what it would bring and how to bring less, and that no index was reached."""
+    path = commands_with_free_disk(checkout, 9 << 20)
+    result = setup(checkout, **NO_INDEX, PATH=path)
+    assert result.returncode == 1
     assert "torch for CUDA, 5.6 GB on disk" in result.stdout
     assert "no GPU is seen here. The CPU build of torch takes 1.9 GB" in result.stdout
     assert "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu bash tools/setup.sh" in result.stdout
+    assert "pip reached no package index" in result.stderr
 
-
-def test_the_build_for_cuda_asks_for_more_disk(checkout: Path) -> None:
-    result = setup(checkout, **NO_INDEX, PATH=commands_with_free_disk(checkout, 5 << 20))
+    set_free_disk(checkout, 5 << 20)
+    result = setup(checkout, **NO_INDEX, PATH=path)
     assert result.returncode == 1
     assert "needs 8 GiB of free disk" in result.stderr and "asks for 3 GiB: PIP_EXTRA" in result.stderr
     assert not (checkout / ".venv/motley-setup.stamp").exists()

@@ -22,6 +22,7 @@ from data_pipeline.tokenize.prepare import SETTINGS, read_source, tokenize, unfi
 from data_pipeline.tokenize.raw import document_sample, parse_document
 from data_pipeline.tokenize.tokenizer_set import load_tokenizers
 from tests.data_pipeline.raw_documents import CONFIG, SUFFIX, document, write_raw
+from tests.warm_python import executable
 from tools.cli import main
 
 ROOT = Path(__file__).parents[3]
@@ -134,7 +135,7 @@ def test_parts_at_once_and_a_finish_write_the_same_bytes(
     assert [str(path.relative_to(out)) for path in out.rglob("*.tar")] == ["train/tokens-00000.tar"]
     assert unfinished_parts(splits, out, config, 3) == [1, 3]
     both = [
-        subprocess.Popen([sys.executable, "-m", "tools.cli", *words, "--part", f"{k}/3"], cwd=ROOT)
+        subprocess.Popen([executable(), "-m", "tools.cli", *words, "--part", f"{k}/3"], cwd=ROOT)
         for k in (1, 3)
     ]
     assert [process.wait(120) for process in both] == [0, 0]

@@ -24,6 +24,7 @@ from pretrain.train.rank import main as rank_main
 from pretrain.train.same_batch import BatchMismatch
 from tests.pretrain.tiny_data import tiny_run, write_tiny_data
 from tests.toml_text import toml_text
+from tests.warm_python import executable
 from tools.cli import main
 
 REPOSITORY = Path(__file__).parents[3]
@@ -122,7 +123,7 @@ def test_a_rank_of_another_launcher_checks_too(
     tmp_path: Path, write_run: Callable[..., Path], arguments: list[str], message: str
 ):
     argv = [str(write_run()), *arguments] if arguments else []
-    command = [sys.executable, "-m", "pretrain.train", *argv]
+    command = [executable(), "-m", "pretrain.train", *argv]
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 2
     assert message in result.stderr and "Traceback" not in result.stderr
