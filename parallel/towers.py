@@ -23,18 +23,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from megatron.core import ModelParallelConfig
-from megatron.core.tensor_parallel import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    VocabParallelEmbedding,
-    set_tensor_model_parallel_attributes,
-)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from parallel.collectives import ONE_RANK, TensorParallel, combine, combine_gradient, gather_rows, sum_
 from parallel.logical import LogicalTensor, mark
+from parallel.megatron import (
+    ColumnParallelLinear,
+    ModelParallelConfig,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from parallel.precision import at_least_fp32
 
 Initialise = Callable[[Tensor], Any]

@@ -101,7 +101,8 @@ class World:
     def shutdown(self) -> None:
         """Wait for all ranks and free the groups. After an error, exit instead: other ranks may be gone."""
         from deepspeed.comm import comm as deepspeed_comm
-        from megatron.core import parallel_state
+
+        from parallel.megatron import parallel_state
 
         self.barrier()
         parallel_state.destroy_model_parallel()
@@ -117,7 +118,7 @@ class MegatronUnit:
     """
 
     def __init__(self) -> None:
-        from megatron.core import parallel_state as state
+        from parallel.megatron import parallel_state as state
 
         self.get_data_parallel_rank = state.get_data_parallel_rank
         self.get_data_parallel_world_size = state.get_data_parallel_world_size
@@ -139,12 +140,9 @@ def import_libraries() -> None:
     warnings.filterwarnings(
         "ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
     )
-    with warnings.catch_warnings():
-        # megatron-core looks for Apex and Transformer Engine, which are not used.
-        warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-        import deepspeed
-        import megatron.core.parallel_state
-        import megatron.core.tensor_parallel  # noqa: F401
+    import deepspeed
+
+    import parallel.megatron  # noqa: F401
 
     # init_distributed would compile DeepSpeed's shared-memory all-reduce if it finds a compiler (93 s at the
     # first use; comm/torch.py:47), which serves inference only. deepspeed/ops/__init__.py means this table to
@@ -167,7 +165,8 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
     launch.prepare_environment(facts)
     import_libraries()
     import deepspeed
-    from megatron.core import parallel_state
+
+    from parallel.megatron import parallel_state
 
     device = launch.choose_device(facts)
     if device.type == "cpu":
@@ -191,7 +190,7 @@ def start(config: ParallelConfig, facts: launch.RankFacts | None = None) -> Worl
 
 def _describe(facts: launch.RankFacts, config: ParallelConfig, device: torch.device) -> World:
     """This rank's World, from the groups that megatron-core has made."""
-    from megatron.core import parallel_state
+    from parallel.megatron import parallel_state
 
     tp_group = _member(parallel_state.get_tensor_model_parallel_group())
     return World(
