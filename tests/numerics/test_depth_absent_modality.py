@@ -54,7 +54,7 @@ def train(ranks: int, towers: Towers, **layout: Any) -> tuple[Steps, float]:
 def test_ranks_that_miss_a_modality_equal_one_process(towers: Towers) -> None:
     (alone, margin), (found, _) = train(1, towers), train(2, towers, zero_stage=3)
     assert margin > LEAST_MARGIN, "a choice of these batches is so close that rounding may turn it"
-    assert_same([result for result, _ in found], [result for result, _ in alone], RTOL)
+    assert_same([result for result, _ in found], [result for result, _ in alone], RTOL[torch.float32])
     for (_, thresholds), (_, expected) in zip(found, alone, strict=True):
         # Equal here. A score at the edge of a bin may fall into its neighbour, 1e-4 away.
         assert thresholds == pytest.approx(expected, abs=1e-4)
