@@ -20,8 +20,7 @@ WHOLE_STREAM = {"sequence_parallel": False}
         (4, {"tp": 2, "pp": 2, "zero_stage": 0, "activation_checkpointing": True}, ("pmod", "depth_experts")),
         (2, {"zero_stage": 1}, ("depth",)),
         (2, {"zero_stage": 2}, ("depth_experts",)),
-        (2, {"zero_stage": 3, "activation_checkpointing": True}, ("depth_feed_forward", "depth_experts")),
-        (4, {"tp": 2, "zero_stage": 3, "activation_checkpointing": True}, ("pmod",)),
+        (2, {"zero_stage": 3, "activation_checkpointing": True}, ("pmod", "depth_experts")),
     ],
     ids=lambda value: str(value).replace("'", ""),
 )

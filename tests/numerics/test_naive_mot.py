@@ -105,7 +105,7 @@ def test_decoder_equals_algorithm_1(towers: dict[str, str], changes: dict, prese
 
 @pytest.mark.parametrize(
     "mistake",
-    [{"norm_eps": 2e-5}, {"rope_theta": 9_999.0}, {"z_loss": 0.1001}, {"norm_placement": "pre"}],
+    [{"norm_eps": 2e-5}, {"rope_theta": 9_900.0}, {"z_loss": 0.1001}, {"norm_placement": "pre"}],
     ids=str,
 )
 def test_a_small_mistake_is_far_from_the_reference(mistake: dict[str, Any]) -> None:

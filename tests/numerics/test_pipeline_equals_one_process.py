@@ -46,8 +46,8 @@ def test_stages_in_bf16_equal_one_process_in_bf16() -> None:
     assert_same(train_on(4, {"pp": 2}, ("mot",), "bf16")["mot"], alone, rtol=1e-5)
 
 
-def test_bf16_over_all_axes_is_fp32_within_rounding() -> None:
-    assert_within_bf16(train_on(8, {"pp": 2, "tp": 2}, ("mot",), "bf16")["mot"])
+def test_bf16_over_tensor_and_pipeline_axes_is_fp32_within_rounding() -> None:
+    assert_within_bf16(train_on(4, {"pp": 2, "tp": 2}, ("mot",), "bf16")["mot"])
 
 
 def _slices_between_stages(engine: ZeroEngine) -> None:

@@ -21,7 +21,7 @@ from tests.numerics.plain_loop import assert_same, deviation
 from tests.numerics.test_zero_equals_one_process import engine_of
 from tests.numerics.toy import Toy, toy_groups, toy_step
 
-SAVED_AT, STEPS = 2, 4
+SAVED_AT, STEPS = 1, 3
 Layout = tuple[int, dict[str, Any]]
 """Ranks, and what differs from the standard ParallelConfig."""
 Maker = Callable[[world.World, ParallelConfig], tuple[ZeroEngine, Callable[[int], Sequence[MicroBatch]]]]
@@ -31,7 +31,6 @@ DECODER: dict[str, Layout] = {
     "tp2": (2, {"tp": 2}),
     "pp2": (2, {"pp": 2}),
     "dp2 ZeRO-3": (2, {"zero_stage": 3}),
-    "tp2 x pp2": (4, {"tp": 2, "pp": 2}),
     "tp2 x dp2 ZeRO-3": (4, {"tp": 2, "zero_stage": 3}),
 }
 TOY: dict[str, Layout] = {
@@ -169,11 +168,11 @@ def test_bf16_stages_go_on_under_zero(saved: Saved) -> None:
     _check(saved, _decoder_bf16, "dp2 ZeRO-3", ["pp2"], TOY_RTOL)
 
 
-@pytest.mark.parametrize("moments", [0.0, 1.25])
+@pytest.mark.parametrize("moments", [0.0, 1.5])
 def test_without_the_right_moments_it_would_be_seen(saved: Saved, moments: float) -> None:
     folder, expected = saved(_toy, "dp2 ZeRO-1")
     (results,) = _run(_go_on, _toy, TOY["dp2 ZeRO-3"], [folder], moments)
     assert deviation(results, expected) > 100 * TOY_RTOL
     folder, expected = saved(_decoder, "dp2 ZeRO-3")
     (results,) = _run(_go_on, _decoder, DECODER["pp2"], [folder], moments)
-    print("DECODER", moments, deviation(results, expected))
+    assert deviation(results, expected) > 100 * layouts.RTOL[torch.float32]
