@@ -220,8 +220,8 @@ def assert_within_bf16(found: Sequence[StepResult]) -> None:
     """The results of a three-tower decoder in bf16 are those in fp32 but for what 8 bits of mantissa leave.
 
     Rounding makes 8e-4 of a loss and 1.8e-2 of the norm of the first step, on one process too. The norms of
-    later steps are no measure, since weights moved by bf16's last place move them by a tenth. A lost factor of
-    two is seen; what is finer is held by the fp64 and fp32 comparisons.
+    later steps are no measure, since weights moved by bf16's last place move them by a tenth. A lost factor
+    of two is seen. The fp64 and fp32 comparisons hold what is finer.
     """
     expected = one_process("mot", torch.float32)
     for bf16, fp32 in zip(found, expected, strict=True):
