@@ -9,6 +9,7 @@ import torch
 
 from parallel.engine import ParameterGroup
 from parallel.logical import logical_of
+from parallel.precision import at_least_fp32
 from parallel.world import World
 
 
@@ -58,7 +59,7 @@ class GradientNorm:
     def before_update(self, optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         """Sum the squares of groups: of all in one call, or at stage 3 of one after another."""
         for group in optimizer.param_groups:
-            grads = [p.grad.float() for p in group["params"] if p.grad is not None]
+            grads = [at_least_fp32(p.grad) for p in group["params"] if p.grad is not None]
             if grads:
                 squares = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).square().sum()
                 self._squares[group["name"]] = self._squares.get(group["name"], 0.0) + squares.double()

@@ -2,6 +2,9 @@
 counts of the steps before it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
 
 from data_pipeline.stream.batch import Batch
 from parallel import world
@@ -45,10 +48,13 @@ def train_depth(
     """Train `steps` of `num_steps`, after others that left `chosen_by`: thresholds and target shares.
     `batches`: of all data-parallel ranks. `before` is called with each step and its `chosen_by`."""
     found, (thresholds, shares) = [], chosen_by
+    wide = any(parameter.dtype == torch.float64 for parameter in engine.module.parameters())
+    dtype = torch.float64 if wide else torch.float32  # that in which losses are summed
     for step in steps:
         before(step, (thresholds, shares))
         routing_state = RoutingState(thresholds=thresholds, progress=step / num_steps)
         inputs = [build_inputs(batch, model, routing_state=routing_state) for batch in batches(model, step)]
+        inputs = [replace(each, loss_weights=each.loss_weights.to(dtype)) for each in inputs]
         result = engine.train_step(share(w, inputs), step)
         report = sum_over_ranks(result.report, model, w)
         thresholds, shares = thresholds_after(

@@ -93,24 +93,21 @@ def test_depth_and_experts_of_different_towers(experts: str) -> None:
     compare(config, RoutingState())
 
 
-@pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])
-@pytest.mark.parametrize("experts", EXPERTS)
-def test_evaluation_by_thresholds_of_both(towers: dict[str, str], experts: str) -> None:
+@pytest.mark.parametrize(("experts", "towers"), zip(EXPERTS, cycle([DENSE, MOT]), strict=False), ids=str)
+def test_evaluation_by_thresholds_of_both(experts: str, towers: dict[str, str]) -> None:
     config = config_of(towers, EXPERTS[experts], modalities=("image", "text"), rule="top_k")
     thresholds = THRESHOLDS | dict.fromkeys(expert_steps.share_targets(config), -1.2)
     compare(config, RoutingState(causal=True, thresholds=thresholds))
 
 
-@pytest.mark.parametrize("experts", EXPERTS)
-@pytest.mark.parametrize("threshold", [-1e3, 1e3], ids=["everything", "nothing"])
-def test_everything_and_nothing_runs(threshold: float, experts: str) -> None:
+@pytest.mark.parametrize(("experts", "threshold"), zip(EXPERTS, cycle([-1e3, 1e3]), strict=False))
+def test_everything_and_nothing_runs(experts: str, threshold: float) -> None:
     config = config_of(DENSE, EXPERTS[experts], modalities=("text", "image", "speech"), rule="threshold")
     compare(config, RoutingState(thresholds=dict.fromkeys(THRESHOLDS, threshold)))
 
 
-@pytest.mark.parametrize("present", [(0, 2), (1,)], ids=["no_image", "only_image"])
-@pytest.mark.parametrize("experts", EXPERTS)
-def test_an_absent_modality(present: tuple[int, ...], experts: str) -> None:
+@pytest.mark.parametrize(("experts", "present"), zip(EXPERTS, cycle([(0, 2), (1,)]), strict=False), ids=str)
+def test_an_absent_modality(experts: str, present: tuple[int, ...]) -> None:
     compare(config_of(MOT, EXPERTS[experts], rule="top_k"), RoutingState(), present)
 
 

@@ -16,7 +16,7 @@ from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
 from pretrain.train.expert_steps import share_targets
-from tests.pretrain.models.precision import PRECISIONS, assert_close, cast
+from tests.pretrain.models.precision import PRECISIONS, TOLERANCE, assert_close, cast
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
 TOKEN = {"num_experts": 4, "routing": "token_choice", "top_k": 2}
@@ -65,6 +65,15 @@ def test_one_expert_is_none(towers: dict[str, str], routing: str, placement: str
             assert not grad.any(), name  # a choice of one from one
         else:
             assert_close(grad.view_as(plain_grads[name]), plain_grads[name], name)
+
+
+@pytest.mark.parametrize("routing", ["expert_choice", "token_choice"])
+def test_two_experts_are_far_from_none(routing: str) -> None:
+    plain = tiny_config(DENSE, norm_placement="pre")
+    batch = random_batch(plain, sequences=3, seed=2)
+    two = tiny_config(DENSE, norm_placement="pre", experts={"all": {"num_experts": 2, "routing": routing}})
+    objectives = [float(run(config, batch, dtype=torch.float64)[1]) for config in (plain, two)]
+    assert abs(objectives[1] / objectives[0] - 1) > 100 * TOLERANCE[torch.float32]
 
 
 def change_after(batch: Batch, config: ModelConfig, slot: int) -> Batch:

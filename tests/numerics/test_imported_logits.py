@@ -1,6 +1,9 @@
 """Imported Llama and Qwen3 models compute what transformers computes; exported ones too."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,16 +25,34 @@ from pretrain.weights.folder import (
 )
 from pretrain.weights.hugging_face import CONFIG, open_hugging_face, to_hugging_face
 from pretrain.weights.warm_start import adapt_weights
-from tests.pretrain.models.random_batch import MOT, TWO_TOWERS, random_batch
+from tests.pretrain.models.precision import PRECISIONS, TOLERANCE, assert_close, cast
+from tests.pretrain.models.random_batch import IMAGE_SPEECH_SHARED, MOT, TWO_TOWERS, random_batch
 from tests.pretrain.tiny_hugging_face import models, tiny_hugging_face
 
-# fp32, both sides. Largest difference measured over the cases below: 3.5e-6 on logits of magnitude 3.
-LOGITS = 5e-5
+
+class _WideTorch:
+    """What the name `torch` means to a module of transformers in these tests. Its models compute norms and
+    angles in fp32 whatever their dtype; here fp64 is what they ask for."""
+
+    float = float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
 
 
-def decoder_of(source: WeightSource) -> Decoder:
+def widened(reference: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The model of transformers in fp64 throughout."""
+    monkeypatch.setattr(sys.modules[type(reference).__module__], "torch", _WideTorch())
+    wide = reference.double()
+    rotary = wide.model.rotary_emb
+    rotary.inv_freq, _ = rotary.compute_default_rope_parameters(wide.config)
+    assert rotary.inv_freq.dtype == torch.float64
+    return wide
+
+
+def decoder_of(source: WeightSource, dtype: torch.dtype = torch.float32) -> Decoder:
     """A decoder that holds exactly these weights."""
-    decoder = Decoder(source.model)
+    decoder = Decoder(source.model).to(dtype)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             parameter.copy_(source.tensors[name].read())
@@ -45,11 +66,11 @@ def whole_documents(model: ModelConfig, **how: int):
     )
 
 
-def logits(source: WeightSource, batch) -> torch.Tensor:
+def logits(source: WeightSource, batch, dtype: torch.dtype) -> torch.Tensor:
     """In sequence order: [sequences, context, vocabulary]."""
     inputs = build_inputs(batch, source.model)
     with torch.no_grad():
-        flat = decoder_of(source)(inputs)[inputs.routing.to_sequence]
+        flat = decoder_of(source, dtype)(inputs)[inputs.routing.to_sequence]
     return flat.unflatten(0, batch.input_ids.shape)
 
 
@@ -58,18 +79,36 @@ def reference_logits(reference, batch) -> torch.Tensor:
         return reference(torch.from_numpy(batch.input_ids.astype(np.int64))).logits
 
 
+@pytest.mark.pairwise
 @models
 @pytest.mark.parametrize("towers", [None, MOT], ids=["dense", "mot"])
-def test_imported_logits_are_those_of_transformers(tmp_path: Path, kind: str, towers: dict | None) -> None:
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_imported_logits_are_those_of_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, towers: dict | None, dtype: torch.dtype
+) -> None:
     reference = tiny_hugging_face(kind, tmp_path / "hf")
+    if dtype == torch.float64:
+        reference = widened(reference, monkeypatch)
     source = open_hugging_face(tmp_path / "hf")
     if towers is not None:
         target = source.model.model_copy(update={"towers": towers})
         source = adapt_weights(source, target, seed=1, new_towers={}, vocabulary=None)
     batch = whole_documents(source.model)
     assert len(np.unique(batch.input_modality)) == (1 if towers is None else 3)
-    expected, ours = reference_logits(reference, batch), logits(source, batch)
-    assert float((ours - expected).abs().max()) <= LOGITS
+    assert_close(logits(source, batch, dtype), reference_logits(reference, batch), "logits")
+
+
+@pytest.mark.parametrize("mistake", [{"rope_theta": 499.0}, {"norm_eps": 2e-6}], ids=str)
+def test_a_number_that_is_read_wrongly_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: dict[str, float]
+) -> None:
+    reference = widened(tiny_hugging_face("qwen3", tmp_path / "hf"), monkeypatch)
+    source = open_hugging_face(tmp_path / "hf")
+    batch = whole_documents(source.model)
+    expected = reference_logits(reference, batch)
+    wrong = replace(source, model=source.model.model_copy(update=mistake))
+    off = float((logits(wrong, batch, torch.float64) - expected).abs().max())
+    assert off > 100 * TOLERANCE[torch.float64] * float(expected.abs().max())
 
 
 @models
@@ -96,7 +135,9 @@ def test_exported_again_it_is_the_same_model(tmp_path: Path, kind: str, dtype: D
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_a_motley_model_exported_computes_the_same_in_transformers(tmp_path: Path, kind: str) -> None:
+def test_a_motley_model_exported_computes_the_same_in_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     """From a drawn model, so nothing of it was ever in their order."""
     tiny_hugging_face(kind, tmp_path / "hf")
     model = open_hugging_face(tmp_path / "hf").model
@@ -110,13 +151,17 @@ def test_a_motley_model_exported_computes_the_same_in_transformers(tmp_path: Pat
     theirs, config = to_hugging_face(source)
     write_folder(tmp_path / "out", theirs, {CONFIG: config}, dtype="fp32", file_bytes=10**9)
     batch = whole_documents(model)
-    expected = reference_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval(), batch)
-    assert float((logits(source, batch) - expected).abs().max()) <= LOGITS
+    reference = widened(AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval(), monkeypatch)
+    assert_close(logits(source, batch, torch.float64), reference_logits(reference, batch), "logits")
 
 
-@pytest.mark.parametrize("towers", [MOT, {"text": "text", "image": "other", "speech": "other"}, TWO_TOWERS])
+@pytest.mark.pairwise
+@pytest.mark.parametrize("towers", [MOT, IMAGE_SPEECH_SHARED, TWO_TOWERS], ids=["mot", "shared", "two"])
 @pytest.mark.parametrize("untied", [("attention", "feed_forward", "norm"), ("feed_forward",)])
-def test_mot_started_from_dense_has_its_loss(tmp_path: Path, towers: dict, untied: tuple) -> None:
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_mot_started_from_dense_has_its_loss(
+    tmp_path: Path, towers: dict, untied: tuple, dtype: torch.dtype
+) -> None:
     tiny_hugging_face("qwen3", tmp_path / "hf")
     text_only = open_hugging_face(tmp_path / "hf")
     dense = adapt_weights(
@@ -129,6 +174,8 @@ def test_mot_started_from_dense_has_its_loss(tmp_path: Path, towers: dict, untie
     target = dense.model.model_copy(update={"towers": towers, "untied": untied})
     mot = adapt_weights(dense, target, seed=1, new_towers={}, vocabulary=None)
     batch = random_batch(dense.model, sequences=3)
-    losses = [Pretraining(decoder_of(source))(build_inputs(batch, source.model)) for source in (dense, mot)]
-    # Equal up to the order of sums: 0 to 2e-7 relative measured.
-    torch.testing.assert_close(losses[1][0], losses[0][0], rtol=5e-6, atol=0)
+    losses = []
+    for source in (dense, mot):
+        decoder, inputs = cast(decoder_of(source), build_inputs(batch, source.model), dtype)
+        losses.append(Pretraining(decoder)(inputs)[0])
+    assert_close(losses[1], losses[0], "objective")

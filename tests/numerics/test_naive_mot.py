@@ -1,14 +1,17 @@
 """The decoder against the token-by-token reference: logits, objective and every gradient."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
 from tests.numerics.naive_mot import NaiveMoT
-from tests.pretrain.models.precision import PRECISIONS, assert_close, cast
+from tests.pretrain.models.precision import PRECISIONS, TOLERANCE, assert_close, cast
 from tests.pretrain.models.random_batch import (
     DENSE,
     IMAGE_SPEECH_SHARED,
@@ -76,18 +79,40 @@ def gradients_of(reference: NaiveMoT) -> dict[str, Tensor]:
     return {name: weight.grad for name, weight in reference.weights.items() if weight.grad is not None}
 
 
+def perturbed(config: ModelConfig) -> Decoder:
+    """A decoder whose towers and norms differ: at the start they are copies and ones, which would hide
+    a mistake."""
+    decoder = Decoder(config, seed=5)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return decoder
+
+
 @pytest.mark.parametrize(("towers", "changes", "present"), CASES.values(), ids=CASES.keys())
 def test_decoder_equals_algorithm_1(towers: dict[str, str], changes: dict, present: tuple | None) -> None:
     config = tiny_config(towers, **changes)
     batch = random_batch(config, sequences=2, seed=1, present=present)
-    decoder = Decoder(config, seed=5)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # towers start as copies and norms as ones, which would hide a mistaken tower
-        for parameter in decoder.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    decoder = perturbed(config)
     inputs = build_inputs(batch, config)
     reference = NaiveMoT(config, dict(decoder.named_parameters()))
 
     expected, expected_logits = reference.objective(batch)
     expected.backward()
     assert_is_reference(decoder, inputs, (expected_logits.flatten(0, 1), expected, gradients_of(reference)))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [{"norm_eps": 2e-5}, {"rope_theta": 9_900.0}, {"z_loss": 0.1001}, {"norm_placement": "pre"}],
+    ids=str,
+)
+def test_a_small_mistake_is_far_from_the_reference(mistake: dict[str, Any]) -> None:
+    config = tiny_config(MOT, z_loss=0.1)
+    batch = random_batch(config, sequences=2, seed=1)
+    decoder, inputs = cast(perturbed(config), build_inputs(batch, config), torch.float64)
+    objective, *_ = Pretraining(decoder)(inputs)
+    reference = NaiveMoT(config.model_copy(update=mistake), dict(decoder.named_parameters()))
+    expected, _ = reference.objective(batch)
+    assert abs(float(objective / expected) - 1) > 100 * TOLERANCE[torch.float64]

@@ -8,7 +8,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from tests.pretrain.models.precision import PRECISIONS, assert_close, cast
+from tests.pretrain.models.precision import PRECISIONS, TOLERANCE, assert_close, cast
 from tests.pretrain.models.random_batch import (
     DENSE,
     IMAGE_SPEECH_SHARED,
@@ -38,6 +38,17 @@ def run(
     return logits, objective.detach(), {name: p.grad for name, p in decoder.named_parameters()}
 
 
+def weights_of(dense: ModelConfig) -> dict[str, Tensor]:
+    """The weights of a dense model by name, other than at the start; a tied part of MoT is called shared, of
+    dense all."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: parameter.detach() + 0.1 * torch.randn(parameter.shape, generator=generator)
+        for name, parameter in Decoder(dense).named_parameters()
+    }
+    return weights | {name.removesuffix(".all") + ".shared": weight for name, weight in weights.items()}
+
+
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("placement", ["post", "pre"])
 @pytest.mark.parametrize(
@@ -54,14 +65,7 @@ def test_mot_of_copies_is_dense(
 ) -> None:
     """Towers multiply the same rows in other groups."""
     dense_config = tiny_config(DENSE, norm_placement=placement, z_loss=0.01)
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        name: parameter.detach() + 0.1 * torch.randn(parameter.shape, generator=generator)
-        for name, parameter in Decoder(dense_config).named_parameters()
-    }
-    for name in list(weights):  # a tied part of MoT is called shared, of dense all
-        weights[name.removesuffix(".all") + ".shared"] = weights[name]
-
+    weights = weights_of(dense_config)
     dense_logits, dense_objective, dense_grads = run(dense_config, weights, dtype)
     config = tiny_config(towers, norm_placement=placement, z_loss=0.01, untied=untied)
     logits, objective, grads = run(config, weights, dtype)
@@ -71,3 +75,12 @@ def test_mot_of_copies_is_dense(
         layer = name.rpartition(".")[0]
         of_towers = [grad for other, grad in grads.items() if other.rpartition(".")[0] == layer]
         assert_close(torch.stack(of_towers).sum(0), dense_grad, f"gradients of all towers of {layer}")
+
+
+def test_a_tower_that_is_no_copy_is_far_from_dense() -> None:
+    """One matrix of one of three towers is 1 % off."""
+    dense, wide = tiny_config(DENSE), torch.float64
+    weights, name = weights_of(dense), "blocks.0.attention.qkv.weight"
+    logits, *_ = run(dense, weights, wide)
+    off, *_ = run(tiny_config(MOT), weights | {f"{name}.image": 1.01 * weights[f"{name}.all"]}, wide)
+    assert float((off - logits).abs().max()) > 100 * TOLERANCE[wide] * float(logits.abs().max())

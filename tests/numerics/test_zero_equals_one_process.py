@@ -11,11 +11,21 @@ from parallel.engine import StepResult
 from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
 from parallel.zero_engine import ZeroEngine
-from tests.numerics.plain_loop import MAX_GRAD_NORM, OPTIMIZER, assert_same, learning_rate_at, plain_steps
+from tests.numerics.plain_loop import (
+    MAX_GRAD_NORM,
+    OPTIMIZER,
+    assert_same,
+    deviation,
+    learning_rate_at,
+    plain_steps,
+)
 from tests.numerics.toy import Toy, ToyBatch, toy_groups, toy_step
 
 Stage = Literal[0, 1, 2, 3]
-STEPS = 10
+STEPS = 4
+RTOL = 2e-6
+"""fp32, sums in another order: 1e-7 measured, at every stage. Without ZeRO the decoder is compared in fp64
+(test_zero_decoder.py); here all stages are in fp32, as DeepSpeed keeps the weights of the others."""
 
 
 def plain_torch(absent: str) -> list[StepResult]:
@@ -51,22 +61,22 @@ def _train(stage: Stage, absent: str, precision: Literal["fp32", "bf16"]) -> lis
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_four_ranks_equal_one_process(stage: Stage) -> None:
-    """Two ranks are in test_zero_decoder.py. Sums in another order: 1e-7 measured, at every stage."""
+    """Two ranks are in test_zero_decoder.py."""
     ranks = run_on_ranks(_train, 4, stage, "nowhere", "fp32")
     assert all(rank == ranks[0] for rank in ranks)
-    assert_same(ranks[0], plain_torch("nowhere"), rtol=1e-5)
+    assert_same(ranks[0], plain_torch("nowhere"), RTOL)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_one_rank_equals_plain_torch(stage: Stage) -> None:
-    assert_same(run_on_ranks(_train, 1, stage, "everywhere", "fp32")[0], plain_torch("everywhere"), rtol=1e-5)
+    assert_same(run_on_ranks(_train, 1, stage, "everywhere", "fp32")[0], plain_torch("everywhere"), RTOL)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_is_the_same_on_one_and_two_ranks_and_close_to_fp32(stage: Stage) -> None:
     two = run_on_ranks(_train, 2, stage, "first rank", "bf16")[0]
     # Gradients are summed over ranks in fp32, so ranks add nothing to bf16's rounding: 1e-7 measured.
-    assert_same(two, run_on_ranks(_train, 1, stage, "first rank", "bf16")[0], rtol=1e-5)
+    assert_same(two, run_on_ranks(_train, 1, stage, "first rank", "bf16")[0], RTOL)
     for bf16, fp32 in zip(two, plain_torch("first rank"), strict=True):
         # 8 bits of mantissa; 1.3e-3 measured on the norm, 1.1e-3 on the loss.
         assert sum(bf16.stats[:3]) == pytest.approx(sum(fp32.stats[:3]), rel=5e-3)
@@ -104,8 +114,7 @@ def _train_on_means() -> list[StepResult]:
 
 
 def test_a_mean_of_means_would_be_noticed() -> None:
-    with pytest.raises(AssertionError):
-        assert_same(run_on_ranks(_train_on_means, 2)[0], plain_torch("nowhere"), rtol=1e-5)
+    assert deviation(run_on_ranks(_train_on_means, 2)[0], plain_torch("nowhere")) > 100 * RTOL
 
 
 def _train_alone() -> list[StepResult]:
@@ -117,5 +126,4 @@ def _train_alone() -> list[StepResult]:
 
 
 def test_ranks_that_do_not_reduce_would_be_noticed() -> None:
-    with pytest.raises(AssertionError):
-        assert_same(run_on_ranks(_train_alone, 2)[0], plain_torch("nowhere"), rtol=1e-5)
+    assert deviation(run_on_ranks(_train_alone, 2)[0], plain_torch("nowhere")) > 100 * RTOL

@@ -15,7 +15,7 @@ from pretrain.checkpoint.save import CheckpointWriter
 from tests.numerics.test_zero_equals_one_process import STEPS, Stage, engine_of
 from tests.numerics.toy import Toy, toy_step
 
-SAVED_AT = 5
+SAVED_AT = 2
 Outcome = tuple[list[StepResult], dict[str, torch.Tensor]]
 
 

@@ -6,6 +6,7 @@ from parallel import dispatch as dispatched
 from parallel.collectives import TensorParallel
 from parallel.dispatch import DispatchedLinear, ExpertAssignment, collect, dispatch, grouped
 from parallel.logical import LogicalTensor, logical_of
+from tests.pretrain.models.precision import assert_close
 
 ROWS, COUNTS = [4, 0, 0, 2, 4, 1], (2, 0, 4)
 """Of 5 rows: row 3 goes nowhere, 0 and 4 to two experts, the second of three experts takes nothing."""
@@ -28,7 +29,7 @@ def test_rows_go_to_their_experts_and_what_comes_back_is_added(on_device: bool) 
     assert torch.equal(dispatch(x, by), x[ROWS])
     y = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     matrix = F.one_hot(torch.tensor(ROWS), 5).double()
-    torch.testing.assert_close(collect(y, by, 5), matrix.t() @ y)
+    assert_close(collect(y, by, 5), matrix.t() @ y, "sums")
     assert torch.autograd.gradcheck(lambda x: dispatch(x, by), (x,))
     assert torch.autograd.gradcheck(lambda y: collect(y, by, 5), (y,))
 
@@ -41,18 +42,21 @@ def layer() -> DispatchedLinear:
 @pytest.mark.parametrize("on_device", [False, True], ids=["loop", "grouped"])
 def test_products_are_those_of_each_expert(on_device: bool) -> None:
     """The grouped product, which a GPU takes in bf16, is computed here by torch's CPU form of it."""
-    linear, plain, rows = layer(), torch.randn(2, 16), torch.randn(6, 16, requires_grad=True)
+    dtype = torch.float32 if on_device else torch.float64  # torch has no grouped product in fp64
+    linear, plain = layer().to(dtype), torch.randn(2, 16, dtype=dtype)
+    rows = torch.randn(6, 16, dtype=dtype, requires_grad=True)
     ours = linear((plain, rows), (None, taken(on_device)))
     weight = linear.weight["split"]
     expert_of = [0, 0, 2, 2, 2, 2]
     expected = torch.stack([weight[e] @ row for e, row in zip(expert_of, rows, strict=True)])
     assert torch.equal(ours[0], F.linear(plain, linear.weight["plain"]))
-    torch.testing.assert_close(ours[1], expected)
+    assert_close(ours[1], expected, "products")
 
-    grad = torch.randn(6, 8)
+    grad = torch.randn(6, 8, dtype=dtype)
     wanted = torch.autograd.grad(expected, (rows, weight), grad)
     found = torch.autograd.grad(ours[1], (rows, weight), grad)
-    torch.testing.assert_close(found, wanted)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert_close(ours, theirs, "gradient")
     assert not found[1][1].any()  # zeros, not None, for the expert that took nothing
 
 

@@ -10,6 +10,7 @@ from parallel import world
 from parallel.collectives import ONE_RANK
 from parallel.layout import ParallelConfig
 from parallel.logical import logical_of
+from parallel.precision import at_least_fp32
 from parallel.testing import run_on_ranks
 from parallel.towers import (
     SharedEmbedding,
@@ -17,9 +18,11 @@ from parallel.towers import (
     TowerNorm,
     TowerRowParallelLinear,
 )
+from tests.pretrain.models.precision import PRECISIONS, TOLERANCE, assert_close
 
 TOWERS = ("text", "image", "speech")  # not in alphabetical order
 COUNTS = (3, 0, 5)
+FP32, BF16 = TOLERANCE[torch.float32], 8e-3
 
 
 def fill(seed: int) -> Callable[[Tensor], Tensor]:
@@ -34,33 +37,34 @@ def make_shards_differ(module: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("kind", [TowerColumnParallelLinear, TowerRowParallelLinear])
-def test_each_tower_multiplies_its_own_slice(kind: type) -> None:
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_each_tower_multiplies_its_own_slice(kind: type, dtype: torch.dtype) -> None:
     """Without torch.distributed: one process needs no groups."""
     assert not torch.distributed.is_initialized()
-    layer = kind(4, 6, TOWERS, fill(0))
+    layer = kind(4, 6, TOWERS, fill(0)).to(dtype)
     make_shards_differ(layer)
-    x = torch.randn(8, 4, requires_grad=True)
+    x = torch.randn(8, 4, dtype=dtype, requires_grad=True)
     out = layer(x, COUNTS)
     weights = {name: layer.weight[name] for name in TOWERS}
     expected = torch.cat([F.linear(x[:3], weights["text"]), F.linear(x[3:], weights["speech"])])
     assert torch.equal(out, expected)
 
-    grad = torch.randn(8, 6)
+    grad = torch.randn(8, 6, dtype=dtype)
     wanted = torch.autograd.grad(expected, (x, weights["text"], weights["speech"]), grad)
     out.backward(grad)
     got = (x.grad, weights["text"].grad, weights["speech"].grad)
     for ours, theirs in zip(got, wanted, strict=True):
         assert ours is not None
-        torch.testing.assert_close(ours, theirs)  # fp32; the products sum in another order
+        assert_close(ours, theirs, "gradient")
     absent = weights["image"].grad
     assert absent is not None and absent.shape == (6, 4) and not absent.any()
 
 
 @pytest.mark.parametrize("shards", [TOWERS, ("shared",)], ids=["towers", "shared"])
 def test_parts_of_the_outputs_of_other_rows(shards: tuple[str, ...]) -> None:
-    layer = TowerColumnParallelLinear(4, 7, shards, fill(0))
+    layer = TowerColumnParallelLinear(4, 7, shards, fill(0)).double()
     make_shards_differ(layer)
-    x = torch.randn(8, 4, requires_grad=True)
+    x = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
     rows = torch.tensor([0, 2, 3, 6])
     found = layer.in_parts((x[rows], x, x), ((2, 0, 2), COUNTS, COUNTS), (2, 4, 1))
     whole = layer(x, COUNTS)
@@ -68,10 +72,10 @@ def test_parts_of_the_outputs_of_other_rows(shards: tuple[str, ...]) -> None:
     grads = [torch.randn_like(part) for part in wanted]
     inputs = (x, *layer.parameters())
     for ours, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs)  # fp32; the products sum in another order
+        assert_close(ours, theirs, "part")
     got = torch.autograd.grad(found, inputs, grads)
     for ours, theirs in zip(got, torch.autograd.grad(wanted, inputs, grads), strict=True):
-        torch.testing.assert_close(ours, theirs)
+        assert_close(ours, theirs, "gradient")
 
 
 def test_a_frozen_tower_gets_no_gradient_and_the_input_still_does() -> None:
@@ -108,40 +112,39 @@ def test_initial_weights_are_the_callers() -> None:
     assert all(torch.equal(layer.weight[name], expected) for name in TOWERS)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [*PRECISIONS, torch.bfloat16], ids=str)
 def test_norm_equals_its_formula(dtype: torch.dtype) -> None:
     norm = TowerNorm(16, TOWERS, 1e-3).to(dtype)
     make_shards_differ(norm)
     x = torch.randn(8, 16, dtype=dtype, requires_grad=True)
     weights = [norm.weight[name] for name in TOWERS]
-    rows = torch.cat([w.expand(n, -1) for w, n in zip(weights, COUNTS, strict=True)]).float()
-    wide = x.float()
+    rows = torch.cat([w.expand(n, -1) for w, n in zip(weights, COUNTS, strict=True)])
+    rows, wide = at_least_fp32(rows), at_least_fp32(x)
     expected = wide * (wide.square().mean(-1, keepdim=True) + 1e-3).rsqrt() * rows
     out = norm(x, COUNTS)
     assert out.dtype == dtype
-    # fp32: 5e-7 measured; bf16: half a unit of its 8 bits, in what is returned only.
-    tolerance = {"rtol": 2e-6, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 8e-3, "atol": 8e-3}
-    torch.testing.assert_close(out.float(), expected, **tolerance)
+    # bf16 rounds what is returned to its 8 bits, once.
+    assert_close(at_least_fp32(out), expected, "norm", fp32=BF16 if dtype == torch.bfloat16 else FP32)
 
     grad = torch.randn(8, 16).to(dtype)
-    wanted = torch.autograd.grad(expected, (x, *weights), grad.float())
+    wanted = torch.autograd.grad(expected, (x, *weights), at_least_fp32(grad))
     got = torch.autograd.grad(out, (x, *weights), grad)
     for ours, theirs in zip(got, wanted, strict=True):
         assert ours.dtype == dtype
-        torch.testing.assert_close(ours, theirs, **{k: 5 * v for k, v in tolerance.items()})
+        assert_close(at_least_fp32(ours), theirs, "gradient", fp32=BF16 if dtype == torch.bfloat16 else FP32)
     assert not got[2].any()
 
 
-def gated_pair(size: int, sequence_parallel: bool) -> dict[str, Any]:
+def gated_pair(size: int, sequence_parallel: bool, dtype: torch.dtype) -> dict[str, Any]:
     """Embedding, norm, column-parallel gate and value, row-parallel layer: whole, or one rank's part."""
     tp = ONE_RANK
     if size > 1:
         tp = world.start(ParallelConfig(tp=size, sequence_parallel=sequence_parallel)).tensor_parallel
         assert tp.sequence_parallel == sequence_parallel
-    embedding = SharedEmbedding(12, 4, "shared", fill(1), tp=tp)
-    norm = TowerNorm(4, TOWERS, 1e-5, tp=tp)
-    up = TowerColumnParallelLinear(4, 16, TOWERS, fill(2), blocks=(8, 8), tp=tp)
-    down = TowerRowParallelLinear(8, 4, TOWERS, fill(3), tp=tp)
+    embedding = SharedEmbedding(12, 4, "shared", fill(1), tp=tp).to(dtype)
+    norm = TowerNorm(4, TOWERS, 1e-5, tp=tp).to(dtype)
+    up = TowerColumnParallelLinear(4, 16, TOWERS, fill(2), blocks=(8, 8), tp=tp).to(dtype)
+    down = TowerRowParallelLinear(8, 4, TOWERS, fill(3), tp=tp).to(dtype)
     for layer in (norm, up, down):
         make_shards_differ(layer)
     x = embedding(torch.tensor([0, 11, 4, 5, 3, 7, 7, 2]))
@@ -150,7 +153,7 @@ def gated_pair(size: int, sequence_parallel: bool) -> dict[str, Any]:
     out = down(gate * value, COUNTS)
     for activation in (x, normed):
         activation.retain_grad()
-    weight = torch.arange(32.0).view(8, 4)
+    weight = torch.arange(32, dtype=dtype).view(8, 4)
     rows = slice(tp.rank * 8 // tp.size, (tp.rank + 1) * 8 // tp.size)
     (out * (weight[rows] if tp.sequence_parallel else weight)).sum().backward()
     parameters = [*embedding.parameters(), *up.parameters(), *down.parameters()]
@@ -166,22 +169,23 @@ def gated_pair(size: int, sequence_parallel: bool) -> dict[str, Any]:
     }
 
 
+@pytest.mark.pairwise
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 @pytest.mark.parametrize("tp", [2, 4])
-def test_tensor_parallel_ranks_equal_one_process(tp: int, sequence_parallel: bool) -> None:
+def test_tensor_parallel_ranks_equal_one_process(
+    tp: int, sequence_parallel: bool, dtype: torch.dtype
+) -> None:
     """Forward, input gradients, and every shard's gradient is its slice of the whole one."""
-    whole = gated_pair(1, False)
-    ranks = run_on_ranks(gated_pair, tp, tp, sequence_parallel)
-
-    def close(got: Tensor, expected: Tensor) -> None:
-        # fp32, sums over ranks in another order: 3e-7 of the largest element measured.
-        torch.testing.assert_close(got, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+    whole = gated_pair(1, False, dtype)
+    ranks = run_on_ranks(gated_pair, tp, tp, sequence_parallel, dtype)
 
     for name, expected in whole["rows"].items():
         rows = [rank["rows"][name] for rank in ranks]
         for got in [torch.cat(rows)] if sequence_parallel else rows:
-            close(got, expected)
+            assert_close(got, expected, name)
     for name, (expected, logical) in whole["grads"].items():
         assert (logical.dim is None) == name.startswith("norm"), name
         for number, rank in enumerate(ranks):
-            close(rank["grads"][name][0], logical.cut(expected, number, tp))
+            part = rank["grads"][name][0]
+            assert_close(part, logical.cut(expected, number, tp), name, floor=float(expected.abs().max()))

@@ -5,6 +5,7 @@ import torch
 
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
+from tests.pretrain.models.precision import PRECISIONS, assert_close
 from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, random_batch, tiny_config
 
 
@@ -33,16 +34,17 @@ def test_state_holds_parameters_only() -> None:
     assert list(decoder.state_dict()) == [name for name, _ in decoder.named_parameters()]
 
 
-def test_logits_are_sorted_like_the_inputs() -> None:
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_logits_are_sorted_like_the_inputs(dtype: torch.dtype) -> None:
     config = tiny_config(MOT)
     batch = random_batch(config)
     inputs = build_inputs(batch, config)
     dense = tiny_config(DENSE)
-    logits = Decoder(config)(inputs)
+    logits = Decoder(config).to(dtype)(inputs)
     assert logits.shape == (inputs.num_tokens, config.vocab_tokens)
     # At the start all towers are copies, so the dense model computes the same in sequence order.
-    in_sequence = Decoder(dense)(build_inputs(batch, dense))
-    torch.testing.assert_close(logits[inputs.routing.to_sequence], in_sequence, rtol=1e-5, atol=1e-5)
+    in_sequence = Decoder(dense).to(dtype)(build_inputs(batch, dense))
+    assert_close(logits[inputs.routing.to_sequence], in_sequence, "logits")
 
 
 def test_bf16_weights_compute_in_bf16_with_fp32_positions() -> None:

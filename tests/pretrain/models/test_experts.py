@@ -4,6 +4,7 @@ import torch
 from parallel.routing import TowerTokens
 from pretrain.models.experts import Router, assign, best_experts, best_tokens
 from pretrain.models.experts_config import ExpertsConfig
+from tests.pretrain.models.precision import assert_close
 
 EXPERT = ExpertsConfig(num_experts=2)
 TOKEN = ExpertsConfig(num_experts=3, routing="token_choice", top_k=2)
@@ -78,8 +79,12 @@ def test_an_even_load_has_the_least_loss() -> None:
 
 
 def test_scores_do_not_depend_on_the_scale_of_the_stream() -> None:
-    router = Router({"a": 3}, 8, 1e-12, lambda w: w.normal_())
-    x = torch.randn(5, 8)
+    router = Router({"a": 3}, 8, 1e-12, lambda w: w.normal_()).double()
+    x = torch.randn(5, 8, dtype=torch.float64)
     (logits,), (scaled,) = router([x]), router([100 * x])
-    torch.testing.assert_close(scaled, logits)
-    torch.testing.assert_close(logits, (x / x.square().mean(1, keepdim=True).sqrt()) @ router.weight["a"].t())
+    assert_close(scaled, logits, "logits")
+    assert_close(
+        logits,
+        (x / x.square().mean(1, keepdim=True).sqrt()) @ router.weight["a"].t(),
+        "logits of their definition",
+    )

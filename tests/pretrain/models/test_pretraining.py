@@ -13,12 +13,13 @@ from tests.pretrain.models.precision import PRECISIONS, assert_close, cast
 from tests.pretrain.models.random_batch import MOT, random_batch, tiny_config
 
 
-def test_objective_and_stats_are_sums_over_tokens() -> None:
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_objective_and_stats_are_sums_over_tokens(dtype: torch.dtype) -> None:
     config = tiny_config(MOT, z_loss=0.05)
     batch = random_batch(config)
     weights = np.random.default_rng(0).random(batch.loss_weights.shape, np.float32) * batch.loss_weights
-    inputs = build_inputs(dataclasses.replace(batch, loss_weights=weights), config)
-    decoder = Decoder(config)
+    weighted = dataclasses.replace(batch, loss_weights=weights)
+    decoder, inputs = cast(Decoder(config), build_inputs(weighted, config), dtype)
     objective, stats, _ = Pretraining(decoder)(inputs)
     logits = decoder(inputs)
     nll = F.cross_entropy(logits, inputs.target_ids, reduction="none")
@@ -27,7 +28,7 @@ def test_objective_and_stats_are_sums_over_tokens() -> None:
     assert_close(objective, expected, "objective")
     assert not stats.requires_grad
     targets = modality_sums.unpack(stats.tolist(), config.modalities)
-    nats = torch.tensor([targets[m].nats for m in config.modalities])
+    nats = torch.tensor([targets[m].nats for m in config.modalities], dtype=dtype)
     assert_close(nats, inputs.loss_weights @ nll, "nats")
     weights = [targets[m].weight for m in config.modalities]
     np.testing.assert_allclose(weights, inputs.weight_per_modality, rtol=1e-6)
