@@ -2,15 +2,19 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.files.atomic import atomic_file
-from data_pipeline.shards.tar import read_samples
-from data_pipeline.tokenize.raw import SampleError, parse_document
+from data_pipeline.shards.tar import Location, Sample
+from data_pipeline.tokenize.isolated import Refused, use_samples
+from data_pipeline.tokenize.limits import Limits, parts_within
 from data_pipeline.tokenize.registry import KINDS
 from data_pipeline.tokenize.sources import Split
 from data_pipeline.tokenize.tokenizer import Medium, Tokenizer
+from data_pipeline.tokenize.workers import run_tasks
 
 STEM = "roundtrip"
 
@@ -33,7 +37,9 @@ def add_figures(modality: str, figures: Mapping[str, float], measured: "Counter[
     measured.update({f"{prefix}{name}": value for name, value in figures.items()})  # type: ignore[arg-type]
 
 
-def show_roundtrip(splits: list[Split], tokenizers: Mapping[str, Tokenizer], out: Path) -> None:
+def show_roundtrip(
+    splits: list[Split], tokenizers: Mapping[str, Tokenizer], out: Path, limits: Limits
+) -> None:
     """Write the missing files of modalities whose medium can be shown: roundtrip.png (originals above their
     decoded copies), roundtrip.wav (in turn).
     """
@@ -46,7 +52,9 @@ def show_roundtrip(splits: list[Split], tokenizers: Mapping[str, Tokenizer], out
     }
     if not missing:
         return
-    contents = _first_contents(splits[0], {modality: tokenizers[modality] for modality in missing})
+    task = ContentsTask(splits[0].shards[0], {modality: tokenizers[modality] for modality in missing}, limits)
+    with run_tasks(first_contents, [task], 1) as results:
+        (contents,) = results
     for modality, (path, show) in missing.items():
         tokenizer = tokenizers[modality]
         pairs = [(content, tokenizer.decode(tokenizer.encode(content))) for content in contents[modality]]
@@ -59,22 +67,40 @@ def _path(out: Path, modality: str, medium: Medium) -> Path:
     return out / f"{STEM if modality in KINDS else f'{STEM}_{modality}'}.{medium.suffix}"
 
 
-def _first_contents(split: Split, tokenizers: Mapping[str, Tokenizer]) -> dict[str, list[Any]]:
-    """Modality -> the first contents of a split that can be encoded, as many as its medium shows."""
-    num_shown = {name: t.medium.num_shown for name, t in tokenizers.items() if t.medium is not None}
+@dataclass(frozen=True)
+class ContentsTask:
+    """A shard whose first contents are asked for, by the tokenizers that are to encode them."""
+
+    shard: Location
+    tokenizers: Mapping[str, Tokenizer]
+    limits: Limits
+
+
+def first_contents(task: ContentsTask) -> dict[str, list[Any]]:
+    """Modality -> the first contents of a shard that can be encoded, as many as its medium shows. Runs in a
+    worker.
+    """
+    num_shown = {name: t.medium.num_shown for name, t in task.tokenizers.items() if t.medium is not None}
     contents: dict[str, list[Any]] = {name: [] for name in num_shown}
-    for _, sample in read_samples(split.urls[0]):
-        if all(len(listed) >= num_shown[modality] for modality, listed in contents.items()):
-            break
-        try:
-            for part in parse_document(sample):
-                listed = contents.get(part.modality)
-                if listed is not None and len(listed) < num_shown[part.modality]:
-                    content = tokenizers[part.modality].read(part.data)
-                    tokenizers[part.modality].encode(content)
-                    listed.append(content)
-        except SampleError:
-            continue
+
+    def read(_: str, sample: Sample) -> list[tuple[str, Any]]:
+        """(modality, content) of each part."""
+        found: list[tuple[str, Any]] = []
+        for part in parts_within(sample, task.limits):
+            if part.modality in num_shown:
+                tokenizer = task.tokenizers[part.modality]
+                content = tokenizer.read(part.data)
+                tokenizer.encode(content)
+                found.append((part.modality, content))
+        return found
+
+    with closing(use_samples([task.shard], read, task.limits)) as samples:
+        for _, _, made in samples:
+            for modality, content in () if isinstance(made, Refused) else made:
+                if len(contents[modality]) < num_shown[modality]:
+                    contents[modality].append(content)
+            if all(len(listed) >= num_shown[modality] for modality, listed in contents.items()):
+                break
     return contents
 
 

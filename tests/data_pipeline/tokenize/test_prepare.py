@@ -18,6 +18,7 @@ from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.tar import ShardError, read_samples, write_shard
 from data_pipeline.tokenize.claim import CLAIM_LOCK
 from data_pipeline.tokenize.documents import DocumentEncoder
+from data_pipeline.tokenize.limits import Limits
 from data_pipeline.tokenize.prepare import SETTINGS, read_source, tokenize, unfinished_parts
 from data_pipeline.tokenize.raw import document_sample, parse_document
 from data_pipeline.tokenize.tokenizer_set import load_tokenizers
@@ -251,10 +252,10 @@ def test_raw_shards_are_joined_when_asked(reuse: Path, tmp_path: Path) -> None:
     reuse.write_text(reuse.read_text() + "raw_shards_per_shard = 2\n")
     manifest = tokenize(tmp_path / "raw", tmp_path / "out", config_path=reuse, processes=2)[""]
     assert [shard["documents"] for shard in manifest["shards"]] == [6, 3]
-    encoder = DocumentEncoder(load_tokenizers(tmp_path / "out" / "tokenizers"))
+    encoder = DocumentEncoder(load_tokenizers(tmp_path / "out" / "tokenizers"), Limits())
     source = TokenSource.open(tmp_path / "out")
     for number, (_, sample) in enumerate(samples):
-        assert source.read(number).tolist() == encoder.encode(sample).tolist()
+        assert source.read(number).tolist() == encoder.encode(sample).ids.tolist()
 
 
 def test_a_remote_source_gives_the_same_shards(data: Path, reuse: Path, tmp_path: Path) -> None:
@@ -328,5 +329,5 @@ def test_a_shard_that_went_missing_is_noticed(data: Path, reuse: Path, tmp_path:
 
 
 def test_raw_documents_are_read_as_they_were_written(data: Path) -> None:
-    read = list(read_samples(str(data / "raw" / "train" / "raw-00001.tar")))
+    read = list(read_samples(data / "raw" / "train" / "raw-00001.tar"))
     assert [parse_document(sample) for _, sample in read] == [document(8 + i) for i in range(8)]
