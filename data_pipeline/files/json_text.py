@@ -8,8 +8,10 @@ MAX_DEPTH = 100
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for what is no JSON, for values nested deeper than MAX_DEPTH
-    and, as `int` does, for integers of more than 4,300 digits.
+    """The value of a JSON text.
+
+    Raises ValueError for what is no JSON, for values nested deeper than MAX_DEPTH and, as `int` does, for
+    integers of more than 4,300 digits.
     """
     try:
         value = json.loads(text)

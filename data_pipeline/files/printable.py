@@ -13,13 +13,16 @@ from typing import Any, TextIO
 _HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories: controls (ESC, C1, line breaks), formats (bidirectional overrides), halves of surrogate
 pairs, and the separators of lines and paragraphs."""
+_JOINERS = "\u200c\u200d"
+"""Formats that words of some languages need; they join letters and do nothing else."""
 
 
 def hidden_characters(text: str) -> str:
     """The characters of `text` that a terminal obeys instead of showing them, each once, in order."""
     if text.isprintable():
         return ""
-    return "".join(dict.fromkeys(c for c in text if unicodedata.category(c) in _HIDDEN_CATEGORIES))
+    hidden = (c for c in text if unicodedata.category(c) in _HIDDEN_CATEGORIES and c not in _JOINERS)
+    return "".join(dict.fromkeys(hidden))
 
 
 def printable(text: str, *, keep: str = "") -> str:

@@ -89,13 +89,12 @@ def read_samples(
                         sample, num_bytes = {}, 0
                     key = member_key
                     num_bytes += member.size + tarfile.BLOCKSIZE
-                    if max_sample_bytes is not None and num_bytes > max_sample_bytes:
-                        if len(sample) < _MOST_UNREAD:
-                            sample[extension] = None
-                        continue
-                    file = archive.extractfile(member)
-                    assert file is not None, "a regular file has content"
-                    sample[extension] = file.read()
+                    if max_sample_bytes is None or num_bytes <= max_sample_bytes:
+                        file = archive.extractfile(member)
+                        assert file is not None, "a regular file has content"
+                        sample[extension] = file.read()
+                    elif len(sample) < _MOST_UNREAD:
+                        sample[extension] = None
                 reader.drain()
                 if reader.zeros_from > archive.offset:
                     raise tarfile.ReadError(f"damaged header at byte {archive.offset}")
@@ -104,13 +103,15 @@ def read_samples(
     except OSError as error:
         raise ShardError(f"{location}: cannot be read: {printable(str(error))}") from None
     except Exception as error:  # tarfile raises many kinds for damaged headers
-        where = f'near sample "{printable(key)}"' if key else "before its first sample"
-        raise ShardError(
-            f"{location}: truncated or damaged {where} ({printable(str(error) or type(error).__name__)}); "
-            "fetch or write it again"
-        ) from None
+        raise _damaged(location, key, error) from None
     if sample:
         yield key, sample
+
+
+def _damaged(location: Location, key: str, error: Exception) -> ShardError:
+    where = f'near sample "{printable(key)}"' if key else "before its first sample"
+    why = printable(str(error) or type(error).__name__)
+    return ShardError(f"{location}: truncated or damaged {where} ({why}); fetch or write it again")
 
 
 _MOST_UNREAD = 1000

@@ -65,7 +65,7 @@ class TokenizeConfig:
     limits: Limits
 
     def values(self, *, exclude: Iterable[str] = ()) -> dict[str, Any]:
-        """All values as JSON, without the settings `exclude`; default kinds and default limits are left out."""
+        """All values as JSON, without the settings `exclude`, default kinds and default limits."""
         tables = {
             name: {**named_kind(name, table.kind), **table.config.model_dump(mode="json")}
             for name, table in self.tables.items()

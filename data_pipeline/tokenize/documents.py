@@ -28,8 +28,8 @@ class Encoded:
 
 
 class DocumentEncoder:
-    """Encodes samples, and sums over the documents that are added `tokens` by modality, and `measured`: figures
-    of the round trip.
+    """Encodes samples. Over the documents that are added it sums `tokens` by modality, and `measured`:
+    figures of the round trip.
     """
 
     def __init__(self, tokenizers: Mapping[str, Tokenizer], limits: Limits) -> None:

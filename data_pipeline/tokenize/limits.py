@@ -60,8 +60,8 @@ def parts_within(sample: Sample, limits: Limits) -> list[Part]:
 
 
 def _check_picture(data: bytes, limits: Limits) -> None:
-    """Raise SampleError for a picture of too many pixels. The header alone is read; what is no picture passes,
-    since its tokenizer judges it.
+    """Raise SampleError for a picture of too many pixels, by its header. What is no picture passes, since its
+    tokenizer judges it.
     """
     from data_pipeline.tokenize.media.pictures import size_of  # Here because Pillow's import takes time.
 
@@ -73,8 +73,8 @@ def _check_picture(data: bytes, limits: Limits) -> None:
 
 
 def _check_wave(data: bytes, limits: Limits) -> None:
-    """Raise SampleError for a wave file whose header says an illegal rate or a length above the limit. What is
-    no wave file passes.
+    """Raise SampleError for a wave file of an illegal rate or a length above the limit, by its header. What
+    is no wave file passes.
     """
     for rate_hz, bytes_per_s, num_bytes in _wave_headers(data):
         if not limits.wave_min_hz <= rate_hz <= limits.wave_max_hz:

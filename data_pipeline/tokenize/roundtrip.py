@@ -14,6 +14,7 @@ from data_pipeline.tokenize.limits import Limits, parts_within
 from data_pipeline.tokenize.registry import KINDS
 from data_pipeline.tokenize.sources import Split
 from data_pipeline.tokenize.tokenizer import Medium, Tokenizer
+from data_pipeline.tokenize.tokenizer_set import load_tokenizers
 from data_pipeline.tokenize.workers import run_tasks
 
 STEM = "roundtrip"
@@ -37,12 +38,11 @@ def add_figures(modality: str, figures: Mapping[str, float], measured: "Counter[
     measured.update({f"{prefix}{name}": value for name, value in figures.items()})  # type: ignore[arg-type]
 
 
-def show_roundtrip(
-    splits: list[Split], tokenizers: Mapping[str, Tokenizer], out: Path, limits: Limits
-) -> None:
+def show_roundtrip(splits: list[Split], folder: Path, out: Path, limits: Limits) -> None:
     """Write the missing files of modalities whose medium can be shown: roundtrip.png (originals above their
-    decoded copies), roundtrip.wav (in turn).
+    decoded copies), roundtrip.wav (in turn). `folder` holds the tokenizers.
     """
+    tokenizers = load_tokenizers(folder)
     missing = {
         modality: (path, tokenizer.medium.show)
         for modality, tokenizer in tokenizers.items()
@@ -52,7 +52,7 @@ def show_roundtrip(
     }
     if not missing:
         return
-    task = ContentsTask(splits[0].shards[0], {modality: tokenizers[modality] for modality in missing}, limits)
+    task = ContentsTask(splits[0].shards[0], folder, tuple(missing), limits)
     with run_tasks(first_contents, [task], 1) as results:
         (contents,) = results
     for modality, (path, show) in missing.items():
@@ -69,10 +69,11 @@ def _path(out: Path, modality: str, medium: Medium) -> Path:
 
 @dataclass(frozen=True)
 class ContentsTask:
-    """A shard whose first contents are asked for, by the tokenizers that are to encode them."""
+    """A shard whose first contents are asked for: those of modalities that have tokenizers in a folder."""
 
     shard: Location
-    tokenizers: Mapping[str, Tokenizer]
+    folder: Path
+    modalities: tuple[str, ...]
     limits: Limits
 
 
@@ -80,7 +81,9 @@ def first_contents(task: ContentsTask) -> dict[str, list[Any]]:
     """Modality -> the first contents of a shard that can be encoded, as many as its medium shows. Runs in a
     worker.
     """
-    num_shown = {name: t.medium.num_shown for name, t in task.tokenizers.items() if t.medium is not None}
+    tokenizers = load_tokenizers(task.folder)
+    media = {name: tokenizers[name].medium for name in task.modalities}
+    num_shown = {name: medium.num_shown for name, medium in media.items() if medium is not None}
     contents: dict[str, list[Any]] = {name: [] for name in num_shown}
 
     def read(_: str, sample: Sample) -> list[tuple[str, Any]]:
@@ -88,7 +91,7 @@ def first_contents(task: ContentsTask) -> dict[str, list[Any]]:
         found: list[tuple[str, Any]] = []
         for part in parts_within(sample, task.limits):
             if part.modality in num_shown:
-                tokenizer = task.tokenizers[part.modality]
+                tokenizer = tokenizers[part.modality]
                 content = tokenizer.read(part.data)
                 tokenizer.encode(content)
                 found.append((part.modality, content))
