@@ -205,8 +205,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ShardError(f"{path}: cannot be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ShardError(f"{path}: not a manifest of format {FORMAT}; tokenize again with this version")
-    for entry in manifest["shards"]:
-        check_file_name(entry["name"], f"{path}: shards.name")
+    for entry in manifest.get("shards", ()):
+        check_file_name(str(entry["name"]), f"{path}: shards.name")
     return manifest
 
 

@@ -121,3 +121,12 @@ def test_a_folder_without_a_manifest_of_ours_is_said(tmp_path: Path) -> None:
             (tmp_path / "manifest.json").write_text(content)
         with pytest.raises(ShardError, match=message):
             read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../a.tar", "/etc/passwd", "a/b.tar", "", "..", "a\n.tar", "a\x1b[2J.tar"])
+def test_a_manifest_names_files_of_its_own_folder_only(tmp_path: Path, name: str) -> None:
+    manifest = {"format": 1, "shards": [{"name": name, "sha256": "0", "bytes": 1}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match=r"shards\.name = .*not the name of a file in this folder") as error:
+        read_manifest(tmp_path)
+    assert str(error.value).isprintable()
