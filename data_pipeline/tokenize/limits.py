@@ -5,7 +5,7 @@ decoded.
 import struct
 from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from data_pipeline.shards.tar import Sample
 from data_pipeline.tokenize.raw import Part, SampleError, parse_document
@@ -19,20 +19,20 @@ _MOST_CHUNKS = 1000
 class Limits(BaseModel):
     """The table [limits] of a data.toml. A sample beyond a limit is named, counted and left out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    sample_mib: PositiveFloat = 256
+    sample_mib: float = Field(256, gt=0, le=1e6)
     """All files of a sample together."""
     picture_mpx: float = Field(50, gt=0, le=89)
     """Millions of pixels of a picture; Pillow's own bound is 89."""
-    wave_s: PositiveFloat = 3600
+    wave_s: float = Field(3600, gt=0, le=1e6)
     """Seconds of a wave file."""
     wave_min_hz: PositiveInt = 1000
     wave_max_hz: PositiveInt = 384_000
     """Sampling rates of wave files."""
     sample_timeout_s: float = Field(60, ge=0.01, le=86_400)
     """Seconds in which a sample must be decoded and encoded."""
-    sample_memory_gib: PositiveFloat = 4
+    sample_memory_gib: float = Field(4, gt=0, le=1e5)
     """Memory that a process may take for decoding, beside what it has at its start."""
 
     @model_validator(mode="after")
