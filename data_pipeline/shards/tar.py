@@ -61,9 +61,22 @@ def open_shard(location: Location) -> Any:
         if location.exists() and not location.is_file():
             raise OSError("not a regular file")  # a named pipe would be waited for without end
         return location.open("rb")
+    try:
+        return _gopen()(location.text, "rb")
+    except ValueError as error:
+        raise OSError(str(error)) from None
+
+
+def prepare_to_open(locations: Iterable[Location]) -> None:
+    """Import now what opens them, so that processes that are forked from this one need not."""
+    if any(isinstance(location, Url) for location in locations):
+        _gopen()
+
+
+def _gopen() -> Any:
     from webdataset.gopen import gopen  # costs seconds: it imports torch
 
-    return gopen(location.text, "rb")
+    return gopen
 
 
 def read_samples(

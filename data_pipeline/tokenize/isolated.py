@@ -18,7 +18,7 @@ import resource
 import signal
 import struct
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.tar import Location, Sample, ShardError, read_samples
+from data_pipeline.shards.tar import Location, Sample, ShardError, prepare_to_open, read_samples
 from data_pipeline.tokenize.limits import Limits
 from data_pipeline.tokenize.raw import SampleError
 
@@ -79,7 +79,7 @@ def use_samples(
     limits: Limits,
     *,
     per_shard: int | None = None,
-) -> Iterator[tuple[Location, str, Result | Refused]]:
+) -> Generator[tuple[Location, str, Result | Refused], None, None]:
     """(shard, key, use(key, sample)) for every sample of the shards, in order; of each shard, for its first
     `per_shard` samples.
 
@@ -88,6 +88,7 @@ def use_samples(
     ShardError for a shard that cannot be read, and ConfigError where LOST_IN_A_ROW samples in a row end their
     process.
     """
+    prepare_to_open(shards)
     work, lost, num_done = _Work(shards, use, limits, per_shard), dict[int, str](), 0
     while True:
         receiver, sender = multiprocessing.Pipe(duplex=False)

@@ -95,6 +95,11 @@ def test_urls_are_opened_by_webdataset(tmp_path: Path) -> None:
     assert typed_location("file:///data/a.tar") == Path("/data/a.tar")
 
 
+def test_a_url_that_nobody_opens_is_said() -> None:
+    with pytest.raises(ShardError, match=r"nowhere://a\.tar: cannot be read: "):
+        list(read_samples(Url("nowhere://a.tar")))
+
+
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     def samples():
         yield SAMPLES[0]

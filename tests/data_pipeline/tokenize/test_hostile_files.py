@@ -44,7 +44,7 @@ def tokenizers() -> dict[str, Tokenizer]:
     }
 
 
-def sample_of(kind: str, content: bytes) -> dict[str, bytes | None]:
+def sample_of(kind: str, content: bytes) -> dict[str, bytes]:
     """A sample with a hostile file in its place."""
     if kind in ("document", "text"):
         return {"json": content, "0.png": GOOD_PNG}
@@ -125,7 +125,7 @@ def test_all_of_it_goes_through_tokenize(
     hostile = [(kind, content) for kind in SAMPLE_KINDS for content in FILES[kind]]
     samples = [(f"{number:04}", sample_of(kind, content)) for number, (kind, content) in enumerate(hostile)]
     (tmp_path / "raw").mkdir()
-    write_shard(tmp_path / "raw" / "a.tar", samples)  # type: ignore[arg-type]
+    write_shard(tmp_path / "raw" / "a.tar", samples)
     named = [member(f"{name}.json", GOOD_JSON) for name in NAMES]
     (tmp_path / "raw" / "b.tar").write_bytes(tar_of([*named, member("large.bin", bytes(1 << 21))]))
     config = tmp_path / "data.toml"

@@ -91,7 +91,7 @@ def test_no_child_is_left_when_the_rest_is_not_wanted(tmp_path: Path) -> None:
     samples = use_samples([path], process_id, LIMITS)
     child = next(samples)[2]
     assert child != os.getpid()
-    samples.close()  # type: ignore[attr-defined]
+    samples.close()
     assert not psutil.pid_exists(child) or psutil.Process(child).ppid() != os.getpid()
 
 
