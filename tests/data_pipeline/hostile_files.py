@@ -205,7 +205,9 @@ def tars(random: Random) -> Iterator[bytes]:
 
 def tables(random: Random) -> Iterator[bytes]:
     """TOML."""
-    yield from damaged(b'seed = 3\n[text]\nvocab_size = 512\n[image]\nfit = "crop"\n', random, 10)
+    good = b'seed = 3\n[text]\nvocab_size = 512\n[image]\nfit = "crop"\n'
+    yield good
+    yield from damaged(good, random, 10)
     yield from (b"x = " + opening * 5000 for opening in (b"[", b"{a="))
     yield b"x = " + b"[" * 5000 + b"]" * 5000
     yield b"x = " + b"[" * 150 + b"]" * 150

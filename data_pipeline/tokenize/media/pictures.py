@@ -71,6 +71,7 @@ def read_picture(data: bytes) -> np.ndarray:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that is not used
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             picture.load()

@@ -1,7 +1,7 @@
+import multiprocessing
 import os
-import subprocess
-import sys
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -95,23 +95,23 @@ def test_no_child_is_left_when_the_rest_is_not_wanted(tmp_path: Path) -> None:
     assert not psutil.pid_exists(child) or psutil.Process(child).ppid() != os.getpid()
 
 
+def hang_after_the_first(key: str, sample: Sample) -> int:
+    use(key, sample)
+    return os.getpid()
+
+
+def pass_on(shard: Path, sender: Connection) -> None:
+    for _, _, made in use_samples([shard], hang_after_the_first, LIMITS):
+        sender.send(made)
+
+
 def test_a_child_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
-    shard_of(tmp_path / "a.tar", *[b"x"] * 40, b"hang")
-    script = (
-        "from pathlib import Path\n"
-        "from tests.data_pipeline.tokenize.test_isolated import LIMITS, process_id, use, use_samples\n"
-        f"shards = [Path({str(tmp_path / 'a.tar')!r})]\n"
-        "def both(key, sample):\n"
-        "    use(key, sample)\n"
-        "    return process_id(key, sample)\n"
-        "for _, _, made in use_samples(shards, both, LIMITS):\n"
-        "    print(made, flush=True)\n"
-    )
-    root = Path(__file__).parents[3]
-    parent = subprocess.Popen([sys.executable, "-c", script], cwd=root, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
+    shard = shard_of(tmp_path / "a.tar", *[b"x"] * 40, b"hang")
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    parent = multiprocessing.get_context("fork").Process(target=pass_on, args=(shard, sender))
+    parent.start()
+    child = psutil.Process(receiver.recv())
     parent.kill()
-    parent.wait()
+    parent.join()
     _, alive = psutil.wait_procs([child], timeout=60)
     assert not alive
