@@ -37,11 +37,16 @@ def printable(text: str, *, keep: str = "") -> str:
 def printable_output() -> Iterator[None]:
     """While the block runs, stdout and stderr escape what is printed, but for line breaks and tabs."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_escaping(stream) for stream in streams)
+    escape_output()
     try:
         yield
     finally:
         sys.stdout, sys.stderr = streams
+
+
+def escape_output() -> None:
+    """From now on, stdout and stderr escape what is printed, but for line breaks and tabs."""
+    sys.stdout, sys.stderr = _escaping(sys.stdout), _escaping(sys.stderr)
 
 
 class _Escaping:
