@@ -4,8 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
+from data_pipeline.files.printable import hidden_characters
 from data_pipeline.files.toml_config import ConfigError, load_config
 from parallel.adamw import adamw
 from parallel.layout import ParallelConfig, Precision, check_layout
@@ -123,6 +132,13 @@ class RunConfig(_Frozen):
     parallel: ParallelConfig = ParallelConfig()
     every_steps: EveryStepsConfig = EveryStepsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @field_validator("runs_dir")
+    @classmethod
+    def _is_shown(cls, runs_dir: str) -> str:
+        if hidden_characters(runs_dir):
+            raise ValueError("a folder's name takes no control characters; take them out")
+        return runs_dir
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":

@@ -2,12 +2,12 @@
 job.sbatch.j2) and the command of a task."""
 
 import shlex
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
+from data_pipeline.files.printable import hidden_characters, printable
 from data_pipeline.files.toml_config import ConfigError
 from slurm.profile import Profile
 
@@ -48,6 +48,12 @@ def render_command(
 def _render(
     profile: Profile, options: Sequence[str], python: str, arguments: str, *, supervised: bool
 ) -> str:
+    header = [_quoted(word) for word in options]
+    words = {"python": python, "its arguments": arguments, **{f"env.{k}": v for k, v in profile.env.items()}}
+    words |= {f"modules[{i}]": module for i, module in enumerate(profile.modules)}
+    words |= {f"setup[{i}]": line.replace("\t", " ") for i, line in enumerate(profile.setup)}
+    for name, word in words.items():
+        _check_shown(name, word)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("slurm", "."),
         undefined=jinja2.StrictUndefined,
@@ -58,7 +64,7 @@ def _render(
     )
     environment.filters["quote"] = shlex.quote
     return environment.get_template("job.sbatch.j2").render(
-        options=[_quoted(word) for word in options],
+        options=header,
         supervised=supervised,
         python=python,
         arguments=arguments,
@@ -126,12 +132,17 @@ def _quoted(word: str) -> str:
     bash would run what follows.
     """
     option, equals, value = word.partition("=")
-    if any(unicodedata.category(character) == "Cc" for character in word):
-        raise ConfigError(
-            f"{option} = {value!r} of the job: a batch script's header takes no line breaks and no other "
-            "control characters; take them out of the profile, of runs_dir or of the path"
-        )
+    _check_shown(option, value)
     return f"{option}={shlex.quote(value)}" if equals else option
+
+
+def _check_shown(name: str, word: str) -> None:
+    """Raise ConfigError for a word that would not stand in the batch script as a person reads it."""
+    if hidden_characters(word):
+        raise ConfigError(
+            f"{name} = {printable(word)} of the job: a batch script takes no line breaks in a word and no "
+            "other control characters; take them out of the profile, of runs_dir or of the path"
+        )
 
 
 def task_command(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipeline.files.printable import printable_output
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from tools.model_verbs import Verbs, add_bench, add_models, add_overrides, add_weights
@@ -250,17 +251,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. A mistake of the user gives one message on stderr and code 2."""
-    args = parse(argv)
-    try:
-        code = args.work(args)
-        sys.stdout.flush()
-        return code
-    except ConfigError as error:
-        print(f"motley {args.verb}: {error}", file=sys.stderr)
-        return ExitCode.USER_ERROR
-    except BrokenPipeError:  # as in `motley logs ... | head`; Python must not flush at its end either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    with printable_output():
+        args = parse(argv)
+        try:
+            code = args.work(args)
+            sys.stdout.flush()
+            return code
+        except ConfigError as error:
+            print(f"motley {args.verb}: {error}", file=sys.stderr)
+            return ExitCode.USER_ERROR
+        except BrokenPipeError:  # as in `motley logs ... | head`; Python must not flush at its end either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Files that are whole or absent, whenever the process dies."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -7,10 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from data_pipeline.files.printable import hidden_characters, printable
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write to `path`.tmp, then rename it: `path` is absent or whole, whenever the process dies."""
+    """Write to `path`.tmp, then rename it: `path` is absent or whole, whenever the process dies.
+
+    Raises OSError for a name with control characters, which no terminal shows as it is.
+    """
+    if hidden_characters(path.name):
+        raise OSError(errno.EINVAL, "a file's name takes no control characters", printable(str(path)))
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:

@@ -7,6 +7,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from data_pipeline.files.printable import printable
+
 
 class Progress:
     """`with Progress("tokenize", total=100, unit="shard") as p: p.advance(1, bad=0)`.
@@ -25,14 +27,16 @@ class Progress:
         log_every_s: float = 10.0,
         out: TextIO | None = None,
     ) -> None:
-        self.label, self.total, self.unit, self.done = label, total, unit, done
+        self.label, self.total, self.unit, self.done = printable(label), total, unit, done
         self.log_every_s = log_every_s
         self.out = out or sys.stderr
         self.figures: dict[str, object] = {}
         self._start = self._last = time.monotonic()
         self._first_done = done
         self._bar = (
-            tqdm(total=total, initial=done, desc=label, unit=f" {unit}", file=self.out, dynamic_ncols=True)
+            tqdm(
+                total=total, initial=done, desc=self.label, unit=f" {unit}", file=self.out, dynamic_ncols=True
+            )
             if self.out.isatty()
             else None
         )

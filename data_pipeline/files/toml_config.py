@@ -9,7 +9,14 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from data_pipeline.files.json_text import MAX_DEPTH, check_depth, parse_json
+from data_pipeline.files.printable import printable
+
 Model = TypeVar("Model", bound=BaseModel)
+_LONGEST_TEXT = 10_000_000
+"""Characters of a config. A plan of a large comparison has some hundred thousand."""
+_LONGEST_SHOWN = 1000
+"""Characters of an illegal value that a message shows."""
 
 
 class ConfigError(ValueError):
@@ -19,20 +26,45 @@ class ConfigError(ValueError):
 def load_toml(path: str | Path) -> dict[str, Any]:
     """Parse a TOML file, or a resolved config, which is JSON. Raises ConfigError if it cannot be parsed."""
     path = Path(path)
+    language, parse = ("JSON", parse_json) if path.suffix == ".json" else ("TOML", parse_toml)
     try:
-        text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST_TEXT + 1)
+        if len(text) > _LONGEST_TEXT:
+            raise ConfigError(f"{path}: longer than {_LONGEST_TEXT} characters; this is no config")
+        values = parse(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a TOML file: {error}") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a {language} file: {error}") from None
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid {language}: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds a {type(values).__name__}, not a table of keys and values")
     return values
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text. Raises ValueError for what is no TOML, is nested deeper than JSON may be, or
+    holds an integer of more than 64 bits, the largest that TOML knows.
+    """
+    try:
+        values = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} tables and lists") from None
+    check_depth(values)
+    _check_integers(values)
+    return values
+
+
+def _check_integers(value: Any) -> None:
+    """Raise ValueError for an integer of more than 64 bits anywhere in a TOML value."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(item, int) and not -(1 << 63) <= item < 1 << 63:
+            raise ValueError("an integer of more than 64 bits")
+        _check_integers(item)
 
 
 def load_config(model: type[Model], path: str | Path, overrides: Sequence[str] = ()) -> Model:
@@ -50,8 +82,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ConfigError(f'override "{override}": expected key=value, such as optimizer.learning_rate=1e-3')
     try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text.strip()}")["value"]
+    except ValueError:
         value = text.strip()
     set_key(values, key, value)
 
@@ -84,7 +116,7 @@ def validate(model: type[Model], values: Mapping[str, Any], source: str, table: 
 
 def _explain(model: type[BaseModel], problem: Any, table: str) -> str:
     location = [str(part) for part in problem["loc"]]
-    field = ".".join([table, *location] if table else location) or "(whole file)"
+    field = printable(".".join([table, *location] if table else location)) or "(whole file)"
     here = _model_at(model, location[:-1])
     renamed: Mapping[str, str] = getattr(here, "renamed", {})
     if problem["type"] == "extra_forbidden":
@@ -101,13 +133,14 @@ def _explain(model: type[BaseModel], problem: Any, table: str) -> str:
         near = difflib.get_close_matches(location[-1], legal, n=1, cutoff=0.5)
         hint = f'; did you mean "{near[0]}"?' if near else ""
         return f"{field}: unknown key{hint} Legal here: {', '.join(sorted(legal))}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = printable(problem["msg"].removeprefix("Value error, "))
     if problem["type"] == "missing":
         return f"{field}: required, but missing"
     given = problem["input"]
     if location and isinstance(given, str) and (old := f"{location[-1]}={given}") in renamed:
         return f'{field} = "{given}": this value is called "{renamed[old]}" now'
-    shown = "" if isinstance(given, dict | BaseModel) else f" = {json.dumps(given, default=str)}"
+    text = "" if isinstance(given, dict | BaseModel) else f" = {json.dumps(given, default=str)}"
+    shown = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
     return f"{field}{shown}: {message}"
 
 

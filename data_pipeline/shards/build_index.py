@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.files.printable import printable
 from data_pipeline.shards.faults import BadDocument, TruncatedShard, WrongChecksum
 from data_pipeline.shards.spans import SpanError, Spans, find_spans
 from data_pipeline.shards.tar import MANIFEST, TOKENS_SUFFIX
@@ -57,7 +58,10 @@ def _members(path: Path, view: mmap.mmap) -> Iterator[tuple[str, int, int]]:
             raise TruncatedShard(f"{path}: ends without an end-of-archive mark; tokenize again")
         if header[0] == 0:
             return
-        size = int(header[124:136].rstrip(b" \0") or b"0", 8)
+        digits = header[124:136].strip(b" \0") or b"0"
+        if digits.strip(b"01234567"):
+            raise BadDocument(f"{path}: the tar header at byte {position} holds no size; tokenize again")
+        size = int(digits, 8)
         start = position + TAR_BLOCK_BYTES
         position = start + size + (-size % TAR_BLOCK_BYTES)
         if header[156:157] in (b"x", b"g", b"L", b"K"):  # extended headers: the plain one follows them
@@ -69,10 +73,12 @@ def _members(path: Path, view: mmap.mmap) -> Iterator[tuple[str, int, int]]:
 
 
 def member_name(header: bytes) -> str:
-    """Path of a member in its tar header (POSIX ustar: name in bytes 0-99, prefix in bytes 345-499)."""
+    """Path of a member in its tar header, as it can be shown (POSIX ustar: name in bytes 0-99, prefix in
+    bytes 345-499).
+    """
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0] if header[345:346] != b"\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode(errors="replace")
+    return printable((prefix + b"/" + name if prefix else name).decode(errors="replace"))
 
 
 def _check_documents(

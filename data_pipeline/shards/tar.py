@@ -10,10 +10,13 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 from data_pipeline.files.atomic import atomic_file
+from data_pipeline.files.json_text import parse_json
+from data_pipeline.files.printable import hidden_characters, printable
 from data_pipeline.files.toml_config import ConfigError
 
 MANIFEST = "manifest.json"
@@ -25,29 +28,69 @@ class ShardError(ConfigError):
     """A shard that cannot be read as it stands: truncated, not a tar, missing, or with a wrong checksum."""
 
 
-def is_remote(url: str) -> bool:
-    """Whether webdataset's gopen must open it, because of a scheme (https:, pipe:, gs:, hf: ...)."""
-    return url.startswith("pipe:") or ("://" in url and not url.startswith("file://"))
+@dataclass(frozen=True)
+class Url:
+    """A shard that webdataset's gopen opens: a URL (https:, gs:, hf: ...), or `pipe:` and a command.
+
+    A Url is made from what a person typed (`typed_location`) and from nothing else. A Path is opened as a
+    file, whatever its name looks like, so no file's name is ever run as a command.
+    """
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
-def open_shard(url: str) -> Any:
-    """A readable byte stream of a local path or of any URL that `webdataset.gopen` knows."""
-    if not is_remote(url):
-        return open(url.removeprefix("file://"), "rb")
+Location = Path | Url
+"""Where a shard is."""
+Sample = Mapping[str, bytes | None]
+"""extension -> content; None: the content was not read, since the sample is too large."""
+
+
+def typed_location(text: str) -> Location:
+    """The Location that a person named: a Url where `text` begins with a scheme, else a Path."""
+    if text.startswith("pipe:") or ("://" in text and not text.startswith("file://")):
+        return Url(text)
+    return Path(text.removeprefix("file://"))
+
+
+def open_shard(location: Location) -> Any:
+    """A readable byte stream of a regular file or of any URL that `webdataset.gopen` knows."""
+    if isinstance(location, Path):
+        if location.exists() and not location.is_file():
+            raise OSError("not a regular file")  # a named pipe would be waited for without end
+        return location.open("rb")
+    try:
+        return _gopen()(location.text, "rb")
+    except ValueError as error:
+        raise OSError(str(error)) from None
+
+
+def prepare_to_open(locations: Iterable[Location]) -> None:
+    """Import now what opens them, so that processes that are forked from this one need not."""
+    if any(isinstance(location, Url) for location in locations):
+        _gopen()
+
+
+def _gopen() -> Any:
     from webdataset.gopen import gopen  # costs seconds: it imports torch
 
-    return gopen(url, "rb")
+    return gopen
 
 
-def read_samples(url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_samples(
+    location: Location, *, max_sample_bytes: int | None = None
+) -> Iterator[tuple[str, dict[str, bytes | None]]]:
     """(key, {extension: content}) for every sample of a shard, in order.
 
-    Raises ShardError naming the shard and the sample it broke after, if the tar is cut short or damaged.
-    tarfile itself takes a cut between two files, or a damaged header, for the end of the archive.
+    Contents that would take a sample above `max_sample_bytes` are not read, and are None. Raises ShardError
+    naming the shard and the sample it broke after, if the tar is cut short or damaged. tarfile itself takes a
+    cut between two files, or a damaged header, for the end of the archive.
     """
-    key, sample = "", dict[str, bytes]()
+    key, sample, num_bytes = "", dict[str, bytes | None](), 0
     try:
-        with open_shard(url) as stream:
+        with open_shard(location) as stream:
             reader: Any = _ZeroTailReader(stream)  # typeshed asks for more of a file than a stream needs
             with tarfile.open(fileobj=reader, mode="r|") as archive:
                 for member in archive:
@@ -56,23 +99,36 @@ def read_samples(url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
                     member_key, extension = split_name(member.name)
                     if member_key != key and sample:
                         yield key, sample
-                        sample = {}
+                        sample, num_bytes = {}, 0
                     key = member_key
-                    file = archive.extractfile(member)
-                    assert file is not None, "a regular file has content"
-                    sample[extension] = file.read()
+                    num_bytes += member.size + tarfile.BLOCKSIZE
+                    if max_sample_bytes is None or num_bytes <= max_sample_bytes:
+                        file = archive.extractfile(member)
+                        assert file is not None, "a regular file has content"
+                        sample[extension] = file.read()
+                    elif len(sample) < _MOST_UNREAD:
+                        sample[extension] = None
                 reader.drain()
                 if reader.zeros_from > archive.offset:
                     raise tarfile.ReadError(f"damaged header at byte {archive.offset}")
                 if reader.num_bytes < archive.offset + tarfile.BLOCKSIZE:
                     raise tarfile.ReadError("it ends without an end-of-archive mark")
-    except tarfile.TarError as error:
-        where = f'near sample "{key}"' if key else "before its first sample"
-        raise ShardError(f"{url}: truncated or damaged {where} ({error}); fetch or write it again") from None
     except OSError as error:
-        raise ShardError(f"{url}: cannot be read: {error}") from None
+        raise ShardError(f"{location}: cannot be read: {printable(str(error))}") from None
+    except Exception as error:  # tarfile raises many kinds for damaged headers
+        raise _damaged(location, key, error) from None
     if sample:
         yield key, sample
+
+
+def _damaged(location: Location, key: str, error: Exception) -> ShardError:
+    where = f'near sample "{printable(key)}"' if key else "before its first sample"
+    why = printable(str(error) or type(error).__name__)
+    return ShardError(f"{location}: truncated or damaged {where} ({why}); fetch or write it again")
+
+
+_MOST_UNREAD = 1000
+"""A sample that is too large lists at most so many files that were not read."""
 
 
 class _ZeroTailReader:
@@ -152,7 +208,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder of token shards. Raises ShardError without one that this version reads."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = parse_json(path.read_text())
     except FileNotFoundError:
         raise ShardError(
             f"{folder}: no {MANIFEST}, so it is no folder of token shards (or `motley tokenize` has not "
@@ -162,4 +218,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ShardError(f"{path}: cannot be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ShardError(f"{path}: not a manifest of format {FORMAT}; tokenize again with this version")
+    for entry in manifest.get("shards", ()):
+        check_file_name(str(entry["name"]), f"{path}: shards.name")
     return manifest
+
+
+def check_file_name(name: str, where: str) -> None:
+    """Raise ShardError, which begins with `where`, unless `name` is that of a file in the same folder."""
+    if name in ("", ".", "..") or PurePath(name).name != name or hidden_characters(name):
+        raise ShardError(
+            f"{where} = {json.dumps(name)}: not the name of a file in this folder; legal: a name without "
+            "folders and without control characters. Rename it, or tokenize again"
+        )

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.files.json_text import parse_json
 from data_pipeline.files.lock import lock_directory
+from data_pipeline.files.printable import hidden_characters, printable
 from data_pipeline.files.toml_config import ConfigError
 
 CLAIM_LOCK = ".lock"
@@ -32,6 +34,7 @@ def claimed(
     written by another process, or cannot be written.
     """
     path = out / record
+    _check_shown(out)
     try:
         if part is not None and not path.exists():
             raise ConfigError(f"{out} was not begun (no {record}): a part continues an OUT that has one")
@@ -59,6 +62,14 @@ def claimed(
         raise ConfigError(f"{out}: cannot be written: {error}") from None
 
 
+def _check_shown(out: Path) -> None:
+    """Raise ConfigError for a path that no terminal shows as it is."""
+    if hidden_characters(str(out)):
+        raise ConfigError(
+            f"{printable(str(out))}: a folder's name takes no control characters; choose another"
+        )
+
+
 def _lock_part(held: ExitStack, out: Path, part: PartOfWork) -> None:
     """Hold OUT beside its other parts. The same part twice, or parts of another n, raise ConfigError."""
     k, n = part
@@ -84,7 +95,7 @@ def _lock(out: Path, name: str, *, shared: bool = False) -> AbstractContextManag
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error}); was it edited?") from None
 

@@ -4,6 +4,8 @@ fit_documents = 6000                 keys of TokenizeSettings
 [image]                              a modality of the data, its tokenizer and that one's settings
 kind = "patch_kmeans"                may be left out: registry.KINDS says the default
 num_codes = 512                      keys of the config model in the tokenizer's file
+[limits]                             keys of Limits: what a raw sample may be
+picture_mpx = 20
 [video]                              any other modality needs a kind: the module of its tokenizer
 kind = "my_package.video_tokenizer"
 """
@@ -19,9 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, validate
 from data_pipeline.shards.vocabulary import TEXT
+from data_pipeline.tokenize.limits import Limits
 from data_pipeline.tokenize.registry import KINDS, default_kind, load_kind, named_kind
 from data_pipeline.tokenize.tokenizer import TokenizerConfig
 
+LIMITS = "limits"
+"""The table of a data.toml that is no modality's."""
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -57,14 +62,20 @@ class TokenizeConfig:
 
     tables: Mapping[str, TokenizerTable]
     settings: TokenizeSettings
+    limits: Limits
 
     def values(self, *, exclude: Iterable[str] = ()) -> dict[str, Any]:
-        """All values as JSON, without the settings `exclude`; default kinds are left out."""
+        """All values as JSON, without the settings `exclude`, default kinds and default limits."""
         tables = {
             name: {**named_kind(name, table.kind), **table.config.model_dump(mode="json")}
             for name, table in self.tables.items()
         }
-        return {**tables, **self.settings.model_dump(mode="json", exclude=set(exclude))}
+        limits = self.limits.model_dump(mode="json", exclude_defaults=True)
+        return {
+            **tables,
+            **self.settings.model_dump(mode="json", exclude=set(exclude)),
+            **({LIMITS: limits} if limits else {}),
+        }
 
 
 def load_tokenize_config(path: str | Path, overrides: Sequence[str] = ()) -> TokenizeConfig:
@@ -79,14 +90,17 @@ def tokenize_config(values: Mapping[str, Any], source: str) -> TokenizeConfig:
     """The config of values such as a TOML file holds. Raises one ConfigError that lists all mistakes."""
     tables: dict[str, TokenizerTable] = {}
     mistakes: list[str] = []
-    for name in modality_order(name for name, value in values.items() if isinstance(value, dict)):
+    named = (name for name, value in values.items() if isinstance(value, dict) and name != LIMITS)
+    for name in modality_order(named):
         try:
             tables[name] = _table(name, values[name], source)
         except ConfigError as error:
             mistakes.append(str(error))
     try:
         plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
+        limits_given = plain.pop(LIMITS, values.get(LIMITS, {}))
         settings = validate(TokenizeSettings, plain, source)
+        limits = validate(Limits, limits_given, source, table=LIMITS)
     except ConfigError as error:
         raise ConfigError("\n".join([*mistakes, str(error)])) from None
     if mistakes:
@@ -100,7 +114,7 @@ def tokenize_config(values: Mapping[str, Any], source: str) -> TokenizeConfig:
         raise ConfigError(
             f"{source}: tokenizers_from brings its own settings; remove the tables {list(tables)}"
         )
-    return TokenizeConfig(tables, settings)
+    return TokenizeConfig(tables, settings, limits)
 
 
 def modality_order(names: Iterable[str]) -> list[str]:
@@ -112,7 +126,7 @@ def modality_order(names: Iterable[str]) -> list[str]:
 def _table(name: str, values: Mapping[str, Any], source: str) -> TokenizerTable:
     kind = values.get("kind", default_kind(name))
     if kind is None:
-        legal = [*KINDS, *TokenizeSettings.model_fields]
+        legal = [*KINDS, LIMITS, *TokenizeSettings.model_fields]
         near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
         hint = f'; did you mean "{near[0]}"?' if near else "."
         raise ConfigError(

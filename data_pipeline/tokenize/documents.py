@@ -2,38 +2,59 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipeline.shards.tar import Sample
 from data_pipeline.shards.vocabulary import BOS, EOS, TEXT
-from data_pipeline.tokenize.raw import Part, SampleError, parse_document
+from data_pipeline.tokenize.limits import Limits, parts_within
+from data_pipeline.tokenize.raw import Part, SampleError
 from data_pipeline.tokenize.roundtrip import add_figures, figures_of
 from data_pipeline.tokenize.tokenizer import Tokenizer
 from data_pipeline.tokenize.tokenizer_set import vocabulary_of
 
 
-class DocumentEncoder:
-    """Encodes samples, and sums over them `tokens` by modality, and `measured`: figures of the round trip."""
+@dataclass(frozen=True)
+class Encoded:
+    """A document as token ids."""
 
-    def __init__(self, tokenizers: Mapping[str, Tokenizer]) -> None:
-        self.tokenizers = tokenizers
+    ids: np.ndarray
+    """`<bos> parts <eos>`, [n] in the vocabulary's dtype."""
+    tokens: Mapping[str, int]
+    """By modality."""
+    measured: Mapping[str, float]
+    """Figures of the round trip."""
+
+
+class DocumentEncoder:
+    """Encodes samples. Over the documents that are added it sums `tokens` by modality, and `measured`:
+    figures of the round trip.
+    """
+
+    def __init__(self, tokenizers: Mapping[str, Tokenizer], limits: Limits) -> None:
+        self.tokenizers, self.limits = tokenizers, limits
         self.vocabulary = vocabulary_of(tokenizers)
         self.tokens: Counter[str] = Counter()
         self.measured: Counter[str] = Counter()
 
-    def encode(self, sample: Mapping[str, bytes]) -> np.ndarray:
-        """`<bos> parts <eos>`, [n] in the vocabulary's dtype. Raises SampleError, having counted nothing."""
+    def encode(self, sample: Sample) -> Encoded:
+        """The document of a sample, which is not added. Raises SampleError."""
         ids: list[np.ndarray] = [np.array([BOS])]
         measured: Counter[str] = Counter()
-        for part in parse_document(sample):
+        for part in parts_within(sample, self.limits):
             ids += self._encode_part(part, measured)
         document = np.concatenate([*ids, np.array([EOS])])
         if len(document) == 2:
             raise SampleError("all its parts are empty")
         counts = np.bincount(self.vocabulary.modality_of(document), minlength=len(self.vocabulary.sizes))
-        self.tokens.update(dict(zip(self.vocabulary.modalities, counts.tolist(), strict=True)))
-        self.measured.update(measured)
-        return document.astype(self.vocabulary.dtype)
+        tokens = dict(zip(self.vocabulary.modalities, counts.tolist(), strict=True))
+        return Encoded(document.astype(self.vocabulary.dtype), tokens, measured)
+
+    def add(self, document: Encoded) -> None:
+        """Add a document's counts and figures to the sums."""
+        self.tokens.update(document.tokens)
+        self.measured.update(document.measured)
 
     def _encode_part(self, part: Part, measured: Counter[str]) -> list[np.ndarray]:
         """Ids of a part with its delimiters; its figures are added to `measured`."""

@@ -17,14 +17,16 @@ command, which does what is missing and writes the manifest. The bytes are those
 import itertools
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.files.printable import hidden_characters, printable
 from data_pipeline.files.progress import Progress
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
@@ -32,18 +34,21 @@ from data_pipeline.shards.tar import (
     FORMAT,
     MANIFEST,
     TOKENS_SUFFIX,
+    Location,
+    Sample,
     fits_a_tar,
     read_manifest,
-    read_samples,
     write_shard,
 )
 from data_pipeline.tokenize.claim import PartOfWork, claimed
 from data_pipeline.tokenize.config import TokenizeConfig, load_tokenize_config
-from data_pipeline.tokenize.documents import DocumentEncoder
+from data_pipeline.tokenize.documents import DocumentEncoder, Encoded
+from data_pipeline.tokenize.isolated import Refused, use_samples
+from data_pipeline.tokenize.limits import Limits
 from data_pipeline.tokenize.raw import SampleError
 from data_pipeline.tokenize.registry import named_kind
 from data_pipeline.tokenize.roundtrip import show_roundtrip, summary
-from data_pipeline.tokenize.sources import Split, find_splits
+from data_pipeline.tokenize.sources import Split, commands_of, find_splits
 from data_pipeline.tokenize.tokenizer import Tokenizer
 from data_pipeline.tokenize.tokenizer_set import (
     TOKENIZERS,
@@ -69,9 +74,10 @@ _FREE_KEYS = {"max_bad_frac"}
 class ShardTask:
     """Raw shards that become one token shard."""
 
-    raw_shards: tuple[str, ...]
+    raw_shards: tuple[Location, ...]
     path: Path
     tokenizers: Path
+    limits: Limits
 
     @property
     def record_path(self) -> Path:
@@ -103,7 +109,7 @@ def tokenize(
         manifests = {
             split.name: _tokenize_split(split, out, config, tokenizers, processes) for split in splits
         }
-        show_roundtrip(splits, tokenizers, out)
+        show_roundtrip(splits, out / TOKENIZERS, out, config.limits)
     print("\n".join(summary(name, manifest, tokenizers) for name, manifest in manifests.items()))
     return manifests
 
@@ -132,7 +138,7 @@ def tokenize_part(
     with claimed(out, SETTINGS, facts, HOLDS, part=part):
         number = 0
         for split in splits:
-            tasks = plan_tasks(split, out, config.settings.raw_shards_per_shard)
+            tasks = plan_tasks(split, out, config)
             tasks_of_part = [task for i, task in enumerate(tasks, number) if i % part[1] == part[0] - 1]
             number += len(tasks)
             if tasks_of_part and not (out / split.name / MANIFEST).exists():
@@ -142,8 +148,7 @@ def tokenize_part(
 
 def unfinished_parts(splits: Sequence[Split], out: Path, config: TokenizeConfig, num_parts: int) -> list[int]:
     """The parts, from 1, that have shards to write; [] also where only manifests are missing."""
-    per_shard = config.settings.raw_shards_per_shard
-    tasks = [(split, task) for split in splits for task in plan_tasks(split, out, per_shard)]
+    tasks = [(split, task) for split in splits for task in plan_tasks(split, out, config)]
     return sorted(
         {
             1 + number % num_parts
@@ -156,9 +161,17 @@ def unfinished_parts(splits: Sequence[Split], out: Path, config: TokenizeConfig,
 def read_source(
     src: str | Path, config_path: str | Path
 ) -> tuple[TokenizeConfig, list[Split], dict[str, Any]]:
-    """(config, splits of SRC, the settings that an OUT records when it is begun). Raises ConfigError."""
+    """(config, splits of SRC, the settings that an OUT records when it is begun). Raises ConfigError.
+
+    Where SRC is a `pipe:`, its commands are said on stderr.
+    """
     config = load_tokenize_config(config_path)
     splits = find_splits(str(src))
+    if commands := commands_of(splits):
+        more = f", and {len(commands) - 1} like it" if commands[1:] else ""
+        print(
+            f"SRC is a command, which is run to read a shard: {printable(commands[0])}{more}", file=sys.stderr
+        )
     facts = {
         "config": config.values(exclude=_FREE_KEYS),
         "source": {split.name: dict(split.listing) for split in splits},
@@ -172,7 +185,7 @@ def _tokenize_split(
     """Write what is missing of a split: shards, manifest, index. Returns its manifest."""
     folder = out / split.name
     if not (folder / MANIFEST).exists():
-        tasks = plan_tasks(split, out, config.settings.raw_shards_per_shard)
+        tasks = plan_tasks(split, out, config)
         records = _run(tasks, len(tasks), split.name, config, processes)
         kinds = saved_kinds(out / TOKENIZERS)
         write_json(folder / MANIFEST, _manifest(split, [records[task] for task in tasks], tokenizers, kinds))
@@ -181,16 +194,17 @@ def _tokenize_split(
     return read_manifest(folder)
 
 
-def plan_tasks(split: Split, out: Path, raw_shards_per_shard: int) -> list[ShardTask]:
+def plan_tasks(split: Split, out: Path, config: TokenizeConfig) -> list[ShardTask]:
     """One task a token shard, in the order of the raw shards."""
-    urls, folder = split.urls, out / split.name
+    shards, folder, per_task = split.shards, out / split.name, config.settings.raw_shards_per_shard
     return [
         ShardTask(
-            tuple(urls[first : first + raw_shards_per_shard]),
+            tuple(shards[first : first + per_task]),
             folder / f"tokens-{number:05d}.tar",
             out / TOKENIZERS,
+            config.limits,
         )
-        for number, first in enumerate(range(0, len(urls), raw_shards_per_shard))
+        for number, first in enumerate(range(0, len(shards), per_task))
     ]
 
 
@@ -246,7 +260,7 @@ def _worker_tokenizers(folder: Path) -> dict[str, Tokenizer]:
 
 def write_task(task: ShardTask) -> tuple[ShardTask, dict[str, Any]]:
     """Tokenize the raw shards of a task into its token shard, then record it. Runs in a worker."""
-    encoder = DocumentEncoder(_worker_tokenizers(task.tokenizers))
+    encoder = DocumentEncoder(_worker_tokenizers(task.tokenizers), task.limits)
     skipped: list[dict[str, str]] = []
     shard = write_shard(task.path, _encoded(task, encoder, skipped))
     record = {
@@ -265,19 +279,32 @@ def _encoded(
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, {"ids": bytes}) of each usable sample; the others are appended to `skipped`."""
     keys: set[str] = set()
-    for url in task.raw_shards:
-        for key, sample in read_samples(url):
-            try:
-                if key in keys:
-                    raise SampleError("its key was there before; keys are not repeated within a token shard")
-                keys.add(key)
-                if not fits_a_tar(key, TOKENS_SUFFIX):
-                    raise SampleError("its key is too long for a tar header")
-                ids = encoder.encode(sample)
-            except SampleError as error:
-                skipped.append({"shard": url, "key": key, "reason": str(error)})
-                continue
-            yield key, {TOKENS_SUFFIX: ids.tobytes()}
+
+    def encode(key: str, sample: Sample) -> Encoded:
+        """The document of a sample. It runs in a process of its own, whose encoder sums up what it needs."""
+        _check_key(key)
+        document = encoder.encode(sample)
+        encoder.add(document)
+        return document
+
+    for shard, key, made in use_samples(task.raw_shards, encode, task.limits):
+        if key in keys:
+            made = Refused("its key was there before; keys are not repeated within a token shard")
+        keys.add(key)
+        if isinstance(made, Refused):
+            skipped.append({"shard": str(shard), "key": printable(key), "reason": made.reason})
+            continue
+        encoder.add(made)
+        yield key, {TOKENS_SUFFIX: made.ids.tobytes()}
+
+
+def _check_key(key: str) -> None:
+    """Raise SampleError for a key that a token shard cannot have as the name of a file."""
+    path = PurePosixPath(key)
+    if hidden_characters(key) or path.is_absolute() or ".." in path.parts:
+        raise SampleError("its key is absolute, leads upwards or holds control characters")
+    if not fits_a_tar(key, TOKENS_SUFFIX):
+        raise SampleError("its key is too long for a tar header")
 
 
 def _manifest(

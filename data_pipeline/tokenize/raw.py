@@ -3,14 +3,15 @@
 An ordinary WebDataset tar. Each document is a sample: one `KEY.json`, and beside it the files it names.
 
     000017.json    {"parts": [{"text": "A red 3 left of a blue 5."}, {"image": "0.png"}, {"speech": "0.wav"}]}
-    000017.0.png   any picture that Pillow opens (PNG, JPEG, WebP ...)
-    000017.0.wav   PCM of any rate, 8 to 32 bits; channels are averaged
+    000017.0.png   PNG, JPEG, WebP, GIF, BMP, PPM or TIFF
+    000017.0.wav   PCM of 1,000 to 384,000 Hz, 8 to 32 bits; channels are averaged
 
 `parts` is the document in reading order: text, pictures and utterances interleaved in any number. A part is a
 table with one key, its modality; its value is the text itself, or the name of the file after "KEY.". Any
 modality that has a table in the data config may be a part.
 Other keys beside "parts" are ignored, so shards may carry whatever else their owner needs. Keys hold no
-dots (WebDataset ends the key at the first) and are not repeated within a shard.
+dots (WebDataset ends the key at the first) and are not repeated within a shard. A sample keeps the limits of
+data_pipeline/tokenize/limits.py.
 """
 
 import json
@@ -18,13 +19,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_pipeline.files.json_text import parse_json
+from data_pipeline.files.printable import printable
 from data_pipeline.shards.vocabulary import TEXT
 
 JSON = "json"
 
 
+_LONGEST_MESSAGE = 400
+"""Characters of a reason that are kept: names and values of the data may be in it."""
+
+
 class SampleError(ValueError):
-    """A sample that cannot be used; the message says why."""
+    """A sample that cannot be used; the message says why. What it quotes of the data is escaped and cut."""
+
+    def __init__(self, message: str) -> None:
+        shown = printable(message[: _LONGEST_MESSAGE + 1])
+        super().__init__(shown if len(message) <= _LONGEST_MESSAGE else f"{shown[:_LONGEST_MESSAGE]}...")
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ def parse_document(sample: Mapping[str, bytes]) -> list[Part]:
     if JSON not in sample:
         raise SampleError(f"no .{JSON} member, only {sorted(sample)}")
     try:
-        document = json.loads(sample[JSON])
+        document = parse_json(sample[JSON])
     except ValueError as error:
         raise SampleError(f".{JSON} is not valid JSON: {error}") from None
     parts = document.get("parts") if isinstance(document, dict) else None

@@ -2,15 +2,20 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.files.atomic import atomic_file
-from data_pipeline.shards.tar import read_samples
-from data_pipeline.tokenize.raw import SampleError, parse_document
+from data_pipeline.shards.tar import Location, Sample
+from data_pipeline.tokenize.isolated import Refused, use_samples
+from data_pipeline.tokenize.limits import Limits, parts_within
 from data_pipeline.tokenize.registry import KINDS
 from data_pipeline.tokenize.sources import Split
 from data_pipeline.tokenize.tokenizer import Medium, Tokenizer
+from data_pipeline.tokenize.tokenizer_set import load_tokenizers
+from data_pipeline.tokenize.workers import run_tasks
 
 STEM = "roundtrip"
 
@@ -33,10 +38,11 @@ def add_figures(modality: str, figures: Mapping[str, float], measured: "Counter[
     measured.update({f"{prefix}{name}": value for name, value in figures.items()})  # type: ignore[arg-type]
 
 
-def show_roundtrip(splits: list[Split], tokenizers: Mapping[str, Tokenizer], out: Path) -> None:
+def show_roundtrip(splits: list[Split], folder: Path, out: Path, limits: Limits) -> None:
     """Write the missing files of modalities whose medium can be shown: roundtrip.png (originals above their
-    decoded copies), roundtrip.wav (in turn).
+    decoded copies), roundtrip.wav (in turn). `folder` holds the tokenizers.
     """
+    tokenizers = load_tokenizers(folder)
     missing = {
         modality: (path, tokenizer.medium.show)
         for modality, tokenizer in tokenizers.items()
@@ -46,7 +52,9 @@ def show_roundtrip(splits: list[Split], tokenizers: Mapping[str, Tokenizer], out
     }
     if not missing:
         return
-    contents = _first_contents(splits[0], {modality: tokenizers[modality] for modality in missing})
+    task = ContentsTask(splits[0].shards[0], folder, tuple(missing), limits)
+    with run_tasks(first_contents, [task], 1) as results:
+        (contents,) = results
     for modality, (path, show) in missing.items():
         tokenizer = tokenizers[modality]
         pairs = [(content, tokenizer.decode(tokenizer.encode(content))) for content in contents[modality]]
@@ -59,22 +67,43 @@ def _path(out: Path, modality: str, medium: Medium) -> Path:
     return out / f"{STEM if modality in KINDS else f'{STEM}_{modality}'}.{medium.suffix}"
 
 
-def _first_contents(split: Split, tokenizers: Mapping[str, Tokenizer]) -> dict[str, list[Any]]:
-    """Modality -> the first contents of a split that can be encoded, as many as its medium shows."""
-    num_shown = {name: t.medium.num_shown for name, t in tokenizers.items() if t.medium is not None}
+@dataclass(frozen=True)
+class ContentsTask:
+    """A shard whose first contents are asked for: those of modalities that have tokenizers in a folder."""
+
+    shard: Location
+    folder: Path
+    modalities: tuple[str, ...]
+    limits: Limits
+
+
+def first_contents(task: ContentsTask) -> dict[str, list[Any]]:
+    """Modality -> the first contents of a shard that can be encoded, as many as its medium shows. Runs in a
+    worker.
+    """
+    tokenizers = load_tokenizers(task.folder)
+    media = {name: tokenizers[name].medium for name in task.modalities}
+    num_shown = {name: medium.num_shown for name, medium in media.items() if medium is not None}
     contents: dict[str, list[Any]] = {name: [] for name in num_shown}
-    for _, sample in read_samples(split.urls[0]):
-        if all(len(listed) >= num_shown[modality] for modality, listed in contents.items()):
-            break
-        try:
-            for part in parse_document(sample):
-                listed = contents.get(part.modality)
-                if listed is not None and len(listed) < num_shown[part.modality]:
-                    content = tokenizers[part.modality].read(part.data)
-                    tokenizers[part.modality].encode(content)
-                    listed.append(content)
-        except SampleError:
-            continue
+
+    def read(_: str, sample: Sample) -> list[tuple[str, Any]]:
+        """(modality, content) of each part."""
+        found: list[tuple[str, Any]] = []
+        for part in parts_within(sample, task.limits):
+            if part.modality in num_shown:
+                tokenizer = tokenizers[part.modality]
+                content = tokenizer.read(part.data)
+                tokenizer.encode(content)
+                found.append((part.modality, content))
+        return found
+
+    with closing(use_samples([task.shard], read, task.limits)) as samples:
+        for _, _, made in samples:
+            for modality, content in () if isinstance(made, Refused) else made:
+                if len(contents[modality]) < num_shown[modality]:
+                    contents[modality].append(content)
+            if all(len(listed) >= num_shown[modality] for modality, listed in contents.items()):
+                break
     return contents
 
 

@@ -1,18 +1,19 @@
 """The tokenizers of a data set together: fit them, open them, and the vocabulary that they make."""
 
-import itertools
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.files.printable import printable
 from data_pipeline.files.progress import Progress
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.tar import read_samples
+from data_pipeline.shards.tar import Location, Sample
 from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 from data_pipeline.tokenize.config import TokenizeConfig, TokenizerTable, modality_order
-from data_pipeline.tokenize.raw import SampleError, parse_document
+from data_pipeline.tokenize.isolated import Refused, use_samples
+from data_pipeline.tokenize.limits import Limits, parts_within
 from data_pipeline.tokenize.registry import load_kind, module_of, open_tokenizer, save_tokenizer, saved_kind
 from data_pipeline.tokenize.sources import Split
 from data_pipeline.tokenize.tokenizer import Tokenizer, TokenizerKind
@@ -73,9 +74,10 @@ class FitTask:
     modality: str
     table: TokenizerTable
     seed: int
-    urls: tuple[str, ...]
+    shards: tuple[Location, ...]
     documents_per_shard: int
     folder: Path
+    limits: Limits
 
 
 def _fit_all(config: TokenizeConfig, splits: list[Split], draft: Path, processes: int) -> None:
@@ -87,10 +89,11 @@ def _fit_all(config: TokenizeConfig, splits: list[Split], draft: Path, processes
             f'fit_split = "{settings.fit_split}": SRC has no such folder of shards; it has {", ".join(names)}'
         )
     split = next(split for split in splits if split.name in ("", settings.fit_split))
-    urls = tuple(split.urls[:: max(1, len(split.urls) * _MIN_FROM_A_SHARD // settings.fit_documents)])
-    per_shard = -(-settings.fit_documents // len(urls))
+    every = max(1, len(split.listing) * _MIN_FROM_A_SHARD // settings.fit_documents)
+    shards = tuple(split.shards[::every])
+    per_shard = -(-settings.fit_documents // len(shards))
     tasks = [
-        FitTask(modality, table, settings.seed, urls, per_shard, draft / modality)
+        FitTask(modality, table, settings.seed, shards, per_shard, draft / modality, config.limits)
         for modality, table in list(config.tables.items())[::-1]  # text, the quickest, is fitted last
     ]
     with (
@@ -118,16 +121,17 @@ def _contents(task: FitTask, definition: TokenizerKind) -> Iterator[Any]:
     """
     count = 0
     unusable: list[str] = []
-    for url in task.urls:
-        for key, sample in itertools.islice(read_samples(url), task.documents_per_shard):
-            try:
-                parts = [part for part in parse_document(sample) if part.modality == task.modality]
-                contents = [definition.read(part.data, task.table.config) for part in parts]
-            except SampleError as error:
-                unusable.append(f"{url} {key}: {error}")
-                continue
-            count += len(contents)
-            yield from contents
+
+    def read(_: str, sample: Sample) -> list[Any]:
+        parts = [part for part in parts_within(sample, task.limits) if part.modality == task.modality]
+        return [definition.read(part.data, task.table.config) for part in parts]
+
+    for shard, key, made in use_samples(task.shards, read, task.limits, per_shard=task.documents_per_shard):
+        if isinstance(made, Refused):
+            unusable.append(f"{shard} {printable(key)}: {made.reason}")
+            continue
+        count += len(made)
+        yield from made
     if not count:
         reason = f"; of {len(unusable)} unusable samples the first is {unusable[0]}" if unusable else ""
         advice = (
@@ -136,6 +140,6 @@ def _contents(task: FitTask, definition: TokenizerKind) -> Iterator[Any]:
             else f"If there is none in your data, remove the table [{task.modality}]"
         )
         raise ConfigError(
-            f"no {task.modality} to fit a tokenizer on in {task.urls[0]} and the shards like it{reason}. "
+            f"no {task.modality} to fit a tokenizer on in {task.shards[0]} and the shards like it{reason}. "
             f"{advice}"
         )

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from data_pipeline.files.printable import escape_output
 from data_pipeline.files.toml_config import ConfigError
 
 Task = TypeVar("Task")
@@ -61,7 +62,8 @@ def run_tasks(
 
 
 def _start_worker() -> None:
-    """Set a worker up: one thread, no Ctrl-C, and an end when the parent ends."""
+    """Set a worker up: one thread, no Ctrl-C, escaped output, and an end when the parent ends."""
+    escape_output()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which shuts the pool down
     threadpool_limits(1)
     parent = multiprocessing.parent_process()

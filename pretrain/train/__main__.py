@@ -3,10 +3,12 @@ themselves (torchrun, srun). `motley train` is pretrain/train/launch.py."""
 
 import sys
 
+from data_pipeline.files.printable import printable_output
 from pretrain.train.rank import main
 from pretrain.train.stop_signal import ignore_from_here_on
 
 if __name__ == "__main__":
-    exit_code = main(sys.argv[1:])
+    with printable_output():
+        exit_code = main(sys.argv[1:])
     ignore_from_here_on()
     raise SystemExit(exit_code)

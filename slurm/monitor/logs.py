@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from data_pipeline.files.printable import printable
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.run_files import COMPARE_LOG, LOGS, attempt_logs, rank_log
 from slurm.monitor.state import LIVE, ask_queue, history, job_names, read_state
@@ -153,4 +154,4 @@ class _Printer:
                 if self._last != file:
                     print(f"==> {file} <==", file=self._out)
                 self._last = file
-                print("\n".join(lines), file=self._out, flush=True)
+                print("\n".join(printable(line, keep="\t") for line in lines), file=self._out, flush=True)

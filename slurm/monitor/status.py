@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from data_pipeline.files.printable import printable
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.models.accounting import aligned
 from pretrain.quantities import count, duration, percent
@@ -68,7 +69,7 @@ def status(
     blocks.append(_LEGEND.splitlines())
     if trouble:
         blocks.append([f"{trouble.splitlines()[-1]}; this is from the records of the runs alone"])
-    print("\n\n".join("\n".join(block) for block in blocks), file=out)
+    print("\n\n".join("\n".join(map(printable, block)) for block in blocks), file=out)
     return 0
 
 

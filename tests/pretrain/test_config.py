@@ -61,3 +61,8 @@ def test_differences_list_dotted_keys() -> None:
 @pytest.mark.parametrize("path", sorted(Path("pretrain/configs/runs").glob("*.toml")), ids=lambda p: p.stem)
 def test_shipped_runs_load(path: Path) -> None:
     assert load(path).name
+
+
+def test_the_folder_of_runs_can_be_shown() -> None:
+    with pytest.raises(ConfigError, match=r'runs_dir = "a\\ntouch ran": .* control characters'):
+        run(runs_dir="a\ntouch ran")

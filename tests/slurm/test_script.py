@@ -68,6 +68,21 @@ def test_no_line_break_leaves_the_header(tmp_path: Path) -> None:
             render_one()
 
 
+@pytest.mark.parametrize("hidden", ["\n", "\x1b[8m", "\x9b8m", "\u202e", "\u2028", "\r"])
+@pytest.mark.parametrize("field", ["account", "modules", "setup", "env", "options"])
+def test_no_hidden_character_enters_a_batch_script(tmp_path: Path, field: str, hidden: str) -> None:
+    word = f"a{hidden}b"
+    changes: dict[str, Any] = {
+        "account": word,
+        "modules": [word],
+        "setup": ["true", word],
+        "env": {"A": word},
+        "options": {"comment": word},
+    }
+    with pytest.raises(ConfigError, match=r"(--account|modules\[0\]|setup\[1\]|env\.A|--comment) = a\\"):
+        rendered(tmp_path, **{field: changes[field]})
+
+
 def test_options_follow_from_the_profile(tmp_path: Path) -> None:
     def options(**changes: Any) -> list[str]:
         return sbatch_options(of_site(**changes), name="tiny", logs=tmp_path, folder=tmp_path)

@@ -13,6 +13,9 @@ from data_pipeline.tokenize.raw import SampleError
 from data_pipeline.tokenize.tokenizer import Medium, Tokenizer
 
 RATE_HZ = 16_000
+_LOUDEST = 2.0**24
+"""Largest sample, in full scales, of a float file: above what integers of 24 bits give that were not scaled.
+Spectra of louder sound leave the range of float32."""
 _PAUSE_S = 0.4
 """Silence between an original and its decoded copy, and before the next pair."""
 
@@ -29,17 +32,27 @@ def read_wave(data: bytes) -> np.ndarray:
     if np.issubdtype(samples.dtype, np.integer):
         middle = 128 if samples.dtype == np.uint8 else 0  # 8-bit WAV is unsigned
         samples = (samples.astype(np.float32) - middle) / -float(np.iinfo(samples.dtype).min or -128)
-    samples = samples.astype(np.float32)
+    with np.errstate(over="ignore"):  # float64 that float32 cannot hold becomes infinite, and is refused
+        samples = samples.astype(np.float32)
     if samples.ndim == 2:
         samples = samples.mean(1)
     if not np.isfinite(samples).all():
         raise SampleError("the wave file holds samples that are no numbers")
+    if len(samples) and np.abs(samples).max() > _LOUDEST:
+        raise SampleError(f"the wave file holds samples above {_LOUDEST:g}; full scale is 1")
     if rate_hz != RATE_HZ:
-        from scipy.signal import resample_poly  # Here because its import takes a second.
-
-        shared = math.gcd(rate_hz, RATE_HZ)
-        samples = resample_poly(samples, RATE_HZ // shared, rate_hz // shared).astype(np.float32)
+        samples = _resampled(samples, rate_hz)
     return samples
+
+
+def _resampled(samples: np.ndarray, rate_hz: int) -> np.ndarray:
+    """float32 samples at RATE_HZ. Raises SampleError for a rate of zero."""
+    from scipy.signal import resample_poly  # Here because its import takes a second.
+
+    if rate_hz < 1:
+        raise SampleError(f"the wave file has a rate of {rate_hz} Hz")
+    shared = math.gcd(rate_hz, RATE_HZ)
+    return resample_poly(samples, RATE_HZ // shared, rate_hz // shared).astype(np.float32)
 
 
 def _measure(_: Tokenizer, content: Any, codes: np.ndarray, __: Mapping[str, float]) -> dict[str, float]:

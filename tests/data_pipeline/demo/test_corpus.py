@@ -37,9 +37,7 @@ def test_documents_have_the_parts_they_should(corpus: Path) -> None:
     kinds: dict[tuple[str, ...], int] = {}
     orders = set()
     for split, count in (("train", 570), ("heldout", 30)):
-        samples = [
-            pair for path in sorted((corpus / split).glob("*.tar")) for pair in read_samples(str(path))
-        ]
+        samples = [pair for path in sorted((corpus / split).glob("*.tar")) for pair in read_samples(path)]
         assert [key for key, _ in samples] == [f"{i:08d}" for i in range(count)]
         for _, sample in samples:
             parts = parse_document(sample)
@@ -83,7 +81,7 @@ def test_another_seed_is_another_corpus(corpus: Path, tmp_path: Path) -> None:
         {
             part.data
             for path in (folder / "train").glob("*.tar")
-            for _, sample in read_samples(str(path))
+            for _, sample in read_samples(path)
             for part in parse_document(sample)
             if part.modality == "speech"
         }

@@ -17,3 +17,10 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
             raise RuntimeError
         assert [path.name for path in tmp_path.iterdir()] == ([] if before is None else ["a.json"])
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+
+def test_no_file_gets_a_name_with_control_characters(tmp_path: Path) -> None:
+    for name in ("a\nb", "a\x1b[2Jb", "a\u202eb"):
+        with pytest.raises(OSError, match="takes no control characters"), atomic_file(tmp_path / name):
+            pass
+    assert not list(tmp_path.iterdir())

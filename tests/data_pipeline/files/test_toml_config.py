@@ -120,3 +120,45 @@ def test_keys_and_values_of_earlier_versions_are_told_their_new_names() -> None:
         'f.toml: table.z.far: this key has moved to "other.far"; its values mean what they meant',
         "f.toml: table.z.gone: there is no such key any more: new says it; take the key out",
     ]
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("x = " + "[" * 5000, "nested deeper than 100"),
+        ("x = " + "[" * 150 + "]" * 150, "nested deeper than 100"),
+        ("name = " + "9" * 20_000, "4300 digits"),
+        ("name = 0x" + "f" * 20_000, "more than 64 bits"),
+        ("name = [{a = 9223372036854775808}]", "more than 64 bits"),
+    ],
+    ids=["unclosed", "deep", "decimal", "hexadecimal", "inside"],
+)
+def test_depth_and_digits_are_bounded(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"run\.toml: not valid TOML: .*{why}") as error:
+        load_config(Outer, path)
+    assert len(str(error.value)) < 400
+    value = text.partition("= ")[2]
+    with pytest.raises(ConfigError, match=r"run\.toml: name") as error:
+        validate(Outer, {"name": "a"} | overridden(f"name={value}"), source="run.toml")
+    assert len(str(error.value)) < 1200
+
+
+def overridden(override: str) -> dict:
+    values: dict = {}
+    apply_override(values, override)
+    return {"name": [values["name"]]}
+
+
+def test_links_in_a_circle_and_endless_files_are_one_message(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").symlink_to("run.toml")
+    with pytest.raises(ConfigError, match=r"run\.toml: cannot be read as a TOML file: .*symbolic links"):
+        load_config(Outer, tmp_path / "run.toml")
+    with pytest.raises(ConfigError, match="/dev/zero: longer than 10000000 characters"):
+        load_config(Outer, "/dev/zero")
+
+
+def test_an_unknown_key_forges_no_line() -> None:
+    message = problem({"name": "a", "inner": {"x\nmotley: all is well\x1b[2J": 1}})
+    assert message.isprintable() and r"inner.x\nmotley: all is well\x1b[2J: unknown key" in message

@@ -107,3 +107,16 @@ def test_a_foreign_file_and_an_odd_size(tmp_path: Path, suffix: str, content: by
     entry = write_shard(path, [("0", {suffix: content})])
     with pytest.raises(BadDocument, match=message):
         index_shard(path, entry, VOCABULARY)
+
+
+def test_names_are_shown_escaped_and_sizes_are_octal(tmp_path: Path) -> None:
+    path = tmp_path / "tokens-00000.tar"
+    entry = write_shard(path, [("a\x1b[2J\nb", {"txt": b""})])
+    with pytest.raises(BadDocument, match=r'holds "a\\x1b\[2J\\nb\.txt"'):
+        index_shard(path, entry, VOCABULARY)
+    content = bytearray(path.read_bytes())
+    content[124:136] = b"-0000000999\0"
+    path.write_bytes(content)
+    entry["sha256"] = hashlib.sha256(content).hexdigest()
+    with pytest.raises(BadDocument, match="the tar header at byte 0 holds no size"):
+        index_shard(path, entry, VOCABULARY)

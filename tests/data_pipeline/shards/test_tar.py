@@ -7,11 +7,12 @@ from webdataset.tariterators import base_plus_ext
 
 from data_pipeline.shards.tar import (
     ShardError,
+    Url,
     fits_a_tar,
-    is_remote,
     read_manifest,
     read_samples,
     split_name,
+    typed_location,
     write_shard,
 )
 
@@ -20,7 +21,7 @@ SAMPLES = [(f"{i:03d}", {"json": b"x" * (i * 211 % 700), "0.wav": bytes(1500)}) 
 
 def test_what_is_written_is_read_here_and_by_webdataset(tmp_path: Path) -> None:
     entry = write_shard(tmp_path / "a.tar", SAMPLES)
-    assert list(read_samples(str(tmp_path / "a.tar"))) == SAMPLES
+    assert list(read_samples(tmp_path / "a.tar")) == SAMPLES
     read = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
     theirs = [(s["__key__"], {k: v for k, v in s.items() if not k.startswith("__")}) for s in read]
     assert theirs == SAMPLES
@@ -32,7 +33,7 @@ def test_shards_of_webdataset_are_read(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
         for key, sample in SAMPLES:
             writer.write({"__key__": f"some/folder/{key}", **sample})
-    read = dict(read_samples(str(tmp_path / "a.tar")))
+    read = dict(read_samples(tmp_path / "a.tar"))
     assert read == {f"some/folder/{key}": sample for key, sample in SAMPLES}
 
 
@@ -56,7 +57,7 @@ def test_a_cut_anywhere_is_an_error_or_loses_nothing(tmp_path: Path) -> None:
     for cut in range(0, len(whole), 128):
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
         try:
-            assert list(read_samples(str(tmp_path / "cut.tar"))) == SAMPLES
+            assert list(read_samples(tmp_path / "cut.tar")) == SAMPLES
             harmless.append(cut)
         except ShardError as error:
             assert "cut.tar" in str(error) and "truncated" in str(error)
@@ -69,27 +70,34 @@ def test_a_damaged_header_in_the_middle_is_an_error(tmp_path: Path) -> None:
     content[content.index(b"002.json") + 1] ^= 1
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(ShardError, match=r'a\.tar: truncated or damaged near sample "001"'):
-        list(read_samples(str(tmp_path / "a.tar")))
+        list(read_samples(tmp_path / "a.tar"))
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no tar at all " * 100])
 def test_what_is_no_tar_is_said(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(ShardError, match=r"a\.tar: truncated or damaged before its first sample"):
-        list(read_samples(str(tmp_path / "a.tar")))
+        list(read_samples(tmp_path / "a.tar"))
 
 
 def test_a_missing_shard_is_said(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"cannot be read: .*No such file"):
-        list(read_samples(str(tmp_path / "a.tar")))
+        list(read_samples(tmp_path / "a.tar"))
 
 
 def test_urls_are_opened_by_webdataset(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", SAMPLES)
-    for url in (f"pipe:cat {tmp_path}/a.tar", f"file://{tmp_path}/a.tar"):
-        assert list(read_samples(url)) == SAMPLES
-    assert is_remote("https://host/a.tar") and is_remote("pipe:aws s3 cp s3://b/a.tar -")
-    assert not is_remote("/data/a:b.tar") and not is_remote("file:///data/a.tar")
+    for typed in (f"pipe:cat {tmp_path}/a.tar", f"file://{tmp_path}/a.tar"):
+        assert list(read_samples(typed_location(typed))) == SAMPLES
+    for typed in ("https://host/a.tar", "pipe:aws s3 cp s3://b/a.tar -"):
+        assert typed_location(typed) == Url(typed)
+    assert typed_location("/data/a:b.tar") == Path("/data/a:b.tar")
+    assert typed_location("file:///data/a.tar") == Path("/data/a.tar")
+
+
+def test_a_url_that_nobody_opens_is_said() -> None:
+    with pytest.raises(ShardError, match=r"nowhere://a\.tar: cannot be read: "):
+        list(read_samples(Url("nowhere://a.tar")))
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -118,3 +126,12 @@ def test_a_folder_without_a_manifest_of_ours_is_said(tmp_path: Path) -> None:
             (tmp_path / "manifest.json").write_text(content)
         with pytest.raises(ShardError, match=message):
             read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../a.tar", "/etc/passwd", "a/b.tar", "", "..", "a\n.tar", "a\x1b[2J.tar"])
+def test_a_manifest_names_files_of_its_own_folder_only(tmp_path: Path, name: str) -> None:
+    manifest = {"format": 1, "shards": [{"name": name, "sha256": "0", "bytes": 1}]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match=r"shards\.name = .*not the name of a file in this folder") as error:
+        read_manifest(tmp_path)
+    assert str(error.value).isprintable()

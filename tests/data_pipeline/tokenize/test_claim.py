@@ -116,3 +116,9 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_damaged_record_is_said(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text("{")
     assert "not valid JSON" in refusal(tmp_path)
+
+
+def test_a_folder_that_no_terminal_shows_is_refused(tmp_path: Path) -> None:
+    message = refusal(tmp_path / "a\nb\x1b[2J")
+    assert message.isprintable() and "takes no control characters" in message
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import pytest
 from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
 from data_pipeline.tokenize.documents import DocumentEncoder
+from data_pipeline.tokenize.limits import Limits
 from data_pipeline.tokenize.media.pictures import MEASURED_PICTURES, PICTURES
 from data_pipeline.tokenize.media.text import TEXT_MEDIUM
 from data_pipeline.tokenize.raw import Part, SampleError, document_sample
@@ -37,9 +38,15 @@ class Letters:
 def encoder(*modalities: str) -> DocumentEncoder:
     sizes = {"text": 20, "image": 10, "speech": 5, "video": 4}
     media = {"text": TEXT_MEDIUM, "image": PICTURES, "video": PICTURES}
-    return DocumentEncoder(
-        {name: Letters(sizes[name], media.get(name)) for name in modalities or ("text", "image", "speech")}
-    )
+    names = modalities or ("text", "image", "speech")
+    return DocumentEncoder({name: Letters(sizes[name], media.get(name)) for name in names}, Limits())
+
+
+def encode(made: DocumentEncoder, sample: dict[str, bytes]) -> np.ndarray:
+    """The ids of a sample, whose counts are added."""
+    document = made.encode(sample)
+    made.add(document)
+    return document.ids
 
 
 def sample(*parts: tuple[str, Any]) -> dict[str, bytes]:
@@ -47,14 +54,14 @@ def sample(*parts: tuple[str, Any]) -> dict[str, bytes]:
 
 
 def test_a_document_is_its_parts_in_order_each_in_its_range() -> None:
-    ids = encoder().encode(sample(("text", "98"), ("speech", b"\4\0"), ("image", b"\7"), ("text", "7")))
+    ids = encode(encoder(), sample(("text", "98"), ("speech", b"\4\0"), ("image", b"\7"), ("text", "7")))
     assert ids.tolist() == [BOS, 9, 8, BOS_SPEECH, 34, 30, EOS_SPEECH, BOI, 27, EOI, 7, EOS]
     assert ids.dtype == np.dtype("<u2")
 
 
 def test_a_further_modality_is_encoded_as_the_others_are() -> None:
     made = encoder("text", "image", "video")
-    ids = made.encode(sample(("video", b"\3\0"), ("text", "9"), ("image", b"\7")))
+    ids = encode(made, sample(("video", b"\3\0"), ("text", "9"), ("image", b"\7")))
     # video: delimiters 30 and 31, codes from 32 on
     assert ids.tolist() == [BOS, 30, 35, 32, 31, 9, BOI, 27, EOI, EOS]
     assert made.tokens == {"text": 7, "image": 1, "video": 2}
@@ -64,7 +71,7 @@ def test_a_further_modality_is_encoded_as_the_others_are() -> None:
 
 def test_the_reader_finds_the_parts_again() -> None:
     made = encoder()
-    ids = made.encode(sample(("image", b"\1\2"), ("text", "9"), ("speech", b"\3")))
+    ids = encode(made, sample(("image", b"\1\2"), ("text", "9"), ("speech", b"\3")))
     found = [(part.modality, part.end - part.start) for part in read_spans(ids, made.vocabulary)]
     assert found == [("image", 4), ("text", 1), ("speech", 3)]
 
@@ -72,7 +79,7 @@ def test_the_reader_finds_the_parts_again() -> None:
 def test_tokens_are_counted_by_the_modality_of_their_ids() -> None:
     made = encoder()
     for _ in range(2):
-        made.encode(sample(("image", b"\1\2"), ("text", "9")))
+        encode(made, sample(("image", b"\1\2"), ("text", "9")))
     # text: <bos>, <boi>, <eoi>, one letter, <eos>
     assert made.tokens == {"text": 10, "image": 4, "speech": 0}
     assert made.measured["text_bytes"] == 2 and made.measured["pictures"] == 2
@@ -82,7 +89,7 @@ def test_tokens_are_counted_by_the_modality_of_their_ids() -> None:
 def test_only_some_pictures_are_decoded_again() -> None:
     made = encoder()
     for _ in range(MEASURED_PICTURES + 5):
-        made.encode(sample(("image", b"\1\2")))
+        encode(made, sample(("image", b"\1\2")))
     assert made.measured["pictures"] == MEASURED_PICTURES + 5
     assert made.measured["decoded_pictures"] == MEASURED_PICTURES
 
@@ -98,5 +105,5 @@ def test_an_unusable_sample_counts_for_nothing() -> None:
         ([("text", ""), ("text", "")], "all its parts are empty"),
     ):
         with pytest.raises(SampleError, match=message):
-            made.encode(sample(*parts))
+            encode(made, sample(*parts))
     assert not made.tokens and not made.measured

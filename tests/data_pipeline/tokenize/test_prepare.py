@@ -18,6 +18,7 @@ from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.tar import ShardError, read_samples, write_shard
 from data_pipeline.tokenize.claim import CLAIM_LOCK
 from data_pipeline.tokenize.documents import DocumentEncoder
+from data_pipeline.tokenize.limits import Limits
 from data_pipeline.tokenize.prepare import SETTINGS, read_source, tokenize, unfinished_parts
 from data_pipeline.tokenize.raw import document_sample, parse_document
 from data_pipeline.tokenize.tokenizer_set import load_tokenizers
@@ -251,17 +252,44 @@ def test_raw_shards_are_joined_when_asked(reuse: Path, tmp_path: Path) -> None:
     reuse.write_text(reuse.read_text() + "raw_shards_per_shard = 2\n")
     manifest = tokenize(tmp_path / "raw", tmp_path / "out", config_path=reuse, processes=2)[""]
     assert [shard["documents"] for shard in manifest["shards"]] == [6, 3]
-    encoder = DocumentEncoder(load_tokenizers(tmp_path / "out" / "tokenizers"))
+    encoder = DocumentEncoder(load_tokenizers(tmp_path / "out" / "tokenizers"), Limits())
     source = TokenSource.open(tmp_path / "out")
     for number, (_, sample) in enumerate(samples):
-        assert source.read(number).tolist() == encoder.encode(sample).tolist()
+        assert source.read(number).tolist() == encoder.encode(sample).ids.tolist()
 
 
-def test_a_remote_source_gives_the_same_shards(data: Path, reuse: Path, tmp_path: Path) -> None:
+def test_a_remote_source_gives_the_same_shards_and_its_command_is_said(
+    data: Path, reuse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pattern = f"pipe:cat {data / 'raw' / 'train'}/raw-{{00000..00002}}.tar"
     assert main(["tokenize", pattern, str(tmp_path / "out"), "--config", str(reuse), "--processes", "1"]) == 0
+    said = (
+        f"SRC is a command, which is run to read a shard: cat {data}/raw/train/raw-00000.tar, and 2 like it"
+    )
+    assert said in capsys.readouterr().err
     for path in (data / "out" / "train").glob("tokens-*.tar"):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+def test_a_decoder_that_dies_costs_one_sample_also_while_tokenizers_are_fitted(tmp_path: Path) -> None:
+    faults = {"01": b"crash", "04": b"exit", "05": b"hang", "08": b"error"}
+    contents = {f"{number:02}": faults.get(f"{number:02}", b"good") for number in range(10)}
+    parts = b'{"parts": [{"text": "the red three"}, {"fault": "bin"}]}'
+    (tmp_path / "raw").mkdir()
+    write_shard(
+        tmp_path / "raw" / "a.tar", [(key, {"json": parts, "bin": data}) for key, data in contents.items()]
+    )
+    config = tmp_path / "data.toml"
+    kind = "tests.data_pipeline.deadly_tokenizer"
+    config.write_text(
+        f'max_bad_frac = 0.4\n[text]\n[fault]\nkind = "{kind}"\n[limits]\nsample_timeout_s = 0.7\n'
+    )
+    manifest = tokenize(tmp_path / "raw", tmp_path / "out", config_path=config, processes=2)[""]
+    reasons = {skip["key"]: skip["reason"] for skip in manifest["skipped"]}
+    assert manifest["num_documents"] == 6 and reasons.keys() == faults.keys()
+    assert reasons["01"] == "its decoder crashed (SIGSEGV)" and reasons["04"] == "its decoder exited with 3"
+    assert reasons["05"] == "its decoder took longer than limits.sample_timeout_s = 0.7"
+    assert reasons["08"].startswith("KeyError in deadly_tokenizer.py:")
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -328,5 +356,5 @@ def test_a_shard_that_went_missing_is_noticed(data: Path, reuse: Path, tmp_path:
 
 
 def test_raw_documents_are_read_as_they_were_written(data: Path) -> None:
-    read = list(read_samples(str(data / "raw" / "train" / "raw-00001.tar")))
+    read = list(read_samples(data / "raw" / "train" / "raw-00001.tar"))
     assert [parse_document(sample) for _, sample in read] == [document(8 + i) for i in range(8)]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.tar import is_remote, read_samples, write_shard
+from data_pipeline.shards.tar import Url, read_samples, write_shard
 from data_pipeline.tokenize.sources import find_splits
 
 
@@ -20,18 +20,18 @@ def test_shards_in_sub_folders_are_splits(tmp_path: Path) -> None:
     heldout, train = find_splits(str(tmp_path))
     assert (heldout.name, train.name) == ("heldout", "train")
     assert train.listing == (("a.tar", 3), ("b.tar", 3))
-    assert train.urls == [str(tmp_path / "train" / name) for name in ("a.tar", "b.tar")]
+    assert train.shards == [tmp_path / "train" / name for name in ("a.tar", "b.tar")]
 
 
 def test_shards_in_the_folder_itself_are_one_nameless_split(tmp_path: Path) -> None:
     (tmp_path / "a.tar").touch()
     (split,) = find_splits(str(tmp_path))
-    assert split.name == "" and split.urls == [str(tmp_path / "a.tar")]
+    assert split.name == "" and split.shards == [tmp_path / "a.tar"]
 
 
 def test_a_url_pattern_is_one_split() -> None:
     (split,) = find_splits("https://host/train-{000..002}.tar")
-    assert split.urls == [f"https://host/train-00{i}.tar" for i in range(3)]
+    assert split.shards == [Url(f"https://host/train-00{i}.tar") for i in range(3)]
 
 
 @pytest.mark.parametrize("folder", [".", "pipe:touch ran;", "http:"])
@@ -43,8 +43,8 @@ def test_no_name_of_a_local_file_or_folder_is_taken_for_a_url(
     shard.parent.mkdir(exist_ok=True)
     write_shard(shard, [("0", {"json": b"{}"})])
     (split,) = find_splits(f"./{folder}")
-    (url,) = split.urls
-    assert not is_remote(url) and list(read_samples(url)) == [("0", {"json": b"{}"})]
+    (location,) = split.shards
+    assert location == shard.absolute() and list(read_samples(location)) == [("0", {"json": b"{}"})]
     assert not (tmp_path / "ran").exists()
 
 

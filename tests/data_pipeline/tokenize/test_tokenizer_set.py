@@ -67,7 +67,7 @@ def test_places_without_tokenizers_or_splits_are_said(raw: Path, tmp_path: Path)
 def test_contents_pass_through_each_tokenizer(raw: Path) -> None:
     """The interface that prepare.py uses, on every modality alike."""
     tokenizers = load_tokenizers(raw / "tokenizers")
-    _, sample = next(read_samples(str(raw / "raw" / "train" / "raw-00000.tar")))
+    _, sample = next(read_samples(raw / "raw" / "train" / "raw-00000.tar"))
     for part in parse_document(sample):
         tokenizer = tokenizers[part.modality]
         content = tokenizer.read(part.data)

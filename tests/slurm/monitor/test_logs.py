@@ -154,3 +154,9 @@ def test_following_ends_with_a_job_that_left_no_word(
     out.wait_for("rank0.log of 1\n")
     queue.clear()
     assert end()[-1] == "rank0.log of 1"
+
+
+def test_logs_are_shown_and_not_obeyed(tmp_path: Path) -> None:
+    run = write_run(tmp_path, job={}, attempts=[running()])
+    (folder(run, 0) / "rank0.log").write_text("one\x1b[2J\n\ttwo\u202e\n")
+    assert told(run) == [r"one\x1b[2J", "\ttwo\\u202e"]

@@ -111,3 +111,14 @@ def test_without_slurm_it_says_so_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert lines.count(note) == 1
     never = write_run(tmp_path, name="c").run_dir
     assert "squeue" not in "\n".join(told(never))  # there is nothing to ask
+
+
+def test_records_forge_no_line(tmp_path: Path, in_queue: dict[str, Queued]) -> None:
+    forged = "a\n  state: all is well\x1b[2J\u202e"
+    cause = {"kind": forged, "rank": 3, "host": forged, "message": forged}
+    rows = [attempt(exit_code=1, cause=cause, nodes=forged, reason=forged, next="stopped", excluded=[forged])]
+    run = write_run(tmp_path, job={}, attempts=rows, steps=20, record={"status": forged, "reason": forged})
+    assert not in_queue
+    for lines in (told(run.run_dir), told(run.run_dir, run.run_dir)):
+        assert all(line.isprintable() for line in lines)
+        assert not any(line.strip().startswith("state: all is well") for line in lines)

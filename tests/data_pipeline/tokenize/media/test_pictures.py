@@ -1,11 +1,20 @@
 import io
+import subprocess
 from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.tokenize.media.pictures import Fit, fit_picture, picture_page, psnr_db, read_picture
+from data_pipeline.tokenize.media.pictures import (
+    FORMATS,
+    Fit,
+    fit_picture,
+    picture_page,
+    psnr_db,
+    read_picture,
+    size_of,
+)
 from data_pipeline.tokenize.raw import SampleError
 from tests.data_pipeline.raw_documents import picture, png
 
@@ -69,3 +78,24 @@ def test_originals_stand_above_what_was_decoded() -> None:
     for column in range(3):
         assert (page[4 : side - 4, column * side + 4 : (column + 1) * side - 4] == 10 * column).all()
         assert (page[side + 4 : -4, column * side + 4 : (column + 1) * side - 4] == 10 * column + 5).all()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_known_formats_are_decoded_and_their_size_is_known_before(kind: str) -> None:
+    data = saved(Image.fromarray(picture(4)), kind)
+    assert read_picture(data).shape == (16, 16, 3) and size_of(data) == (16, 16)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA", "PCX"])
+def test_other_formats_are_refused_and_start_no_program(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(Image.fromarray(picture(4)), kind)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(SampleError, match="not of a known format; known: PNG, JPEG, WEBP, GIF"):
+        read_picture(data)
+    assert size_of(data) is None
+
+
+def test_lossless_and_large_webp_tell_their_size() -> None:
+    assert size_of(saved(Image.new("RGB", (300, 7)), "WEBP", lossless=True)) == (300, 7)
+    assert size_of(saved(Image.new("RGBA", (20, 301)), "WEBP", exif=b"Exif\0\0")) == (20, 301)
+    assert size_of(b"RIFF\0\0\0\0WEBPVP8X") is not None

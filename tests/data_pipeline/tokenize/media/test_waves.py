@@ -57,3 +57,17 @@ def test_what_cannot_be_decoded_whole_is_said(data: bytes) -> None:
 def test_samples_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(SampleError, match="no numbers"):
         read_wave(file_of(np.array([0, np.nan], np.float32)))
+
+
+@pytest.mark.parametrize("value", [1e30, -1e30, 2.0**25, 1e300])
+def test_sound_beyond_the_range_of_spectra_is_refused(value: float) -> None:
+    with pytest.raises(SampleError, match=r"samples above|no numbers"):
+        read_wave(file_of(np.full(800, value, np.float64 if abs(value) > 1e200 else np.float32)))
+    assert np.abs(read_wave(file_of(np.full(800, 2.0**15, np.float32)))).max() == 2.0**15
+
+
+def test_a_rate_of_zero_is_refused() -> None:
+    data = bytearray(wav(tone(0)))
+    data[24:28] = bytes(4)
+    with pytest.raises(SampleError, match="a rate of 0 Hz"):
+        read_wave(bytes(data))
