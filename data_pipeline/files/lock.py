@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from data_pipeline.files.os_errors import naming
 from data_pipeline.files.toml_config import ConfigError
 
 LOCK = "lock"
@@ -50,11 +51,13 @@ def lock_directory(
             print(f"{path}: no locks on this file system; two writers would go unnoticed", file=sys.stderr)
         _HELD[path] = holder
         try:
-            file.truncate(0)  # what a killed process left there
-            if not shared:
-                file.write(f"{holder}\n")
-                file.flush()
+            with naming(path):
+                file.truncate(0)  # what a killed process left there
+                if not shared:
+                    file.write(f"{holder}\n")
+                    file.flush()
             yield
         finally:
             del _HELD[path]
-            file.truncate(0)
+            with naming(path):
+                file.truncate(0)
