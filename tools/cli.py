@@ -253,8 +253,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code.
 
-    A mistake of the user gives one message on stderr and code 2. A file that the system refuses gives one line
-    that names it, and code 2 if a person must mend its path, else 1.
+    A mistake of the user gives one message on stderr and code 2. A file that the system refuses gives one
+    line that names it, and code 2 if a person must mend its path, else 1.
     """
     args = parse(argv)
     try:

@@ -12,7 +12,9 @@ Fields = Mapping[str, type | tuple[type, ...]]
 """Name of a required field -> the types that its value may have."""
 
 
-def read_object(path: Path, fields: Fields | None = None, *, advice: str = "was it edited?") -> dict[str, Any]:
+def read_object(
+    path: Path, fields: Fields | None = None, *, advice: str = "was it edited?"
+) -> dict[str, Any]:
     """The JSON object in a file, which holds the `fields`.
 
     Raises ConfigError, which names file and field and ends with `advice`, and OSError if it cannot be read.

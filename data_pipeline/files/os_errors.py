@@ -23,7 +23,7 @@ _ADVICE = {
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Give `path` as file name to an OSError of the block that names none, as errors of write and fsync do."""
+    """Give the name of `path` to an OSError of the block that names no file, as those of write and fsync."""
     try:
         yield
     except OSError as error:

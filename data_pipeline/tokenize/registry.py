@@ -81,8 +81,8 @@ def open_tokenizer(folder: Path, modality: str) -> Tokenizer:
     except Exception as error:  # of any library that reads one: numpy and zipfile alone raise five kinds
         files = ", ".join(sorted(path.name for path in folder.iterdir() if path.name != SETTINGS))
         raise ConfigError(
-            f"{folder}: {files} cannot be read ({type(error).__name__}: {error}); it was cut or changed after it "
-            "was saved: copy it again, or fit the tokenizers again"
+            f"{folder}: {files} cannot be read ({type(error).__name__}: {error}); cut or changed after "
+            "it was saved: copy it again, or fit the tokenizers again"
         ) from None
     if saved["fingerprint"] != tokenizer.fingerprint:
         raise ConfigError(

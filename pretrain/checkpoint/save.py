@@ -73,8 +73,8 @@ class CheckpointWriter:
     def __init__(
         self, folder: Path, engine: Engine, world: World, *, keep: int, stop_on_failure: bool = True
     ) -> None:
-        """`keep`: the number of whole checkpoints that are kept. `stop_on_failure`: whether a failed save raises
-        CheckpointError at once; if not, it is said on stderr, and raised only if no later save succeeds."""
+        """`keep`: the number of whole checkpoints that are kept. `stop_on_failure`: whether a failed save
+        raises CheckpointError at once; if not, stderr says so, and it is raised if no later save succeeds."""
         self._folder, self._engine, self._world, self._keep = folder, engine, world, keep
         self._stop_on_failure = stop_on_failure
         self._failed: CheckpointError | None = None
@@ -144,8 +144,10 @@ class CheckpointWriter:
         thread.start()
 
     def wait(self) -> None:
-        """Wait until the last save is finished. All ranks call it; if it failed all raise CheckpointError, unless
-        failures do not stop the run."""
+        """Wait until the last save is finished. All ranks call it.
+
+        If it failed, all raise CheckpointError, unless failures do not stop the run.
+        """
         try:
             if self._running is not None:
                 self._wait_for_running()
@@ -160,8 +162,8 @@ class CheckpointWriter:
         self._failed = error
         if self._world.rank == 0:
             print(
-                f"motley: WARNING: {error}. Training goes on (on_failed_save = warn), and what it does until the "
-                "next checkpoint would be lost with the process",
+                f"motley: WARNING: {error}. Training goes on (on_failed_save = warn); until a "
+                "later save succeeds, steps since the checkpoint before it can be lost",
                 file=sys.stderr,
                 flush=True,
             )

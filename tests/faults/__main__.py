@@ -4,8 +4,8 @@
     python -m tests.faults --seed 1 --only 17               one of them again, with all that was printed
     python -m tests.faults --count 50 --seed 1 --kinds disk kill
 
-Fault number n of a seed is always the same. A kill, a signal and a failing disk are met at a counted call of the
-process (tests/faults/injected_disk.py), and not after some seconds.
+Fault number n of a seed is always the same. A kill, a signal and a failing disk are met at a counted call of
+the process (tests/faults/injected_disk.py), and not after some seconds.
 """
 
 import argparse
@@ -35,7 +35,9 @@ def table(counts: Counter[tuple[str, str]], kinds: Sequence[str]) -> str:
     """Number of faults by kind and outcome."""
     rows = [["kind", "faults", *OUTCOMES]]
     for kind in [*kinds, "all"]:
-        numbers = [sum(n for (k, o), n in counts.items() if kind in (k, "all") and o == out) for out in OUTCOMES]
+        numbers = [
+            sum(n for (k, o), n in counts.items() if kind in (k, "all") and o == out) for out in OUTCOMES
+        ]
         rows.append([kind, str(sum(numbers)), *map(str, numbers)])
     return "\n".join(f"{row[0]:12}" + "".join(f"{cell:>11}" for cell in row[1:]) for row in rows)
 
@@ -65,8 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(counts, args.kinds))
     bad = sum(count for (_, outcome), count in counts.items() if outcome in (SILENT, UGLY))
     if bad:
-        again = " ".join(["--kinds", *args.kinds]) if args.kinds != list(KINDS) else ""
-        print(f"{bad} silent or ugly; one of them again: python -m tests.faults --seed {args.seed} {again} --only N")
+        kinds = "" if args.kinds == list(KINDS) else f"--kinds {' '.join(args.kinds)} "
+        print(
+            f"{bad} silent or ugly. One again: python -m tests.faults --seed {args.seed} {kinds}--only NUMBER"
+        )
     return 1 if bad else 0
 
 

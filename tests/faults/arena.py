@@ -1,7 +1,7 @@
-"""What faults are injected into: a folder with data, a killed run, a finished comparison, weights and raw documents.
+"""What faults are injected into: a folder with data, a killed run, a comparison, weights and raw documents.
 
-The folder always has the same path, which its files hold, and is put back from a pristine copy before a fault.
-`outcome_of` says what a verb made of it, without times, for a comparison with what it made without a fault.
+The folder always has the same path, which its files hold, and is put back from a pristine copy before each
+fault. `outcome_of` says what a verb made of it, without times, for a comparison with a run without a fault.
 """
 
 import hashlib

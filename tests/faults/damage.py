@@ -60,8 +60,13 @@ def zeroed_tail(path: Path, rng: Random) -> None:
 
 
 STRUCTURAL: dict[str, Callable[[Path, Random], None]] = {
-    "missing": missing, "folder": folder, "garbage": garbage, "json list": json_list, "half": half, "cut": cut,
-}  # fmt: skip
+    "missing": missing,
+    "folder": folder,
+    "garbage": garbage,
+    "json list": json_list,
+    "half": half,
+    "cut": cut,
+}
 CONTENT: dict[str, Callable[[Path, Random], None]] = {
     "flipped bit": flipped_bit, "changed digit": changed_digit, "zeroed tail": zeroed_tail,
 }  # fmt: skip

@@ -64,10 +64,14 @@ SAMPLES: dict[str, Callable[[Random], Sample]] = {
     "no json": lambda rng: {"0.png": png(np.zeros((16, 16, 3), np.uint8))},
     "empty json": lambda rng: _text(b""),
     "json nested 100,000 deep": lambda rng: _text(b"[" * 100_000 + b"]" * 100_000),
-    "json with a number of 20,000 digits": lambda rng: _text(b'{"parts": [{"text": ' + b"9" * 20_000 + b"}]}"),
+    "json with a number of 20,000 digits": lambda rng: _text(
+        b'{"parts": [{"text": ' + b"9" * 20_000 + b"}]}"
+    ),
     "json in latin-1": lambda rng: _text('{"parts": [{"text": "café"}]}'.encode("latin-1")),
     "a lone surrogate": lambda rng: _text(b'{"parts": [{"text": "a\\ud800b"}]}'),
-    "text that is no text": lambda rng: _text(rng.choice((b'{"parts": [{"text": 5}]}', b"[1]", b"{}", b"null"))),
+    "text that is no text": lambda rng: _text(
+        rng.choice((b'{"parts": [{"text": 5}]}', b"[1]", b"{}", b"null"))
+    ),
     "a part that is not there": lambda rng: _text(b'{"parts": [{"image": "7.png"}]}'),
     "NUL and escapes in text": lambda rng: _text(b'{"parts": [{"text": "\\u0000\\u001b[31m"}]}'),
     "empty png": lambda rng: _picture(b""),
@@ -75,7 +79,9 @@ SAMPLES: dict[str, Callable[[Random], Sample]] = {
     "broken png": lambda rng: _picture(_broken(_image("PNG", 64), rng)),
     "png of 9,400 x 9,400": lambda rng: _picture(_image("PNG", 9_400)),
     "png of one pixel": lambda rng: _picture(_image("PNG", 1)),
-    "eps": lambda rng: _picture(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "png"),
+    "eps": lambda rng: _picture(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "png"
+    ),
     "tiff in a png's name": lambda rng: _picture(_image("TIFF", 16)),
     "gif in a png's name": lambda rng: _picture(_image("GIF", 16)),
     "wav of rate 0": lambda rng: _rate(0),

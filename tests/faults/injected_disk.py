@@ -1,8 +1,8 @@
 """A disk that fails on purpose: from a chosen call on, Python's functions on files raise what a disk raises.
 
-The functions of `io`, `os` and of the two libraries that write tensors are replaced in this process, so a fault
-needs no mount and no root, and is met at the same call every time. As in the kernel, an error of a path names the
-path, and one of a descriptor (read, write, fsync) names none. Only files under a given folder are touched.
+The functions of `io`, `os` and of the two libraries that write tensors are replaced in this process, so a
+fault needs no mount and no root, and is met at the same call every time. As in the kernel, an error of a path
+names the path, and one of a descriptor (read, write, fsync) names none. Only files under one folder fail.
 """
 
 import builtins
@@ -157,7 +157,9 @@ def _install_tensors(disk: _Disk) -> None:
 
     from pretrain.checkpoint import shards
 
-    def failing(function: Callable[..., Any], operations: tuple[str, ...], error: type[Exception], at: int) -> Any:
+    def failing(
+        function: Callable[..., Any], operations: tuple[str, ...], error: type[Exception], at: int
+    ) -> Any:
         def called(*args: Any, **kwargs: Any) -> Any:
             try:
                 for operation in operations:

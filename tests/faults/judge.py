@@ -15,7 +15,7 @@ _LONGEST_LINES = 24
 
 @dataclass(frozen=True)
 class Verdict:
-    """`outcome`: IDENTICAL (the same results as without the fault), SAID, SILENT or UGLY; `why` is for people."""
+    """`outcome`: IDENTICAL (the results are those without the fault), SAID, SILENT or UGLY; and why."""
 
     outcome: str
     why: str = ""
@@ -45,7 +45,9 @@ def judge(faulty: Told, good: Told, names: Sequence[str]) -> Verdict:
     difference = first_difference(good.results, faulty.results)
     if "caveats" in difference or "broken" in difference:
         return Verdict(SAID, difference[:300])
-    if named is not None and re.search(r"damaged|passed over|warning|differ|not what|cannot|missing", named, re.I):
+    if named is not None and re.search(
+        r"damaged|passed over|warning|differ|not what|cannot|missing", named, re.I
+    ):
         return Verdict(SAID, named[:300])
     return Verdict(SILENT, difference[:300])
 

@@ -1,4 +1,4 @@
-"""The kinds of faults. Each function draws one from a random generator, injects it and says what became of it."""
+"""The kinds of faults. Each function draws a fault from a generator, injects it and judges the outcome."""
 
 import dataclasses
 import signal
@@ -26,7 +26,7 @@ _LOSS_TOLERANCE = 1e-5
 
 
 class Campaign:
-    """An arena, and by name of VERBS what each verb does in it without a fault, measured when it is wanted."""
+    """An arena, and what each of VERBS does in it without a fault, measured when it is first wanted."""
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
@@ -174,7 +174,9 @@ def layout(campaign: Campaign, rng: Random) -> Described:
     (ranks, first), (other_ranks, second) = rng.sample(_LAYOUTS, 2)
     operation, number = _call(rng)
     victim = rng.randrange(ranks)
-    told = f"{ranks} ranks {' '.join(first)}, rank {victim} killed at {operation} {number}; then {other_ranks} "
+    told = (
+        f"{ranks} ranks {' '.join(first)}, rank {victim} killed at {operation} {number}; then {other_ranks} "
+    )
     told += f"ranks {' '.join(second)}"
     fault = campaign.disk(operation, number, "SIGKILL")
     run = start(arena, what, overrides=first, processes=ranks, disk=fault, on_rank=victim)
@@ -203,7 +205,9 @@ def _close(good: dict[str, Any], other: dict[str, Any]) -> Verdict:
     for ours, theirs in zip(good["curve"], other["curve"], strict=True):
         for name in ours:
             if "loss" in name and theirs.get(name) != pytest.approx(ours[name], rel=_LOSS_TOLERANCE):
-                return Verdict(SILENT, f"step {ours['step']}: {name} {theirs.get(name)} instead of {ours[name]}")
+                return Verdict(
+                    SILENT, f"step {ours['step']}: {name} {theirs.get(name)} instead of {ours[name]}"
+                )
     return Verdict(IDENTICAL)
 
 

@@ -60,7 +60,7 @@ def test_a_file_that_is_not_what_it_should_be_is_named(
 def test_a_disk_that_fails_is_named_and_the_same_command_goes_on(
     campaign: Campaign, what: str, operation: str, error: str, match: str
 ) -> None:
-    """Full, read-only, failing or forbidden: code 1 or 2, one line, and nothing half-written is in the way."""
+    """Full, read-only or failing: exit code 1 or 2, one line, and nothing half-written is in the way."""
     campaign.arena.restore()
     told, verdict = failing_disk(campaign, what, operation, 1, error, match=match, lasts=True)
     assert verdict.outcome == SAID, f"{told}: {verdict}"

@@ -280,7 +280,7 @@ def _save_through_failures(folder: Path, failing: list[int]) -> tuple[str, str]:
 
 
 def test_saves_that_may_fail_are_said_and_only_the_last_one_must_be_there(tmp_path: Path) -> None:
-    """The run goes on after the failures, keeps what was saved before, and must not end without its last step."""
+    """The run goes on after failures, keeps older checkpoints, and must not end without its last step."""
     good, bad = tmp_path / "good", tmp_path / "bad"
     (ended, said), (other_ended, other_said) = run_on_ranks(_save_through_failures, 2, good, [2, 3])
     assert (ended, other_ended, other_said) == ("well", "well", "")
