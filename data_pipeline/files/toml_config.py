@@ -9,6 +9,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from data_pipeline.files.os_errors import naming
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -20,7 +22,8 @@ def load_toml(path: str | Path) -> dict[str, Any]:
     """Parse a TOML file, or a resolved config, which is JSON. Raises ConfigError if it cannot be parsed."""
     path = Path(path)
     try:
-        text = path.read_text()
+        with naming(path):
+            text = path.read_text()
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None

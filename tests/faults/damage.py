@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import numpy as np
+
+from data_pipeline.shards.index import TokenSource
+from tests.pretrain.tiny_data import document, write_tokens
+
 
 def missing(path: Path, rng: Random) -> None:
     path.unlink()
@@ -100,3 +105,22 @@ def foreign_checkpoint(root: Path) -> str:
     other = root / "runs/tiny_compare/mot_seed4/checkpoints/step_00000009"
     shutil.copytree(other, newest)
     return str(other.relative_to(root))
+
+
+def flipped_documents(folder: Path, count: int, rng: Random) -> None:
+    """Flip a bit in the ids of `count` documents of a folder of token shards; the index stays as it was."""
+    source = TokenSource.open(folder)
+    for number in rng.sample(range(source.num_documents), count):
+        path = folder / source.name(number).partition("/")[0]
+        content = bytearray(path.read_bytes())
+        size = int(source.lengths[number]) * source.vocabulary.dtype.itemsize
+        content[int(source.index.offset[number]) + rng.randrange(size)] ^= 1
+        path.write_bytes(content)
+
+
+def other_documents(folder: Path, rng: Random) -> None:
+    """As many documents as before, of another seed, with a manifest of their own."""
+    count = TokenSource.open(folder).num_documents
+    shutil.rmtree(folder)
+    generator = np.random.default_rng(rng.randrange(3, 1 << 30))
+    write_tokens(folder, [document(generator) for _ in range(count)])

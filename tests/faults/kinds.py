@@ -1,6 +1,7 @@
 """The kinds of faults. Each function draws a fault from a generator, injects it and judges the outcome."""
 
 import dataclasses
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -100,7 +101,13 @@ def corruption(campaign: Campaign, rng: Random) -> Described:
     file = rng.choice(FILES)
     ways: list[str] = [way for way in damage.STRUCTURAL if not (file.optional and way == "missing")]
     ways += [*damage.CONTENT, *damage.CONTENT, "foreign"] if file.flips else []
-    return corrupted(campaign, file, rng.choice(file.verbs), rng.choice(ways), rng)
+    way = rng.choice(ways)
+    verbs = [verb for verb in file.verbs if way in damage.STRUCTURAL or not verb.startswith(_SHOWING)]
+    return corrupted(campaign, file, rng.choice(verbs or file.verbs), way, rng)
+
+
+_SHOWING = ("status", "logs", "describe")
+"""Verbs that only show what files hold: of a changed digit they cannot know."""
 
 
 def corrupted(campaign: Campaign, file: File, what: str, way: str, rng: Random) -> Described:
@@ -155,6 +162,26 @@ def failing_disk(
         after = _must_go_on(judge(campaign.again(what), good, []))
         return told, verdict if after.outcome == IDENTICAL else after
     return told, verdict
+
+
+def arm(campaign: Campaign, rng: Random) -> Described:
+    """One arm of a comparison is trained on documents that are not those of the others; then the report."""
+    good, root = campaign.good("report"), campaign.arena.root
+    comparison, data = root / "runs" / "tiny_compare", root / "data" / "train"
+    victim = rng.choice(sorted(path.name for path in comparison.glob("*_seed*")))
+    shutil.rmtree(comparison / victim)
+    if rng.random() < 0.7:
+        count = rng.choice((1, 3, 10, 60))
+        damage.flipped_documents(data, count, rng)
+        told = f"{victim} trained with a flipped bit in {count} documents"
+    else:
+        damage.other_documents(data, rng)
+        told = f"{victim} trained on other documents of the same shape"
+    run = Run([str(comparison / "configs" / f"{victim}.json")], campaign.arena.output)
+    names = ["tokens-", str(data), "read different data", victim]
+    if any(codes := run.codes()):
+        return told, judge(Told(codes, run.text(), None), good, names)
+    return told, judge(campaign.finish(start(campaign.arena, "report"), "report"), good, names)
 
 
 _LAYOUTS: tuple[tuple[int, tuple[str, ...]], ...] = (
@@ -231,8 +258,9 @@ KINDS: dict[str, tuple[int, Callable[[Campaign, Random], Described]]] = {
     # Weight among the faults of a campaign, and the function.
     "kill": (15, kill),
     "signal": (8, stop),
-    "corruption": (45, corruption),
+    "corruption": (41, corruption),
     "disk": (22, disk),
+    "arm": (4, arm),
     "layout": (4, layout),
     "hostile": (6, hostile_data),
 }
