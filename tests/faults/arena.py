@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.files.atomic import write_json
+from parallel.testing import run_on_ranks
 from pretrain.checkpoint.folder import checkpoints
 from pretrain.comparison.config import make_plan, write_plan
 from pretrain.config import load
@@ -21,7 +22,8 @@ from pretrain.run_dir import FREE_KEYS
 from slurm.records import append
 from tests.data_pipeline.raw_documents import CONFIG, write_raw
 from tests.e2e import warm
-from tests.faults.injected_disk import KILL
+from tests.faults import imported_early
+from tests.faults.injected_disk import KILL, DiskFault
 from tests.pretrain.tiny_data import CONTEXT_TOKENS, VOCABULARY, tiny_run, write_tiny_data
 from tests.toml_text import toml_text
 
@@ -76,15 +78,12 @@ def start(arena: Arena, what: str, **how: Any) -> warm.Run:
     return warm.Run([*arguments, *how.pop("overrides", ())], arena.output, verb=verb, **how)
 
 
-_REPORT_MODULES = ("pretrain.comparison.report.page", "matplotlib.backends.backend_svg", "scipy.stats")
-
-
 def build(folder: Path, *, raw: bool = True) -> Arena:
     """Make everything in `folder`, by the verbs themselves, which must all succeed.
 
     `raw`: whether raw documents and tokenizers are wanted, which take a third of the time.
     """
-    warm.preload(*_REPORT_MODULES)
+    run_on_ranks(imported_early.nothing, 1)
     arena = Arena(folder / "arena", folder / "pristine", folder / "output", folder / "fault.json")
     root = arena.root
     root.mkdir(parents=True)
@@ -155,11 +154,8 @@ def _write_raw(arena: Arena) -> None:
 
 def _killed_run(arena: Arena) -> None:
     """runs/tiny: killed when its checkpoint of step 9 was whole; that of step 12 waits for that one."""
-    disk = {
-        **{"operation": "fsync", "number": 3, "error": KILL, "match": "^runs/tiny/checkpoints$"},
-        **{"root": str(arena.root), "report": str(arena.report)},
-    }
-    run = start(arena, "train", disk=disk)
+    fault = DiskFault("fsync", 3, KILL, str(arena.root), str(arena.report), "^runs/tiny/checkpoints$")
+    run = start(arena, "train", disk=fault.to_json())
     assert run.codes() == [-signal.SIGKILL], run.text()
 
 

@@ -1,15 +1,20 @@
 """A disk that fails on purpose: from a chosen call on, Python's functions on files raise what a disk raises.
 
+    python -m tests.faults.injected_disk '{"operation": "write", ...}' tools.cli train RUN.toml
+
 The functions of `io`, `os` and of the two libraries that write tensors are replaced in this process, so a
 fault needs no mount and no root, and is met at the same call every time. As in the kernel, an error of a path
 names the path, and one of a descriptor (read, write, fsync) names none. Only files under one folder fail.
 """
 
 import builtins
+import dataclasses
 import errno
 import io
+import json
 import os
 import re
+import runpy
 import signal
 import sys
 import tarfile
@@ -40,6 +45,10 @@ class DiskFault:
     """File to which the path of every call that fails is appended, a line each."""
     match: str = ""
     lasts: bool = False
+
+    def to_json(self) -> str:
+        """The first argument of `main`."""
+        return json.dumps(dataclasses.asdict(self))
 
 
 class _Disk:
@@ -110,8 +119,7 @@ def install(fault: DiskFault) -> None:
         **{"replace": "rename", "mkdir": "mkdir", "unlink": "unlink", "truncate": "write"},
     }.items():
         setattr(os, name, _before(disk, operation, getattr(os, name)))
-    if "torch" in sys.modules:
-        _install_tensors(disk)
+    _install_tensors(disk)
 
 
 def _before(disk: _Disk, operation: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,3 +181,15 @@ def _install_tensors(disk: _Disk) -> None:
     shards.save_file = failing(shards.save_file, ("open", "write"), SafetensorError, 1)
     shards.safe_open = failing(shards.safe_open, ("open", "read"), SafetensorError, 0)
     torch.save = failing(torch.save, ("open", "write"), RuntimeError, 1)
+
+
+def main() -> None:
+    """Run a module as a program, with its arguments, on a disk with the fault of the first argument."""
+    fault, module, *_ = sys.argv[1:]
+    del sys.argv[1:3]
+    install(DiskFault(**json.loads(fault)))
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

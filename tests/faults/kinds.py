@@ -1,6 +1,5 @@
 """The kinds of faults. Each function draws a fault from a generator, injects it and judges the outcome."""
 
-import dataclasses
 import shutil
 import signal
 from collections.abc import Callable
@@ -52,11 +51,10 @@ class Campaign:
         self.arena.output.unlink(missing_ok=True)
         return self.finish(start(self.arena, what, **how), what)
 
-    def disk(self, operation: str, number: int, error: str, *, match: str = "", lasts: bool = False) -> Any:
-        fault = DiskFault(
-            operation, number, error, str(self.arena.root), str(self.arena.report), match, lasts
-        )
-        return dataclasses.asdict(fault)
+    def disk(self, operation: str, number: int, error: str, *, match: str = "", lasts: bool = False) -> str:
+        """A DiskFault in the arena, as JSON."""
+        root, report = str(self.arena.root), str(self.arena.report)
+        return DiskFault(operation, number, error, root, report, match, lasts).to_json()
 
 
 def _call(rng: Random) -> tuple[str, int]:
