@@ -126,6 +126,9 @@ class RunConfig(_Frozen):
     """Folder of weights (from `motley import`) to begin with. None: weights are drawn from the seed."""
     runs_dir: str = "runs"
     keep_checkpoints: PositiveInt = 2
+    on_failed_save: Literal["stop", "warn"] = "stop"
+    """What a checkpoint that cannot be saved does: it ends the run, or the run says so, keeps the checkpoint
+    before it and goes on. The last checkpoint of an attempt must be saved either way."""
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import numpy as np
 from jaxtyping import UInt8
 
+from data_pipeline.files.os_errors import naming
 from data_pipeline.files.toml_config import ConfigError
 from pretrain import run_files
 
@@ -219,7 +220,8 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     rows: list[dict[str, Any]] = []
     ends: list[int] = []
     end = 0
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    with naming(path):
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, start=1):
         end += len(line)
         try:
@@ -264,17 +266,20 @@ class MetricsLog:
         row = {"step": step, **values}
         for name in row:
             metric(name)
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
         self.num_rows += 1
         self.tensorboard.write(step, values)
 
     def sync(self) -> None:
         """Sync the rows to disk, before a checkpoint that counts them is written."""
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
         self.tensorboard.close()
 
 
@@ -289,7 +294,8 @@ class TensorBoardView:
         self._summary_pb2: Any = import_module("tensorboard.compat.proto.summary_pb2")
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._writer = RecordWriter((folder / name).open("wb"))
+        self._path = folder / name
+        self._writer = RecordWriter(self._path.open("wb"))
         self._put(file_version="brain.Event:2")
         # A START makes TensorBoard drop the events of earlier files from this step on.
         start = self._event_pb2.SessionLog(status=self._event_pb2.SessionLog.START)
@@ -297,8 +303,9 @@ class TensorBoardView:
 
     def _put(self, **fields: Any) -> None:
         event = self._event_pb2.Event(wall_time=time.time(), **fields)
-        self._writer.write(event.SerializeToString())
-        self._writer.flush()
+        with naming(self._path):
+            self._writer.write(event.SerializeToString())
+            self._writer.flush()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write the numbers among `values` as scalars."""
@@ -316,4 +323,5 @@ class TensorBoardView:
         self._put(step=step, summary=image(name, pixels, dataformats="HWC"))
 
     def close(self) -> None:
-        self._writer.close()
+        with naming(self._path):
+            self._writer.close()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.files.json_file import check_fields, read_object
 from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.toml_config import ConfigError, validate
 from parallel.layout import data_parallel_size
@@ -27,6 +28,7 @@ PACKAGES = ("torch", "deepspeed", "megatron-core", "motley", "numpy")
 FREE_KEYS = (
     "runs_dir",
     "keep_checkpoints",
+    "on_failed_save",
     "data.prefetch_steps",
     "parallel",
 )
@@ -39,11 +41,7 @@ def check_config(config: RunConfig) -> None:
     path = config.run_dir / CONFIG
     if not path.exists():
         return
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON ({error}); was it edited?") from None
-    ours = validate(RunConfig, values, source=str(path))
+    ours = validate(RunConfig, read_object(path), source=str(path))
     changed = [item for item in differences(ours, config) if not _is_free(item[0])]
     if changed:
         lines = "\n".join(f"  {key}: {_show(old)} there, {_show(new)} now" for key, old, new in changed)
@@ -56,7 +54,7 @@ def check_config(config: RunConfig) -> None:
 
 def finished_step(config: RunConfig) -> int | None:
     """The last step if the run directory holds a finished run, else None."""
-    record = _read_record(config.run_dir)
+    record = read_record(config.run_dir)
     return record["attempts"][-1]["to_step"] if record.get("status") == "done" else None
 
 
@@ -77,7 +75,7 @@ class RunDir:
             check_config(config)
             if not (path / CONFIG).exists():
                 write_json(path / CONFIG, config.model_dump(mode="json"))
-            record = _read_record(path) or {
+            record = read_record(path) or {
                 "format": 1,
                 "name": config.name,
                 "attempts": [],
@@ -164,13 +162,20 @@ def _lock(path: Path) -> ExitStack:
     return stack
 
 
-def _read_record(run_dir: Path) -> dict[str, Any]:
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """The content of record.json; {} if there is none. Raises ConfigError, naming the field, for another."""
+    path = run_dir / RECORD
     try:
-        return json.loads((run_dir / RECORD).read_text())
+        record = read_object(path, {"attempts": list})
     except (FileNotFoundError, NotADirectoryError):  # check_writable explains the latter better
         return {}
-    except ValueError as error:
-        raise ConfigError(f"{run_dir / RECORD}: not valid JSON ({error}); was it edited?") from None
+    for number, attempt in enumerate(record["attempts"]):
+        check_fields(attempt, _ATTEMPT_FIELDS, where=f"{path}: attempts[{number}]", advice="was it edited?")
+    return record
+
+
+_ATTEMPT_FIELDS = {"stopped": (str, type(None)), "to_step": (int, type(None))}
+"""The fields of an attempt that a later attempt, or a report, relies on."""
 
 
 def code_state() -> tuple[str | None, str]:

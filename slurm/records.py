@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.files.json_file import read_object
 from pretrain.checkpoint.folder import checkpoints
 from pretrain.run_files import CHECKPOINTS
 
@@ -50,7 +51,7 @@ def append(folder: Path, row: Attempt) -> None:
 def read_attempts(folder: Path) -> list[Attempt]:
     """The last row of every attempt of a run's jobs, in the order in which the attempts began."""
     try:
-        lines = (folder / ATTEMPTS).read_text().splitlines()
+        lines = (folder / ATTEMPTS).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     rows: dict[tuple[int, int | None, int], Attempt] = {}
@@ -80,7 +81,7 @@ def read_job(submission: Path) -> dict[str, Any]:
     "task" is the index in an array, or None; "chain" lists the jobs that follow; "name" is Slurm's name of
     the job, which is the run's or the comparison's.
     """
-    return json.loads((submission / JOB).read_text())
+    return read_object(submission / JOB, {"job": int, "task": (int, type(None)), "chain": list, "name": str})
 
 
 def job_names(submission: Path) -> list[str]:

@@ -5,10 +5,12 @@ This module only parses; the packages do the work. `--help` imports no torch.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipeline.files.os_errors import is_misplaced, os_error_text
 from data_pipeline.files.printable import printable_output
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
@@ -250,7 +252,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code. A mistake of the user gives one message on stderr and code 2."""
+    """Run one verb; returns the exit code.
+
+    A mistake of the user gives one message on stderr and code 2. A file that the system refuses gives one
+    line that names it, and code 2 if a person must mend its path, else 1.
+    """
     with printable_output():
         args = parse(argv)
         try:
@@ -263,6 +269,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # as in `motley logs ... | head`; Python must not flush at its end either
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        except OSError as error:
+            if (told := os_error_text(error)) is None:
+                raise
+            print(f"motley {args.verb}: {told}", file=sys.stderr)
+            return ExitCode.USER_ERROR if is_misplaced(error) else ExitCode.FAILED
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +15,8 @@ from data_pipeline.files.printable import hidden_characters, printable
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Write to `path`.tmp, then rename it: `path` is absent or whole, whenever the process dies.
 
-    Raises OSError for a name with control characters, which no terminal shows as it is.
+    Raises OSError for a name with control characters, which no terminal shows as it is. An OSError of the file
+    names `path`.
     """
     if hidden_characters(path.name):
         raise OSError(errno.EINVAL, "a file's name takes no control characters", printable(str(path)))
@@ -26,8 +27,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # of the same disk; the first error tells more
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
+            error.filename, error.filename2 = str(path), None
         raise
 
 

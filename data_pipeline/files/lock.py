@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from data_pipeline.files.os_errors import naming
 from data_pipeline.files.toml_config import ConfigError
 
 LOCK = "lock"
@@ -24,20 +25,19 @@ def lock_directory(
 ) -> Iterator[None]:
     """Hold the lock file `name` in `directory`, which is made if it is missing, while the block runs.
 
-    Two `shared` holders do not exclude each other. Raises ConfigError with the text `refusal(holder)` if the
-    lock is held, where holder is such as "pid 7 on node1 since 2026-01-31T12:00:00+00:00", and OSError if the
-    file cannot be written. A file system without locks gets one line on stderr, and nothing is excluded.
+    Two `shared` holders do not exclude each other. Raises ConfigError(refusal("pid 7 on node1 since ...")) if
+    the lock is held, and OSError, naming the file, if it cannot be written. A file system without locks gets
+    one line on stderr, and nothing is excluded.
 
-    The lock is a POSIX record lock, which NFS knows too. The kernel drops it when its process ends, however
-    that happens, so a lock is never stale; an flock would pass to forked workers and outlive its process.
+    The lock is a POSIX record lock, which NFS knows too. The kernel drops it when its process ends, so it is
+    never stale; an flock would pass to forked workers and outlive its process.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = (directory / name).resolve()
     if path in _HELD:
         raise ConfigError(refusal(_HELD[path]))
-    holder = (
-        f"pid {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC).isoformat(timespec='seconds')}"
-    )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = f"pid {os.getpid()} on {socket.gethostname()} since {now}"
     with path.open("a+") as file:
         try:
             fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -50,11 +50,13 @@ def lock_directory(
             print(f"{path}: no locks on this file system; two writers would go unnoticed", file=sys.stderr)
         _HELD[path] = holder
         try:
-            file.truncate(0)  # what a killed process left there
-            if not shared:
-                file.write(f"{holder}\n")
-                file.flush()
+            with naming(path):
+                file.truncate(0)  # what a killed process left there
+                if not shared:
+                    file.write(f"{holder}\n")
+                    file.flush()
             yield
         finally:
             del _HELD[path]
-            file.truncate(0)
+            with naming(path):
+                file.truncate(0)

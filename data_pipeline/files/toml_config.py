@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from data_pipeline.files.json_text import MAX_DEPTH, check_depth, parse_json
+from data_pipeline.files.os_errors import naming
 from data_pipeline.files.printable import printable
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -28,7 +29,7 @@ def load_toml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     language, parse = ("JSON", parse_json) if path.suffix == ".json" else ("TOML", parse_toml)
     try:
-        with path.open(encoding="utf-8") as file:
+        with naming(path), path.open(encoding="utf-8") as file:
             text = file.read(_LONGEST_TEXT + 1)
         if len(text) > _LONGEST_TEXT:
             raise ConfigError(f"{path}: longer than {_LONGEST_TEXT} characters; this is no config")

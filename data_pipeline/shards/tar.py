@@ -15,9 +15,11 @@ from pathlib import Path, PurePath
 from typing import IO, Any
 
 from data_pipeline.files.atomic import atomic_file
+from data_pipeline.files.json_file import check_fields
 from data_pipeline.files.json_text import parse_json
 from data_pipeline.files.printable import hidden_characters, printable
-from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.files.toml_config import ConfigError, validate
+from data_pipeline.shards.vocabulary import Vocabulary
 
 MANIFEST = "manifest.json"
 TOKENS_SUFFIX = "ids"
@@ -218,9 +220,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ShardError(f"{path}: cannot be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ShardError(f"{path}: not a manifest of format {FORMAT}; tokenize again with this version")
-    for entry in manifest.get("shards", ()):
-        check_file_name(str(entry["name"]), f"{path}: shards.name")
+    _check_manifest(path, manifest)
     return manifest
+
+
+def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise ShardError, naming the field, for a manifest whose fields are not those that readers rely on."""
+    advice = "copy it again, or tokenize again"
+    try:
+        fields = {"vocabulary": dict, "tokenizers": dict, "shards": list}
+        check_fields(manifest, fields, where=str(path), advice=advice)
+        validate(Vocabulary, {"sizes": manifest["vocabulary"]}, f"{path}: vocabulary")
+        for name, entry in manifest["tokenizers"].items():
+            check_fields(entry, {"fingerprint": str}, where=f"{path}: tokenizers.{name}", advice=advice)
+        for number, entry in enumerate(manifest["shards"]):
+            check_fields(entry, _ENTRY_FIELDS, where=f"{path}: shards[{number}]", advice=advice)
+            check_file_name(entry["name"], f"{path}: shards[{number}]: name")
+    except ConfigError as error:
+        raise ShardError(str(error)) from None
+
+
+_ENTRY_FIELDS = {"name": str, "sha256": str, "bytes": int, "documents": int}
 
 
 def check_file_name(name: str, where: str) -> None:

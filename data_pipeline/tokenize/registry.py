@@ -74,7 +74,16 @@ def open_tokenizer(folder: Path, modality: str) -> Tokenizer:
     kind = saved.get("kind", default_kind(modality))
     definition = load_kind(modality, kind, f"{folder / SETTINGS}: kind")
     config = validate(definition.config, saved["settings"], str(folder / SETTINGS))
-    tokenizer = definition.open(folder, config)
+    try:
+        tokenizer = definition.open(folder, config)
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:  # of any library that reads one: numpy and zipfile alone raise five kinds
+        files = ", ".join(sorted(path.name for path in folder.iterdir() if path.name != SETTINGS))
+        raise ConfigError(
+            f"{folder}: {files} cannot be read ({type(error).__name__}: {error}); cut or changed after "
+            "it was saved: copy it again, or fit the tokenizers again"
+        ) from None
     if saved["fingerprint"] != tokenizer.fingerprint:
         raise ConfigError(
             f"{folder}: fingerprint {tokenizer.fingerprint}, but {SETTINGS} says {saved['fingerprint']}: its "

@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.files.os_errors import naming
+
 FORMAT = 3
 """Format 2, which is read too, has "adam_step" where 3 has "optimizer": {"name", "counters"}."""
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -78,6 +80,8 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
         )
     except FileNotFoundError:
         return {}, [f"{MANIFEST}: missing"]
+    except IsADirectoryError:
+        return {}, [f"{MANIFEST}: is a folder"]
     except ValueError as error:
         return {}, [f"{MANIFEST}: not valid JSON ({error})"]
     except (KeyError, TypeError, AttributeError):
@@ -163,11 +167,16 @@ def sync(path: Path) -> None:
 def _corruption_of_file(path: Path, name: str, entry: Mapping[str, Any]) -> list[str]:
     try:
         size = (path / name).stat().st_size
+        if (path / name).is_dir():
+            return [f"{name}: is a folder"]
         if size != entry["bytes"]:
             return [f"{name}: {size} bytes, should be {entry['bytes']}"]
         if _sha256(path / name) != entry["sha256"]:
             return [f"{name}: its content has changed (SHA-256 differs)"]
-    except FileNotFoundError:  # also if a training run has just removed it while `motley export` reads
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+    ):  # also if a training run has just removed it while `motley export` reads
         return [f"{name}: missing"]
     return []
 
@@ -182,5 +191,5 @@ def _is_complete(path: Path) -> bool:
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
+    with naming(file), file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -8,6 +8,7 @@ every folder under its final name is a whole checkpoint.
 import json
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -69,9 +70,15 @@ class _Save:
 class CheckpointWriter:
     """The writer of a run's checkpoints, one at a time. Leaving its context waits for the last save."""
 
-    def __init__(self, folder: Path, engine: Engine, world: World, *, keep: int) -> None:
-        """`keep`: the number of whole checkpoints that are kept."""
+    def __init__(
+        self, folder: Path, engine: Engine, world: World, *, keep: int, stop_on_failure: bool = True
+    ) -> None:
+        """`keep`: the number of whole checkpoints that are kept. `stop_on_failure`: whether a failed save
+        raises CheckpointError at once; if not, stderr says so, and it is raised if no later save succeeds."""
         self._folder, self._engine, self._world, self._keep = folder, engine, world, keep
+        self._stop_on_failure = stop_on_failure
+        self._failed: CheckpointError | None = None
+        """The error of the last save, if it failed and training went on."""
         self._host = HostCopy()
         self._running: tuple[_Save, threading.Thread] | None = None
 
@@ -83,6 +90,8 @@ class CheckpointWriter:
     ) -> None:
         if error is None:
             self.wait()
+            if self._failed is not None:
+                raise self._failed
         elif self._running is not None:
             self._running[1].join(_GRACE_S)
 
@@ -96,8 +105,16 @@ class CheckpointWriter:
         """
         self.wait()
         path = checkpoint_path(self._folder, step)
+        try:
+            self._begin(path, step, state)
+        except CheckpointError as error:
+            self._go_on_or_raise(error)
+        return path
+
+    def _begin(self, path: Path, step: int, state: Any) -> None:
+        """Copy what is saved and start the thread that writes it. Raises CheckpointError on all ranks."""
         if self._world.broadcast(path.exists()):
-            return path
+            return
         save = _Save(
             path,
             self._folder / f"{SAVING}{path.name}",
@@ -125,12 +142,34 @@ class CheckpointWriter:
         thread = threading.Thread(target=self._write, args=(save,), name=f"write {path.name}", daemon=True)
         self._running = save, thread
         thread.start()
-        return path
 
     def wait(self) -> None:
-        """Wait until the last save is finished. All ranks call it; if it failed all raise CheckpointError."""
-        if self._running is None:
-            return
+        """Wait until the last save is finished. All ranks call it.
+
+        If it failed, all raise CheckpointError, unless failures do not stop the run.
+        """
+        try:
+            if self._running is not None:
+                self._wait_for_running()
+                self._failed = None
+        except CheckpointError as error:
+            self._go_on_or_raise(error)
+
+    def _go_on_or_raise(self, error: CheckpointError) -> None:
+        """After a failed save: raise its error, or keep it and say that training goes on."""
+        if self._stop_on_failure:
+            raise error
+        self._failed = error
+        if self._world.rank == 0:
+            print(
+                f"motley: WARNING: {error}. Training goes on (on_failed_save = warn); until a "
+                "later save succeeds, steps since the checkpoint before it can be lost",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _wait_for_running(self) -> None:
+        assert self._running is not None
         (save, thread), self._running = self._running, None
         save.written.wait()
         try:

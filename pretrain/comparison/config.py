@@ -5,7 +5,6 @@ This module imports no torch.
 
 import copy
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, set_key, validate
 from pretrain.comparison.matched_flops import match_flops
 from pretrain.config import RunConfig, differences
@@ -304,14 +304,10 @@ def check_same_plan(plan: ComparisonPlan) -> None:
     """Raise ConfigError, with all differences outside EXECUTION, if comparison.json is not of this plan."""
     target = plan.directory / PLAN
     try:
-        values = json.loads(target.read_text())
+        values = read_object(target, advice=f"move {plan.directory} away and start again")
     except FileNotFoundError:
         raise ConfigError(
             f"{target}: no such file: nothing has run yet; leave out --report-only to start the comparison"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(
-            f"{target}: not valid JSON ({error}); move {plan.directory} away and start again"
         ) from None
     ours, theirs = plan_record(plan), validate(PlanRecord, values, source=str(target))
     lines = [f"  run {name}: only there" for name in theirs.runs.keys() - ours.runs.keys()]

@@ -1,6 +1,5 @@
 """The results of a comparison's runs, read back as curves. This module imports no torch."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from jaxtyping import Float
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import ComparisonPlan, PlannedRun
 from pretrain.metrics import read_rows
-from pretrain.run_files import METRICS, RECORD
+from pretrain.run_dir import read_record
+from pretrain.run_files import METRICS
 
 HELD_OUT = "heldout/"
 """Prefix of a held-out metric of any run. It stands for eval/causal/ in runs whose rules look ahead, unless
@@ -121,12 +121,7 @@ def _load(planned: PlannedRun, causally: bool) -> RunResult:
                 f"{folder / METRICS}: a row of step {after} follows one of step {before}; "
                 "a run writes each step once, so two runs have written here"
             )
-    try:
-        record = json.loads((folder / RECORD).read_text())
-    except FileNotFoundError:
-        record = {}
-    except ValueError as error:
-        raise ConfigError(f"{folder / RECORD}: not valid JSON ({error})") from None
+    record = read_record(folder)
     prefix = "eval/" if planned.config.model.is_causal or not causally else "eval/causal/"
     return RunResult(planned=planned, rows=tuple(rows), record=record, prefix=prefix)
 

@@ -3,13 +3,13 @@
 This module imports no torch.
 """
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from parallel.launch import child_environment
@@ -84,7 +84,10 @@ def report(plan: ComparisonPlan, out: TextIO) -> Path:
 
 def print_verdict(plan: ComparisonPlan, page: Path, out: TextIO) -> None:
     """Print the headlines of a report, a sentence per modality, grave caveats and the path of the page."""
-    stated = json.loads((page.parent / "summary.json").read_text())
+    stated = read_object(
+        page.parent / "summary.json", {"headlines": dict, "contrasts": list, "caveats": list},
+        advice=f"remove {page.parent}, and the same command writes it again",
+    )  # fmt: skip
     modalities = plan.runs[0].config.model.modalities
     lines = [""]
     for arm, headline in stated["headlines"].items():

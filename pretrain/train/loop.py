@@ -70,7 +70,9 @@ def train(config: RunConfig, world: World, run: RunDir | None, stop: StopSignal)
     with (
         build.loader(config, data, world, state.stream) as loader,
         Meter(config, world, run, state) as meter,
-        CheckpointWriter(folder, engine, world, keep=keep) as checkpoints,
+        CheckpointWriter(
+            folder, engine, world, keep=keep, stop_on_failure=config.on_failed_save == "stop"
+        ) as checkpoints,
     ):
         saved = state.step if state.step else None
         while state.step < config.num_steps and not world.any(stop.requested):

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from data_pipeline.files.os_errors import is_misplaced, os_error_text
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from parallel.launch import LaunchError, RankFacts, own_arguments, rank_facts
@@ -53,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
             with contextlib.suppress(OSError):  # a full disk is what may have brought us here
                 reason = f"{type(error).__name__}: {error}"
                 run.close(status="failed", reason=reason, exit_code=code, step=None)
-        print(f"motley train: {error}" if told else traceback.format_exc(), file=sys.stderr, flush=True)
+        print(
+            traceback.format_exc() if told is None else f"motley train: {told}", file=sys.stderr, flush=True
+        )
         if terminal is not None:
             print(f"motley train: {type(error).__name__} on a rank; see {terminal.log}", file=terminal.stream)
         return code
@@ -69,11 +72,12 @@ def _train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSi
     return train(config, world, run, stop)
 
 
-def _explain(error: Exception) -> tuple[int, bool]:
-    """(exit code, whether the message says all that a person needs)."""
-    return ExitCode.USER_ERROR if isinstance(error, ConfigError | LaunchError) else ExitCode.FAILED, _kind(
-        error
-    ) is not None
+def _explain(error: Exception) -> tuple[int, str | None]:
+    """(exit code, the message that says all that a person needs); None: only a traceback can tell."""
+    if isinstance(error, OSError):
+        return ExitCode.USER_ERROR if is_misplaced(error) else ExitCode.FAILED, os_error_text(error)
+    code = ExitCode.USER_ERROR if isinstance(error, ConfigError | LaunchError) else ExitCode.FAILED
+    return code, None if _kind(error) is None else str(error)
 
 
 def _why(error: Exception) -> tuple[str, str]:

@@ -52,7 +52,8 @@ def test_command_is_legal(block: Block, words: list[str], folder: Path) -> None:
             assert named or program == "pytest"
         case "python":
             if arguments[0] == "-m":
-                assert (ROOT / (arguments[1].replace(".", "/") + ".py")).exists()
+                module = arguments[1].replace(".", "/")
+                assert (ROOT / f"{module}.py").exists() or (ROOT / module / "__main__.py").exists()
             else:
                 scripts = [b.text for b in blocks(block.page) if b.language == "python"]
                 assert any(text.startswith(f"# {arguments[0]}") for text in scripts)

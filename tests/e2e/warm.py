@@ -17,18 +17,32 @@ TIMEOUT_S = 90.0
 
 
 class Run:
-    """`motley train ARGV` on `processes` ranks; what they print is in `output`."""
+    """`motley train ARGV` on `processes` ranks; what they print is in `output`.
 
-    def __init__(self, argv: Sequence[str], output: Path, *, processes: int = 1) -> None:
+    `verb`: another verb of motley, in one process. `disk`: the fields of a DiskFault
+    (tests/faults/injected_disk.py), as JSON, that rank `on_rank` meets.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        output: Path,
+        *,
+        processes: int = 1,
+        verb: str = "train",
+        disk: str | None = None,
+        on_rank: int = 0,
+    ) -> None:
         self.output = output
-        module = ["-m", "tools.cli", "train"] if processes == 1 else ["-m", "pretrain.train"]
+        module = ["tools.cli", verb] if processes == 1 else ["pretrain.train"]
+        faulty = [] if disk is None else ["tests.faults.injected_disk", disk]
         base = launch.child_environment(2, threads=1) | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         with launch.open_store_socket() as store, output.open("ab") as out, open(os.devnull) as nothing:
             files = {0: nothing.fileno(), 1: out.fileno(), 2: out.fileno(), store.fileno(): store.fileno()}
             self._ranks = [
                 warm_python.start(
                     warm_python.server(),
-                    [*module, *argv],
+                    ["-m", *(faulty if rank == on_rank else []), *module, *argv],
                     base | (launch.rank_environment(rank, processes, store) if processes > 1 else {}),
                     str(REPOSITORY),
                     files,
@@ -50,6 +64,12 @@ class Run:
             assert time.monotonic() < deadline, f"waited in vain; {self.text()}"
             assert not self._ranks[0].ended(), f"ended too early; {self.text()}"
             time.sleep(0.0005)
+
+    def wait_for_any(self) -> None:
+        """Wait until one of the ranks has ended."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not any(rank.ended() for rank in self._ranks) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def codes(self) -> list[int]:
         """Wait for all ranks; their exit codes, negative for a signal."""

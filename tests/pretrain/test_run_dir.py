@@ -157,3 +157,23 @@ def test_a_disk_that_cannot_be_written_is_one_message(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"file/tiny: cannot be written: .*set runs_dir="):
         _open(_config(tmp_path / "file"))
     assert finished_step(_config(tmp_path / "file")) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "record.json: holds a list, not an object"),
+        ('{"status": "done"}', "record.json: attempts: required, but missing"),
+        (
+            '{"status": "done", "attempts": [3]}',
+            r"record.json: attempts\[0\]: holds a whole number, not an object",
+        ),
+        ('{"status": "done", "attempts": [{"stopped": null}]}', r"attempts\[0\]: to_step: required"),
+    ],
+)
+def test_a_record_that_no_run_writes_is_refused_by_field(tmp_path: Path, content: str, message: str):
+    config = _config(tmp_path)
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / "record.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        finished_step(config)

@@ -130,8 +130,31 @@ def test_a_folder_without_a_manifest_of_ours_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../a.tar", "/etc/passwd", "a/b.tar", "", "..", "a\n.tar", "a\x1b[2J.tar"])
 def test_a_manifest_names_files_of_its_own_folder_only(tmp_path: Path, name: str) -> None:
-    manifest = {"format": 1, "shards": [{"name": name, "sha256": "0", "bytes": 1}]}
+    entry = {"name": name, "sha256": "0", "bytes": 1, "documents": 1}
+    manifest = {"format": 1, "vocabulary": {"text": 30}, "tokenizers": {}, "shards": [entry]}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ShardError, match=r"shards\.name = .*not the name of a file in this folder") as error:
+    with pytest.raises(ShardError, match=r"shards\[0\]: name = .*not the name of a file in this") as error:
         read_manifest(tmp_path)
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizers": None}, "manifest.json: tokenizers: null, should be an object"),
+        ({"tokenizers": {"text": {}}}, "manifest.json: tokenizers.text: fingerprint: required, but missing"),
+        ({"vocabulary": {"text": "many"}}, r'manifest.json: vocabulary: sizes.text = "many"'),
+        ({"vocabulary": {}}, "manifest.json: vocabulary: .*the first modality must be"),
+        ({"shards": [3]}, r"manifest.json: shards\[0\]: holds a whole number, not an object"),
+        ({"shards": [{"name": "a", "sha256": "", "bytes": "1"}]}, r"shards\[0\]: bytes: a text, should be"),
+    ],
+)
+def test_a_manifest_without_what_readers_need_is_refused_by_field(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    whole = {"format": 1, "vocabulary": {"text": 30}, "tokenizers": {}, "shards": []}
+    (tmp_path / "manifest.json").write_text(json.dumps(whole))
+    assert read_manifest(tmp_path) == whole
+    (tmp_path / "manifest.json").write_text(json.dumps(whole | changes))
+    with pytest.raises(ShardError, match=message):
+        read_manifest(tmp_path)

@@ -65,6 +65,15 @@ def test_a_saved_tokenizer_is_opened_by_its_kind(tmp_path: Path) -> None:
         open_tokenizer(tmp_path, "video")
 
 
+@pytest.mark.parametrize("size", [0, 1, 60, 90])
+def test_a_cut_codebook_is_named(tmp_path: Path, size: int) -> None:
+    save_tokenizer(tmp_path, "video", VIDEO_KIND, VIDEO)
+    content = (tmp_path / "thresholds.npy").read_bytes()
+    (tmp_path / "thresholds.npy").write_bytes(content[:size])
+    with pytest.raises(ConfigError, match=r"thresholds.npy cannot be read .*; cut or changed"):
+        open_tokenizer(tmp_path, "video")
+
+
 def test_a_saved_tokenizer_of_a_kind_that_is_not_here_is_said(tmp_path: Path) -> None:
     save_tokenizer(tmp_path, "video", "my.video", VIDEO)
     with pytest.raises(ConfigError, match=rf'{SETTINGS}: kind = "my.video": my.video cannot be imported'):

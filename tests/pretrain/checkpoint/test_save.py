@@ -1,5 +1,8 @@
 """Saving with the real engine: training goes on meanwhile, and what is there is whole or absent."""
 
+import contextlib
+import errno
+import io
 import json
 import re
 import resource
@@ -252,3 +255,40 @@ def _save_again(folder: Path) -> float:
 def test_a_step_that_is_saved_is_not_written_again(copy: Path) -> None:
     before = (copy / "step_00000004" / "manifest.json").stat().st_mtime
     assert run_on_ranks(_save_again, 1, copy) == [before]
+
+
+def _save_through_failures(folder: Path, failing: list[int]) -> tuple[str, str]:
+    """Four saves that do not stop the run, of which some fail: (error at the end, what was said)."""
+    w, engine = start()
+    write_shard, ended = save.write_shard, "well"
+
+    def sometimes(path: Path, rank: int, fragments):
+        if rank == w.world_size - 1 and int(path.name[-8:]) in failing:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return write_shard(path, rank, fragments)
+
+    save.write_shard = sometimes
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            with CheckpointWriter(folder, engine, w, keep=4, stop_on_failure=False) as writer:
+                for step in range(1, 5):
+                    writer.save(step, {})
+        except CheckpointError as error:
+            ended = str(error)
+    return ended, said.getvalue()
+
+
+def test_saves_that_may_fail_are_said_and_only_the_last_one_must_be_there(tmp_path: Path) -> None:
+    """The run goes on after failures, keeps older checkpoints, and must not end without its last step."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    (ended, said), (other_ended, other_said) = run_on_ranks(_save_through_failures, 2, good, [2, 3])
+    assert (ended, other_ended, other_said) == ("well", "well", "")
+    assert [step for step, _ in checkpoints(good)] == [1, 4]
+    assert [path.name for path in good.iterdir() if path.name.startswith("saving.")] == []
+    lines = said.splitlines()
+    assert len(lines) == 2 and all("WARNING" in line and "Training goes on" in line for line in lines)
+    assert "step_00000002 cannot be written (rank 1)" in lines[0]
+    for ended, _ in run_on_ranks(_save_through_failures, 2, bad, [2, 4]):
+        assert "step_00000004 cannot be written (rank 1)" in ended
+    assert [step for step, _ in checkpoints(bad)] == [1, 3]

@@ -1,5 +1,6 @@
 """What `motley train` says before it starts anything. The loop itself: tests/e2e/test_train_*.py."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -141,15 +142,25 @@ def test_a_broken_launcher_is_one_message(
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (ConfigError("x"), ExitCode.USER_ERROR, True),
-        (LaunchError("x"), ExitCode.USER_ERROR, True),
-        (CheckpointError("x"), ExitCode.FAILED, True),
-        (NonFiniteError("x"), ExitCode.FAILED, True),
-        (ValueError("x"), ExitCode.FAILED, False),
-        (MemoryError(), ExitCode.FAILED, False),
+        (ConfigError("x"), ExitCode.USER_ERROR, "x"),
+        (LaunchError("x"), ExitCode.USER_ERROR, "x"),
+        (CheckpointError("x"), ExitCode.FAILED, "x"),
+        (NonFiniteError("x"), ExitCode.FAILED, "x"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/metrics.jsonl"),
+            ExitCode.FAILED,
+            "a/metrics.jsonl: No space left on device; make room, then the same command goes on",
+        ),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", "a/record.json"),
+            ExitCode.USER_ERROR,
+            "a/record.json: Is a directory; a folder stands where a file belongs; move it away",
+        ),
+        (ValueError("x"), ExitCode.FAILED, None),
+        (MemoryError(), ExitCode.FAILED, None),
     ],
 )
-def test_what_an_error_means(error: Exception, code: int, told: bool):
+def test_what_an_error_means(error: Exception, code: int, told: str | None):
     assert _explain(error) == (code, told)
 
 
