@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from data_pipeline.stream.loader import StepBatch
-from data_pipeline.stream.stream import Stream, describe
+from data_pipeline.stream.stream import Stream, describe, warnings
 from parallel.exit_codes import ExitCode
 from parallel.launch import arithmetic_settings
 from parallel.world import World
@@ -47,6 +47,7 @@ from pretrain.run_dir import RunDir
 from pretrain.run_files import CHECKPOINTS
 from pretrain.train import build, depth_steps
 from pretrain.train.arithmetic import arithmetic_path, processor
+from pretrain.train.consumed import note_unreadable, over_all_ranks
 from pretrain.train.device_peak import device_name
 from pretrain.train.finite import require_finite
 from pretrain.train.meter import Meter
@@ -57,8 +58,11 @@ from pretrain.weights.folder import digest
 from pretrain.weights.warm_start import initial_weights
 
 
-def train(config: RunConfig, world: World, run: RunDir | None, stop: StopSignal) -> tuple[int, int]:
-    """Make steps until the last one or a signal; returns (steps done, exit code).
+def train(
+    config: RunConfig, world: World, run: RunDir | None, stop: StopSignal
+) -> tuple[TrainState, ExitCode]:
+    """Make steps until the last one or a signal; returns the state after them, which is saved, and the exit
+    code.
 
     `run`: the open run directory on rank 0, None on other ranks.
     """
@@ -69,13 +73,16 @@ def train(config: RunConfig, world: World, run: RunDir | None, stop: StopSignal)
     folder, keep = config.run_dir / CHECKPOINTS, config.keep_checkpoints
     with (
         build.loader(config, data, world, state.stream) as loader,
-        Meter(config, world, run, state) as meter,
+        Meter(config, world, run, state, num_too_long=data.num_too_long) as meter,
         CheckpointWriter(folder, engine, world, keep=keep) as checkpoints,
     ):
         saved = state.step if state.step else None
         while state.step < config.num_steps and not world.any(stop.requested):
             batch = loader.next_step()
             require_same_batch(batch.micro_batches, step=state.step + 1, world=world)
+            batch = over_all_ranks(batch, world)
+            max_frac = config.data.max_unreadable_frac
+            note_unreadable(batch, state, world, num_documents=data.num_documents, max_frac=max_frac)
             with meter.timing():
                 inputs = inputs_of_step(config, batch, state)
                 result = engine.train_step(inputs, state.step)
@@ -93,7 +100,7 @@ def train(config: RunConfig, world: World, run: RunDir | None, stop: StopSignal)
         if saved != state.step:
             save(checkpoints, state, meter)
     world.shutdown()
-    return state.step, ExitCode.DONE if state.step == config.num_steps else ExitCode.REQUEUE
+    return state, ExitCode.DONE if state.step == config.num_steps else ExitCode.REQUEUE
 
 
 def restore_or_start(config: RunConfig, engine: ZeroEngine, data: Stream, world: World) -> TrainState:
@@ -107,7 +114,7 @@ def restore_or_start(config: RunConfig, engine: ZeroEngine, data: Stream, world:
 
 
 def announce(config: RunConfig, run: RunDir, data: Stream, state: TrainState, world: World) -> None:
-    """Record where this attempt starts and print it, with a line on each source of the data."""
+    """Record where this attempt starts and print it, with a line on each source of the data and warnings."""
     weights = initial_weights(config)
     digest_of_weights = None if weights is None else digest(weights)
     run.started(
@@ -119,7 +126,9 @@ def announce(config: RunConfig, run: RunDir, data: Stream, state: TrainState, wo
     )
     beginning = "starts" if weights is None else f"starts from {weights}"
     place = f"goes on after step {state.step}" if state.step else beginning
-    print("\n".join((*describe(data), f"{config.run_dir}: {place}")), flush=True)
+    num_sequences = config.num_steps * config.sequences_per_step
+    lines = [*describe(data), *warnings(data, num_sequences, config.data.max_epochs)]
+    print("\n".join((*lines, f"{config.run_dir}: {place}")), flush=True)
 
 
 def inputs_of_step(config: RunConfig, batch: StepBatch, state: TrainState) -> list[ModelInputs]:
