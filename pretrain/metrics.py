@@ -104,6 +104,7 @@ METRICS = (
     Metric("data/fill_frac", "1", "mean", f"share of slots that hold a token {_SINCE}"),
     Metric("data/epoch", "epochs", "last", "passes over the source that has been read most often"),
     Metric("data/fingerprint", "hex", "last", "chained hash of all bytes that were read, in order"),
+    Metric("data/heldout_fingerprint", "hex", "last", "hash of all held-out ids that an evaluation reads"),
     Metric("data/too_long", "documents", "last", "documents left out, a span is longer than the context"),
     Metric("data/unreadable", "documents", "cumulative", "documents not read as indexed, over all attempts"),
     Metric("data/unreadable_documents", "names", "list", f"those of data/unreadable that were new {_SINCE}"),

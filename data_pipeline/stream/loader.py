@@ -18,7 +18,7 @@ from torch.utils.data import get_worker_info
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import WrongChecksum
 from data_pipeline.stream.batch import Batch, make_batch
-from data_pipeline.stream.fingerprint import UNREADABLE, sequence_hashes, step_digest, step_weights
+from data_pipeline.stream.fingerprint import UNREADABLE, sequence_weights, step_digest
 from data_pipeline.stream.stream import BlockPlan, Stream, StreamState
 
 
@@ -73,7 +73,7 @@ class Loader:
         stream.check(self._state)
         self._stream, self._prepare = stream, prepare
         self._positions = np.arange(dp_rank, stream.sequences_per_step, dp_size)
-        self._weights = step_weights(stream.sequences_per_step)[self._positions]
+        self._weights = sequence_weights(stream.sequences_per_step)[self._positions]
         self._micro_batch_sequences = micro_batch_sequences
         self._thread = ThreadPoolExecutor(1, "read data") if prefetch_steps else None
         self._ahead: deque[Future[StepBatch]] = deque()
@@ -109,7 +109,7 @@ class Loader:
             wait_s=0.0,
             fill_frac=plan.filled_slots / (self._stream.sequences_per_step * self._stream.context_tokens),
             epochs=self._stream.epochs(after),
-            digest=step_digest(sequence_hashes(share, contents), self._weights),
+            digest=step_digest(contents, share.weight, self._weights, np.diff(share.first)),
             unreadable=unreadable,
         )
         self._read_to = after
@@ -157,7 +157,7 @@ def check_readable(unreadable: Sequence[str], num_documents: int, max_frac: floa
 
 
 def read(stream: Stream, plan: BlockPlan) -> tuple[Batch, np.ndarray, tuple[str, ...]]:
-    """(sequences of a plan as one Batch, contents of all pieces for sequence_hashes, unreadable documents).
+    """(sequences of a plan as one Batch, contents of all pieces as in fingerprint.py, unreadable documents).
 
     An unreadable document leaves padding of its length, without loss, at the end of its sequence; no other
     sequence is touched.

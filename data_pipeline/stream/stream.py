@@ -28,6 +28,7 @@ import numpy as np
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import ChangedIndex, ForeignTokenizer, SpanTooLong
 from data_pipeline.shards.index import TokenSource
+from data_pipeline.stream.fingerprint import piece_weights
 from data_pipeline.stream.mixture import block_documents, drawn_before, shares
 from data_pipeline.stream.order import documents_at, key_of, permute
 from data_pipeline.stream.packing import cut, pack
@@ -50,6 +51,8 @@ class BlockPlan:
     """int64 [P]; slots that the piece fills."""
     first: np.ndarray
     """int64 [sequences + 1]; first piece of each sequence, then P."""
+    weight: np.ndarray
+    """uint64 [P]; weight of the piece in the fingerprint (fingerprint.py)."""
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -64,7 +67,12 @@ class BlockPlan:
         first = np.concatenate([[0], np.cumsum(counts)])
         piece = np.repeat(self.first[positions] - first[:-1], counts) + np.arange(first[-1])
         return BlockPlan(
-            self.source[piece], self.document[piece], self.start[piece], self.slots[piece], first
+            self.source[piece],
+            self.document[piece],
+            self.start[piece],
+            self.slots[piece],
+            first,
+            self.weight[piece],
         )
 
     @staticmethod
@@ -79,6 +87,7 @@ class BlockPlan:
             np.concatenate([plan.start for plan in plans]),
             np.concatenate([plan.slots for plan in plans]),
             np.concatenate([[0], *(plan.first[1:] + n for plan, n in zip(plans, before, strict=False))]),
+            np.concatenate([plan.weight for plan in plans]),
         )
 
 
@@ -261,7 +270,7 @@ class Stream:
             start[was_cut], slots[was_cut] = flat[:, 0], flat[:, 1]
         if not len(slots):
             return _Block(
-                BlockPlan(source, document, start, slots, np.zeros(1, np.int64)),
+                BlockPlan(source, document, start, slots, np.zeros(1, np.int64), np.zeros(0, np.uint64)),
                 np.zeros((1, len(self.sources)), np.int64),
             )
         # shuffled before packing: pieces of one length, and those within a sequence, come in random order
@@ -272,7 +281,9 @@ class Stream:
         by_sequence = np.argsort(sequence, kind="stable")
         at, sequence = at[by_sequence], sequence[by_sequence]
         first = np.searchsorted(sequence, np.arange(count + 1))
-        plan = BlockPlan(source[at], document[at], start[at], slots[at], first)
+        start, slots = start[at], slots[at]
+        weight = piece_weights(start, slots, np.arange(len(at)) - first[sequence])
+        plan = BlockPlan(source[at], document[at], start, slots, first, weight)
         begun = np.zeros((count + 1, len(self.sources)), np.int64)
         np.add.at(begun, (sequence + 1, plan.source), plan.start == 0)
         return _Block(plan, np.cumsum(begun, axis=0))

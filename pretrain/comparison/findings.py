@@ -255,10 +255,7 @@ def _contrast(
     final = paired_difference(
         [float(c.values[-1]) for c in base], [float(c.values[-1]) for c in other], confidence
     )
-    aligned_other = other
-    if plan.config.match == "train_flops":
-        aligned_other = [_at_flops(b, o) for b, o in zip(base, other, strict=True)]
-    gaps = np.array([o.values - b.values for b, o in zip(base, aligned_other, strict=True)])
+    gaps = _gaps(base, other, at_flops=plan.config.match == "train_flops")
     gap, noise = gaps.mean(axis=0), gap_noise(gaps, confidence)
     tokens, base_mean = base[0].tokens, np.mean([c.values for c in base], axis=0)
     least = 2 * wobble(gap)
@@ -279,6 +276,15 @@ def _contrast(
         trend=gap_trend(tokens, gap),
         same_data=same_data,
     )
+
+
+def _gaps(
+    base: Sequence[Curve], other: Sequence[Curve], *, at_flops: bool
+) -> Float[np.ndarray, "seeds points"]:
+    """The loss of the arm minus the baseline's, at equal steps or at equal FLOPs."""
+    if at_flops:
+        other = [_at_flops(b, o) for b, o in zip(base, other, strict=True)]
+    return np.array([o.values - b.values for b, o in zip(base, other, strict=True)])
 
 
 def _at_flops(base: Curve, other: Curve) -> Curve:

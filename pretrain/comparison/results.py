@@ -188,7 +188,8 @@ class Fingerprints:
     last: dict[int, str]
     """By seed, the hash at the last of these steps."""
     broken: tuple[str, ...]
-    """A sentence for every arm and seed whose hashes differ, with the documents that do, where known."""
+    """A sentence for every arm and seed whose hashes differ, with the documents that do, where known, and one
+    if held-out data differ."""
     unreadable: dict[str, tuple[str, ...]]
     """By name of a run, the training documents that it could not read; runs without any are left out."""
 
@@ -220,6 +221,7 @@ def compare_fingerprints(results: Iterable[RunResult]) -> Fingerprints:
                 )
         if common:
             last[seed] = ours[common[-1]]
+    broken += _different_heldout([run for runs in by_seed.values() for run, _ in runs])
     unreadable = {run.planned.name: run.unreadable for runs in by_seed.values() for run, _ in runs}
     return Fingerprints(
         compared=compared,
@@ -227,6 +229,19 @@ def compare_fingerprints(results: Iterable[RunResult]) -> Fingerprints:
         broken=tuple(broken),
         unreadable={name: documents for name, documents in unreadable.items() if documents},
     )
+
+
+def _different_heldout(runs: Sequence[RunResult]) -> list[str]:
+    """A sentence if runs were not all evaluated on the same held-out data, as far as their rows tell."""
+    name = "data/heldout_fingerprint"
+    by_print: dict[str, list[str]] = {}
+    for run in runs:
+        for value in {str(row[name]) for row in run.rows if name in row}:
+            by_print.setdefault(value, []).append(run.planned.name)
+    if len(by_print) < 2:
+        return []
+    groups = "; ".join(f"{', '.join(names)} on {value}" for value, names in sorted(by_print.items()))
+    return [f"they were evaluated on different held-out data: {groups}"]
 
 
 def _different_documents(run: RunResult, other: RunResult) -> str:

@@ -23,8 +23,9 @@ Importing this module imports torch and megatron-core: parallel.world.start come
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from data_pipeline.stream.loader import StepBatch
+from data_pipeline.stream.loader import Loader, StepBatch
 from data_pipeline.stream.stream import Stream, describe, warnings
 from parallel.exit_codes import ExitCode
 from parallel.launch import arithmetic_settings
@@ -78,11 +79,7 @@ def train(
     ):
         saved = state.step if state.step else None
         while state.step < config.num_steps and not world.any(stop.requested):
-            batch = loader.next_step()
-            require_same_batch(batch.micro_batches, step=state.step + 1, world=world)
-            batch = over_all_ranks(batch, world)
-            max_frac = config.data.max_unreadable_frac
-            note_unreadable(batch, state, world, num_documents=data.num_documents, max_frac=max_frac)
+            batch = next_batch(config, loader, data, state, world)
             with meter.timing():
                 inputs = inputs_of_step(config, batch, state)
                 result = engine.train_step(inputs, state.step)
@@ -131,6 +128,16 @@ def announce(config: RunConfig, run: RunDir, data: Stream, state: TrainState, wo
     print("\n".join((*lines, f"{config.run_dir}: {place}")), flush=True)
 
 
+def next_batch(config: RunConfig, loader: Loader, data: Stream, state: TrainState, world: World) -> StepBatch:
+    """The data of the next step, once all ranks know that it is fit to train on; see consumed.py."""
+    batch = loader.next_step()
+    require_same_batch(batch.micro_batches, step=state.step + 1, world=world)
+    batch = over_all_ranks(batch, world)
+    max_frac = config.data.max_unreadable_frac
+    note_unreadable(batch, state, world, num_documents=data.num_documents, max_frac=max_frac)
+    return batch
+
+
 def inputs_of_step(config: RunConfig, batch: StepBatch, state: TrainState) -> list[ModelInputs]:
     """What the engine trains on: the inputs made ahead, with the RoutingState, which only now is known."""
     routing_state = RoutingState(thresholds=state.thresholds, progress=state.step / config.num_steps)
@@ -159,13 +166,13 @@ def is_due(config: RunConfig, state: TrainState, every: int) -> bool:
 
 def evaluate_if_due(
     config: RunConfig, engine: ZeroEngine, heldout: Heldout, state: TrainState, world: World, meter: Meter
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Metrics of the evaluations that are due after this step, empty if none is. Pictures go to the meter.
 
     All ranks call it and get the same, but for time/eval_s, in seconds.
     """
     every = config.every_steps
-    row: dict[str, float] = {}
+    row: dict[str, Any] = {}
     began = time.perf_counter()
 
     def report_of(inputs: Sequence[ModelInputs]) -> RouterReport:
@@ -180,7 +187,12 @@ def evaluate_if_due(
             if heldout.images is not None:
                 ran = tokens_that_ran(report_of, heldout.images, rule, world)
                 meter.picture(state.step, f"{prefix}/image_tokens", heldout.images, ran)
-    return row | {"time/eval_s": time.perf_counter() - began} if row else row
+    if not row:
+        return row
+    return row | {
+        "time/eval_s": time.perf_counter() - began,
+        "data/heldout_fingerprint": heldout.fingerprint,
+    }
 
 
 def save(checkpoints: CheckpointWriter, state: TrainState, meter: Meter) -> int:

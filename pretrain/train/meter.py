@@ -91,7 +91,7 @@ class Meter:
             grad_norm_by_tower=result.grad_norm_by_group,
         )
 
-    def log(self, state: TrainState, result: StepResult, evaluation: Mapping[str, float]) -> TrainState:
+    def log(self, state: TrainState, result: StepResult, evaluation: Mapping[str, Any]) -> TrainState:
         """Write the row of `state.step`; returns the state with its window closed."""
         if self._log is not None:
             row: dict[str, Any] = train_row(state.window, state.total, peak_flops=self._peak_flops)

@@ -8,9 +8,15 @@ from hypothesis import strategies as st
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.synthetic import random_document, random_documents, write_token_folder
 from data_pipeline.shards.vocabulary import Vocabulary
-from data_pipeline.stream.fingerprint import UNREADABLE, chain, sequence_hashes, step_digest, step_weights
+from data_pipeline.stream.fingerprint import (
+    UNREADABLE,
+    chain,
+    piece_weights,
+    sequence_weights,
+    step_digest,
+)
 from data_pipeline.stream.loader import Loader
-from data_pipeline.stream.stream import BlockPlan, Stream
+from data_pipeline.stream.stream import Stream
 
 VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
 CONTEXT = 64
@@ -62,14 +68,38 @@ def test_it_does_not_depend_on_the_sequences_of_a_step(folder: Path, reference: 
     assert read(folder, 4, step=24)[-1] == read(folder, 32, step=3)[-1] == reference[-1]
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20), st.integers(0, 2**64 - 1))
-def test_a_step_is_the_chain_of_its_sequences(hashes: list[int], before: int) -> None:
-    one_by_one = before
-    for value in hashes:
-        one_by_one = chain(one_by_one, value, 1)
-    array, weights = np.array(hashes, np.uint64), step_weights(len(hashes))
-    parts = [step_digest(array[r::3], weights[r::3]) for r in range(3)]
-    assert chain(before, sum(parts), len(hashes)) == one_by_one
+@given(st.lists(st.lists(st.integers(0, UNREADABLE), max_size=4), min_size=1, max_size=20))
+def test_a_step_is_the_chain_of_its_sequences(step: list[list[int]]) -> None:
+    contents = [np.array(sequence, np.uint64) for sequence in step]
+    of_pieces = [weights(len(sequence)) for sequence in step]
+    counts, of_sequences = np.array([len(sequence) for sequence in step]), sequence_weights(len(step))
+    one_by_one = 7
+    for content, weight, count in zip(contents, of_pieces, counts, strict=True):
+        digest = step_digest(content, weight, sequence_weights(1), np.array([count]))
+        one_by_one = chain(one_by_one, digest, 1)
+    parts = [
+        step_digest(
+            np.concatenate([*contents[r::3], np.zeros(0, np.uint64)]),
+            np.concatenate([*of_pieces[r::3], np.zeros(0, np.uint64)]),
+            of_sequences[r::3],
+            counts[r::3],
+        )
+        for r in range(3)
+    ]
+    assert chain(7, sum(parts), len(step)) == one_by_one
+
+
+def weights(count: int) -> np.ndarray:
+    """Of the pieces of a sequence of whole documents of 9 slots."""
+    return piece_weights(np.zeros(count, np.int64), np.full(count, 9), np.arange(count))
+
+
+def test_weights_are_odd_and_differ_by_document_length_start_and_place() -> None:
+    base = np.zeros(1, np.int64)
+    found = {
+        int(piece_weights(base + a, base + b, base + c)[0]) for a in (0, 1) for b in (8, 9) for c in (0, 1)
+    }
+    assert len(found) == 8 and all(weight % 2 for weight in found)
 
 
 def test_it_tells_of_content_not_of_place(tmp_path: Path, reference: list[int]) -> None:
@@ -116,10 +146,3 @@ def test_a_shard_whose_end_is_zeros_is_not_the_shard(tmp_path: Path, reference: 
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
     assert read(folder, 8)[-1] != reference[-1]
-
-
-def test_no_crc_stands_for_an_unreadable_document() -> None:
-    one = np.zeros(1, np.int64)
-    plan = BlockPlan(one.astype(np.uint16), one, one, one + (1 << 31) - 1, np.array([0, 1]))
-    crcs = [0, 1, 2**32 - 1, UNREADABLE]
-    assert len({int(sequence_hashes(plan, np.array([crc], np.uint64))[0]) for crc in crcs}) == 4

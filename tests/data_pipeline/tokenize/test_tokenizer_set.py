@@ -25,13 +25,19 @@ def config(folder: Path, *overrides: str) -> TokenizeConfig:
     return load_tokenize_config(folder / "data.toml", overrides)
 
 
-def test_tokenizers_are_fitted_once_in_the_order_of_the_vocabulary(raw: Path, tmp_path: Path) -> None:
+def test_tokenizers_are_fitted_once_in_the_order_of_the_vocabulary(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tokenizers = load_tokenizers(raw / "tokenizers")
     assert list(tokenizers) == ["text", "image", "speech"]
     vocabulary = vocabulary_of(tokenizers)
     assert vocabulary.sizes == {name: tokenizer.size for name, tokenizer in tokenizers.items()}
     again = obtain_tokenizers(config(raw), find_splits(str(raw / "raw")), tmp_path / "again", 1)
     assert [t.fingerprint for t in again.values()] == [t.fingerprint for t in tokenizers.values()]
+    # 15 words make few pieces; the codebooks are as large as asked.
+    size, printed = tokenizers["text"].size, capsys.readouterr().out
+    assert f"warning: text: the tokenizer has {size} codes where its table asks for 512" in printed
+    assert size < 512 and printed.count("warning: ") == 1
     gone = obtain_tokenizers(config(raw), [], raw / "tokenizers", 1)
     assert [t.fingerprint for t in gone.values()] == [t.fingerprint for t in tokenizers.values()]
 

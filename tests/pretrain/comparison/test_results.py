@@ -102,6 +102,22 @@ def test_the_documents_that_differ_are_named(synthetic_plan: MakePlan, write_run
     )
 
 
+def test_other_held_out_data_is_found_out(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(seeds=(1, 2))
+    write_runs(plan)
+    results = load_results(plan)
+    for run in results:
+        run.rows[-1]["data/heldout_fingerprint"] = "aa"
+    assert compare_fingerprints(results).proven
+    results[-1].rows[-3]["data/heldout_fingerprint"] = "bb"  # of an attempt before
+    prints = compare_fingerprints(results)
+    assert not prints.proven
+    assert prints.broken == (
+        "they were evaluated on different held-out data: dense_seed1, mot_seed1, dense_seed2, mot_seed2 "
+        "on aa; mot_seed2 on bb",
+    )
+
+
 def test_without_a_common_step_nothing_is_proven(synthetic_plan: MakePlan, write_runs: Write) -> None:
     plan = synthetic_plan(seeds=(1,))
     write_runs(plan, until=lambda arm, seed: 0 if arm == "mot" else None)
