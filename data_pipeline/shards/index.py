@@ -140,9 +140,11 @@ class TokenSource:
             raise ShardError(f"{self.folder / self._names[shard]}: cannot be read: {error}") from None
         ids = memoryview(data)[TAR_BLOCK_BYTES:]
         key = member_name(data).removesuffix("." + TOKENS_SUFFIX)
-        name = f"{self._names[shard]}/{key if key.isprintable() and key else f'document {document}'}"
+        if not key or not key.isprintable():
+            key = f"document {document}"
+        name = f"{self._names[shard]}/{key}"
         crc32 = zlib.crc32(ids)
-        if len(ids) != size or crc32 != self.index.crc32[document]:
+        if len(ids) != size or crc32 != int(self.index.crc32[document]):
             return name, None, crc32
         return name, np.frombuffer(ids, self._dtype), crc32
 
