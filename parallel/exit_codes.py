@@ -9,6 +9,7 @@ class ExitCode(IntEnum):
     DONE = 0
     FAILED = 1
     USER_ERROR = 2
-    """A mistake of the user, named in one message. Starting again cannot help."""
+    """A mistake of the user, or data that is missing or damaged, named in one message. Starting again cannot
+    help before it is mended."""
     REQUEUE = 85
     """A signal stopped the process after a checkpoint; the same command continues from there."""

@@ -88,7 +88,7 @@ class ZeroEngine:
         weight = self.world.sum_over_dp([sum(batch.weight for batch in micro_batches)])[0]
         if not weight > 0:
             raise NothingToLearn(
-                f"step {step}: the loss weights of the global batch sum to {weight}; nothing to learn"
+                f"step {step + 1}: the loss weights of the global batch sum to {weight}; nothing to learn"
             )
         learning_rate = self.learning_rate_at(step)
         for group in self.torch_optimizer.param_groups:

@@ -37,7 +37,8 @@ class DataConfig(_Frozen):
     """The training and held-out data of a run."""
 
     removed: ClassVar[dict[str, str]] = {
-        "num_workers": "one thread reads ahead now, whose length data.prefetch_steps says"
+        "max_bad_documents": "data.max_unreadable_frac says which share of the documents may be unreadable",
+        "num_workers": "one thread reads ahead now, whose length data.prefetch_steps says",
     }
 
     train: tuple[SourceConfig, ...] = Field(min_length=1)
@@ -47,6 +48,13 @@ class DataConfig(_Frozen):
     """Whether attention stays within documents; False lets it cross the documents of a sequence."""
     prefetch_steps: NonNegativeInt = 2
     """Number of optimizer steps that a thread reads and packs ahead; 0: a step waits for its data."""
+    max_unreadable_frac: float = Field(0.0, ge=0, le=1)
+    """Share of the documents of `train` that may be unreadable, as in damaged shards, before the run ends."""
+    max_too_long_frac: float = Field(0.01, ge=0, le=1)
+    """Share of a source's documents that may be left out because an image, an utterance or another span in
+    them is longer than the context; text is cut."""
+    max_epochs: float = Field(4.0, gt=0)
+    """Passes over a source beyond which the run warns at its start."""
 
 
 class ScheduleConfig(_Frozen):

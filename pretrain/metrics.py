@@ -104,7 +104,11 @@ METRICS = (
     Metric("memory/peak_bytes", "byte", "max", "rank 0: allocated on the GPU, or resident on a CPU"),
     Metric("data/fill_frac", "1", "mean", f"share of slots that hold a token {_SINCE}"),
     Metric("data/epoch", "epochs", "last", "passes over the source that has been read most often"),
-    Metric("data/fingerprint", "hex", "last", "chained hash of all that was consumed, in order"),
+    Metric("data/fingerprint", "hex", "last", "chained hash of all bytes that were read, in order"),
+    Metric("data/heldout_fingerprint", "hex", "last", "hash of all held-out ids that an evaluation reads"),
+    Metric("data/too_long", "documents", "last", "documents left out, a span is longer than the context"),
+    Metric("data/unreadable", "documents", "cumulative", "documents not read as indexed, over all attempts"),
+    Metric("data/unreadable_documents", "names", "list", f"those of data/unreadable that were new {_SINCE}"),
 )
 
 _NAME = "[A-Za-z0-9-]+"

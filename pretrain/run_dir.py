@@ -30,10 +30,13 @@ FREE_KEYS = (
     "keep_checkpoints",
     "on_failed_save",
     "data.prefetch_steps",
+    "data.max_unreadable_frac",
+    "data.max_epochs",
     "parallel",
 )
 """Keys and tables that a later attempt may change. They do not change the numbers of the run, except that
-another layout adds in another order and rounds differently."""
+another layout adds in another order and rounds differently, and that under a higher data.max_unreadable_frac
+a run goes on without documents whose absence its fingerprint and rows of metrics show."""
 
 
 def check_config(config: RunConfig) -> None:

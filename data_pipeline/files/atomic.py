@@ -15,8 +15,8 @@ from data_pipeline.files.printable import hidden_characters, printable
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Write to `path`.tmp, then rename it: `path` is absent or whole, whenever the process dies.
 
-    Raises OSError for a name with control characters, which no terminal shows as it is. An OSError of the file
-    names `path`.
+    Raises OSError for a name with control characters, which no terminal shows as it is. An OSError of the
+    file names `path`.
     """
     if hidden_characters(path.name):
         raise OSError(errno.EINVAL, "a file's name takes no control characters", printable(str(path)))

@@ -16,7 +16,7 @@ class TruncatedShard(ShardError):
 
 
 class WrongChecksum(ShardError):
-    """A shard, or too many documents of a source, hold other bytes than those that were written."""
+    """A shard, or more documents than a run allows, hold other bytes than those that were indexed."""
 
 
 class BadDocument(ShardError):

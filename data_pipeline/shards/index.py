@@ -111,6 +111,11 @@ class TokenSource:
         """Modality -> fingerprint of its tokenizer."""
         return {name: entry["fingerprint"] for name, entry in self.manifest["tokenizers"].items()}
 
+    @property
+    def shard_hashes(self) -> frozenset[str]:
+        """sha256 of the shards that hold documents: what tells whether two folders share data."""
+        return frozenset(entry["sha256"] for entry in self.manifest["shards"] if entry["documents"])
+
     def spans(self, document: int) -> np.ndarray:
         """int64 [n, 2]; start and end of each span other than text in a document, with its delimiters."""
         first, last = self.index.span_first[document : document + 2]
@@ -120,8 +125,12 @@ class TokenSource:
         """Number of the shard that holds a document."""
         return bisect_right(self._shard_first, document) - 1
 
-    def fetch(self, document: int) -> tuple[str, np.ndarray | None]:
-        """("shard/key", ids) of a document, in one read; ids are None if the bytes do not match the index."""
+    def fetch(self, document: int) -> tuple[str, np.ndarray | None, int]:
+        """("shard/key", ids, crc32 of the bytes that were read) of a document, in one read.
+
+        The ids are None if the bytes do not match the index. The key is read beside them: where it is damaged
+        too, the number of the document stands for it.
+        """
         shard = self.shard_of(document)
         size = int(self.index.length[document]) * self._dtype.itemsize
         start = int(self.index.offset[document]) - TAR_BLOCK_BYTES  # the tar header carries the key
@@ -130,15 +139,18 @@ class TokenSource:
         except OSError as error:
             raise ShardError(f"{self.folder / self._names[shard]}: cannot be read: {error}") from None
         ids = memoryview(data)[TAR_BLOCK_BYTES:]
-        key = member_name(data).removesuffix("." + TOKENS_SUFFIX) or f"document {document}"
+        key = member_name(data).removesuffix("." + TOKENS_SUFFIX)
+        if not key or not key.isprintable():
+            key = f"document {document}"
         name = f"{self._names[shard]}/{key}"
-        if len(ids) != size or zlib.crc32(ids) != self.index.crc32[document]:
-            return name, None
-        return name, np.frombuffer(ids, self._dtype)
+        crc32 = zlib.crc32(ids)
+        if len(ids) != size or crc32 != int(self.index.crc32[document]):
+            return name, None, crc32
+        return name, np.frombuffer(ids, self._dtype), crc32
 
     def read(self, document: int) -> np.ndarray:
         """The ids of a document, read-only. Raises WrongChecksum if they do not match the index."""
-        name, ids = self.fetch(document)
+        name, ids, _ = self.fetch(document)
         if ids is None:
             raise WrongChecksum(
                 f"{self.folder}: {name} does not match the index (crc32); the shard was damaged or replaced: "

@@ -4,7 +4,6 @@ A plan says all that is in a step, so how far the thread is ahead is not visible
 moves when a step is taken, not when it is read.
 """
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from torch.utils.data import get_worker_info
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import WrongChecksum
 from data_pipeline.stream.batch import Batch, make_batch
+from data_pipeline.stream.fingerprint import UNREADABLE, sequence_weights, step_digest
 from data_pipeline.stream.stream import BlockPlan, Stream, StreamState
 
 
@@ -37,8 +37,11 @@ class StepBatch:
     """Slots of the global batch that are not padding, as planned."""
     epochs: tuple[float, ...]
     """Passes over each source, after this step."""
-    bad_documents: tuple[str, ...]
-    """ "shard/key" of each document that this rank could not read in the step (crc32): now padding."""
+    digest: int
+    """This rank's part of the digest of the bytes that were read (fingerprint.py), modulo 2^64."""
+    unreadable: tuple[str, ...]
+    """ "folder/shard/key" of documents whose bytes, as this rank read them, are not those indexed (crc32):
+    padding without loss stands in their place."""
 
 
 class Loader:
@@ -58,7 +61,6 @@ class Loader:
         prefetch_steps: int = 2,
         prepare: Callable[[Batch], Any] = lambda batch: batch,
         state: StreamState | None = None,
-        max_bad_documents: int = 100,
     ) -> None:
         """`prepare`: makes a micro-batch's StepBatch.inputs, in the thread; it must be a pure function.
 
@@ -71,24 +73,21 @@ class Loader:
         stream.check(self._state)
         self._stream, self._prepare = stream, prepare
         self._positions = np.arange(dp_rank, stream.sequences_per_step, dp_size)
+        self._weights = sequence_weights(stream.sequences_per_step)[self._positions]
         self._micro_batch_sequences = micro_batch_sequences
-        self._max_bad_documents = max_bad_documents
-        self.bad_documents: list[str] = []
-        """Names of all documents that could not be read so far, in order."""
         self._thread = ThreadPoolExecutor(1, "read data") if prefetch_steps else None
         self._ahead: deque[Future[StepBatch]] = deque()
         for _ in range(prefetch_steps):
             self._read_one_more()
 
     def next_step(self) -> StepBatch:
-        """The next step. Raises what reading it raised, and WrongChecksum for too many bad documents."""
+        """The next step. Raises what reading it raised."""
         began = time.perf_counter()
         if self._thread is None:
             step = self._read_step()
         else:
             self._read_one_more()
             step = self._ahead.popleft().result()
-        self._note_bad(step.bad_documents)
         self._state = step.state_after
         return replace(step, wait_s=time.perf_counter() - began)
 
@@ -99,7 +98,8 @@ class Loader:
     def _read_step(self) -> StepBatch:
         """Read the step after the last that was read. After an error the next call tries the same step."""
         plan, after = self._stream.plan_step(self._read_to)
-        batch, bad = read(self._stream, plan.take(self._positions))
+        share = plan.take(self._positions)
+        batch, contents, unreadable = read(self._stream, share)
         size = self._micro_batch_sequences
         micro_batches = tuple(batch.rows(i, i + size) for i in range(0, batch.num_sequences, size))
         step = StepBatch(
@@ -109,27 +109,11 @@ class Loader:
             wait_s=0.0,
             fill_frac=plan.filled_slots / (self._stream.sequences_per_step * self._stream.context_tokens),
             epochs=self._stream.epochs(after),
-            bad_documents=tuple(bad),
+            digest=step_digest(contents, share.weight, self._weights, np.diff(share.first)),
+            unreadable=unreadable,
         )
         self._read_to = after
         return step
-
-    def _note_bad(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name not in self.bad_documents:
-                self.bad_documents.append(name)
-                print(
-                    f"data: {name} is not what was indexed (crc32); padding without loss stands in its place "
-                    f"({len(self.bad_documents)} so far)",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        if len(self.bad_documents) > self._max_bad_documents:
-            raise WrongChecksum(
-                f"{len(self.bad_documents)} documents differ from what was indexed (crc32), and "
-                f"{self._max_bad_documents} are allowed; the first: {', '.join(self.bad_documents[:3])}. "
-                f"The shards were damaged or replaced: restore them, or tokenize again"
-            )
 
     @property
     def state(self) -> StreamState:
@@ -158,15 +142,30 @@ def _check_division(sequences_per_step: int, dp_size: int, micro_batch_sequences
         )
 
 
-def read(stream: Stream, plan: BlockPlan) -> tuple[Batch, list[str]]:
-    """The sequences of a plan as one Batch, and the names of documents whose bytes are not those indexed.
+def check_readable(unreadable: Sequence[str], num_documents: int, max_frac: float) -> None:
+    """Raise WrongChecksum if the unreadable documents are more than `max_frac` of `num_documents`."""
+    if len(unreadable) <= max_frac * num_documents:
+        return
+    more = f" (and {len(unreadable) - 3} more)" if len(unreadable) > 3 else ""
+    raise WrongChecksum(
+        f"{', '.join(unreadable[:3])}{more}: cannot be read as indexed (crc32): the shard was damaged or "
+        f"replaced. Restore it, whose SHA-256 is in the folder's manifest.json, and give the same command, "
+        f"which goes on from the last checkpoint. data.max_unreadable_frac = {max_frac:g} allows "
+        f"{int(max_frac * num_documents)} of {num_documents} documents; under a higher one unreadable "
+        f"documents become padding, and are counted in every row of metrics"
+    )
 
-    Such a document leaves padding of its length, without loss, at the end of its sequence; no other sequence
-    is touched.
+
+def read(stream: Stream, plan: BlockPlan) -> tuple[Batch, np.ndarray, tuple[str, ...]]:
+    """(sequences of a plan as one Batch, contents of all pieces as in fingerprint.py, unreadable documents).
+
+    An unreadable document leaves padding of its length, without loss, at the end of its sequence; no other
+    sequence is touched.
     """
     sequences: list[list[np.ndarray]] = []
     samples: list[list[str]] = []
-    bad: list[str] = []
+    contents: list[int] = []
+    unreadable: list[str] = []
     pieces = list(
         zip(
             plan.source.tolist(),
@@ -180,10 +179,12 @@ def read(stream: Stream, plan: BlockPlan) -> tuple[Batch, list[str]]:
     for begin, end in pairwise(first):
         documents, names = [], []
         for source, document, start, slots in pieces[begin:end]:
-            name, ids = stream.sources[source].fetch(document)
+            name, ids, crc32 = stream.sources[source].fetch(document)
             if ids is None:
-                bad.append(name)
+                contents.append(UNREADABLE)
+                unreadable.append(f"{stream.sources[source].folder}/{name}")
                 continue
+            contents.append(crc32)
             documents.append(ids[start : start + slots + 1])
             names.append(name)
         sequences.append(documents)
@@ -191,7 +192,7 @@ def read(stream: Stream, plan: BlockPlan) -> tuple[Batch, list[str]]:
     batch = make_batch(
         sequences, sequence_tokens=stream.context_tokens, vocabulary=stream.vocabulary, samples=samples
     )
-    return batch, bad
+    return batch, np.array(contents, np.uint64), tuple(unreadable)
 
 
 def sequences(
@@ -202,7 +203,7 @@ def sequences(
     Yields one packed sequence after another, each a sample with "__key__" (its number in the stream) and the
     fields of Batch as arrays [S]. Stages that map one sample to one keep order and place; `shuffle`,
     `select` and the like give both up. Reads in the process that iterates: in a DataLoader with several
-    workers it raises ConfigError.
+    workers it raises ConfigError. Raises WrongChecksum for an unreadable document.
     """
 
     def stage() -> Iterator[dict[str, Any]]:
@@ -214,7 +215,9 @@ def sequences(
         with Loader(stream, dp_rank=dp_rank, dp_size=dp_size, micro_batch_sequences=1, state=state) as loader:
             while True:
                 number = loader.state.sequences + dp_rank
-                for i, batch in enumerate(loader.next_step().micro_batches):
+                step = loader.next_step()
+                check_readable(step.unreadable, stream.num_documents, max_frac=0.0)
+                for i, batch in enumerate(step.micro_batches):
                     arrays = {name: value[0] for name, value in vars(batch).items()}
                     yield {"__key__": f"{number + i * dp_size:012d}", **arrays}
 

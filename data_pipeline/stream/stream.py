@@ -1,6 +1,6 @@
 """The training data as one stream of packed sequences, the same for any number of ranks.
 
-    documents     lengths, spans, crc32 of every document, from the index     data_pipeline/shards/index.py
+    documents     lengths and spans of every document, from the index         data_pipeline/shards/index.py
       v           exact share of each source in each block                    mixture.py
     order         which documents a block takes: a keyed permutation          order.py
       v
@@ -9,15 +9,18 @@
     sequences     lists of pieces, shuffled, numbered over all blocks         BlockPlan, here
       v           step: the next G sequences; rank r of D takes r, r + D, ...
     batches       pieces read, checked and laid out in slots                  loader.py, batch.py
+      v
+    fingerprint   a hash chained over all that was read                       fingerprint.py
 
-Everything but the last step is computed from the index, before a document is read. StreamState is a position
-in the stream, with a fingerprint of all sequences before it.
+Everything before the batches is computed from the index, before a document is read. StreamState is a position
+in the stream.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -25,14 +28,13 @@ import numpy as np
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import ChangedIndex, ForeignTokenizer, SpanTooLong
 from data_pipeline.shards.index import TokenSource
+from data_pipeline.stream.fingerprint import piece_weights
 from data_pipeline.stream.mixture import block_documents, drawn_before, shares
-from data_pipeline.stream.order import documents_at, key_of, mix, permute
+from data_pipeline.stream.order import documents_at, key_of, permute
 from data_pipeline.stream.packing import cut, pack
 
-_STATE_FORMAT = 1
+_STATE_FORMAT = 2
 _KEPT_BLOCKS = 2
-_CHAIN = 0xD1342543DE82EF95  # odd, so a multiplication by it loses nothing modulo 2^64
-_WORD = 1 << 64
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class BlockPlan:
     """int64 [P]; slots that the piece fills."""
     first: np.ndarray
     """int64 [sequences + 1]; first piece of each sequence, then P."""
+    weight: np.ndarray
+    """uint64 [P]; weight of the piece in the fingerprint (fingerprint.py)."""
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -63,7 +67,12 @@ class BlockPlan:
         first = np.concatenate([[0], np.cumsum(counts)])
         piece = np.repeat(self.first[positions] - first[:-1], counts) + np.arange(first[-1])
         return BlockPlan(
-            self.source[piece], self.document[piece], self.start[piece], self.slots[piece], first
+            self.source[piece],
+            self.document[piece],
+            self.start[piece],
+            self.slots[piece],
+            first,
+            self.weight[piece],
         )
 
     @staticmethod
@@ -78,20 +87,19 @@ class BlockPlan:
             np.concatenate([plan.start for plan in plans]),
             np.concatenate([plan.slots for plan in plans]),
             np.concatenate([[0], *(plan.first[1:] + n for plan, n in zip(plans, before, strict=False))]),
+            np.concatenate([plan.weight for plan in plans]),
         )
 
 
 @dataclass(frozen=True)
 class StreamState:
-    """A place in the stream: what comes next, and what came before. The same on all ranks."""
+    """A place in the stream: what comes next. The same on all ranks."""
 
     block: int
     sequence: int
     """Next sequence, within the block."""
     sequences: int
     """Consumed since the start."""
-    fingerprint: int
-    """64 bits, chained over all sequences consumed: crc32, place and length of every piece."""
     seed: int
     context_tokens: int
     sources: tuple[tuple[str, str], ...]
@@ -102,10 +110,12 @@ class StreamState:
 
     @classmethod
     def from_json(cls, text: str) -> "StreamState":
-        """Raises ConfigError for anything but the output of to_json of this version."""
+        """Raises ConfigError for anything but the output of to_json of this version or of format 1."""
         try:
             values = json.loads(text)
-            if values.pop("format") != _STATE_FORMAT:
+            if (number := values.pop("format")) == 1:  # it had the fingerprint, which TrainState has now
+                del values["fingerprint"]
+            elif number != _STATE_FORMAT:
                 raise ValueError("another format")
             values["sources"] = tuple((str(index), str(share)) for index, share in values["sources"])
             return cls(**values)
@@ -116,8 +126,6 @@ class StreamState:
 @dataclass(frozen=True)
 class _Block:
     plan: BlockPlan
-    hashes: np.ndarray
-    """uint64 [sequences]"""
     begun: np.ndarray
     """int64 [sequences + 1, sources]; documents whose first piece lies before each sequence."""
 
@@ -132,12 +140,13 @@ class Stream:
         seed: int,
         context_tokens: int,
         sequences_per_step: int,
-        max_rejected_frac: float = 0.01,
+        max_too_long_frac: float = 0.01,
     ) -> None:
         """`sources`: (source, weight); a weight is a share of the documents drawn.
 
         Raises ForeignTokenizer if sources were tokenized differently, SpanTooLong if more than
-        `max_rejected_frac` of the documents of a source have a span (an image ...) longer than the context.
+        `max_too_long_frac` of the documents of a source, or all, have a span (an image ...) longer than the
+        context.
         """
         if not sources or context_tokens < 1 or sequences_per_step < 1:
             raise ConfigError("a stream needs a source, context_tokens >= 1 and sequences_per_step >= 1")
@@ -147,7 +156,7 @@ class Stream:
         self.vocabulary = self.sources[0].vocabulary
         self.shares = shares([weight for _, weight in sources])
         """Of the documents drawn, per source; they sum to 1."""
-        self.rejected = tuple(_rejected(source, context_tokens, max_rejected_frac) for source in self.sources)
+        self.too_long = tuple(_too_long(source, context_tokens, max_too_long_frac) for source in self.sources)
         """Per source, documents that are left out: a span in them (an image, an utterance ...) is longer than
         the context.
         """
@@ -158,9 +167,19 @@ class Stream:
         )
         self._block = lru_cache(_KEPT_BLOCKS)(self._plan_block)
 
+    @property
+    def num_documents(self) -> int:
+        """Documents of all sources."""
+        return sum(source.num_documents for source in self.sources)
+
+    @property
+    def num_too_long(self) -> int:
+        """Documents of all sources that are left out."""
+        return sum(map(len, self.too_long))
+
     def start(self) -> StreamState:
         """The state before the first sequence."""
-        return StreamState(0, 0, 0, 0, self.seed, self.context_tokens, self._identity)
+        return StreamState(0, 0, 0, self.seed, self.context_tokens, self._identity)
 
     def check(self, state: StreamState) -> None:
         """Raises ConfigError (ChangedIndex for changed shards) if `state` is a place in another stream."""
@@ -203,7 +222,6 @@ class Stream:
                 block=state.block + at_end,
                 sequence=0 if at_end else last,
                 sequences=state.sequences + last - first,
-                fingerprint=_chain(state.fingerprint, block.hashes[first:last]),
             )
         return BlockPlan.join(parts), state
 
@@ -216,8 +234,26 @@ class Stream:
             for drawn, now, source in zip(before, begun, self.sources, strict=True)
         )
 
+    def expected_epochs(self, num_sequences: int) -> tuple[float, ...]:
+        """Passes over each source in `num_sequences` full sequences, from the mean length of documents."""
+        slots = [
+            int(source.lengths.sum(dtype=np.int64))
+            - int(source.lengths[too_long].sum(dtype=np.int64))
+            - (source.num_documents - len(too_long))
+            for source, too_long in zip(self.sources, self.too_long, strict=True)
+        ]
+        per_document = sum(
+            float(share) * n / source.num_documents
+            for source, share, n in zip(self.sources, self.shares, slots, strict=True)
+        )
+        drawn = num_sequences * self.context_tokens / per_document
+        return tuple(
+            drawn * float(share) / source.num_documents
+            for source, share in zip(self.sources, self.shares, strict=True)
+        )
+
     def _plan_block(self, block: int) -> _Block:
-        source, document, slots, crc32 = self._draw(block)
+        source, document, slots = self._draw(block)
         pieces = np.ones(len(document), np.int64)
         start = np.zeros(len(document), np.int64)
         long = np.flatnonzero(slots > self.context_tokens)
@@ -228,14 +264,13 @@ class Stream:
             ]
             pieces[long] = [len(found) for found in cuts]
             of = np.repeat(np.arange(len(document)), pieces)
-            source, document, slots, crc32, start = (a[of] for a in (source, document, slots, crc32, start))
+            source, document, slots, start = (a[of] for a in (source, document, slots, start))
             was_cut = np.isin(of, long)
             flat = np.array([piece for found in cuts for piece in found], np.int64).reshape(-1, 2)
             start[was_cut], slots[was_cut] = flat[:, 0], flat[:, 1]
         if not len(slots):
             return _Block(
-                BlockPlan(source, document, start, slots, np.zeros(1, np.int64)),
-                np.zeros(0, np.uint64),
+                BlockPlan(source, document, start, slots, np.zeros(1, np.int64), np.zeros(0, np.uint64)),
                 np.zeros((1, len(self.sources)), np.int64),
             )
         # shuffled before packing: pieces of one length, and those within a sequence, come in random order
@@ -246,13 +281,15 @@ class Stream:
         by_sequence = np.argsort(sequence, kind="stable")
         at, sequence = at[by_sequence], sequence[by_sequence]
         first = np.searchsorted(sequence, np.arange(count + 1))
-        plan = BlockPlan(source[at], document[at], start[at], slots[at], first)
+        start, slots = start[at], slots[at]
+        weight = piece_weights(start, slots, np.arange(len(at)) - first[sequence])
+        plan = BlockPlan(source[at], document[at], start, slots, first, weight)
         begun = np.zeros((count + 1, len(self.sources)), np.int64)
         np.add.at(begun, (sequence + 1, plan.source), plan.start == 0)
-        return _Block(plan, _hashes(plan, crc32[at], sequence), np.cumsum(begun, axis=0))
+        return _Block(plan, np.cumsum(begun, axis=0))
 
-    def _draw(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(source, document, slots, crc32) of the documents of a block."""
+    def _draw(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(source, document, slots) of the documents of a block."""
         before = drawn_before(block, self._block_documents, self.shares)
         after = drawn_before(block + 1, self._block_documents, self.shares)
         drawn = [
@@ -265,25 +302,7 @@ class Stream:
             np.repeat(np.arange(len(drawn), dtype=np.uint16), counts),
             np.concatenate(drawn),
             np.concatenate([source.lengths[documents].astype(np.int64) for source, documents in pairs]) - 1,
-            np.concatenate([source.index.crc32[documents] for source, documents in pairs]).astype(np.uint64),
         )
-
-
-def _hashes(plan: BlockPlan, crc32: np.ndarray, sequence: np.ndarray) -> np.ndarray:
-    """uint64 [sequences]; from each piece's content, place in its document and place in the sequence."""
-    place = np.arange(len(sequence)) - plan.first[sequence] + 1
-    content = mix(crc32 | plan.slots.astype(np.uint64) << np.uint64(32))
-    pieces = mix(content + mix(plan.start.astype(np.uint64)) + mix(place.astype(np.uint64) << np.uint64(32)))
-    return mix(np.add.reduceat(pieces, plan.first[:-1]))
-
-
-def _chain(fingerprint: int, hashes: np.ndarray) -> int:
-    """fingerprint -> fingerprint * c + hash modulo 2^64, over all hashes; however they are split into
-    calls.
-    """
-    for value in hashes.tolist():
-        fingerprint = (fingerprint * _CHAIN + value) % _WORD
-    return fingerprint
 
 
 def _check_tokenizers(sources: Sequence[TokenSource]) -> None:
@@ -305,7 +324,7 @@ def _check_tokenizers(sources: Sequence[TokenSource]) -> None:
                 )
 
 
-def _rejected(source: TokenSource, context_tokens: int, max_frac: float) -> np.ndarray:
+def _too_long(source: TokenSource, context_tokens: int, max_frac: float) -> np.ndarray:
     """Documents of a source with a span longer than the context; int64, ascending."""
     if source.num_documents == 0:
         raise ConfigError(f"{source.folder}: holds no documents")
@@ -314,11 +333,13 @@ def _rejected(source: TokenSource, context_tokens: int, max_frac: float) -> np.n
     span = source.index.span
     rows = np.flatnonzero(span[:, 1] - span[:, 0] > context_tokens)
     documents = np.unique(np.searchsorted(source.index.span_first, rows, side="right") - 1)
-    if len(documents) > max_frac * source.num_documents:
+    none_left = len(documents) == source.num_documents
+    if none_left or len(documents) > max_frac * source.num_documents:
         first = source.name(int(documents[0]))
+        remedy = "raise it" if none_left else "raise it, or data.max_too_long_frac to leave them out"
         raise SpanTooLong(
             f"{source.folder}: {len(documents)} of {source.num_documents} documents hold a span (an "
-            f"image, an utterance ...) longer than context_tokens = {context_tokens}; raise it: the longest "
+            f"image, an utterance ...) longer than context_tokens = {context_tokens}; {remedy}: the longest "
             f'takes {source.longest_span_tokens} tokens with its delimiters, the first is in "{first}"'
         )
     return documents
@@ -327,17 +348,36 @@ def _rejected(source: TokenSource, context_tokens: int, max_frac: float) -> np.n
 def describe(stream: Stream) -> list[str]:
     """One line a source, and one for each that leaves documents out: for the log at start-up."""
     lines: list[str] = []
-    for source, share, rejected in zip(stream.sources, stream.shares, stream.rejected, strict=True):
+    for source, share, too_long in zip(stream.sources, stream.shares, stream.too_long, strict=True):
         tokens: dict[str, Any] = source.manifest["tokens"]
         counts = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
         lines.append(
             f"{source.folder}: {source.num_documents:,} documents ({counts} tokens), share {float(share):.4g}"
         )
-        if len(rejected):
-            names = ", ".join(source.name(int(document)) for document in rejected[:3])
-            more = ", ..." if len(rejected) > 3 else ""
+        if len(too_long):
+            names = ", ".join(source.name(int(document)) for document in too_long[:3])
+            more = ", ..." if len(too_long) > 3 else ""
             lines.append(
-                f"{source.folder}: {len(rejected):,} documents left out, a span in them (an image, an "
+                f"{source.folder}: {len(too_long):,} documents left out, a span in them (an image, an "
                 f"utterance ...) is longer than the context of {stream.context_tokens}: {names}{more}"
+            )
+    return lines
+
+
+def warnings(stream: Stream, num_sequences: int, max_epochs: float) -> list[str]:
+    """One line for each source that a run of `num_sequences` passes over more than `max_epochs` times, and
+    for each two that share shards: for the log at start-up."""
+    lines = [
+        f"warning: {source.folder}: the run passes over its {source.num_documents:,} documents {epochs:.1f} "
+        f"times, more than data.max_epochs = {max_epochs:g}, and a model remembers what it reads so often; "
+        f"lower total_tokens or the source's weight, add data, or raise data.max_epochs"
+        for source, epochs in zip(stream.sources, stream.expected_epochs(num_sequences), strict=True)
+        if epochs > max_epochs
+    ]
+    for one, other in combinations(stream.sources, 2):
+        if shared := len(one.shard_hashes & other.shard_hashes):
+            lines.append(
+                f"warning: {one.folder} and {other.folder} share {shared} shards (sha256): their documents "
+                f"are drawn by both weights, and passed over more often than data/epoch says"
             )
     return lines

@@ -24,6 +24,11 @@ class TokenizerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def asked_size(self) -> int | None:
+        """Number of codes that the settings ask for, of which fitting may make fewer; None: it makes any."""
+        return None
+
 
 class Tokenizer(Protocol):
     """A fitted tokenizer. What content is, such as str or uint8 [H, W, 3], is the tokenizer's own affair."""

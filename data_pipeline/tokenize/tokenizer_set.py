@@ -100,8 +100,25 @@ def _fit_all(config: TokenizeConfig, splits: list[Split], draft: Path, processes
         run_tasks(fit_task, tasks, processes, preload=("sklearn.cluster",)) as sizes,
         Progress("fit tokenizers", len(tasks), "tokenizers") as progress,
     ):
+        found = {}
         for modality, size in sizes:
+            found[modality] = size
             progress.advance(**{modality: size})
+    for modality, table in config.tables.items():
+        if (line := _fewer_than_asked(modality, table, found[modality])) is not None:
+            print(line, flush=True)
+
+
+def _fewer_than_asked(modality: str, table: TokenizerTable, size: int) -> str | None:
+    """A warning if a fitted tokenizer has fewer codes than its table asks for; None if it has as many."""
+    asked = table.config.asked_size
+    if asked is None or size >= asked:
+        return None
+    return (
+        f"warning: {modality}: the tokenizer has {size} codes where its table asks for {asked}: the "
+        f"documents that it was fitted on hold no more different ones; fit on more (fit_documents), or ask "
+        f"for fewer"
+    )
 
 
 def fit_task(task: FitTask) -> tuple[str, int]:

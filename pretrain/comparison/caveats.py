@@ -57,12 +57,18 @@ def _of_data(findings: Findings) -> Iterator[Caveat]:
     """Caveats about what the runs read."""
     prints = findings.fingerprints
     for text in prints.broken:
-        yield Caveat(f"The arms did not read the same data: {text}. They cannot be compared in pairs.", True)
+        yield Caveat(f"The arms did not read the same data: {text}. Nothing is decided.", True)
+    if lost := {name: len(documents) for name, documents in prints.unreadable.items()}:
+        counts = join([f"{count} in {name}" for name, count in lost.items()])
+        yield Caveat(
+            f"Documents of the training data could not be read, and were left out: {counts} (summary.json "
+            "names them; data.max_unreadable_frac allowed it)."
+        )
     unproven = [str(seed) for seed, steps in prints.compared.items() if steps == 0]
     if unproven:
         yield Caveat(
             f"That the arms read the same data is not proven for seed {join(unproven)}: no step with a "
-            "fingerprint in all arms.",
+            "fingerprint in all arms. Nothing is decided.",
             grave=True,
         )
     epochs = max((system.epochs for system in systems(findings).values()), default=0.0)

@@ -106,6 +106,8 @@ class Contrast:
     """Tokens from which the curves coincide until the end; None if they do not."""
     trend: float
     """Change of the gap in nats as tokens double, late in the run; nan with too few evaluations."""
+    same_data: bool
+    """Whether the arms are proven to have read the same data, without which nothing is decided."""
 
     @property
     def leader(self) -> str:
@@ -114,8 +116,9 @@ class Contrast:
 
     @property
     def winner(self) -> str | None:
-        """The arm that is detectably lower; None without a detectable difference, as with one seed."""
-        return self.leader if self.final.detectable else None
+        """The arm that is detectably lower; None without a detectable difference, as with one seed, and where
+        the arms are not proven to have read the same data."""
+        return self.leader if self.same_data and self.final.detectable else None
 
 
 @dataclass(frozen=True)
@@ -192,12 +195,13 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
     def loss(arm: str, metric: str) -> ArmLoss:
         return _arm_loss(aligned([r.curve(metric, until=scope.until(r)) for r in in_scope if r.arm == arm]))
 
+    fingerprints = compare_fingerprints(in_scope)
     look_ahead = [arm for arm in plan.arms if not plan.run(arm, scope.seeds[0]).config.model.is_causal]
     return Findings(
         plan=plan,
         scope=scope,
         results=in_scope,
-        fingerprints=compare_fingerprints(in_scope),
+        fingerprints=fingerprints,
         modalities=modalities,
         directions=directions,
         losses={(arm, m): loss(arm, metric_name(m)) for arm in plan.arms for m in (*modalities, ALL)},
@@ -213,7 +217,7 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
             for m in (*modalities, ALL)
         },
         contrasts=tuple(
-            _contrast(plan, scope, in_scope, arm, modality)
+            _contrast(plan, scope, in_scope, arm, modality, same_data=fingerprints.proven)
             for arm in plan.others
             for modality in (*modalities, ALL)
         ),
@@ -234,7 +238,13 @@ def _arm_loss(curves: Sequence[Curve]) -> ArmLoss:
 
 
 def _contrast(
-    plan: ComparisonPlan, scope: Scope, results: Sequence[RunResult], arm: str, modality: str
+    plan: ComparisonPlan,
+    scope: Scope,
+    results: Sequence[RunResult],
+    arm: str,
+    modality: str,
+    *,
+    same_data: bool,
 ) -> Contrast:
     confidence = plan.config.confidence
     metric = metric_name(modality)
@@ -245,10 +255,7 @@ def _contrast(
     final = paired_difference(
         [float(c.values[-1]) for c in base], [float(c.values[-1]) for c in other], confidence
     )
-    aligned_other = other
-    if plan.config.match == "train_flops":
-        aligned_other = [_at_flops(b, o) for b, o in zip(base, other, strict=True)]
-    gaps = np.array([o.values - b.values for b, o in zip(base, aligned_other, strict=True)])
+    gaps = _gaps(base, other, at_flops=plan.config.match == "train_flops")
     gap, noise = gaps.mean(axis=0), gap_noise(gaps, confidence)
     tokens, base_mean = base[0].tokens, np.mean([c.values for c in base], axis=0)
     least = 2 * wobble(gap)
@@ -267,7 +274,17 @@ def _contrast(
         crossings=crossings(tokens, base_mean, base_mean + gap, least),
         together_from=together_from(tokens, gap, least),
         trend=gap_trend(tokens, gap),
+        same_data=same_data,
     )
+
+
+def _gaps(
+    base: Sequence[Curve], other: Sequence[Curve], *, at_flops: bool
+) -> Float[np.ndarray, "seeds points"]:
+    """The loss of the arm minus the baseline's, at equal steps or at equal FLOPs."""
+    if at_flops:
+        other = [_at_flops(b, o) for b, o in zip(base, other, strict=True)]
+    return np.array([o.values - b.values for b, o in zip(base, other, strict=True)])
 
 
 def _at_flops(base: Curve, other: Curve) -> Curve:

@@ -21,6 +21,8 @@ HELD_OUT = "heldout/"
 eval/loss decides, and for eval/ in all other runs."""
 AXES = ("steps", "flops", "seconds")
 """Axes along which two curves are matched. Tokens are steps times a constant that all arms share."""
+NAMES_SHOWN = 5
+"""Number of documents that a sentence names; summary.json has all."""
 _COLUMN = {"steps": "step", "tokens": "tokens", "flops": "compute/train_flops", "seconds": "time/train_s"}
 _DIRECTION = re.compile(r"eval/loss/([A-Za-z0-9-]+)_to_([A-Za-z0-9-]+)\Z")
 
@@ -85,6 +87,11 @@ class RunResult:
     def finished(self) -> bool:
         """Whether the last step has been evaluated."""
         return self.last_eval_step >= self.planned.config.num_steps
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """The training documents that the run could not read, each once."""
+        return tuple(name for row in self.rows for name in row.get("data/unreadable_documents", ()))
 
     def curve(self, metric: str, *, until: int | None = None) -> Curve:
         """The curve of a metric up to step `until`; it is empty if no row holds the metric."""
@@ -176,7 +183,10 @@ class Fingerprints:
     last: dict[int, str]
     """By seed, the hash at the last of these steps."""
     broken: tuple[str, ...]
-    """A sentence for every arm and seed whose hashes differ."""
+    """A sentence for every arm and seed whose hashes differ, with the documents that do, where known, and one
+    if held-out data differ."""
+    unreadable: dict[str, tuple[str, ...]]
+    """By name of a run, the training documents that it could not read; runs without any are left out."""
 
     @property
     def proven(self) -> bool:
@@ -186,23 +196,60 @@ class Fingerprints:
 
 def compare_fingerprints(results: Iterable[RunResult]) -> Fingerprints:
     """Compare data/fingerprint between the runs of a seed, at every step that all of them logged."""
-    by_seed: dict[int, list[tuple[str, dict[int, str]]]] = {}
+    by_seed: dict[int, list[tuple[RunResult, dict[int, str]]]] = {}
     for run in results:
         hashes = {r["step"]: str(r["data/fingerprint"]) for r in run.rows if "data/fingerprint" in r}
-        by_seed.setdefault(run.seed, []).append((run.arm, hashes))
+        by_seed.setdefault(run.seed, []).append((run, hashes))
     compared: dict[int, int] = {}
     last: dict[int, str] = {}
     broken = []
     for seed, runs in by_seed.items():
         common = sorted(set.intersection(*(set(hashes) for _, hashes in runs)))
         compared[seed] = len(common)
-        (first_arm, ours), *others = runs
-        for arm, theirs in others:
+        (first, ours), *others = runs
+        for run, theirs in others:
             differ = [step for step in common if ours[step] != theirs[step]]
             if differ:
                 broken.append(
-                    f"seed {seed}: {arm} and {first_arm} had read different data by step {differ[0]}"
+                    f"seed {seed}: {run.arm} and {first.arm} had read different data by step {differ[0]}; "
+                    f"{_different_documents(run, first)}"
                 )
         if common:
             last[seed] = ours[common[-1]]
-    return Fingerprints(compared=compared, last=last, broken=tuple(broken))
+    broken += _different_heldout([run for runs in by_seed.values() for run, _ in runs])
+    unreadable = {run.planned.name: run.unreadable for runs in by_seed.values() for run, _ in runs}
+    return Fingerprints(
+        compared=compared,
+        last=last,
+        broken=tuple(broken),
+        unreadable={name: documents for name, documents in unreadable.items() if documents},
+    )
+
+
+def _different_heldout(runs: Sequence[RunResult]) -> list[str]:
+    """A sentence if runs were not all evaluated on the same held-out data, as far as their rows tell."""
+    name = "data/heldout_fingerprint"
+    by_print: dict[str, list[str]] = {}
+    for run in runs:
+        for value in {str(row[name]) for row in run.rows if name in row}:
+            by_print.setdefault(value, []).append(run.planned.name)
+    if len(by_print) < 2:
+        return []
+    groups = "; ".join(f"{', '.join(names)} on {value}" for value, names in sorted(by_print.items()))
+    return [f"they were evaluated on different held-out data: {groups}"]
+
+
+def _different_documents(run: RunResult, other: RunResult) -> str:
+    """Which documents one of two runs read and the other could not, as far as their rows tell."""
+    parts = [
+        f"{one.arm} alone could not read {len(names)} documents ({listed(names)})"
+        for one, another in ((run, other), (other, run))
+        if (names := [name for name in one.unreadable if name not in set(another.unreadable)])
+    ]
+    return ", ".join(parts) or "which documents differ is not known: none was unreadable in one of them alone"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

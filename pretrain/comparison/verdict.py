@@ -17,7 +17,7 @@ class Verdict:
     outcome: str
     """The result in a few words, such as "MoT better" or "no detectable difference"."""
     difference: str
-    """The difference to the baseline in nats per token, with its interval."""
+    """The difference to the baseline in nats per token, with its interval; "" where nothing is decided."""
     relative: str
     """The difference in per cent of the baseline's loss."""
     compute: str
@@ -25,7 +25,9 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """The verdict as a few sentences."""
+        """The verdict as a few sentences; one sentence without numbers where nothing is decided."""
+        if not self.difference:
+            return f"{self.modality}: {self.outcome}."
         result = f"{self.modality}: {self.outcome}, {self.relative} ({self.difference})."
         return f"{result} {self.compute} {self.crossing}"
 
@@ -33,6 +35,9 @@ class Verdict:
 def verdict(findings: Findings, contrast: Contrast) -> Verdict:
     """The verdict on a contrast; it claims a winner only beyond the noise of the seeds."""
     n, final = len(findings.seeds), contrast.final
+    if not contrast.same_data:
+        outcome = "not decided, because the arms are not proven to have read the same data"
+        return Verdict(contrast.modality, None, outcome, "", "undecided", "", "")
     if n == 1:
         outcome = f"{contrast.leader} lower in the one seed that ran"
     elif contrast.winner is None:
@@ -110,6 +115,8 @@ def overall(findings: Findings) -> str:
     plan = findings.plan
     if len(plan.others) == 1:
         return headline(findings, plan.others[0])
+    if not findings.fingerprints.proven:
+        return _not_decided(findings, "the arms")
     if len(findings.seeds) == 1:
         return f"{_after(findings)} and in one seed: an observation of {len(plan.arms)} arms, not a verdict."
     parts = []
@@ -132,10 +139,18 @@ def _after(findings: Findings) -> str:
     return after + (" of an unfinished comparison" if findings.scope.interim else "")
 
 
+def _not_decided(findings: Findings, arms: str) -> str:
+    """The sentence about a comparison whose arms read different data, or may have."""
+    why = "did not read" if findings.fingerprints.broken else "are not proven to have read"
+    return f"{_after(findings)} nothing is decided between {arms}: they {why} the same data."
+
+
 def headline(findings: Findings, arm: str) -> str:
     """One sentence that says in which modalities an arm is better or worse than the baseline."""
     base, after = findings.plan.config.baseline, _after(findings)
     contrasts = [findings.contrast(arm, m) for m in findings.modalities]
+    if not findings.fingerprints.proven:
+        return _not_decided(findings, f"{arm} and {base}")
     if len(findings.seeds) == 1:
         lower = [c.modality for c in contrasts if c.leader == arm]
         higher = [c.modality for c in contrasts if c.leader != arm]

@@ -1,6 +1,7 @@
 """The held-out documents of an evaluation, as pure functions. This module imports no torch."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
@@ -81,6 +82,17 @@ def pairs(
                 own[a, b].append((*pair, name))
     result = {direction: list(_with_foreign(own[direction], context_tokens)) for direction in directions}
     return {direction: pairs for direction, pairs in result.items() if pairs}
+
+
+def fingerprint(texts: Sequence[Text], pairs_of: Mapping[tuple[str, str], Sequence[Pair]]) -> str:
+    """64 bits in hex over all ids that an evaluation reads, in order."""
+    digest = hashlib.sha256()
+    conditional = [
+        ids for listed in pairs_of.values() for p in listed for ids in (p.condition, p.foreign, p.target)
+    ]
+    for ids in (*(text.ids for text in texts), *conditional):
+        digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def nearest_parts(

@@ -15,7 +15,7 @@ from data_pipeline.stream.batch import Batch, make_batch
 from parallel.engine import Engine
 from parallel.world import World
 from pretrain.config import RunConfig
-from pretrain.evaluation.documents import Text, heldout_texts, pack_texts, pair_text, pairs
+from pretrain.evaluation.documents import Text, fingerprint, heldout_texts, pack_texts, pair_text, pairs
 from pretrain.evaluation.selection_picture import IMAGE
 from pretrain.metrics import losses
 from pretrain.models import modality_sums
@@ -42,6 +42,8 @@ class Heldout:
     foreign: Mapping[Direction, tuple[ModelInputs, ...]]
     """By direction (a, b), the same parts b after a part a of another document."""
     images: "HeldoutImages | None" = None
+    fingerprint: str | None = None
+    """64 bits in hex over all that was read, by all ranks; None if there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def build_heldout(config: RunConfig, source: TokenSource, *, dp_rank: int, dp_si
             for direction, listed in pairs_of.items()
         },
         images=images_of(texts, source, config, IMAGES_DRAWN),
+        fingerprint=fingerprint(texts, pairs_of),
     )
 
 

@@ -61,6 +61,7 @@ def stream(config: RunConfig) -> Stream:
         seed=config.seed,
         context_tokens=config.model.context_tokens,
         sequences_per_step=config.sequences_per_step,
+        max_too_long_frac=config.data.max_too_long_frac,
     )
 
 

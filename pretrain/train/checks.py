@@ -1,5 +1,7 @@
 """What must fit together before a run starts: config, layout, data and initial weights. Imports no torch."""
 
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 from data_pipeline.files.toml_config import ConfigError
@@ -25,16 +27,42 @@ def check_run(config: RunConfig, world_size: int) -> None:
     sources = [
         (_open(config, f"data.train[{i}].path", s.path), s.weight) for i, s in enumerate(config.data.train)
     ]
+    _check_named_once([source for source, _ in sources])
     if config.data.heldout is not None:
-        sources.append((_open(config, "data.heldout", config.data.heldout), 1.0))
+        heldout = _open(config, "data.heldout", config.data.heldout)
+        _check_held_out([source for source, _ in sources], heldout)
+        sources.append((heldout, 1.0))
     # Beside each other: held-out ids must mean what training ids mean.
     Stream(
         sources,
         seed=config.seed,
         context_tokens=config.model.context_tokens,
         sequences_per_step=config.sequences_per_step,
+        max_too_long_frac=config.data.max_too_long_frac,
     )
     check_initial_weights(config, sources[0][0].vocabulary.sizes)
+
+
+def _check_named_once(train: Sequence[TokenSource]) -> None:
+    """Raise ConfigError if two sources hold the same shards, whatever their folders are called."""
+    for (i, one), (j, other) in combinations(enumerate(train), 2):
+        if one.shard_hashes == other.shard_hashes:
+            raise ConfigError(
+                f'data.train[{j}].path = "{other.folder}" holds the same shards (sha256) as '
+                f'data.train[{i}].path = "{one.folder}"; name them once, with the sum of the weights'
+            )
+
+
+def _check_held_out(train: Sequence[TokenSource], heldout: TokenSource) -> None:
+    """Raise ConfigError if a held-out shard is trained on: its loss would say what the model remembers."""
+    for i, source in enumerate(train):
+        if shared := source.shard_hashes & heldout.shard_hashes:
+            name = next(entry["name"] for entry in heldout.manifest["shards"] if entry["sha256"] in shared)
+            raise ConfigError(
+                f'data.heldout = "{heldout.folder}" holds {len(shared)} shards of data.train[{i}].path = '
+                f'"{source.folder}" (sha256; the first is {name}): the held-out loss would be one of '
+                f"training data; name another folder, or take data.heldout out"
+            )
 
 
 def _open(config: RunConfig, field: str, folder: str) -> TokenSource:

@@ -23,9 +23,10 @@ Importing this module imports torch and megatron-core: parallel.world.start come
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from data_pipeline.stream.loader import StepBatch
-from data_pipeline.stream.stream import Stream, describe
+from data_pipeline.stream.loader import Loader, StepBatch
+from data_pipeline.stream.stream import Stream, describe, warnings
 from parallel.exit_codes import ExitCode
 from parallel.launch import arithmetic_settings
 from parallel.world import World
@@ -47,6 +48,7 @@ from pretrain.run_dir import RunDir
 from pretrain.run_files import CHECKPOINTS
 from pretrain.train import build, depth_steps
 from pretrain.train.arithmetic import arithmetic_path, processor
+from pretrain.train.consumed import note_unreadable, over_all_ranks
 from pretrain.train.device_peak import device_name
 from pretrain.train.finite import require_finite
 from pretrain.train.meter import Meter
@@ -57,8 +59,11 @@ from pretrain.weights.folder import digest
 from pretrain.weights.warm_start import initial_weights
 
 
-def train(config: RunConfig, world: World, run: RunDir | None, stop: StopSignal) -> tuple[int, int]:
-    """Make steps until the last one or a signal; returns (steps done, exit code).
+def train(
+    config: RunConfig, world: World, run: RunDir | None, stop: StopSignal
+) -> tuple[TrainState, ExitCode]:
+    """Make steps until the last one or a signal; returns the state after them, which is saved, and the exit
+    code.
 
     `run`: the open run directory on rank 0, None on other ranks.
     """
@@ -69,15 +74,14 @@ def train(config: RunConfig, world: World, run: RunDir | None, stop: StopSignal)
     folder, keep = config.run_dir / CHECKPOINTS, config.keep_checkpoints
     with (
         build.loader(config, data, world, state.stream) as loader,
-        Meter(config, world, run, state) as meter,
+        Meter(config, world, run, state, num_too_long=data.num_too_long) as meter,
         CheckpointWriter(
             folder, engine, world, keep=keep, stop_on_failure=config.on_failed_save == "stop"
         ) as checkpoints,
     ):
         saved = state.step if state.step else None
         while state.step < config.num_steps and not world.any(stop.requested):
-            batch = loader.next_step()
-            require_same_batch(batch.micro_batches, step=state.step + 1, world=world)
+            batch = next_batch(config, loader, data, state, world)
             with meter.timing():
                 inputs = inputs_of_step(config, batch, state)
                 result = engine.train_step(inputs, state.step)
@@ -95,7 +99,7 @@ def train(config: RunConfig, world: World, run: RunDir | None, stop: StopSignal)
         if saved != state.step:
             save(checkpoints, state, meter)
     world.shutdown()
-    return state.step, ExitCode.DONE if state.step == config.num_steps else ExitCode.REQUEUE
+    return state, ExitCode.DONE if state.step == config.num_steps else ExitCode.REQUEUE
 
 
 def restore_or_start(config: RunConfig, engine: ZeroEngine, data: Stream, world: World) -> TrainState:
@@ -109,7 +113,7 @@ def restore_or_start(config: RunConfig, engine: ZeroEngine, data: Stream, world:
 
 
 def announce(config: RunConfig, run: RunDir, data: Stream, state: TrainState, world: World) -> None:
-    """Record where this attempt starts and print it, with a line on each source of the data."""
+    """Record where this attempt starts and print it, with a line on each source of the data and warnings."""
     weights = initial_weights(config)
     digest_of_weights = None if weights is None else digest(weights)
     run.started(
@@ -121,7 +125,19 @@ def announce(config: RunConfig, run: RunDir, data: Stream, state: TrainState, wo
     )
     beginning = "starts" if weights is None else f"starts from {weights}"
     place = f"goes on after step {state.step}" if state.step else beginning
-    print("\n".join((*describe(data), f"{config.run_dir}: {place}")), flush=True)
+    num_sequences = config.num_steps * config.sequences_per_step
+    lines = [*describe(data), *warnings(data, num_sequences, config.data.max_epochs)]
+    print("\n".join((*lines, f"{config.run_dir}: {place}")), flush=True)
+
+
+def next_batch(config: RunConfig, loader: Loader, data: Stream, state: TrainState, world: World) -> StepBatch:
+    """The data of the next step, once all ranks know that it is fit to train on; see consumed.py."""
+    batch = loader.next_step()
+    require_same_batch(batch.micro_batches, step=state.step + 1, world=world)
+    batch = over_all_ranks(batch, world)
+    max_frac = config.data.max_unreadable_frac
+    note_unreadable(batch, state, world, num_documents=data.num_documents, max_frac=max_frac)
+    return batch
 
 
 def inputs_of_step(config: RunConfig, batch: StepBatch, state: TrainState) -> list[ModelInputs]:
@@ -152,13 +168,13 @@ def is_due(config: RunConfig, state: TrainState, every: int) -> bool:
 
 def evaluate_if_due(
     config: RunConfig, engine: ZeroEngine, heldout: Heldout, state: TrainState, world: World, meter: Meter
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Metrics of the evaluations that are due after this step, empty if none is. Pictures go to the meter.
 
     All ranks call it and get the same, but for time/eval_s, in seconds.
     """
     every = config.every_steps
-    row: dict[str, float] = {}
+    row: dict[str, Any] = {}
     began = time.perf_counter()
 
     def report_of(inputs: Sequence[ModelInputs]) -> RouterReport:
@@ -173,7 +189,12 @@ def evaluate_if_due(
             if heldout.images is not None:
                 ran = tokens_that_ran(report_of, heldout.images, rule, world)
                 meter.picture(state.step, f"{prefix}/image_tokens", heldout.images, ran)
-    return row | {"time/eval_s": time.perf_counter() - began} if row else row
+    if not row:
+        return row
+    return row | {
+        "time/eval_s": time.perf_counter() - began,
+        "data/heldout_fingerprint": heldout.fingerprint,
+    }
 
 
 def save(checkpoints: CheckpointWriter, state: TrainState, meter: Meter) -> int:

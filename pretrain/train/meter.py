@@ -32,9 +32,18 @@ LOG_EVERY_S = 10.0
 class Meter:
     """Measures on every rank, writes and shows on rank 0. Use as a context manager."""
 
-    def __init__(self, config: RunConfig, world: World, run: RunDir | None, state: TrainState) -> None:
-        """`run`: the open run directory on rank 0, None on the others."""
+    def __init__(
+        self,
+        config: RunConfig,
+        world: World,
+        run: RunDir | None,
+        state: TrainState,
+        *,
+        num_too_long: int,
+    ) -> None:
+        """`run`: the open run directory on rank 0, None on the others. `num_too_long`: as in Stream."""
         self._config, self._world, self._run = config, world, run
+        self._num_too_long = num_too_long
         self._step_s = 0.0
         self._log: MetricsLog | None = None
         self._progress: Progress | None = None
@@ -82,7 +91,7 @@ class Meter:
             grad_norm_by_tower=result.grad_norm_by_group,
         )
 
-    def log(self, state: TrainState, result: StepResult, evaluation: Mapping[str, float]) -> TrainState:
+    def log(self, state: TrainState, result: StepResult, evaluation: Mapping[str, Any]) -> TrainState:
         """Write the row of `state.step`; returns the state with its window closed."""
         if self._log is not None:
             row: dict[str, Any] = train_row(state.window, state.total, peak_flops=self._peak_flops)
@@ -92,7 +101,11 @@ class Meter:
             row["optim/learning_rate"] = result.learning_rate
             row["memory/peak_bytes"] = _peak_bytes(self._world.device)
             row["data/epoch"] = max(state.epochs)
-            row["data/fingerprint"] = f"{state.stream.fingerprint:016x}"
+            row["data/fingerprint"] = f"{state.fingerprint:016x}"
+            row["data/too_long"] = self._num_too_long
+            row["data/unreadable"] = len(state.unreadable)
+            if new := state.unreadable[state.unreadable_in_rows :]:
+                row["data/unreadable_documents"] = list(new)
             self._log.write(state.step, row)
         return state.logged()
 

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from data_pipeline.files.os_errors import is_misplaced, os_error_text
 from data_pipeline.files.toml_config import ConfigError
@@ -16,6 +17,9 @@ from pretrain.run_files import LOGS
 from pretrain.train.checks import check_run
 from pretrain.train.rank_log import log_rank
 from pretrain.train.stop_signal import StopSignal
+
+if TYPE_CHECKING:  # it imports torch
+    from pretrain.train.state import TrainState
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,16 +38,13 @@ def main(argv: Sequence[str]) -> int:
             run = RunDir.open(config, world_size=facts.world_size, command=["motley", "train", *argv])
         if facts.world_size > 1 and facts.attempt_dir is None:
             terminal = log_rank(config.run_dir / LOGS, facts.rank)
-        step, code = _train(config, facts, run, stop)
+        state, code = _train(config, facts, run, stop)
         stopped = f"{stop.received[0]}" if stop.requested else "another rank was told to stop"
         status, reason = ("done", "all steps done") if code == ExitCode.DONE else ("stopped", stopped)
         if run is not None:
-            run.close(status=status, reason=reason, exit_code=code, step=step)
-            go_on = "" if code == ExitCode.DONE else "; the same command goes on from there"
-            print(
-                f"{config.run_dir}: {reason}, step {step} of {config.num_steps} is saved{go_on}", flush=True
-            )
-        end.close(exit_code=code, kind=status, message=reason, step=step)
+            run.close(status=status, reason=reason, exit_code=code, step=state.step)
+            print(_last_line(config, state, reason, code), flush=True)
+        end.close(exit_code=code, kind=status, message=reason, step=state.step)
         return code
     except Exception as error:
         code, told = _explain(error)
@@ -62,14 +63,23 @@ def main(argv: Sequence[str]) -> int:
         return code
 
 
-def _train(config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSignal) -> tuple[int, int]:
-    """(steps done, exit code). Imports torch here: a process that only starts ranks does without it."""
+def _train(
+    config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSignal
+) -> "tuple[TrainState, ExitCode]":
+    """(state, exit code). Imports torch here: a process that only starts ranks does without it."""
     from parallel.world import start
 
     world = start(config.parallel, facts)  # before the loop imports megatron-core, which would warn
     from pretrain.train.loop import train
 
     return train(config, world, run, stop)
+
+
+def _last_line(config: RunConfig, state: "TrainState", reason: str, code: ExitCode) -> str:
+    """What rank 0 says last: how far the run is, and what of its data was lost."""
+    go_on = "" if code == ExitCode.DONE else "; the same command goes on from there"
+    lost = f"; {len(state.unreadable)} documents could not be read" if state.unreadable else ""
+    return f"{config.run_dir}: {reason}, step {state.step} of {config.num_steps} is saved{lost}{go_on}"
 
 
 def _explain(error: Exception) -> tuple[int, str | None]:

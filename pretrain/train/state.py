@@ -1,10 +1,12 @@
 """Where a run stands, as one value. All of it is equal on all ranks and travels in a checkpoint."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.stream.fingerprint import chain
 from data_pipeline.stream.loader import StepBatch
 from data_pipeline.stream.stream import StreamState
 from pretrain.metrics import RouterSums, Sums, add, add_by_router
@@ -31,6 +33,12 @@ class TrainState:
     keeps exactly."""
     shares: dict[str, float] = field(default_factory=dict)
     """Name of a router -> share of the scores that its threshold is to let through."""
+    fingerprint: int = 0
+    """64 bits, chained over the bytes of all sequences consumed (data_pipeline/stream/fingerprint.py)."""
+    unreadable: tuple[str, ...] = ()
+    """Documents that could not be read, of all ranks and attempts, each once, in the order of their steps."""
+    unreadable_in_rows: int = 0
+    """How many of them rows of metrics have named."""
 
     @classmethod
     def start(cls, stream: StreamState) -> "TrainState":
@@ -45,7 +53,7 @@ class TrainState:
         shares: Mapping[str, float] | None = None,
     ) -> "TrainState":
         """The state after one more step, which consumed `batch` and measured `sums` and `router_sums`;
-        `thresholds` and `shares` are those of the next step."""
+        `thresholds` and `shares` are those of the next step. `batch` speaks for all ranks (consumed.py)."""
         return replace(
             self,
             step=self.step + 1,
@@ -56,11 +64,28 @@ class TrainState:
             router_window=add_by_router(self.router_window, router_sums or {}),
             thresholds=dict(thresholds or {}),
             shares=dict(shares or {}),
+            fingerprint=chain(
+                self.fingerprint, batch.digest, batch.state_after.sequences - self.stream.sequences
+            ),
+            unreadable=(*self.unreadable, *self.new_unreadable(batch)),
         )
+
+    def new_unreadable(self, batch: StepBatch) -> tuple[str, ...]:
+        """Documents that could not be read for `batch`, and of which that was not known."""
+        if not batch.unreadable:
+            return ()
+        known = set(self.unreadable)
+        return tuple(name for name in batch.unreadable if name not in known)
 
     def logged(self) -> "TrainState":
         """A row was written: its window is closed."""
-        return replace(self, window={}, router_window={}, num_rows=self.num_rows + 1)
+        return replace(
+            self,
+            window={},
+            router_window={},
+            num_rows=self.num_rows + 1,
+            unreadable_in_rows=len(self.unreadable),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
@@ -70,7 +95,9 @@ class TrainState:
     def from_json(cls, value: Any) -> "TrainState":
         """Raises ConfigError for anything but the output of to_json of this version."""
         try:
-            stream, epochs = StreamState.from_json(value["stream"]), tuple(value["epochs"])
-            return cls(**value | {"stream": stream, "epochs": epochs})
+            if "fingerprint" not in value:  # a stream's state of format 1 holds it
+                value = value | {"fingerprint": json.loads(value["stream"])["fingerprint"]}
+            tuples = {name: tuple(value[name]) for name in ("epochs", "unreadable") if name in value}
+            return cls(**value | tuples | {"stream": StreamState.from_json(value["stream"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"not the state of a run of this version: {error!r}") from None

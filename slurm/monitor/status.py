@@ -76,7 +76,7 @@ def status(
 def table(states: Sequence[RunState]) -> list[str]:
     """The lines of a table with a row per run."""
     rows = [[*_COLUMNS], *map(_cells, states)]
-    whys = ["why it waits, or last stopped", *(_short(state.waits or state.why or "") for state in states)]
+    whys = ["why it waits, or last stopped; what it lost", *map(_remarks, states)]
     return [f"{line}  {why}".rstrip() for line, why in zip(aligned(rows), whys, strict=True)]
 
 
@@ -96,6 +96,18 @@ def _cells(state: RunState) -> list[str]:
         duration(state.queue_wait_s),
         "-" if state.goodput_frac is None else percent(state.goodput_frac),
     ]
+
+
+def _remarks(state: RunState) -> str:
+    """Why a run waits or last stopped, after the data that it lost."""
+    return _short("; ".join(filter(None, (_lost(state), state.waits or state.why))))
+
+
+def _lost(state: RunState) -> str | None:
+    """The training documents that a run could not use, by its last row; None if it used all."""
+    words = {"data/unreadable": "unreadable", "data/too_long": "longer than the context"}
+    counts = [f"{count(state.row[name])} {what}" for name, what in words.items() if state.row.get(name)]
+    return f"documents: {', '.join(counts)}" if counts else None
 
 
 def _totals(group: ComparisonTarget, states: Sequence[RunState]) -> list[str]:
@@ -128,6 +140,7 @@ def page(state: RunState) -> list[str]:
         facts["loss"] = (
             f"{row['train/loss']:.4f} nats/token ({', '.join(parts)}) at step {count(row['step'])}"
         )
+    facts["lost data"] = _lost(state)
     facts["left"] = None if state.left_s is None else duration(state.left_s)
     facts["queue wait"] = f"{duration(state.queue_wait_s)} in all"
     facts["goodput"] = None if state.goodput_frac is None else percent(state.goodput_frac)

@@ -72,7 +72,8 @@ def decide(end: End, budget: RestartBudget) -> tuple[str, str]:
     if end.by_slurm == "cancelled":
         return "ended", why
     if end.exit_code == ExitCode.USER_ERROR:
-        return "stopped", f"{why}; not started again: this is a mistake in what was asked"
+        cure = "the data must be mended" if end.kind == "data" else "this is a mistake in what was asked"
+        return "stopped", f"{why}; not started again: {cure}"
     if end.kind == "disk":
         return "stopped", f"{why}; not started again: make room, then submit it again"
     if end.by_slurm == PREEMPTED:

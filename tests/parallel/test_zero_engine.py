@@ -124,5 +124,5 @@ def _nothing_to_learn() -> None:
 
 
 def test_a_batch_without_weight_is_an_error() -> None:
-    with pytest.raises(RanksFailed, match=r"step 0: the loss weights of the global batch sum to 0\.0"):
+    with pytest.raises(RanksFailed, match=r"step 1: the loss weights of the global batch sum to 0\.0"):
         run_on_ranks(_nothing_to_learn, 1)

@@ -30,6 +30,10 @@ class BpeConfig(TokenizerConfig):
     vocab_size: int = Field(2048, ge=512)
     """Number of pieces, with the special tokens and 256 byte pieces."""
 
+    @property
+    def asked_size(self) -> int:
+        return self.vocab_size
+
 
 @dataclass(frozen=True)
 class BpeTokenizer:

@@ -40,6 +40,10 @@ class UnitConfig(TokenizerConfig):
     fit_units: PositiveInt = 60_000
     """Stretches of 1 / units_per_s seconds that k-means sees."""
 
+    @property
+    def asked_size(self) -> int:
+        return self.num_units
+
     @model_validator(mode="after")
     def _check(self) -> "UnitConfig":
         frames_per_s = self.units_per_s * self.frames_per_unit

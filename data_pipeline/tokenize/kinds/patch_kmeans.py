@@ -32,6 +32,10 @@ class PatchConfig(TokenizerConfig):
     fit_patches: PositiveInt = 30_000
     """Distinct patches that k-means sees."""
 
+    @property
+    def asked_size(self) -> int:
+        return self.num_codes
+
     @model_validator(mode="after")
     def _check(self) -> "PatchConfig":
         if self.size_px % self.patch_px:

@@ -49,6 +49,7 @@ def summary(findings: Findings) -> dict[str, Any]:
                 "steps_compared": findings.fingerprints.compared,
                 "last_fingerprint": findings.fingerprints.last,
                 "broken": list(findings.fingerprints.broken),
+                "unreadable": findings.fingerprints.unreadable,
             },
             "caveats": [asdict(caveat) for caveat in caveats(findings)],
         }

@@ -197,9 +197,20 @@ def test_a_document_that_was_damaged_after_indexing(folder: Path) -> None:
     _flip(folder / "tokens-00001.tar", int(source.index.offset[30]) + 2)
     with pytest.raises(WrongChecksum, match=r"tokens-00001\.tar/000000030 does not match the index"):
         source.read(30)
-    name, ids = source.fetch(30)
+    name, ids, crc32 = source.fetch(30)
     assert (name, ids) == ("tokens-00001.tar/000000030", None)
+    assert crc32 != source.index.crc32[30] and source.fetch(31)[2] == source.index.crc32[31]
     assert np.array_equal(source.read(31), documents()[31]), "the others can still be read"
+
+
+@pytest.mark.parametrize("content", [b"\0", b"\x1b[2J"])
+def test_a_document_whose_key_is_damaged_too_is_named_by_its_number(folder: Path, content: bytes) -> None:
+    source = TokenSource.open(folder)
+    path, start = folder / "tokens-00001.tar", int(source.index.offset[30]) - 512
+    data = bytearray(path.read_bytes())
+    data[start:] = (content * len(data))[: len(data) - start]
+    path.write_bytes(data)
+    assert source.fetch(30)[:2] == ("tokens-00001.tar/document 30", None)
 
 
 @pytest.mark.parametrize("at", [3, 20, 150, 250, 310, 400, -1])

@@ -18,7 +18,7 @@ from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.synthetic import random_documents, write_token_folder
 from data_pipeline.shards.vocabulary import Vocabulary
 from data_pipeline.stream.batch import Batch
-from data_pipeline.stream.loader import Loader, StepBatch, sequences
+from data_pipeline.stream.loader import Loader, StepBatch, check_readable, sequences
 from data_pipeline.stream.stream import Stream, StreamState
 
 VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
@@ -146,7 +146,7 @@ def test_what_a_step_says_of_itself(stream: Stream) -> None:
     assert [batch.num_sequences for batch in first.micro_batches] == [3, 3]
     plan, after = stream.plan_step(stream.start())
     assert first.fill_frac == plan.filled_slots / (STEP_SEQUENCES * CONTEXT) <= 1
-    assert first.state_after == after and first.wait_s > 0 and first.bad_documents == ()
+    assert first.state_after == after and first.wait_s > 0 and first.unreadable == ()
     assert first.epochs == stream.epochs(after)
     assert all(0 < a <= b for a, b in zip(first.epochs, second.epochs, strict=True))
 
@@ -220,7 +220,7 @@ def _damage(folder: Path, documents: list[int]) -> list[str]:
 
 @pytest.mark.parametrize("prefetch_steps", [0, 2])
 def test_a_damaged_document_becomes_padding_and_nothing_else_moves(
-    tmp_path: Path, prefetch_steps: int, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, prefetch_steps: int
 ) -> None:
     folder = write(tmp_path / "a", 100, 1)
     clean = stream_of([folder])
@@ -231,7 +231,6 @@ def test_a_damaged_document_becomes_padding_and_nothing_else_moves(
         stream_of([folder]), dp_rank=0, dp_size=1, micro_batch_sequences=12, prefetch_steps=prefetch_steps
     ) as loader:
         found = [loader.next_step() for _ in range(6)]
-        seen = loader.bad_documents
     assert [step.state_after for step in found] == [step.state_after for step in expected]
     assert [step.fill_frac for step in found] == [step.fill_frac for step in expected]
     affected = 0
@@ -252,30 +251,30 @@ def test_a_damaged_document_becomes_padding_and_nothing_else_moves(
             assert np.array_equal(a.positions[row, :kept], b.positions[row, keep])
             assert not a.loss_weights[row, kept:].any() and (a.document_ids[row, kept:] == -1).all()
             assert a.samples[row] == tuple(name for name in b.samples[row] if name not in names)
-        assert list(ours.bad_documents) == reported
-    assert affected >= 2 and set(seen) == set(names)
-    printed = capfd.readouterr().err
-    assert all(printed.count(f"data: {name} is not what was indexed") == 1 for name in names)
+        assert list(ours.unreadable) == [f"{folder}/{name}" for name in reported]
+        assert (ours.digest == theirs.digest) == (not reported)
+    assert affected >= 2
 
 
-@pytest.mark.parametrize("prefetch_steps", [0, 2])
-def test_too_many_damaged_documents_are_an_error(tmp_path: Path, prefetch_steps: int) -> None:
+def test_more_unreadable_documents_than_allowed_are_an_error() -> None:
+    names = ["a/tokens-00000.tar/000000001", "a/tokens-00000.tar/000000002"]
+    check_readable([], 160, 0.0)
+    check_readable(names, 160, 2 / 160)
+    with pytest.raises(
+        WrongChecksum, match=r"tar/000000002: cannot be read .*frac = 0\.01 allows 1 of 160 d"
+    ):
+        check_readable(names, 160, 0.01)
+    with pytest.raises(WrongChecksum, match=r"tar/000000002, x \(and 1 more\): .*frac = 0 allows 0 of 160"):
+        check_readable([*names, "x", "y"], 160, 0.0)
+
+
+def test_a_stage_of_webdataset_ends_with_the_first_unreadable_document(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", 100, 1)
     stream = stream_of([folder])
     _damage(folder, list(range(10)))
-    with (
-        Loader(
-            stream,
-            dp_rank=0,
-            dp_size=1,
-            micro_batch_sequences=12,
-            prefetch_steps=prefetch_steps,
-            max_bad_documents=8,
-        ) as loader,
-        pytest.raises(WrongChecksum, match=r"9 documents differ.*8 are allowed.*tokens-00000\.tar/00000000"),
-    ):
-        for _ in range(10):
-            loader.next_step()
+    with pytest.raises(WrongChecksum, match=r"a/tokens-00000\.tar/00000000\d.* cannot be read as indexed"):
+        for _ in zip(range(100), sequences(stream)(), strict=False):
+            pass
 
 
 @pytest.mark.parametrize("prefetch_steps", [0, 2])

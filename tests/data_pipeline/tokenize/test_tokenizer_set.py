@@ -25,13 +25,25 @@ def config(folder: Path, *overrides: str) -> TokenizeConfig:
     return load_tokenize_config(folder / "data.toml", overrides)
 
 
-def test_tokenizers_are_fitted_once_in_the_order_of_the_vocabulary(raw: Path, tmp_path: Path) -> None:
+def test_tokenizers_are_fitted_once_in_the_order_of_the_vocabulary(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tokenizers = load_tokenizers(raw / "tokenizers")
     assert list(tokenizers) == ["text", "image", "speech"]
     vocabulary = vocabulary_of(tokenizers)
     assert vocabulary.sizes == {name: tokenizer.size for name, tokenizer in tokenizers.items()}
     again = obtain_tokenizers(config(raw), find_splits(str(raw / "raw")), tmp_path / "again", 1)
     assert [t.fingerprint for t in again.values()] == [t.fingerprint for t in tokenizers.values()]
+    # The few words and patches of this data make fewer codes than asked for, the tones do not.
+    asked = {"text": 512, "image": 32, "speech": 16}
+    fewer = [name for name, number in asked.items() if tokenizers[name].size < number]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert fewer == ["text", "image"] and len(lines) == 2
+    for name, line in zip(fewer, lines, strict=True):
+        size = tokenizers[name].size
+        assert line.startswith(
+            f"warning: {name}: the tokenizer has {size} codes where its table asks for {asked[name]}: "
+        )
     gone = obtain_tokenizers(config(raw), [], raw / "tokenizers", 1)
     assert [t.fingerprint for t in gone.values()] == [t.fingerprint for t in tokenizers.values()]
 

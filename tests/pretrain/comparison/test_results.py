@@ -80,7 +80,42 @@ def test_other_data_is_found_out(synthetic_plan: MakePlan, write_runs: Write) ->
     write_runs(plan, fingerprint_salt=lambda arm: arm)
     prints = compare_fingerprints(load_results(plan))
     assert not prints.proven
-    assert prints.broken == ("seed 1: mot and dense had read different data by step 10",)
+    (text,) = prints.broken
+    assert text.startswith("seed 1: mot and dense had read different data by step 10; which documents differ")
+    assert prints.unreadable == {}
+
+
+def test_the_documents_that_differ_are_named(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan, fingerprint_salt=lambda arm: arm)
+    names = [f"d/tokens-00000.tar/{i}" for i in range(8)]
+    lost = {"dense": ([names[0]], [names[7]]), "mot": (names[1:7], [names[0]])}
+    results = load_results(plan)
+    for run in results:
+        for row, documents in zip(run.rows[2:], lost[run.arm], strict=False):
+            row["data/unreadable_documents"] = documents
+    prints = compare_fingerprints(results)
+    assert prints.unreadable == {"dense_seed1": (names[0], names[7]), "mot_seed1": (*names[1:7], names[0])}
+    assert prints.broken[0].endswith(
+        f"mot alone could not read 6 documents ({', '.join(names[1:6])} and 1 more), "
+        f"dense alone could not read 1 documents ({names[7]})"
+    )
+
+
+def test_other_held_out_data_is_found_out(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(seeds=(1, 2))
+    write_runs(plan)
+    results = load_results(plan)
+    for run in results:
+        run.rows[-1]["data/heldout_fingerprint"] = "aa"
+    assert compare_fingerprints(results).proven
+    results[-1].rows[-3]["data/heldout_fingerprint"] = "bb"  # of an attempt before
+    prints = compare_fingerprints(results)
+    assert not prints.proven
+    assert prints.broken == (
+        "they were evaluated on different held-out data: dense_seed1, mot_seed1, dense_seed2, mot_seed2 "
+        "on aa; mot_seed2 on bb",
+    )
 
 
 def test_without_a_common_step_nothing_is_proven(synthetic_plan: MakePlan, write_runs: Write) -> None:

@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable
 
 from pretrain.comparison.config import ComparisonPlan
-from pretrain.comparison.findings import Findings
+from pretrain.comparison.findings import Findings, find
+from pretrain.comparison.results import load_results
 from pretrain.comparison.verdict import headline, overall, slope_text, verdicts
 
 MakePlan = Callable[..., ComparisonPlan]
@@ -89,6 +90,38 @@ def test_all_arms_in_one_sentence(make_findings: Callable[..., Findings]) -> Non
         "After 614 k tokens against dense: on text better pair; on image better mot, worse pair; "
         "on speech no arm differs detectably."
     )
+
+
+def test_nothing_is_decided_on_different_data(make_findings: Callable[..., Findings]) -> None:
+    third = '[arms.pair.model]\ntowers = {text = "text", image = "other", speech = "other"}\n'
+    f = make_findings(
+        edit=lambda text: text + third,
+        multiplier=lambda arm, _: 3.0 if arm == "mot" else 1.0,
+        noise=1e-4,
+        fingerprint_salt=lambda arm: "other" if arm == "mot" else "",
+    )
+    after = "After 614 k tokens nothing is decided between"
+    assert headline(f, "mot") == f"{after} mot and dense: they did not read the same data."
+    assert overall(f) == f"{after} the arms: they did not read the same data."
+    assert f.contrast("mot", "text").final.detectable and f.contrast("mot", "text").winner is None
+    for v in verdicts(f, "mot"):
+        assert (v.winner, v.difference, v.compute) == (None, "", "")
+        assert v.sentence.endswith(
+            ": not decided, because the arms are not proven to have read the same data."
+        )
+
+
+def test_nothing_is_decided_where_the_same_data_is_not_proven(
+    synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
+) -> None:
+    plan = synthetic_plan()
+    write_runs(plan, multiplier=mixed, noise=0.004)
+    results = load_results(plan)
+    for row in results[0].rows:
+        del row["data/fingerprint"]
+    f = find(plan, results)
+    assert headline(f, "mot").endswith("they are not proven to have read the same data.")
+    assert {contrast.winner for contrast in f.contrasts} == {None}
 
 
 def test_of_two_arms_one_sentence_is_the_headline(make_findings: Callable[..., Findings]) -> None:

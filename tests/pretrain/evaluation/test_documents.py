@@ -5,7 +5,14 @@ import pytest
 
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
-from pretrain.evaluation.documents import heldout_texts, nearest_parts, pack_texts, pair_text, pairs
+from pretrain.evaluation.documents import (
+    fingerprint,
+    heldout_texts,
+    nearest_parts,
+    pack_texts,
+    pair_text,
+    pairs,
+)
 from tests.pretrain.tiny_data import CONTEXT_TOKENS, VOCABULARY, write_tiny_data, write_tokens
 
 IMAGE, SPEECH = VOCABULARY.start("image"), VOCABULARY.start("speech")
@@ -62,6 +69,23 @@ def test_a_pair_is_of_one_document_and_its_foreign_condition_is_of_another(heldo
                 if (parts := nearest_parts(ids, VOCABULARY, a, b)) and np.array_equal(parts[0], pair.foreign)
             ]
             assert owners and pair.name not in owners
+
+
+def test_the_fingerprint_is_of_every_id_that_is_read(tmp_path: Path, heldout: TokenSource):
+    def of(source: TokenSource, num_documents: int = 8) -> str:
+        texts = heldout_texts(source, num_sequences=6, context_tokens=CONTEXT_TOKENS)
+        return fingerprint(texts, pairs(source, num_documents=num_documents, context_tokens=CONTEXT_TOKENS))
+
+    documents = [heldout.read(d).copy() for d in range(heldout.num_documents)]
+    write_tokens(tmp_path / "copy", documents)
+    assert of(TokenSource.open(tmp_path / "copy")) == of(heldout) != of(heldout, num_documents=7)
+    texts = heldout_texts(heldout, num_sequences=6, context_tokens=CONTEXT_TOKENS)
+    changed = texts[3].ids.copy()
+    changed[1] += 1
+    texts[3] = texts[3]._replace(ids=changed)
+    assert fingerprint(texts, {}) != fingerprint(
+        heldout_texts(heldout, num_sequences=6, context_tokens=CONTEXT_TOKENS), {}
+    )
 
 
 def test_a_direction_without_two_documents_is_left_out(tmp_path: Path):

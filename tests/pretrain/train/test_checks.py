@@ -1,6 +1,7 @@
 """What does not fit together is one message that says what to change."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,16 @@ MISFITS: dict[str, tuple[Edit, int, list[str]]] = {
         1,
         ["zero_stage = 0", "use zero_stage = 1"],
     ),
+    "a key of earlier versions": (
+        lambda values: values["data"].update(max_bad_documents=100),
+        1,
+        ["data.max_bad_documents: there is no such key any more: data.max_unreadable_frac says which share"],
+    ),
+    "the same source twice": (
+        lambda values: values["data"]["train"].append(values["data"]["train"][0] | {"weight": 2.0}),
+        1,
+        ["data.train[1].path", "holds the same shards (sha256) as data.train[0].path", "sum of the weights"],
+    ),
     "images longer than the context": (
         lambda values: values["model"].update(context_tokens=8),
         1,
@@ -121,6 +132,25 @@ def test_data_of_another_tokenizer_is_refused(tmp_path: Path, values: dict[str, 
     values["data"] |= {"heldout": other} if field == "heldout" else {"train": [{"path": other}]}
     with pytest.raises(ConfigError, match="tokenize both with the same tokenizers"):
         check(values)
+
+
+def test_training_data_that_is_held_out_is_refused_whatever_its_folder_is_called(
+    tmp_path: Path, values: dict[str, Any]
+):
+    shutil.copytree(tmp_path / "heldout", tmp_path / "more")
+    values["data"]["train"].append({"path": str(tmp_path / "more")})
+    with pytest.raises(ConfigError) as error:
+        check(values)
+    for part in ("data.heldout", "holds 2 shards of data.train[1].path", "(sha256; the first is tokens-0"):
+        assert part in str(error.value), error.value
+    values["data"] |= {"heldout": None}
+    check(values)
+
+
+def test_more_documents_may_be_too_long_where_the_run_says_so(values: dict[str, Any]):
+    values["model"]["context_tokens"] = 8
+    values["data"]["max_too_long_frac"] = 0.99
+    check(values)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

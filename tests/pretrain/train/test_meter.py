@@ -24,8 +24,10 @@ from pretrain.train.meter import Meter
 from pretrain.train.state import TrainState
 from tests.pretrain.tiny_data import CONTEXT_TOKENS, VOCABULARY, tiny_run
 
-STREAM = StreamState(0, 0, 0, 0xABC, seed=3, context_tokens=CONTEXT_TOKENS, sources=(("hash", "1"),))
-BATCH = StepBatch((), (), STREAM, wait_s=0.5, fill_frac=0.75, epochs=(0.25, 1.5), bad_documents=())
+STREAM = StreamState(0, 0, 0, seed=3, context_tokens=CONTEXT_TOKENS, sources=(("hash", "1"),))
+BATCH = StepBatch(
+    (), (), STREAM, wait_s=0.5, fill_frac=0.75, epochs=(0.25, 1.5), digest=0xABC, unreadable=("a/1",)
+)
 IMAGE, SPEECH = VOCABULARY.start("image"), VOCABULARY.start("speech")
 DOCUMENTS = ([1, 9, 10, 11, 2], [1, 3, IMAGE, IMAGE + 1, 4, 9, 2], [1, 5, SPEECH, 6, 2])
 
@@ -46,7 +48,7 @@ def _measure(folder: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
     )
     run = RunDir.open(config, world_size=w.world_size, command=[]) if w.rank == 0 else None
     state = TrainState.start(STREAM)
-    with Meter(config, w, run, state) as meter:
+    with Meter(config, w, run, state, num_too_long=4) as meter:
         sums = {}
         for _ in range(2):
             with meter.timing():
@@ -55,8 +57,9 @@ def _measure(folder: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
             state = state.advance(BATCH, sums)
             meter.show(state)
         state = meter.log(state, result, {"eval/loss": 3.5})
+        state = meter.log(state.advance(BATCH, sums), result, {})
         meter.sync()
-    assert state.window == {} and state.num_rows == 1
+    assert state.window == {} and state.num_rows == 2
     w.barrier()
     return sums, read_rows(config.run_dir / "metrics.jsonl")
 
@@ -72,7 +75,7 @@ def test_flops_are_those_of_the_global_batch_and_the_row_says_all(tmp_path: Path
     for sums, _ in answers:
         assert sums["flops"] == flops
         assert (sums["loss/text"], sums["weight/speech"], sums["tokens"]) == (30.0, 1.0, 256)
-    (row,) = answers[0][1]
+    row, later = answers[0][1]
     assert row["step"] == 2
     assert row["tokens"] == 512
     assert row["compute/train_flops"] == 2 * flops
@@ -81,7 +84,13 @@ def test_flops_are_those_of_the_global_batch_and_the_row_says_all(tmp_path: Path
     assert row["eval/loss"] == 3.5
     assert row["optim/learning_rate"] == 1e-3 and row["optim/grad_norm/text"] == 1.5
     assert row["time/data_wait_s"] == 0.5 and 1.0 <= row["time/train_s"] < 1.5
-    assert (row["data/fill_frac"], row["data/epoch"], row["data/fingerprint"]) == (0.75, 1.5, f"{0xABC:016x}")
+    assert (row["data/fill_frac"], row["data/epoch"], row["data/fingerprint"]) == (
+        0.75,
+        1.5,
+        f"{2 * 0xABC:016x}",
+    )
+    assert (row["data/unreadable"], row["data/unreadable_documents"], row["data/too_long"]) == (1, ["a/1"], 4)
+    assert later["data/unreadable"] == 1 and "data/unreadable_documents" not in later
     assert row["memory/peak_bytes"] > 1 << 20
     peak = row["compute/train_flops"] / row["time/train_s"] / row["speed/mfu_frac"]
     assert peak > ranks * 1e8  # FLOP/s of a core, at least; see test_device_peak.py

@@ -5,19 +5,21 @@ from typing import Any
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.stream.fingerprint import chain
 from data_pipeline.stream.loader import StepBatch
 from data_pipeline.stream.stream import StreamState
 from pretrain.train.state import TrainState
 
-START = StreamState(0, 0, 0, 0, seed=1, context_tokens=64, sources=(("hash", "1"),))
+START = StreamState(0, 0, 0, seed=1, context_tokens=64, sources=(("hash", "1"),))
 BATCH = StepBatch(
     micro_batches=(),
     inputs=(),
-    state_after=dataclasses.replace(START, sequence=4, sequences=4, fingerprint=2**63 + 1),
+    state_after=dataclasses.replace(START, sequence=4, sequences=4),
     wait_s=0.5,
     fill_frac=0.9,
     epochs=(0.125,),
-    bad_documents=(),
+    digest=0,
+    unreadable=(),
 )
 
 
@@ -25,7 +27,7 @@ def test_a_state_advances_and_comes_back_from_json_bit_for_bit():
     state = TrainState.start(START)
     for loss in (0.1, 0.2, 1 / 3):
         state = state.advance(BATCH, {"loss/text": loss, "weight/text": 2.0, "steps": 1.0})
-    assert (state.step, state.epochs, state.stream.fingerprint) == (3, (0.125,), 2**63 + 1)
+    assert (state.step, state.epochs) == (3, (0.125,))
     assert state.total == state.window == {"loss/text": 0.1 + 0.2 + 1 / 3, "weight/text": 6.0, "steps": 3.0}
     assert TrainState.from_json(json.loads(json.dumps(state.to_json()))) == state
 
@@ -43,6 +45,27 @@ def test_thresholds_are_those_of_the_next_step_and_come_back_exactly():
     older = TrainState.start(START).to_json()
     del older["thresholds"], older["shares"]
     assert TrainState.from_json(older).thresholds == {}
+
+
+def test_the_fingerprint_is_chained_and_unreadable_documents_are_named_once():
+    first = dataclasses.replace(BATCH, digest=2**63 + 1, unreadable=("a/1", "a/2"))
+    one = TrainState.start(START).advance(first, {"steps": 1.0})
+    assert one.fingerprint == 2**63 + 1 and one.unreadable == ("a/1", "a/2") and one.unreadable_in_rows == 0
+    after = dataclasses.replace(BATCH.state_after, sequences=8)
+    second = dataclasses.replace(BATCH, state_after=after, digest=5, unreadable=("a/0", "a/2"))
+    assert one.new_unreadable(second) == ("a/0",)
+    two = one.logged().advance(second, {"steps": 1.0})
+    assert two.fingerprint == chain(2**63 + 1, 5, 4)
+    assert two.unreadable == ("a/1", "a/2", "a/0") and two.unreadable_in_rows == 2
+    assert TrainState.from_json(json.loads(json.dumps(two.to_json()))) == two
+
+
+def test_the_state_of_a_version_whose_stream_had_the_fingerprint_is_read():
+    older = TrainState.start(START).to_json()
+    stream = json.loads(older["stream"]) | {"format": 1, "fingerprint": 2**63 + 1}
+    del older["fingerprint"], older["unreadable"], older["unreadable_in_rows"]
+    state = TrainState.from_json(older | {"stream": json.dumps(stream)})
+    assert state == dataclasses.replace(TrainState.start(START), fingerprint=2**63 + 1)
 
 
 def test_a_row_closes_the_window_and_not_the_total():

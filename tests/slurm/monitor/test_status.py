@@ -1,4 +1,5 @@
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,21 @@ def test_a_page_of_one_run(tmp_path: Path, in_queue: dict[str, Queued]) -> None:
         "  1  job 812 on node[1-2], steps 10 -> ?: running\n"
     ) in text
     assert f"motley logs {run.run_dir}" in text and "goodput: seconds of the steps that" in text
+
+
+def test_data_that_a_run_lost_stands_on_its_page_and_in_the_table(
+    tmp_path: Path, in_queue: dict[str, Queued]
+) -> None:
+    run = write_run(tmp_path, job={}, attempts=[running()], steps=20)
+    assert not any("documents" in line for line in told(run.run_dir))
+    path = run.run_dir / "metrics.jsonl"
+    *rows, last = path.read_text().splitlines()
+    last = json.dumps(json.loads(last) | {"data/unreadable": 3, "data/too_long": 1200})
+    path.write_text("\n".join([*rows, last]) + "\n")
+    assert "  lost data   documents: 3 unreadable, 1,200 longer than the context" in told(run.run_dir)
+    other = write_run(tmp_path, name="other", job={}, attempts=[running()], steps=20)
+    line = next(line for line in told(run.run_dir, other.run_dir) if line.startswith("tiny "))
+    assert "documents: 3 unreadable, 1,200 longer than the context" in line
 
 
 def test_a_line_for_each_of_many(tmp_path: Path, in_queue: dict[str, Queued]) -> None:

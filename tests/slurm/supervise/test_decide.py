@@ -61,6 +61,7 @@ STOPPED = {"exit_code": 85, "kind": "stopped", "why": "stopped by a signal"}
         ({}, {"max_requeues": 0}, "stopped", "why; not started again: the cap of 0 requeues is reached"),
         ({"progress": False}, {}, "stopped", "why; not started again: no step was saved in this attempt"),
         ({"exit_code": 2}, {}, "stopped", "why; not started again: this is a mistake in what was asked"),
+        ({"exit_code": 2, "kind": "data"}, {}, "stopped", "why; not started again: the data must be mended"),
         ({"kind": "disk"}, {}, "stopped", "why; not started again: make room, then submit it again"),
         (STOPPED | {"by_slurm": "cancelled"}, {}, "ended", "cancelled; stopped by a signal"),
         ({"by_slurm": "the time limit"}, {}, "requeued", "the time limit; why; requeue 1 of 2 at most"),
