@@ -11,4 +11,5 @@ class ExitCode(IntEnum):
     USER_ERROR = 2
     """A mistake of the user, named in one message. Starting again cannot help."""
     REQUEUE = 85
-    """A signal stopped the process after a checkpoint; the same command continues from there."""
+    """A signal stopped the process; the same command continues from the last checkpoint. That is of the last
+    step, unless the process got nowhere (pretrain/train/stop_signal.py)."""

@@ -66,6 +66,8 @@ def pairs_share(config: ModelConfig, layer: int, tokens: Mapping[str, float], pr
 def query_share(config: ModelConfig, modality: str) -> float:
     """Expected share, over all layers, of the pairs of a token of the modality as query that attention
     computes; keys are of every modality alike."""
+    if not config.depth:
+        return 1.0
     alike, total = dict.fromkeys(config.towers, 1.0), 0.0
     for layer in range(config.num_layers):
         ratios, share = config.depth_ratios(layer), pairs_share(config, layer, alike)

@@ -18,7 +18,7 @@ from pretrain.train.rank import main
 def launch(run_path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1) -> int:
     """Train the run of a file on this machine, or continue it from its last good checkpoint: the exit code.
 
-    0 done, 85 stopped by a signal after a checkpoint, 2 the user's mistake, others failed. What can be wrong
+    0 done, 85 stopped by a signal, 2 the user's mistake, others failed. What can be wrong
     with config, layout, data and run directory is raised as ConfigError before any rank is started.
     """
     config = load(run_path, overrides)

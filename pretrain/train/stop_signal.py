@@ -115,7 +115,7 @@ class StopSignal:
         )
 
     def _remember(self, name: str) -> None:
-        if not self.received:
+        if not self.received and self._stage != "over":
             for output in {2, sys.stderr.fileno()}:  # the rank's log, and rank 0's terminal
                 # os.write: a print of the main thread may hold the stream's lock.
                 os.write(output, f"motley: {name}: saving after this step\n".encode())
