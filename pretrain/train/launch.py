@@ -1,5 +1,6 @@
 """How a run is started on one machine: all checks first, then its ranks. Imports no torch."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def _launch_ranks(config: RunConfig, argv: Sequence[str], processes: int) -> int
         where = "" if ended.rank is None else f"; see {config.run_dir / LOGS / rank_log(ended.rank)}"
         cause = f"{ended.cause}{where}"
         print(f"motley train: {cause}", file=sys.stderr, flush=True)
-        if len(attempts(config)) > before:
-            record_cause(config, cause, exit_code=ended.exit_code)
+        with contextlib.suppress(ConfigError, OSError):  # of a full disk, or another process that has started
+            if len(attempts(config)) > before:
+                record_cause(config, cause, exit_code=ended.exit_code)
     return ended.exit_code

@@ -85,10 +85,12 @@ def _failed(opened: _Open, error: Exception) -> int:
     reason = f"{type(error).__name__}: {error}"
     with contextlib.suppress(OSError):  # a full disk is what may have brought us here
         opened.close(code=code, kind=kind, status="failed", reason=reason, message=message, step=None)
-    # With a terminal beside it, this process's own stderr is its log.
-    text = f"motley train: {error}" if told else traceback.format_exc()
-    print(text, file=sys.stderr if opened.terminal is None else sys.__stderr__, flush=True)
-    if opened.terminal is not None and kind != "lost_peer" and not _launcher_tells(opened):
+    launcher_tells = _launcher_tells(opened)
+    # With a terminal beside it, this process's own stderr is its log. Before, ranks would say the same.
+    if opened.terminal is not None or not launcher_tells or (opened.facts and opened.facts.rank == 0):
+        text = f"motley train: {error}" if told else traceback.format_exc()
+        print(text, file=sys.stderr if opened.terminal is None else sys.__stderr__, flush=True)
+    if opened.terminal is not None and kind != "lost_peer" and not launcher_tells:
         print(f"motley train: {one_line(message)}; see {opened.terminal.log}", file=opened.terminal.stream)
     return code
 

@@ -48,7 +48,10 @@ def log_rank(folder: Path, rank: int) -> Terminal:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / rank_log(rank)
     log = path.open("a")
-    terminals = [os.fdopen(os.dup(number), "w") for number in (1, 2)]
+    terminals = [
+        os.fdopen(os.dup(stream.fileno()), "w", buffering=1, encoding=stream.encoding, errors=stream.errors)
+        for stream in (sys.stdout, sys.stderr)
+    ]
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(log.fileno(), stream.fileno())

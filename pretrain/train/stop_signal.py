@@ -5,6 +5,7 @@ waits in a collective, none runs. The interpreter does write the number of each 
 and a thread reads it there (signal.set_wakeup_fd). Imports no torch.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -115,13 +116,14 @@ class StopSignal:
         )
 
     def _remember(self, name: str) -> None:
-        if not self.received and self._stage != "over":
-            for output in {2, sys.stderr.fileno()}:  # the rank's log, and rank 0's terminal
-                # os.write: a print of the main thread may hold the stream's lock.
-                os.write(output, f"motley: {name}: saving after this step\n".encode())
-        self.received.append(name)
+        first, self.received = not self.received, [*self.received, name]
         if name in LAST_WORDS and self._asked is None:
             self._asked = time.monotonic()
+        if first and self._stage != "over" and not self.peer_ended():  # else nothing is saved
+            with contextlib.suppress(OSError, ValueError):  # nobody may be listening any more
+                for output in {2, sys.stderr.fileno()}:  # the rank's log, and rank 0's terminal
+                    # os.write: a print of the main thread may hold the stream's lock.
+                    os.write(output, f"motley: {name}: saving after this step\n".encode())
 
 
 def ignore_from_here_on() -> None:
