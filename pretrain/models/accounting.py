@@ -217,7 +217,7 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
     for module in MODULES:
         if any(costs[module].flops.values()):
             rows.append([f"{module} FLOPs", *(_count(of_modality[module]) for of_modality in flops)])
-    of_pairs = [round(pair_flops * depth_accounting.query_share(config, m)) for m in config.towers]
+    of_pairs = [round(pair_flops * share) for share in depth_accounting.query_shares(config).values()]
     rows.append(["attention pairs FLOPs", *(_count(n) for n in of_pairs)])
     forward = [sum(of_modality.values()) + n for of_modality, n in zip(flops, of_pairs, strict=True)]
     rows.append(["forward FLOPs", *(_count(n) for n in forward)])

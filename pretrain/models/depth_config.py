@@ -122,7 +122,8 @@ class DepthConfig(BaseModel):
 
         Raises ValueError, with the means that can be had, where it cannot be.
         """
-        return _ratios(self, num_layers)
+        shape = (self.schedule, self.steps, self.dense_first, self.dense_last)
+        return _ratios(num_layers, *shape, self.mean_ratio, self.min_ratio, self.dense_above)
 
     def routed_layers(self, num_layers: int) -> int:
         """The number of layers with a router."""
@@ -139,27 +140,36 @@ class DepthConfig(BaseModel):
 
 # Cached, here and below: every optimizer step asks for the ratios of all layers, several times.
 @lru_cache
-def _ratios(config: DepthConfig, num_layers: int) -> tuple[float | None, ...]:
-    """The result of `DepthConfig.ratios`."""
-    between = num_layers - config.dense_first - config.dense_last
+def _ratios(
+    num_layers: int,
+    schedule: Schedule,
+    steps: int,
+    dense_first: int,
+    dense_last: int,
+    mean_ratio: float,
+    min_ratio: float,
+    dense_above: float,
+) -> tuple[float | None, ...]:
+    """The result of `DepthConfig.ratios` for the values of its keys."""
+    between = num_layers - dense_first - dense_last
     if between < 1:
         raise ValueError(
-            f"dense_first = {config.dense_first} and dense_last = {config.dense_last} leave none of "
+            f"dense_first = {dense_first} and dense_last = {dense_last} leave none of "
             f"num_layers = {num_layers} to route; set them lower"
         )
-    shape = _shape(config.schedule, between, config.steps)
+    shape = _shape(schedule, between, steps)
     routed = sum(value is not None for value in shape)
-    lowest = (num_layers - routed + routed * config.min_ratio) / num_layers
-    if config.mean_ratio < lowest - 1e-9 or (not routed and config.mean_ratio < 1):
+    lowest = (num_layers - routed + routed * min_ratio) / num_layers
+    if mean_ratio < lowest - 1e-9 or (not routed and mean_ratio < 1):
         raise ValueError(
-            f'mean_ratio = {config.mean_ratio} cannot be had: schedule = "{config.schedule}" with '
-            f"min_ratio = {config.min_ratio} and {num_layers - routed} of num_layers = {num_layers} dense "
+            f'mean_ratio = {mean_ratio} cannot be had: schedule = "{schedule}" with '
+            f"min_ratio = {min_ratio} and {num_layers - routed} of num_layers = {num_layers} dense "
             f"whatever it is has means from {lowest:.4g} to 1; set mean_ratio in that range, or "
             "min_ratio lower"
         )
-    wanted = config.mean_ratio * num_layers - (num_layers - between)
-    found = _shifted(shape, wanted, config.min_ratio, config.dense_above)
-    return (None,) * config.dense_first + found + (None,) * config.dense_last
+    wanted = mean_ratio * num_layers - (num_layers - between)
+    found = _shifted(shape, wanted, min_ratio, dense_above)
+    return (None,) * dense_first + found + (None,) * dense_last
 
 
 @lru_cache

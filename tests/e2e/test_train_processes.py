@@ -106,16 +106,6 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing_over_good_chec
     assert attempt["exit_code"] == 1 and "NonFiniteError" in attempt["reason"]
 
 
-def test_a_loss_that_stays_above_its_start_is_said_once(tmp_path: Path, write_run: Callable[..., Path]):
-    def edit(values: dict[str, Any]) -> None:
-        values["optimizer"] = {"learning_rate": 1.0, "schedule": {"kind": "constant"}}
-        values["every_steps"] = {"log": 1, "eval": 100, "checkpoint": 100}
-        values["total_tokens"] = 30 * values["tokens_per_step"]
-
-    train([str(write_run(edit))], tmp_path / "out")
-    assert (tmp_path / "out").read_text().count("has stayed above its start") == 1
-
-
 def test_a_rank_that_waits_for_a_hung_one_leaves_at_sigterm(tmp_path: Path, write_run: Callable[..., Path]):
     def edit(values: dict[str, Any]) -> None:
         values["total_tokens"] = 100_000 * values["tokens_per_step"]
