@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from data_pipeline.files.printable import printable
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from parallel.launch import LaunchError, RankFacts, own_arguments, rank_facts
@@ -89,9 +90,11 @@ def _failed(opened: _Open, error: Exception) -> int:
     # With a terminal beside it, this process's own stderr is its log. Before, ranks would say the same.
     if opened.terminal is not None or not launcher_tells or (opened.facts and opened.facts.rank == 0):
         text = f"motley train: {error}" if told else traceback.format_exc()
-        print(text, file=sys.stderr if opened.terminal is None else sys.__stderr__, flush=True)
+        own = sys.stderr if opened.terminal is None else sys.__stderr__
+        print(printable(text, keep="\n\t"), file=own, flush=True)
     if opened.terminal is not None and kind != "lost_peer" and not launcher_tells:
-        print(f"motley train: {one_line(message)}; see {opened.terminal.log}", file=opened.terminal.stream)
+        line = printable(f"motley train: {one_line(message)}; see {opened.terminal.log}")
+        print(line, file=opened.terminal.stream)
     return code
 
 

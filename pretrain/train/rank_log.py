@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from data_pipeline.files.printable import escape_output
 from pretrain.run_files import rank_log
 
 
@@ -57,4 +58,5 @@ def log_rank(folder: Path, rank: int) -> Terminal:
         os.dup2(log.fileno(), stream.fileno())
     if rank == 0:
         sys.stdout, sys.stderr = (Tee(terminal, log) for terminal in terminals)
+        escape_output()
     return Terminal(terminals[1], path)

@@ -56,8 +56,8 @@ class Run:
         return [rank.wait(TIMEOUT_S) for rank in self._ranks]
 
     def code(self, rank: int) -> int:
-        """Wait for one rank; its exit code, negative for a signal. The rank is no longer one of `pids`."""
-        return _ask(wait=[self.pids.pop(rank)])[0]
+        """Wait for one rank; its exit code, negative for a signal."""
+        return self._ranks[rank].wait(TIMEOUT_S)
 
     def text(self) -> str:
         return self.output.read_text()
