@@ -12,4 +12,5 @@ class ExitCode(IntEnum):
     """A mistake of the user, or data that is missing or damaged, named in one message. Starting again cannot
     help before it is mended."""
     REQUEUE = 85
-    """A signal stopped the process after a checkpoint; the same command continues from there."""
+    """A signal stopped the process; the same command continues from the last checkpoint. That is of the last
+    step, unless the process got nowhere (pretrain/train/stop_signal.py)."""

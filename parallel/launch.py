@@ -1,4 +1,4 @@
-"""The launcher's environment variables of this process, and starting ranks on this machine.
+"""The launcher's environment variables of this process, and those of the ranks that it starts.
 
 This is the only module of the project that reads os.environ. It imports no torch at module level, so that the
 process that starts ranks stays light.
@@ -9,21 +9,15 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING
-
-from parallel.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     import torch
 
 
-FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _STORE_FD = "MOTLEY_STORE_FD"
 _ARITHMETIC = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -52,7 +46,8 @@ class RankFacts:
     launcher: str
     """"torchrun" (or anything that sets its variables, as DeepSpeed's does), "slurm", "spawn" or "single"."""
     attempt_dir: str | None = None
-    """For a rank of a Slurm job of Motley (MOTLEY_ATTEMPT_DIR), the folder of its log and end record."""
+    """For a rank of a Slurm job of Motley, or of `spawn` (MOTLEY_ATTEMPT_DIR), the folder of its end record;
+    in a job also of its log."""
 
 
 def rank_facts(environ: Mapping[str, str] | None = None) -> RankFacts:
@@ -89,6 +84,7 @@ def _torchrun_facts(env: Mapping[str, str]) -> RankFacts:
         master_port=_integer(env, "MASTER_PORT"),
         store_fd=_integer(env, _STORE_FD) if _STORE_FD in env else None,
         launcher="spawn" if "MOTLEY_SPAWN" in env else "torchrun",
+        attempt_dir=env.get("MOTLEY_ATTEMPT_DIR") if "MOTLEY_SPAWN" in env else None,
     )
 
 
@@ -226,7 +222,7 @@ def child_environment(processes: int, *, threads: int | None = None) -> dict[str
     env = {
         name: value
         for name, value in os.environ.items()
-        if name not in (*_TORCHRUN, _STORE_FD, "MOTLEY_SPAWN")
+        if name not in (*_TORCHRUN, _STORE_FD, "MOTLEY_SPAWN", "MOTLEY_ATTEMPT_DIR")
     }
     if threads is not None:
         env["OMP_NUM_THREADS"] = str(threads)
@@ -234,8 +230,11 @@ def child_environment(processes: int, *, threads: int | None = None) -> dict[str
     return env
 
 
-def rank_environment(rank: int, world_size: int, store: socket.socket) -> dict[str, str]:
-    """The variables of a rank of `spawn`; `store` is the socket at which ranks meet."""
+def rank_environment(
+    rank: int, world_size: int, store: socket.socket, attempt_dir: str | None = None
+) -> dict[str, str]:
+    """The variables of a rank of `spawn`; `store` is the socket at which ranks meet, `attempt_dir` the
+    folder of end records."""
     variables = {
         "MOTLEY_SPAWN": "1",
         "RANK": str(rank),
@@ -247,6 +246,8 @@ def rank_environment(rank: int, world_size: int, store: socket.socket) -> dict[s
     }
     if rank == 0:
         variables[_STORE_FD] = str(store.fileno())
+    if attempt_dir is not None:
+        variables["MOTLEY_ATTEMPT_DIR"] = attempt_dir
     return variables
 
 
@@ -265,79 +266,3 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
         if os.getppid() != parent:  # the parent died before the call
             os._exit(1)
-
-
-def spawn(argv: Sequence[str], processes: int, *, threads: int | None = None, grace_s: float = 10.0) -> int:
-    """Run `python ARGV...` as `processes` ranks on this machine and wait for all of them.
-
-    SIGTERM, SIGUSR2 and SIGINT are forwarded to all ranks. When a rank fails, the others get SIGTERM, and
-    SIGKILL `grace_s` later. Returns 0; or 85 if ranks stopped for requeue (or a forwarded signal killed them
-    before they handled signals) and none failed before; or the code of the rank that failed first, which is
-    named on stderr (128 + signal, if it was killed).
-    """
-    received: list[int] = []
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-
-    previous = {number: signal.signal(number, remember) for number in FORWARDED_SIGNALS}
-    ranks: list[subprocess.Popen[bytes]] = []
-    try:
-        with open_store_socket() as store:
-            base, parent = child_environment(processes, threads=threads), os.getpid()
-            for rank in range(processes):
-                ranks.append(
-                    subprocess.Popen(
-                        [sys.executable, *argv],
-                        env=base | rank_environment(rank, processes, store),
-                        pass_fds=(store.fileno(),) if rank == 0 else (),
-                        # In its own group a rank gets Ctrl-C of a terminal once, forwarded by this process.
-                        process_group=0,
-                        preexec_fn=lambda: die_with_parent(parent),
-                    )
-                )
-        return _wait(ranks, received, grace_s)
-    finally:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.kill()
-                rank.wait()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _wait(ranks: Sequence["subprocess.Popen[bytes]"], received: list[int], grace_s: float) -> int:
-    """Wait for all ranks and forward the signals in `received`; returns the exit code of `spawn`."""
-    result: int | None = None
-    deadline = float("inf")
-    requeue = False
-    forwarded: set[int] = set()
-    running = dict(enumerate(ranks))
-    while running:
-        while received:
-            number = received.pop(0)
-            forwarded.add(number)
-            for process in running.values():
-                process.send_signal(number)
-        for rank, process in list(running.items()):
-            if (code := process.poll()) is None:
-                continue
-            del running[rank]
-            requeue |= code == ExitCode.REQUEUE
-            if code in (ExitCode.DONE, ExitCode.REQUEUE) or result is not None:
-                continue
-            # A forwarded signal kills a rank that does not handle signals yet. It is stopped, not failed.
-            result = ExitCode.REQUEUE if -code in forwarded else 128 - code if code < 0 else code
-            deadline = time.monotonic() + grace_s
-            cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-            others = f"; ending the other {len(running)}" if running else ""
-            where = f"rank {rank} of {len(ranks)} (pid {process.pid})"
-            print(f"motley: {where} {cause}{others}", file=sys.stderr, flush=True)
-            for other in running.values():
-                other.terminate()
-        if time.monotonic() > deadline:
-            for process in running.values():
-                process.kill()
-        if running:
-            time.sleep(0.05)
-    return result if result is not None else ExitCode.REQUEUE if requeue else ExitCode.DONE

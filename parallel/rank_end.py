@@ -1,21 +1,27 @@
 """The end record of a rank, and errors that come from the machine or from a peer.
 
-A job's supervisor finds in end records which rank failed first, and why (slurm/supervise/cause.py). This
-module imports no torch, because a rank may fail before that import, and because the supervisor uses it too.
+A job's supervisor finds in end records which rank failed first, and why (slurm/supervise/cause.py), and so
+does the launcher of ranks on one machine (parallel/spawn.py). This module imports no torch, because a rank
+may fail before that import, and because both use it too.
 """
 
 import contextlib
 import json
 import os
 import re
+import signal
 import time
+from collections.abc import Sequence
 from errno import EDQUOT, ENOMEM, ENOSPC, EROFS
 from pathlib import Path
+from typing import Any
 
-from parallel.launch import RankFacts, node_name
+from parallel.launch import node_name
 
 SUFFIX = ".end.json"
+_RECORDS = f"rank*{SUFFIX}"
 MESSAGE_LIMIT = 300
+_ABORTED = 128 + signal.SIGABRT
 _ROOM = 2048
 """Bytes that are reserved for a record at the start, so that a rank can report that the disk is full."""
 
@@ -78,17 +84,21 @@ def one_line(text: str) -> str:
 
 
 class EndRecord:
-    """The end record of one rank of a Slurm job; other ranks write none.
+    """The end record of a rank of a Slurm job, or of `spawn`; other ranks write none.
 
     Its space on the disk is reserved at once. An error of writing is ignored, because it must not hide the
     error that ended the rank.
     """
 
-    def __init__(self, facts: RankFacts) -> None:
-        folder = facts.attempt_dir
-        self._rank = facts.rank
-        self._path = None if folder is None else Path(folder) / f"rank{facts.rank}{SUFFIX}"
+    def __init__(self, folder: str | None, rank: int) -> None:
+        """`folder`: of the records of all ranks of the attempt; None: no record is written."""
+        self._rank = rank
+        self._path = None if folder is None else Path(folder) / f"rank{rank}{SUFFIX}"
         self._write("")
+
+    def has_peer_ended(self) -> bool:
+        """Whether another rank of the attempt has left its record, and so has ended."""
+        return self._path is not None and any(path != self._path for path in self._path.parent.glob(_RECORDS))
 
     def close(self, *, exit_code: int, kind: str, message: str, step: int | None) -> None:
         """Write the record and rename it into place."""
@@ -109,3 +119,51 @@ class EndRecord:
                 file.write(text.encode(errors="replace").ljust(_ROOM))
             return unfinished
         return None
+
+
+def rank_ends(attempt_dir: Path) -> list[dict[str, Any]]:
+    """The end records of an attempt's ranks, sorted by rank."""
+    ends = []
+    for path in attempt_dir.glob(_RECORDS):
+        try:
+            ends.append(json.loads(path.read_text()))
+        except (OSError, ValueError):  # the file system lost a record that was written
+            continue
+    return sorted(ends, key=lambda end: end["rank"])
+
+
+def first_failure(ends: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The end record of the rank that failed first; None if none failed. For records of which none is
+    missing.
+
+    A rank that a signal killed goes first: no other rank's error does that, but for SIGABRT, by which
+    libraries end a rank that has lost another. A rank that only lost another goes last.
+    """
+
+    def order(end: dict[str, Any]) -> int:
+        killed = end["kind"] == "killed"
+        return (
+            3 if end["kind"] == "lost_peer" else 1 if not killed else 2 if end["exit_code"] == _ABORTED else 0
+        )
+
+    failed = [end for end in ends if end["kind"] not in ("done", "stopped")]
+    lowest = min(map(order, failed), default=0)
+    return earliest([end for end in failed if order(end) == lowest]) if failed else None
+
+
+def earliest(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The earliest end record.
+
+    Some errors are raised on all ranks with one message. If that names a rank, the record of this rank is
+    returned.
+    """
+    first = min(ends, key=lambda end: end["time"])
+    named = re.search(r"\brank (\d+)\b", first["message"])
+    return next(
+        (
+            end
+            for end in ends
+            if named and end["rank"] == int(named[1]) and end["message"] == first["message"]
+        ),
+        first,
+    )

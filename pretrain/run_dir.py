@@ -19,6 +19,7 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.json_file import check_fields, read_object
 from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.toml_config import ConfigError, validate
+from parallel.exit_codes import ExitCode
 from parallel.layout import data_parallel_size
 from pretrain.config import RunConfig, differences
 from pretrain.run_files import CHECKPOINTS, CONFIG, LOCK, LOGS, RECORD
@@ -135,6 +136,22 @@ class RunDir:
 
     def _save(self) -> None:
         write_json(self.path / RECORD, self.record)
+
+
+def attempts(config: RunConfig) -> list[dict[str, Any]]:
+    """The attempts of the run in its record, oldest first."""
+    return _read_record(config.run_dir).get("attempts", [])
+
+
+def record_cause(config: RunConfig, cause: str, *, exit_code: int) -> None:
+    """Give the last attempt the cause that the launcher of its ranks has found. Rank 0, which wrote the
+    record, may have been killed, or may know only that it lost another rank."""
+    with _lock(config.run_dir):
+        record = _read_record(config.run_dir)
+        attempt = record["attempts"][-1]
+        attempt |= {"stopped": attempt["stopped"] or _now(), "reason": cause, "exit_code": exit_code}
+        record["status"] = "stopped" if exit_code == ExitCode.REQUEUE else "failed"
+        write_json(config.run_dir / RECORD, record)
 
 
 def check_writable(config: RunConfig) -> None:

@@ -57,13 +57,18 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if args.what == "data":
+        from tools.bench.data import main
+
+        return main(args.arguments)
+    from tools.bench.options import parse_options
+
+    options = parse_options(args.what, args.arguments)  # before torch is imported, for --help and mistakes
     if args.what == "model":
-        from tools.bench.model import main as bench
-    elif args.what == "sparse":
-        from tools.bench.sparse import main as bench
+        from tools.bench.model import run
     else:
-        from tools.bench.data import main as bench
-    return bench(args.arguments)
+        from tools.bench.sparse import run
+    return run(options)
 
 
 def add_weights(verbs: Verbs) -> None:

@@ -52,10 +52,9 @@ def module_costs(config: ModelConfig) -> dict[str, Cost]:
         for m, tower in config.towers.items()
     }
     routers: dict[str, int] = {}
-    for layer in range(layers):
-        for modality in config.depth_ratios(layer):
-            tower = config.towers[modality]
-            routers[tower] = routers.get(tower, 0) + d
+    for modality, of_modality in config.depth.items():
+        tower = config.towers[modality]
+        routers[tower] = routers.get(tower, 0) + d * of_modality.routed_layers(layers)
     depth = {"depth": Cost(routers, same(0))} if config.depth else {}
     return {
         "embedding": Cost(table, same(0)),
@@ -78,7 +77,8 @@ def active_parameters(config: ModelConfig, modality: str) -> int:
     tower, costs = config.towers[modality], module_costs(config)
     met = {m: c.parameters.get(tower, c.parameters.get(SHARED_TOWER, 0)) for m, c in costs.items()}
     met["feed_forward"] = config.num_layers * config.feed_forward_parameters(tower, active=True)
-    met["depth"] = config.d_model * sum(modality in config.depth_ratios(i) for i in config.whole_blocks)
+    if modality in config.depth:
+        met["depth"] = config.d_model * config.depth[modality].routed_layers(config.num_layers)
     return sum(met.values())
 
 
@@ -213,19 +213,13 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
     pair_flops = flops_per_pair(config) * visible_pairs([length]) // length
     rows = [["per token", *config.towers]]
     rows.append(["active parameters", *(_count(active_parameters(config, m)) for m in config.towers)])
+    flops = [flops_per_token(config, modality) for modality in config.towers]
     for module in MODULES:
         if any(costs[module].flops.values()):
-            rows.append(
-                [
-                    f"{module} FLOPs",
-                    *(_count(flops_per_token(config, modality)[module]) for modality in config.towers),
-                ]
-            )
-    of_pairs = [round(pair_flops * depth_accounting.query_share(config, m)) for m in config.towers]
+            rows.append([f"{module} FLOPs", *(_count(of_modality[module]) for of_modality in flops)])
+    of_pairs = [round(pair_flops * share) for share in depth_accounting.query_shares(config).values()]
     rows.append(["attention pairs FLOPs", *(_count(n) for n in of_pairs)])
-    forward = [
-        sum(flops_per_token(config, m).values()) + n for m, n in zip(config.towers, of_pairs, strict=True)
-    ]
+    forward = [sum(of_modality.values()) + n for of_modality, n in zip(flops, of_pairs, strict=True)]
     rows.append(["forward FLOPs", *(_count(n) for n in forward)])
     rows.append(["training FLOPs", *(_count(TRAIN_FACTOR * n) for n in forward)])
     cached = (2 * kv_numbers_per_token(config, m) for m in config.towers)

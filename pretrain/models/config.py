@@ -2,10 +2,14 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pretrain.models.depth_config import DepthBlockConfig, DepthConfig
-from pretrain.models.experts_config import ExpertsConfig
+from pretrain.models.experts_config import ExpertsConfig, Size
+
+MAX_LAYERS = 4_096
+"""Four times the deepest decoder that was published (DeepNet, arXiv 2203.00555). Accounts list every layer,
+so a slip of the keyboard would keep them busy for hours."""
 
 UntiedPart = Literal["attention", "feed_forward", "norm"]
 
@@ -18,19 +22,19 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_layers: PositiveInt
-    d_model: PositiveInt
-    num_heads: PositiveInt
-    num_kv_heads: PositiveInt | None = None
+    num_layers: int = Field(gt=0, le=MAX_LAYERS)
+    d_model: Size
+    num_heads: Size
+    num_kv_heads: Size | None = None
     """None: as many as num_heads (no grouped queries)."""
-    head_size: PositiveInt | None = None
+    head_size: Size | None = None
     """Features of a head. None: d_model / num_heads; Qwen3's small models have more."""
-    ffn_hidden: PositiveInt | None = None
+    ffn_hidden: Size | None = None
     """SwiGLU width. None: 8 d_model / 3 rounded up to a multiple of 256 (MoT's code)."""
-    context_tokens: PositiveInt
-    vocab_tokens: PositiveInt
+    context_tokens: Size
+    vocab_tokens: Size
     """Rows of embedding and head; at least the size of the data's vocabulary."""
-    towers: dict[str, str] = Field(min_length=1)
+    towers: dict[str, str] = Field(min_length=1, max_length=64)
     """Modality -> tower, in the vocabulary's order of modalities."""
     untied: tuple[UntiedPart, ...] = ("attention", "feed_forward", "norm")
     """Parts with one weight shard per tower; the others share one (MoT Fig. 14)."""

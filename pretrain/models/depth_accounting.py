@@ -40,8 +40,11 @@ def _ratios(config: ModelConfig, layer: int, progress: float) -> dict[str, float
 
 def skipped_per_token(config: ModelConfig, modality: str, progress: float = 1.0) -> float:
     """Layers that a token of the modality is expected to skip, at `progress` of the run."""
-    layers = range(config.num_layers)
-    return sum(1 - _ratios(config, layer, progress).get(modality, 1.0) for layer in layers)
+    if modality not in config.depth:
+        return 0.0
+    depth = config.depth[modality]
+    ratios = (ratio for ratio in depth.ratios(config.num_layers) if ratio is not None)
+    return sum(1 - depth.ratio_at(ratio, progress) for ratio in ratios)
 
 
 def run_shares(config: ModelConfig) -> dict[int, float]:
@@ -63,17 +66,18 @@ def pairs_share(config: ModelConfig, layer: int, tokens: Mapping[str, float], pr
     return queries * queries if config.depth_block.keys == "selected" else queries
 
 
-def query_share(config: ModelConfig, modality: str) -> float:
-    """Expected share, over all layers, of the pairs of a token of the modality as query that attention
-    computes; keys are of every modality alike."""
-    alike, total = dict.fromkeys(config.towers, 1.0), 0.0
+def query_shares(config: ModelConfig) -> dict[str, float]:
+    """Modality -> expected share, over all layers, of the pairs of a token of the modality as query that
+    attention computes; keys are of every modality alike."""
+    if not config.depth:
+        return dict.fromkeys(config.towers, 1.0)
+    alike, totals = dict.fromkeys(config.towers, 1.0), dict.fromkeys(config.towers, 0.0)
     for layer in range(config.num_layers):
         ratios, share = config.depth_ratios(layer), pairs_share(config, layer, alike)
-        if share < 1:
-            keys = share**0.5 if config.depth_block.keys == "selected" else 1.0
-            share = ratios.get(modality, 1.0) * keys
-        total += share
-    return total / config.num_layers
+        keys = share**0.5 if config.depth_block.keys == "selected" else 1.0
+        for modality in totals:
+            totals[modality] += ratios.get(modality, 1.0) * keys if share < 1 else share
+    return {modality: total / config.num_layers for modality, total in totals.items()}
 
 
 def describe(config: ModelConfig, modality: str) -> str:

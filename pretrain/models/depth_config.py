@@ -122,25 +122,12 @@ class DepthConfig(BaseModel):
 
         Raises ValueError, with the means that can be had, where it cannot be.
         """
-        between = num_layers - self.dense_first - self.dense_last
-        if between < 1:
-            raise ValueError(
-                f"dense_first = {self.dense_first} and dense_last = {self.dense_last} leave none of "
-                f"num_layers = {num_layers} to route; set them lower"
-            )
-        shape = _shape(self.schedule, between, self.steps)
-        routed = sum(value is not None for value in shape)
-        lowest = (num_layers - routed + routed * self.min_ratio) / num_layers
-        if self.mean_ratio < lowest - 1e-9 or (not routed and self.mean_ratio < 1):
-            raise ValueError(
-                f'mean_ratio = {self.mean_ratio} cannot be had: schedule = "{self.schedule}" with '
-                f"min_ratio = {self.min_ratio} and {num_layers - routed} of num_layers = {num_layers} dense "
-                f"whatever it is has means from {lowest:.4g} to 1; set mean_ratio in that range, or "
-                "min_ratio lower"
-            )
-        wanted = self.mean_ratio * num_layers - (num_layers - between)
-        found = _shifted(shape, wanted, self.min_ratio, self.dense_above)
-        return (None,) * self.dense_first + found + (None,) * self.dense_last
+        shape = (self.schedule, self.steps, self.dense_first, self.dense_last)
+        return _ratios(num_layers, *shape, self.mean_ratio, self.min_ratio, self.dense_above)
+
+    def routed_layers(self, num_layers: int) -> int:
+        """The number of layers with a router."""
+        return num_layers - self.ratios(num_layers).count(None)
 
     def ratio_at(self, ratio: float, progress: float) -> float:
         """The ratio of a layer whose ratio after warm-up is `ratio`, at `progress` (0 to 1) of the run."""
@@ -152,6 +139,39 @@ class DepthConfig(BaseModel):
 
 
 # Cached, here and below: every optimizer step asks for the ratios of all layers, several times.
+@lru_cache
+def _ratios(
+    num_layers: int,
+    schedule: Schedule,
+    steps: int,
+    dense_first: int,
+    dense_last: int,
+    mean_ratio: float,
+    min_ratio: float,
+    dense_above: float,
+) -> tuple[float | None, ...]:
+    """The result of `DepthConfig.ratios` for the values of its keys."""
+    between = num_layers - dense_first - dense_last
+    if between < 1:
+        raise ValueError(
+            f"dense_first = {dense_first} and dense_last = {dense_last} leave none of "
+            f"num_layers = {num_layers} to route; set them lower"
+        )
+    shape = _shape(schedule, between, steps)
+    routed = sum(value is not None for value in shape)
+    lowest = (num_layers - routed + routed * min_ratio) / num_layers
+    if mean_ratio < lowest - 1e-9 or (not routed and mean_ratio < 1):
+        raise ValueError(
+            f'mean_ratio = {mean_ratio} cannot be had: schedule = "{schedule}" with '
+            f"min_ratio = {min_ratio} and {num_layers - routed} of num_layers = {num_layers} dense "
+            f"whatever it is has means from {lowest:.4g} to 1; set mean_ratio in that range, or "
+            "min_ratio lower"
+        )
+    wanted = mean_ratio * num_layers - (num_layers - between)
+    found = _shifted(shape, wanted, min_ratio, dense_above)
+    return (None,) * dense_first + found + (None,) * dense_last
+
+
 @lru_cache
 def _shape(schedule: Schedule, layers: int, steps: int) -> tuple[float | None, ...]:
     """The schedule before it is shifted; None: a layer that is always dense."""

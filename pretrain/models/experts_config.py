@@ -1,9 +1,12 @@
 """Experts in the feed-forward of a tower: how many, how wide, and who chooses whom. Imports no torch."""
 
 import math
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Size = Annotated[int, Field(gt=0, lt=2**31)]
+"""A length of a side of a tensor."""
 
 
 class ExpertsConfig(BaseModel):
@@ -13,14 +16,14 @@ class ExpertsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     renamed: ClassVar[dict[str, str]] = {"hidden": "ffn_hidden"}
 
-    num_experts: PositiveInt
+    num_experts: Size
     routing: Literal["expert_choice", "token_choice"] = "expert_choice"
     """expert_choice: each expert takes the tokens of a sequence that it scores highest (Zhou et al., arXiv
     2202.09368): equal loads, but what becomes of a token depends on later ones. token_choice: each token goes
     to its top_k experts, none is dropped (Switch, arXiv 2101.03961, without a capacity): causal."""
-    top_k: PositiveInt = 1
+    top_k: Size = 1
     """Of token_choice: experts of a token."""
-    ffn_hidden: PositiveInt | None = None
+    ffn_hidden: Size | None = None
     """SwiGLU width of one expert. None: that of the model's feed-forward."""
     capacity_factor: float = Field(default=1.0, gt=0)
     """Of expert_choice: experts that a token has on average; 1 costs what the dense feed-forward costs."""

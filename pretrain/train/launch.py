@@ -1,13 +1,17 @@
 """How a run is started on one machine: all checks first, then its ranks. Imports no torch."""
 
+import contextlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
-from parallel.launch import LaunchError, rank_facts, spawn
-from pretrain.config import load
-from pretrain.run_dir import check_config, check_writable, finished_step
+from parallel.launch import LaunchError, rank_facts
+from parallel.spawn import spawn
+from pretrain.config import RunConfig, load
+from pretrain.run_dir import attempts, check_config, check_writable, finished_step, record_cause
+from pretrain.run_files import LOGS, rank_log
 from pretrain.train.checks import check_run
 from pretrain.train.rank import main
 
@@ -15,7 +19,7 @@ from pretrain.train.rank import main
 def launch(run_path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1) -> int:
     """Train the run of a file on this machine, or continue it from its last good checkpoint: the exit code.
 
-    0 done, 85 stopped by a signal after a checkpoint, 2 the user's mistake, others failed. What can be wrong
+    0 done, 85 stopped by a signal, 2 the user's mistake, others failed. What can be wrong
     with config, layout, data and run directory is raised as ConfigError before any rank is started.
     """
     config = load(run_path, overrides)
@@ -32,4 +36,19 @@ def launch(run_path: str | Path, overrides: Sequence[str] = (), *, processes: in
     check_run(config, world_size)
     check_writable(config)
     argv = [str(run_path), *overrides]
-    return main(argv) if processes == 1 else spawn(["-m", "pretrain.train", *argv], processes)
+    return main(argv) if processes == 1 else _launch_ranks(config, argv, processes)
+
+
+def _launch_ranks(config: RunConfig, argv: Sequence[str], processes: int) -> int:
+    """Start the ranks and wait for them; returns the exit code. The rank that failed first is named on
+    stderr and in record.json; the tracebacks of all ranks are in their logs."""
+    before = len(attempts(config))
+    ended = spawn(["-m", "pretrain.train", *argv], processes)
+    if ended.cause is not None:
+        where = "" if ended.rank is None else f"; see {config.run_dir / LOGS / rank_log(ended.rank)}"
+        cause = f"{ended.cause}{where}"
+        print(f"motley train: {cause}", file=sys.stderr, flush=True)
+        with contextlib.suppress(ConfigError, OSError):  # of a full disk, or another process that has started
+            if len(attempts(config)) > before:
+                record_cause(config, cause, exit_code=ended.exit_code)
+    return ended.exit_code

@@ -78,9 +78,10 @@ def train(
         CheckpointWriter(
             folder, engine, world, keep=keep, stop_on_failure=config.on_failed_save == "stop"
         ) as checkpoints,
+        stop,
     ):
         saved = state.step if state.step else None
-        while state.step < config.num_steps and not world.any(stop.requested):
+        while state.step < config.num_steps and not told_to_stop(stop, world):
             batch = next_batch(config, loader, data, state, world)
             with meter.timing():
                 inputs = inputs_of_step(config, batch, state)
@@ -91,15 +92,23 @@ def train(
             routers = depth_steps.router_sums(config.model, report)
             state = state.advance(batch, sums, routers, *thresholds_after(config, state, report))
             meter.show(state)
-            evaluation = evaluate_if_due(config, engine, heldout, state, world, meter)
+            evaluation = evaluate_if_due(config, engine, heldout, state, world, meter, stop)
             if evaluation or is_due(config, state, config.every_steps.log):
                 state = meter.log(state, result, evaluation)
             if is_due(config, state, config.every_steps.checkpoint):
-                saved = save(checkpoints, state, meter)
+                saved = save(checkpoints, state, meter, stop)
+        stop.enter("save")
         if saved != state.step:
-            save(checkpoints, state, meter)
+            save(checkpoints, state, meter, stop)
+    stop.enter("end")
     world.shutdown()
     return state, ExitCode.DONE if state.step == config.num_steps else ExitCode.REQUEUE
+
+
+def told_to_stop(stop: StopSignal, world: World) -> bool:
+    """Whether any rank was told to stop; where a step begins."""
+    stop.enter("step")
+    return world.any(stop.requested)
 
 
 def restore_or_start(config: RunConfig, engine: ZeroEngine, data: Stream, world: World) -> TrainState:
@@ -167,7 +176,13 @@ def is_due(config: RunConfig, state: TrainState, every: int) -> bool:
 
 
 def evaluate_if_due(
-    config: RunConfig, engine: ZeroEngine, heldout: Heldout, state: TrainState, world: World, meter: Meter
+    config: RunConfig,
+    engine: ZeroEngine,
+    heldout: Heldout,
+    state: TrainState,
+    world: World,
+    meter: Meter,
+    stop: StopSignal,
 ) -> dict[str, Any]:
     """Metrics of the evaluations that are due after this step, empty if none is. Pictures go to the meter.
 
@@ -183,8 +198,10 @@ def evaluate_if_due(
 
     for prefix, rule in routing_states(config.model, state.thresholds, state.step / config.num_steps):
         if is_due(config, state, every.eval):
+            stop.enter("evaluation")
             row |= heldout_losses(engine, heldout, prefix, rule)
         if is_due(config, state, every.eval_conditional or every.eval):
+            stop.enter("conditional evaluation")
             row |= conditional_losses(engine, heldout, prefix, rule)
             if heldout.images is not None:
                 ran = tokens_that_ran(report_of, heldout.images, rule, world)
@@ -197,8 +214,9 @@ def evaluate_if_due(
     }
 
 
-def save(checkpoints: CheckpointWriter, state: TrainState, meter: Meter) -> int:
+def save(checkpoints: CheckpointWriter, state: TrainState, meter: Meter, stop: StopSignal) -> int:
     """Begin a checkpoint of the step that is done, written while training goes on; returns the step."""
+    stop.enter("save")
     meter.sync()
     checkpoints.save(state.step, state.to_json())
     return state.step

@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from data_pipeline.files.printable import escape_output
 from pretrain.run_files import rank_log
 
 
 class Terminal(NamedTuple):
-    """What a redirected rank may still say to the person: one line, and where the rest is."""
+    """What a rank may say to the person beside its output: one line, and where the rest is."""
 
     stream: TextIO
     log: Path
@@ -38,20 +39,24 @@ class Tee:
         return self._stream.fileno()
 
 
-def log_rank(folder: Path, rank: int) -> Terminal | None:
-    """Send this rank's output to folder/rank<n>.log (appended).
+def log_rank(folder: Path, rank: int) -> Terminal:
+    """Send this rank's output to folder/rank<n>.log (appended), with what libraries in C print.
 
-    Rank 0 keeps printing to the terminal too: None. The others are redirected as a whole, with what libraries
-    in C print, since on the terminal they would interleave; they get the terminal's stderr back.
+    What rank 0 prints by Python goes to the terminal too. Other ranks would interleave there, and what C
+    prints is about the machine and long. The terminal's stderr comes back, for the one line that a rank may
+    say.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / rank_log(rank)
     log = path.open("a")
-    if rank == 0:
-        sys.stdout, sys.stderr = Tee(sys.stdout, log), Tee(sys.stderr, log)
-        return None
-    terminal = Terminal(os.fdopen(os.dup(2), "w"), path)
+    terminals = [
+        os.fdopen(os.dup(stream.fileno()), "w", buffering=1, encoding=stream.encoding, errors=stream.errors)
+        for stream in (sys.stdout, sys.stderr)
+    ]
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(log.fileno(), stream.fileno())
-    return terminal
+    if rank == 0:
+        sys.stdout, sys.stderr = (Tee(terminal, log) for terminal in terminals)
+        escape_output()
+    return Terminal(terminals[1], path)

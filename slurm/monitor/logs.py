@@ -53,8 +53,8 @@ def logs(
             files = _files(run.directory, attempts, number, attempt is not None, rank)
             printer.show(files, to_the_end=ended)
             if ended:
-                if not any(printer.offsets.values()):
-                    print(_nothing_printed(run, files), file=out)
+                nothing = [] if any(printer.offsets.values()) else [_nothing_printed(run, files)]
+                out.writelines(f"{printable(line)}\n" for line in nothing + _why_it_ended(attempts, number))
                 return 0
             num_polls += 1
             time.sleep(poll_s)
@@ -114,6 +114,14 @@ def _ended(run: RunTarget, attempts: Sequence[Attempt], attempt: int | None, *, 
         if attempts[-1]["job"] is None or str(attempts[-1]["job"]) in jobs:
             return True
     return ask and read_state(run, ask_queue([run])[0], now=time.time()).state not in LIVE
+
+
+def _why_it_ended(attempts: Sequence[Attempt], number: int | None) -> list[str]:
+    """A line on why an attempt without Slurm ended; none if it runs. The output of a job says it itself."""
+    row = None if number is None else attempts[number]
+    if row is None or row["job"] is not None or row["next"] == "running" or not row["reason"]:
+        return []
+    return [f"==> attempt {number} ended: {row['reason']}"]
 
 
 def _nothing_printed(run: RunTarget, files: Sequence[Path]) -> str:

@@ -21,11 +21,12 @@ from typing import TypeVar
 
 from data_pipeline.files.toml_config import ConfigError
 from parallel.launch import LaunchError
+from parallel.rank_end import rank_ends
 from pretrain.config import is_legal
 from slurm import commands
 from slurm.records import Attempt, append, now, read_attempts, saved_step
 from slurm.supervise import preflight
-from slurm.supervise.cause import Cause, end_of_log, find_cause, rank_ends
+from slurm.supervise.cause import Cause, end_of_log, find_cause
 from slurm.supervise.decide import PREEMPTED, End, decide, decide_bad_nodes, ended_by_slurm, is_restarted
 from slurm.supervise.job import Job, environment, open_job, srun_command
 from slurm.supervise.watchdog import WAIT_S, run_step, watch

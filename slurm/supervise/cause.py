@@ -4,7 +4,6 @@ There are three sources, in this order: the end records of ranks (parallel/rank_
 and the last lines of the logs of ranks without a record. The messages are those of Slurm 22.05 to 24.11.
 """
 
-import json
 import re
 import signal
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.exit_codes import ExitCode
-from parallel.rank_end import SUFFIX, kind_of_text, one_line
+from parallel.rank_end import earliest, kind_of_text, one_line, rank_ends
 from pretrain.run_files import rank_log
 
 _ENDED = re.compile(r"srun: error: (\S+): tasks? ([\d,\[\]-]+): ((?!running|exited\b).+)")
@@ -60,17 +59,6 @@ class _End:
     text: str
 
 
-def rank_ends(attempt_dir: Path) -> list[dict[str, Any]]:
-    """The end records of an attempt's ranks, sorted by rank."""
-    ends = []
-    for path in attempt_dir.glob(f"rank*{SUFFIX}"):
-        try:
-            ends.append(json.loads(path.read_text()))
-        except (OSError, ValueError):  # the file system lost a record that was written
-            continue
-    return sorted(ends, key=lambda end: end["rank"])
-
-
 def find_cause(
     attempt_dir: Path, world_size: int, srun_log: str, srun_code: int, *, hang: str | None = None
 ) -> Cause:
@@ -82,7 +70,7 @@ def find_cause(
     code = srun_code or 1
     failures = [end for end in records if end["kind"] not in ("done", "stopped", "lost_peer")]
     if failures:
-        return _of_record(_first(failures))
+        return _of_record(earliest(failures))
     if hang is not None:
         return Cause("hang", None, None, hang, code)
     if lost := _NODE_FAILURE.search(srun_log):
@@ -93,12 +81,17 @@ def find_cause(
 
     ended = list(_ended(srun_log))
     stopped = [end for end in records if end["kind"] == "stopped"]
+    unsaved = [end for end in stopped if end["step"] is None]
     # Once one rank has left, others end for many reasons: the first end that srun saw decides.
     if ended and _code(ended[0].text) == ExitCode.REQUEUE:
+        if unsaved:
+            return _of_record(unsaved[0])
         how = "after a checkpoint" if stopped else "before training could listen"
         return Cause("stopped", None, None, f"stopped by a signal, {how}", ExitCode.REQUEUE)
     if cause := _of_ranks_without_record(records, ended, attempt_dir, world_size, srun_log):
         return cause
+    if unsaved:
+        return _of_record(unsaved[0])
     if stopped:
         return Cause("stopped", None, None, "stopped by a signal, after a checkpoint", ExitCode.REQUEUE)
     for end in ended:  # the rank failed while it left, after it had written its record
@@ -126,26 +119,8 @@ def _of_ranks_without_record(
     if culprits := [cause for cause in causes if cause.kind not in ("stopped", "lost_peer")]:
         return culprits[0]
     if lost_peers:
-        return _of_record(_first(lost_peers))
+        return _of_record(earliest(lost_peers))
     return next((cause for cause in causes if cause.kind == "lost_peer"), None)
-
-
-def _first(ends: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The earliest end record.
-
-    Some errors are raised on all ranks with one message. If that names a rank, the record of this rank is
-    returned.
-    """
-    first = min(ends, key=lambda end: end["time"])
-    named = re.search(r"\brank (\d+)\b", first["message"])
-    return next(
-        (
-            end
-            for end in ends
-            if named and end["rank"] == int(named[1]) and end["message"] == first["message"]
-        ),
-        first,
-    )
 
 
 def _of_record(end: dict[str, Any]) -> Cause:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,44 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing_over_good_chec
     assert read_rows(run_dir / "metrics.jsonl")[-1]["step"] == saved[-1]
     attempt = json.loads((run_dir / "record.json").read_text())["attempts"][-1]
     assert attempt["exit_code"] == 1 and "NonFiniteError" in attempt["reason"]
+
+
+def test_a_rank_that_waits_for_a_hung_one_leaves_at_sigterm(tmp_path: Path, write_run: Callable[..., Path]):
+    def edit(values: dict[str, Any]) -> None:
+        values["total_tokens"] = 100_000 * values["tokens_per_step"]
+        values["every_steps"] = {"log": 1, "eval": 100_000, "checkpoint": 100_000}
+
+    path = str(write_run(edit))
+    hangs = {"early": "before its first step", "late": "in its step"}
+    runs = {name: Run([path, f"name={name}"], tmp_path / name, processes=2) for name in hangs}
+    runs["early"].signal(signal.SIGSTOP, rank=1)  # long before they meet
+    rows = tmp_path / "runs" / "late" / "metrics.jsonl"
+    runs["late"].wait_until(lambda: rows.exists() and len(read_rows(rows)) >= 5)
+    runs["late"].signal(signal.SIGSTOP, rank=1)
+    for run in runs.values():
+        run.signal(signal.SIGTERM, rank=0)
+    for name, where in hangs.items():
+        assert runs[name].code(0) == 85, runs[name].text()  # collectives would wait for 600 s
+        runs[name].signal(signal.SIGKILL)
+        assert runs[name].codes() == [85, -signal.SIGKILL]
+        log = (tmp_path / "runs" / name / "logs" / "rank0.log").read_text()
+        assert f"SIGTERM: left {where} after " in log and "Traceback" not in log
+        attempt = json.loads((tmp_path / "runs" / name / "record.json").read_text())["attempts"][-1]
+        assert attempt["exit_code"] == 85 and f"left {where}" in attempt["reason"]
+        assert checkpoints(tmp_path / "runs" / name / "checkpoints") == []
+
+
+def test_a_rank_that_lost_another_keeps_its_traceback_in_its_log(
+    tmp_path: Path, write_run: Callable[..., Path]
+):
+    path = write_run(lambda values: values.update(total_tokens=10_000 * 256))
+    run = Run([str(path)], tmp_path / "out", processes=2)
+    run.wait_until(lambda: (tmp_path / "runs" / "tiny" / "metrics.jsonl").exists())
+    run.signal(signal.SIGKILL, rank=1)
+    assert run.codes() == [1, -signal.SIGKILL]
+    assert "Traceback" in (tmp_path / "runs" / "tiny" / "logs" / "rank0.log").read_text()
+    said = run.text()
+    assert "Traceback" not in said and "Error" not in said, said
 
 
 def test_a_disk_that_fills_up_leaves_the_checkpoints_before(tmp_path: Path, write_run: Callable[..., Path]):

@@ -75,6 +75,10 @@ class Run:
         """Wait for all ranks; their exit codes, negative for a signal."""
         return [rank.wait(TIMEOUT_S) for rank in self._ranks]
 
+    def code(self, rank: int) -> int:
+        """Wait for one rank; its exit code, negative for a signal."""
+        return self._ranks[rank].wait(TIMEOUT_S)
+
     def text(self) -> str:
         return self.output.read_text()
 

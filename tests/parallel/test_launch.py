@@ -2,16 +2,15 @@
 
 import base64
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from parallel.launch import LaunchError, child_environment, first_host, own_arguments, rank_facts, spawn
+from parallel.launch import LaunchError, child_environment, first_host, own_arguments, rank_facts
+from parallel.spawn import Ended, spawn
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "2950"}
 SLURM = {
@@ -90,104 +89,6 @@ def test_child_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert child_environment(2)["OMP_NUM_THREADS"] == "7"
 
 
-def _python(code: str) -> list[str]:
-    return ["-c", f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{code}"]
-
-
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        ("assert os.environ['WORLD_SIZE'] == '3'", 0),
-        ("sys.exit(85)", 85),
-        ("sys.exit(85 if rank else 0)", 85),
-        ("sys.exit(7 if rank == 1 else 0)", 7),
-    ],
-)
-def test_the_exit_code_of_all_ranks(code: str, expected: int) -> None:
-    assert spawn(_python(code), 3) == expected
-
-
-def test_a_rank_that_fails_is_named_and_ends_the_others(capfd: pytest.CaptureFixture[str]) -> None:
-    # The others would sleep for longer than a test may take.
-    assert spawn(_python("time.sleep(0.3 if rank == 1 else 3600); sys.exit(3)"), 3) == 3
-    assert "rank 1 of 3" in (said := capfd.readouterr().err)
-    assert "exited with code 3; ending the other 2" in said
-
-
-def test_a_killed_rank_is_named_and_ranks_that_ignore_the_end_are_killed(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    code = (
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "time.sleep(0.5 if rank == 0 else 60)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    assert spawn(_python(code), 2, grace_s=0.5) == 128 + signal.SIGKILL
-    assert "rank 0 of 2" in (said := capfd.readouterr().err)
-    assert "was killed by SIGKILL; ending the other 1" in said
-
-
-_HANDLER = (
-    "def stop(number, frame):\n"
-    "    os.write(1, f'rank {rank} got {number}\\n'.encode())\n"
-    "    sys.exit(85)\n"
-    "for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):\n"
-    "    signal.signal(number, stop)\n"
-    "os.write(1, b'ready\\n')\n"
-    "time.sleep(60)"
-)
-
-
-def _launcher(code: str, processes: int) -> "subprocess.Popen[str]":
-    command = (
-        f"import sys; from parallel.launch import spawn; sys.exit(spawn({_python(code)!r}, {processes}))"
-    )
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(
-        [sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
-    )
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
-def test_signals_reach_every_rank(number: signal.Signals) -> None:
-    launcher = _launcher(_HANDLER, 2)
-    assert launcher.stdout is not None
-    assert [launcher.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
-    launcher.send_signal(number)
-    out, _ = launcher.communicate(timeout=60)
-    assert launcher.returncode == 85
-    assert sorted(out.splitlines()) == [f"rank {rank} got {int(number)}" for rank in range(2)]
-
-
-def test_a_signal_before_a_rank_can_handle_it_is_a_stop_not_a_failure() -> None:
-    launcher = _launcher("os.write(1, b'ready\\n')\ntime.sleep(60)", 2)
-    assert launcher.stdout is not None
-    assert [launcher.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
-    launcher.send_signal(signal.SIGTERM)
-    _, said = launcher.communicate(timeout=60)
-    assert launcher.returncode == 85
-    assert "was killed by SIGTERM" in said
-
-
-def test_no_rank_outlives_a_killed_launcher() -> None:
-    launcher = _launcher("os.write(1, b'%d\\n' % os.getpid())\ntime.sleep(60)", 2)
-    assert launcher.stdout is not None
-    ranks = [int(launcher.stdout.readline()) for _ in range(2)]
-    launcher.kill()
-    launcher.wait()
-    deadline = time.monotonic() + 30
-    while any(_alive(pid) for pid in ranks) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(_alive(pid) for pid in ranks)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 _MEET = """
 import os
 from datetime import timedelta
@@ -211,7 +112,7 @@ def meeting(tmp_path: Path) -> Path:
 
 
 def test_our_own_ranks_meet(meeting: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert spawn([str(meeting)], 2) == 0
+    assert spawn([str(meeting)], 2) == Ended(0)
     assert capfd.readouterr().out.splitlines() == ["sum 2.0 of 2"] * 2
 
 

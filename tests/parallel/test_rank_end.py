@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from errno import EDQUOT, ENOENT, ENOMEM, ENOSPC, EROFS
 from pathlib import Path
 
 import pytest
 import torch
 
-from parallel.launch import RankFacts, die_with_parent, rank_facts
+from parallel.launch import die_with_parent, rank_facts
 from parallel.layout import ParallelConfig
 from parallel.rank_end import EndRecord, behind, kind_of_error, kind_of_text, one_line
 from parallel.testing import run_on_ranks
@@ -23,13 +22,9 @@ from parallel.world import World, start
 REPOSITORY = Path(__file__).parents[2]
 
 
-def facts(folder: Path | None, rank: int = 3) -> RankFacts:
-    return replace(rank_facts({}), rank=rank, attempt_dir=None if folder is None else str(folder))
-
-
 def test_the_record_appears_whole_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "node2")
-    end = EndRecord(facts(tmp_path))
+    end = EndRecord(str(tmp_path), 3)
     path = tmp_path / "rank3.end.json"
     assert not path.exists()
     end.close(exit_code=1, kind="error", message="first:\n  second \N{SNOWMAN}\nthird", step=7)
@@ -43,25 +38,23 @@ def test_the_record_appears_whole_and_once(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_without_a_place_nothing_is_written_and_nothing_raised(tmp_path: Path) -> None:
-    EndRecord(facts(None)).close(exit_code=0, kind="done", message="", step=1)
-    EndRecord(facts(tmp_path / "gone")).close(exit_code=0, kind="done", message="", step=1)
+    EndRecord(None, 3).close(exit_code=0, kind="done", message="", step=1)
+    EndRecord(str(tmp_path / "gone"), 3).close(exit_code=0, kind="done", message="", step=1)
     assert list(tmp_path.iterdir()) == []
 
 
 FULL_DISK = """
 import sys
-from dataclasses import replace
 from pathlib import Path
-from parallel.launch import rank_facts
 from parallel.rank_end import EndRecord
 folder = Path(sys.argv[1])
-ends = [EndRecord(replace(rank_facts({}), rank=0, attempt_dir=str(folder)))]
+ends = [EndRecord(str(folder), 0)]
 try:
     with (folder / "checkpoint").open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
 except OSError:
-    ends.append(EndRecord(replace(rank_facts({}), rank=1, attempt_dir=str(folder))))
+    ends.append(EndRecord(str(folder), 1))
 for end in ends:
     end.close(exit_code=1, kind="disk", message="m" * 300, step=None)
 print(*sorted(path.name for path in folder.iterdir()))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.supervise.cause import rank_ends
+from parallel.rank_end import rank_ends
 from tests.pretrain.tiny_data import write_tiny_data
 from tests.slurm_cluster.cluster import Cluster
 from tests.slurm_cluster.conftest import Submitted

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return
-    rank.train = steps_without_training
+    rank._train = steps_without_training
     exit_code = rank.main(arguments)
     ignore_from_here_on()
     raise SystemExit(exit_code)

@@ -28,19 +28,27 @@ VERBS = (
 )
 
 
+SLOW = {"torch", "numpy", "scipy", "deepspeed", "megatron", "webdataset", "matplotlib", "PIL", "tensorboard"}
+BENCHMARKS = ("model", "sparse", "data")
+
+
 def printed_without_torch(*arguments: str) -> str:
-    """What `motley ARGUMENTS` prints in a process of its own, which must end well and import no torch."""
+    """What `motley ARGUMENTS` prints in a process of its own, which must end well and import nothing that
+    takes long."""
     code = (
         "import sys\nfrom tools.cli import main\n"
         f"try:\n    main({list(arguments)!r})\nexcept SystemExit as stop:\n    assert not stop.code\n"
-        "raise SystemExit(int('torch' in sys.modules or 'numpy' in sys.modules))"
+        f"raise SystemExit(' '.join({SLOW!r} & sys.modules.keys()) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+HELPS = ["--help", *(f"{verb} --help" for verb in VERBS), *(f"bench {what} --help" for what in BENCHMARKS)]
+
+
+@pytest.mark.parametrize("arguments", map(str.split, HELPS), ids=HELPS)
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     assert "usage: motley" in printed_without_torch(*arguments)
 

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from parallel.launch import rank_facts, spawn
+from parallel.launch import rank_facts
+from parallel.spawn import spawn
 
 Method = Callable[[Path], tuple[float, float]]
 """A function that saves into a folder and returns (held, total) seconds of this rank."""
@@ -35,7 +36,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
     args = parser.parse_args(argv)
     if rank_facts().world_size == 1 and args.processes > 1:
-        return spawn(["-m", "tools.bench.checkpoint", *argv], args.processes)
+        ended = spawn(["-m", "tools.bench.checkpoint", *argv], args.processes)
+        if ended.cause is not None:
+            print(ended.cause, file=sys.stderr)
+        return ended.exit_code
     print(measure(args), end="")
     return 0
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.files.progress import Progress
+from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.vocabulary import SPECIAL_TOKENS
 from data_pipeline.stream.batch import Batch
 from parallel.host_memory import keep_freed_memory
@@ -96,8 +97,8 @@ def measure(
     `what` is the label of the line of progress.
     """
     clock = _gpu_ms if device.type == "cuda" else _cpu_ms
-    for run in passes.values():
-        run()
+    for one_pass in passes.values():
+        one_pass()
     times: dict[str, list[float]] = {name: [] for name in passes}
     with Progress(what, total=rounds, unit="round") as progress:
         for index in range(rounds):
@@ -127,63 +128,37 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `motley bench model`; returns the exit code."""
-    device, cases, rounds = options(
-        "model",
-        "Time a forward and backward pass of dense, of MoT, and of MoT routed as published.",
-        CPU_CASES,
-        GPU_CASES,
-        argv,
-    )
+def run(options: argparse.Namespace) -> int:
+    """Run `motley bench model`; returns the exit code. `options`: as parsed by tools/bench/options.py."""
+    device, cases = prepare("model", options, CPU_CASES, GPU_CASES)
     for case in cases:
-        rows = measure(case.label, variants(case, device), device, rounds)
+        rows = measure(case.label, variants(case, device), device, options.rounds)
         print(f"{case.label}\n{table(rows)}\n", flush=True)
     return 0
 
 
-def options(
-    verb: str,
-    description: str,
-    cpu_cases: tuple[Case, ...],
-    gpu_cases: tuple[Case, ...],
-    argv: Sequence[str] | None,
-) -> tuple[torch.device, tuple[Case, ...], int]:
-    """(device, cases, rounds) from the options of `motley bench <verb>`.
+def prepare(
+    verb: str, options: argparse.Namespace, cpu_cases: tuple[Case, ...], gpu_cases: tuple[Case, ...]
+) -> tuple[torch.device, tuple[Case, ...]]:
+    """(device, cases) of `motley bench <verb>`. It prepares the process for its clock, and prints which it
+    is.
 
-    It also prepares the process for its clock, and prints which clock that is.
+    Raises ConfigError for a device that is not there.
     """
-    parser = argparse.ArgumentParser(prog=f"motley bench {verb}", description=description)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=20, help="passes of each variant (default %(default)s)")
-    parser.add_argument(
-        "--layers", type=int, help="with the next four: one case of your own (0: a block alone)"
-    )
-    parser.add_argument("--d-model", type=int, default=512)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--sequences", type=int, default=2)
-    parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--vocabulary", type=int, default=2816)
-    args = parser.parse_args(argv)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no CUDA device here; use --device cpu")
-    if args.rounds < 1:
-        parser.error(f"--rounds {args.rounds}: at least 1 is needed")
-    device = torch.device(args.device)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"{verb}: --device cuda: torch finds no CUDA device here; use --device cpu")
+    device = torch.device(options.device)
     cases = gpu_cases if device.type == "cuda" else cpu_cases
-    if args.layers is not None:
-        cases = (
-            Case(
-                args.layers or None, args.d_model, args.heads, args.sequences, args.context, args.vocabulary
-            ),
-        )
+    if (layers := options.layers) is not None:
+        sizes = options.d_model, options.heads, options.sequences, options.context, options.vocabulary
+        cases = (Case(layers or None, *sizes),)
     if device.type == "cpu":
         torch.set_num_threads(1)
         keep_freed_memory()  # as a run does
         print("CPU time of one thread, fp32, forward + backward")
     else:
         print(f"{torch.cuda.get_device_name(device)}, bf16, forward + backward")
-    return device, cases, args.rounds
+    return device, cases
 
 
 def model_config(case: Case, towers: int, **tables: object) -> ModelConfig:

@@ -5,6 +5,7 @@ FLOPs that ran. If the time ratio over the FLOPs ratio is 1, a variant is as fas
 excess is the price of choosing, gathering and smaller products.
 """
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +26,7 @@ from tools.bench.model import (
     measure,
     model_config,
     model_pass,
-    options,
+    prepare,
     random_batch,
 )
 
@@ -141,18 +142,11 @@ def table(rows: Sequence[Row], promises: dict[str, Promise]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `motley bench sparse`; returns the exit code."""
-    device, cases, rounds = options(
-        "sparse",
-        "Time a forward and backward pass of dense, of depth routing and of experts, and set it against "
-        "their FLOPs.",
-        CPU_CASES,
-        GPU_CASES,
-        argv,
-    )
+def run(options: argparse.Namespace) -> int:
+    """Run `motley bench sparse`; returns the exit code. `options`: as parsed by tools/bench/options.py."""
+    device, cases = prepare("sparse", options, CPU_CASES, GPU_CASES)
     for case in cases:
         passes, promises = variants(case, device)
-        rows = measure(case.label, passes, device, rounds)
+        rows = measure(case.label, passes, device, options.rounds)
         print(f"{case.label}\n{table(rows, promises)}\n", flush=True)
     return 0

@@ -91,3 +91,19 @@ def test_what_is_causal() -> None:
     assert found(rule="top_k") == (False, True)
     assert found(gate="softmax") == (False, False)
     assert model().is_causal
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_layers": 10**6},
+        {"context_tokens": 10**5000},
+        {"ffn_hidden": 2**31},
+        {"experts": {"text": {"num_experts": 10**10, "routing": "expert_choice"}}},
+        {"towers": {f"m{number}": "all" for number in range(65)}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_nobody_trains_is_refused_before_anything_is_computed(changes: dict) -> None:
+    with pytest.raises(ValidationError):
+        model(**changes)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.files.toml_config import ConfigError, validate
-from pretrain.models.config import ModelConfig
-from pretrain.models.depth_config import DepthBlockConfig, DepthConfig
+from pretrain.models.accounting import describe
+from pretrain.models.config import MAX_LAYERS, ModelConfig
+from pretrain.models.depth_config import DepthBlockConfig, DepthConfig, _ratios
 
 SCHEDULES = ["constant", "alternating", "stepped", "linear", "cosine", "bathtub"]
 
@@ -135,3 +136,12 @@ def test_what_is_causal() -> None:
     assert depth().is_causal
     assert not depth(rule="top_k").is_causal
     assert not depth(gate="softmax").is_causal and not depth(gate="shifted_softmax").is_causal
+
+
+def test_a_deep_model_is_described_from_one_pass_over_its_layers() -> None:
+    _ratios.cache_clear()
+    tables = {m: {"schedule": "cosine", "mean_ratio": 0.54, "rule": "top_k"} for m in ("text", "image")}
+    sizes = {"d_model": 16, "num_heads": 2, "context_tokens": 12, "vocab_tokens": 40, "norm_placement": "pre"}
+    values = {"num_layers": MAX_LAYERS, "towers": {m: m for m in tables}, "depth": tables, **sizes}
+    assert f"{MAX_LAYERS} layers" in describe(ModelConfig.model_validate(values))
+    assert _ratios.cache_info().misses == 1

@@ -2,9 +2,11 @@
 
 import errno
 import json
+import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from errno import EROFS
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from data_pipeline.shards.faults import ForeignTokenizer, WrongChecksum
 from parallel.engine import NothingToLearn
 from parallel.exit_codes import ExitCode
 from parallel.launch import LaunchError
+from parallel.spawn import Ended, spawn
 from pretrain.checkpoint.folder import CheckpointError
 from pretrain.config import load
 from pretrain.run_dir import RunDir
@@ -197,6 +200,50 @@ def raised(error: Exception, *, because_of: Exception | None = None, while_at: E
 )
 def test_the_kind_of_an_error_is_that_of_what_happened_first(error: Exception, kind: str, message: str):
     assert _why(error)[0] == kind and _why(error)[1].startswith(message)
+
+
+LOSES_A_RANK = """
+import os, signal, sys, time
+from pretrain.train import rank
+def train(config, facts, run, stop):
+    if facts.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.1)
+    print("step 1", flush=True)
+    raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:6283")
+rank._train = train
+rank._kind = lambda error: None  # it would import torch, for seconds
+raise SystemExit(rank.main(sys.argv[1:]))
+"""
+
+
+def test_the_rank_that_was_killed_is_named_once_and_everywhere(
+    tmp_path: Path,
+    write_run: Callable[..., Path],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def ranks_that_train_nothing(argv: Sequence[str], processes: int) -> Ended:
+        return spawn(["-c", LOSES_A_RANK, *argv[2:]], processes)  # behind -m pretrain.train
+
+    monkeypatch.setattr("pretrain.train.launch.spawn", ranks_that_train_nothing)
+    path = str(write_run())
+    assert main(["train", path, "--processes", "2"]) == 128 + signal.SIGKILL
+    said = capfd.readouterr()
+    (line,) = said.err.splitlines()
+    log = tmp_path / "runs" / "tiny" / "logs" / "rank1.log"
+    assert re.fullmatch(
+        r"motley train: rank 1 of 2: killed by SIGKILL, perhaps by the kernel for want of memory "
+        rf"\(pid \d+\); see {log}",
+        line,
+    )
+    assert said.out == "step 1\n" and "Traceback" in log.with_name("rank0.log").read_text()
+    cause = line.removeprefix("motley train: ")
+    for verb in ("status", "logs"):
+        assert main([verb, path]) == 0
+        assert cause in capfd.readouterr().out
+    (attempt,) = json.loads((tmp_path / "runs" / "tiny" / "record.json").read_text())["attempts"]
+    assert (attempt["reason"], attempt["exit_code"]) == (cause, 137) and attempt["stopped"]
 
 
 @pytest.mark.parametrize(("change", "kind"), [("seed=x", "user_error"), ("data.train=[]", "user_error")])

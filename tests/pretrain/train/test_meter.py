@@ -1,5 +1,7 @@
 """Sums over real ranks, and the row that rank 0 writes."""
 
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pretrain.models.inputs import build_inputs
 from pretrain.models.router_report import RouterReport
 from pretrain.run_dir import RunDir
 from pretrain.train.meter import Meter
+from pretrain.train.rising_loss import FIRST_ROWS, ROWS_ABOVE
 from pretrain.train.state import TrainState
 from tests.pretrain.tiny_data import CONTEXT_TOKENS, VOCABULARY, tiny_run
 
@@ -94,3 +97,30 @@ def test_flops_are_those_of_the_global_batch_and_the_row_says_all(tmp_path: Path
     assert row["memory/peak_bytes"] > 1 << 20
     peak = row["compute/train_flops"] / row["time/train_s"] / row["speed/mfu_frac"]
     assert peak > ranks * 1e8  # FLOP/s of a core, at least; see test_device_peak.py
+
+
+def _rise(folder: str) -> list[str]:
+    """What rank 0 prints in two attempts of a run whose loss is 3 nats/token in three rows and then 30."""
+    w = world.start(ParallelConfig())
+    config = validate(RunConfig, tiny_run(Path(folder), Path(folder)), source="test")
+    state = TrainState.start(STREAM)
+    said = []
+    for num_rows in (FIRST_ROWS + ROWS_ABOVE + 5, 5):
+        run = RunDir.open(config, world_size=1, command=[])
+        with redirect_stdout(StringIO()) as out, Meter(config, w, run, state) as meter:
+            for _ in range(num_rows):
+                nats = 30.0 if state.step < FIRST_ROWS else 300.0
+                result = StepResult([nats, 0.0, 0.0, 10.0, 0.0, 0.0], 13.0, 2.0, {}, 1e-3)
+                with meter.timing():
+                    pass
+                state = state.advance(BATCH, meter.sums(BATCH, (), result, RouterReport()))
+                state = meter.log(state, result, {})
+        run.close(status="stopped", reason="", exit_code=85, step=state.step)
+        said.append(out.getvalue())
+    return said
+
+
+def test_a_loss_that_stays_above_its_start_is_said_once(tmp_path: Path):
+    (said,) = run_on_ranks(_rise, 1, str(tmp_path))
+    assert said[0].startswith(f"warning: step {FIRST_ROWS + ROWS_ABOVE}: ") and said[0].count("\n") == 1
+    assert said[1] == ""

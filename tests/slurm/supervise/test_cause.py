@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from slurm.supervise.cause import Cause, find_cause, rank_ends
+from parallel.rank_end import rank_ends
+from slurm.supervise.cause import Cause, find_cause
 
 ABORTED = (
     "srun: Job step aborted: Waiting up to 12 seconds for job step to finish.\n"
@@ -25,7 +26,7 @@ def record(
     rank: int, kind: str, message: str = "m", *, time: float = 0.0, exit_code: int = 1
 ) -> dict[str, Any]:
     end = {"rank": rank, "host": f"node{rank + 1}", "exit_code": exit_code, "kind": kind, "message": message}
-    return end | {"time": time, "step": None}
+    return end | {"time": time, "step": 7 if kind in ("done", "stopped") else None}
 
 
 def cause(
@@ -203,3 +204,14 @@ def test_a_hang_unless_a_rank_said_why(tmp_path: Path) -> None:
 
 def test_a_sentence_is_one_short_line() -> None:
     assert len(Cause("error", 3, "node2", "x" * 400, 1).sentence) == 300
+
+
+def test_a_rank_that_left_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+    why = "SIGTERM: left in its step after 9 s, without a checkpoint"
+    left = record(0, "stopped", why, exit_code=85) | {"step": None}
+    code_85 = "srun: error: node1: task 0: Exited with exit code 85\n"
+    for srun_log in ("", f"{code_85}{ABORTED}srun: error: node2: task 1: Killed\n"):
+        assert cause(tmp_path, srun_log, left) == Cause("stopped", 0, "node1", why, 85)
+    # The rank that was killed first stays the cause of the end of another, which left because of it.
+    found = cause(tmp_path, f"srun: error: node2: task 1: Killed\n{ABORTED}{code_85}", left)
+    assert (found.kind, found.rank, found.exit_code) == ("killed", 1, 137)
