@@ -140,14 +140,14 @@ class RunDir:
 
 def attempts(config: RunConfig) -> list[dict[str, Any]]:
     """The attempts of the run in its record, oldest first."""
-    return _read_record(config.run_dir).get("attempts", [])
+    return read_record(config.run_dir).get("attempts", [])
 
 
 def record_cause(config: RunConfig, cause: str, *, exit_code: int) -> None:
     """Give the last attempt the cause that the launcher of its ranks has found. Rank 0, which wrote the
     record, may have been killed, or may know only that it lost another rank."""
     with _lock(config.run_dir):
-        record = _read_record(config.run_dir)
+        record = read_record(config.run_dir)
         attempt = record["attempts"][-1]
         attempt |= {"stopped": attempt["stopped"] or _now(), "reason": cause, "exit_code": exit_code}
         record["status"] = "stopped" if exit_code == ExitCode.REQUEUE else "failed"
