@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.models.accounting import TRAIN_FACTOR, flops_per_pair
 from pretrain.models.config import ModelConfig
@@ -39,7 +40,7 @@ def test_flops_are_those_of_the_timed_pass(name: str) -> None:
     config = configs(BLOCK)[name]
     inputs, report, run, module = _settled(BLOCK, config)
     ours, _ = _ledger(BLOCK, config, inputs, report)
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         run(module, inputs)
     counts = counter.get_flop_counts()["Global"]
     products = sum(flops for op, flops in counts.items() if "attention" not in str(op))
