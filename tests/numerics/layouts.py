@@ -64,8 +64,8 @@ dense ones."""
 _THRESHOLDS = {f"blocks.{layer}.depth.{m}": -0.02 for layer in range(3) for m in ("text", "image")}
 STEPS = 3
 RTOL = {torch.float64: 1e-10, torch.float32: 2e-5}
-"""How far a layout may be from one process, relative to a loss or norm. fp64: 4e-15 measured; fp32: 1.2e-6, in
-the norm of a tower (docs/results/numerics.md)."""
+"""How far a layout may be from one process, relative to a loss or norm. fp64: 4e-15 measured; fp32: 1.2e-6,
+in the norm of a tower (docs/results/numerics.md)."""
 SEED = 4000
 """Of the batches. With it no choice is so close that rounding turns it (choice_margin.py), and rounding stays
 small in the norms of towers, where another seed makes 5e-6 of it."""
