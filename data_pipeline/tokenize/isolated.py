@@ -84,9 +84,8 @@ def use_samples(
     `per_shard` samples.
 
     A sample is Refused where `use` raises an exception, takes longer than limits.sample_timeout_s, or ends
-    its process. What `use` changes in its own process is lost; its results must be picklable. Raises
-    ShardError for a shard that cannot be read, and ConfigError where LOST_IN_A_ROW samples in a row end their
-    process.
+    its process. What `use` changes there is lost; its results must be picklable. Raises ShardError for a
+    shard that cannot be read, and ConfigError where LOST_IN_A_ROW samples in a row end their process.
     """
     prepare_to_open(shards)
     work, lost, num_done = _Work(shards, use, limits, per_shard), dict[int, str](), 0

@@ -68,6 +68,6 @@ def test_sound_beyond_the_range_of_spectra_is_refused(value: float) -> None:
 
 def test_a_rate_of_zero_is_refused() -> None:
     data = bytearray(wav(tone(0)))
-    data[24:28] = bytes(4)
+    data[24:32] = bytes(8)  # the rate, and the bytes a second that follow from it
     with pytest.raises(SampleError, match="a rate of 0 Hz"):
         read_wave(bytes(data))
