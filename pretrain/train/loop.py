@@ -63,14 +63,12 @@ from pretrain.weights.warm_start import initial_weights
 def train(
     config: RunConfig, world: World, run: RunDir | None, stop: StopSignal
 ) -> tuple[TrainState, ExitCode]:
-    """Make steps until the last one or a signal; returns the state after them, which is saved, and the exit
-    code.
+    """Make steps until the last one or a signal; returns the state after them, as saved, and the exit code.
 
     `run`: the open run directory on rank 0, None on other ranks.
     """
     engine, heldout, data = build.engine(config, world), build.heldout(config, world), build.stream(config)
-    identity = world.broadcast(None if run is None else run.identity)
-    state = restore_or_start(config, engine, data, world, identity)
+    identity, state = restore_or_start(config, engine, data, world, run)
     if run is not None:
         announce(config, run, data, state, world)
     with (
@@ -125,15 +123,17 @@ def checkpoint_writer(
 
 
 def restore_or_start(
-    config: RunConfig, engine: ZeroEngine, data: Stream, world: World, identity: RunIdentity
-) -> TrainState:
-    """Load the newest good checkpoint into the engine; without a checkpoint returns the state of step 0."""
+    config: RunConfig, engine: ZeroEngine, data: Stream, world: World, run: RunDir | None
+) -> tuple[RunIdentity, TrainState]:
+    """Load the run's newest good checkpoint into the engine; returns the run's identity and its state, which
+    is that of step 0 without a checkpoint."""
+    identity = world.broadcast(None if run is None else run.identity)
     restored = restore.restore(config.run_dir / CHECKPOINTS, engine, world, identity)
     if restored is None:
-        return TrainState.start(data.start())
+        return identity, TrainState.start(data.start())
     state = TrainState.from_json(restored.state)
     data.check(state.stream)
-    return state
+    return identity, state
 
 
 def announce(config: RunConfig, run: RunDir, data: Stream, state: TrainState, world: World) -> None:
