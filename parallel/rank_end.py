@@ -115,7 +115,7 @@ class EndRecord:
             return None
         unfinished = self._path.with_name(self._path.name + ".tmp")
         with contextlib.suppress(OSError):
-            with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as file:
+            with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
                 file.write(text.encode(errors="replace").ljust(_ROOM))
             return unfinished
         return None

@@ -137,6 +137,9 @@ class RunConfig(_Frozen):
     on_failed_save: Literal["stop", "warn"] = "stop"
     """What a checkpoint that cannot be saved does: it ends the run, or the run says so, keeps the checkpoint
     before it and goes on. The last checkpoint of an attempt must be saved either way."""
+    keep_code_diff: bool = False
+    """Whether record.json keeps the text of code changes that are not committed, which may hold secrets.
+    Their hash and the names of the changed files are always kept."""
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig

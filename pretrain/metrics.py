@@ -3,6 +3,7 @@
 metrics.jsonl is the record of a run; the TensorBoard files are a view of it.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from jaxtyping import UInt8
 from data_pipeline.files.os_errors import naming
 from data_pipeline.files.toml_config import ConfigError
 from pretrain import run_files
+from pretrain.run_identity import RunIdentity, check_rows_of_run
 
 Sums = dict[str, float]
 """Sums over optimizer steps by name. They are plain numbers, so a checkpoint holds them unchanged."""
@@ -48,6 +50,7 @@ class Metric:
 _SINCE = "since the last row"
 METRICS = (
     Metric("step", "steps", "last", "optimizer steps done"),
+    Metric("run", "hex", "last", "id of the run, as in its record.json and checkpoints"),
     Metric("tokens", "slots", "cumulative", "slots of the global batches consumed, padding included"),
     Metric("train/loss", "nats/token", "sum/count", f"training loss of all targets {_SINCE}"),
     Metric("train/loss/<m>", "nats/token", "sum/count", f"training loss of the modality's targets {_SINCE}"),
@@ -215,17 +218,21 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
     Raises ConfigError, naming the line, for any other line that is not a row.
     """
-    rows, _ = _parse(Path(path))
+    rows, _ = _parse(Path(path), _content(Path(path)))
     return rows
 
 
-def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+def _content(path: Path) -> bytes:
+    with naming(path):
+        return path.read_bytes() if path.exists() else b""
+
+
+def _parse(path: Path, content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
     """(rows, the byte offsets at which they end)."""
     rows: list[dict[str, Any]] = []
     ends: list[int] = []
     end = 0
-    with naming(path):
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines = content.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         end += len(line)
         try:
@@ -245,41 +252,59 @@ def _parse(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
 class MetricsLog:
     """The writer of metrics.jsonl, one flushed line a row, and of the TensorBoard files beside it.
 
-    It is opened for a run at `step` with `num_rows` rows. Rows that a killed attempt wrote after that step
-    are dropped, here and in TensorBoard, so that steps have no gap and no duplicate. Raises ConfigError if
-    rows that the checkpoint counted are missing.
+    It is opened by an attempt (a number from 0) of a run at `step` with `num_rows` rows, whose bytes have the
+    digest `sha256`, if that is known. Rows that a killed attempt wrote after that step are dropped, here and
+    in TensorBoard, so that steps have no gap and no duplicate. Raises ConfigError if rows are of another run,
+    or if those that the checkpoint counted are missing or changed.
     """
 
-    def __init__(self, run_dir: Path, *, step: int, num_rows: int) -> None:
-        self.path = run_dir / run_files.METRICS
-        rows, ends = _parse(self.path)
+    def __init__(
+        self, run_dir: Path, run: RunIdentity, *, attempt: int, step: int, num_rows: int, sha256: str
+    ) -> None:
+        self.path, self._run = run_dir / run_files.METRICS, run
+        content = _content(self.path)
+        rows, ends = _parse(self.path, content)
+        check_rows_of_run(self.path, rows, run)
         kept = sum(row["step"] <= step for row in rows)
-        if kept != num_rows:
+        content = content[: ends[kept - 1] if kept else 0]
+        self._digest = hashlib.sha256(content)
+        if kept != num_rows or (sha256 and self.sha256 != sha256):
+            there = f"{kept} rows" if kept != num_rows else "other rows (SHA-256 differs)"
             raise ConfigError(
-                f"{self.path}: holds {kept} rows up to step {step}, but the checkpoint of that step was made "
+                f"{self.path}: holds {there} up to step {step}, but the checkpoint of that step was made "
                 f"after {num_rows}; put the file back, or start again under another name=..."
             )
         if self.path.exists():
-            os.truncate(self.path, ends[kept - 1] if kept else 0)
+            os.truncate(self.path, len(content))
         self.num_rows = num_rows
         self._file: TextIO = self.path.open("a")
-        self.tensorboard = TensorBoardView(run_dir / run_files.TENSORBOARD, purge_from_step=step + 1)
+        self.tensorboard = TensorBoardView(
+            run_dir / run_files.TENSORBOARD, attempt=attempt, purge_from_step=step + 1
+        )
+
+    @property
+    def sha256(self) -> str:
+        """The digest of all rows that were written."""
+        return self._digest.hexdigest()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one row. Raises KeyError for a name that is not in METRICS."""
-        row = {"step": step, **values}
+        row = {"step": step, "run": self._run.id, **values}
         for name in row:
             metric(name)
+        line = json.dumps(row, allow_nan=False) + "\n"
         with naming(self.path):
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.write(line)
             self._file.flush()
+        self._digest.update(line.encode())
         self.num_rows += 1
         self.tensorboard.write(step, values)
 
-    def sync(self) -> None:
-        """Sync the rows to disk, before a checkpoint that counts them is written."""
+    def sync(self) -> str:
+        """Sync the rows to disk, before a checkpoint that counts them is written; returns their digest."""
         with naming(self.path):
             os.fsync(self._file.fileno())
+        return self.sha256
 
     def close(self) -> None:
         with naming(self.path):
@@ -290,14 +315,16 @@ class MetricsLog:
 class TensorBoardView:
     """A TensorBoard event file. tensorboard's own writer is used because it needs no torch or tensorflow."""
 
-    def __init__(self, folder: Path, *, purge_from_step: int) -> None:
+    def __init__(self, folder: Path, *, attempt: int, purge_from_step: int) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         # protobuf creates the classes of these modules at import, where type checkers do not see them.
         self._event_pb2: Any = import_module("tensorboard.compat.proto.event_pb2")
         self._summary_pb2: Any = import_module("tensorboard.compat.proto.summary_pb2")
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        # TensorBoard reads files in the order of their names, and a clock may be set back between attempts.
+        # "attempt" sorts behind the digits with which names of earlier versions go on.
+        name = f"events.out.tfevents.attempt_{attempt:06d}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
         self._writer = RecordWriter(self._path.open("wb"))
         self._put(file_version="brain.Event:2")

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipeline.files.atomic import write_json
 from data_pipeline.files.json_file import check_fields, read_object
@@ -22,7 +22,16 @@ from data_pipeline.files.toml_config import ConfigError, validate
 from parallel.exit_codes import ExitCode
 from parallel.layout import data_parallel_size
 from pretrain.config import RunConfig, differences
-from pretrain.run_files import CHECKPOINTS, CONFIG, LOCK, LOGS, RECORD
+from pretrain.run_files import CHECKPOINTS, CONFIG, LOCK, LOGS, METRICS, RECORD
+from pretrain.run_identity import (
+    RECORD_FORMAT,
+    RunIdentity,
+    check_files_are_there,
+    check_resolved_config,
+    check_sealed_rows,
+    draw_identity,
+    identity_of,
+)
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "motley", "numpy")
 
@@ -30,6 +39,7 @@ FREE_KEYS = (
     "runs_dir",
     "keep_checkpoints",
     "on_failed_save",
+    "keep_code_diff",
     "data.prefetch_steps",
     "data.max_unreadable_frac",
     "data.max_epochs",
@@ -41,10 +51,18 @@ a run goes on without documents whose absence its fingerprint and rows of metric
 
 
 def check_config(config: RunConfig) -> None:
-    """Raise ConfigError, showing each difference, if the run directory was made by another config."""
+    """Raise ConfigError, showing each difference, if the run directory was made by another config.
+
+    It is also raised if the config or the metrics of an attempt that ended have changed since, or if config
+    or record are missing beside other files of the run.
+    """
     path = config.run_dir / CONFIG
+    check_files_are_there(config.run_dir)
     if not path.exists():
         return
+    record = read_record(config.run_dir)
+    check_resolved_config(config.run_dir, identity_of(record))
+    check_sealed_rows(config.run_dir / METRICS, record)
     ours = validate(RunConfig, read_object(path), source=str(path))
     changed = [item for item in differences(ours, config) if not _is_free(item[0])]
     if changed:
@@ -79,21 +97,17 @@ class RunDir:
             check_config(config)
             if not (path / CONFIG).exists():
                 write_json(path / CONFIG, config.model_dump(mode="json"))
-            record = read_record(path) or {
-                "format": 1,
-                "name": config.name,
-                "attempts": [],
-                "diffs": {},
-                "peak_flops": {},
-            }
+            record = read_record(path)
+            identity = identity_of(record) or draw_identity(path, began_without=bool(record))
+            record = record or _new_record(config)
+            record["run"] = identity.to_json()
+            record.pop("metrics", None)  # it speaks of rows that this attempt adds to
             if record["attempts"] and record["attempts"][-1]["stopped"] is None:
                 record["attempts"][-1] |= {"reason": "killed: no stop was recorded"}
-            commit, diff = code_state()
-            digest = hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None
-            if digest:
-                record["diffs"][digest] = diff
-            attempt = _new_attempt(config, world_size, command) | {"commit": commit, "diff": digest}
-            record["attempts"].append(attempt | {"versions": _versions()})
+            code = code_state()
+            if code.digest is not None and config.keep_code_diff:
+                record["diffs"][code.digest] = code.diff
+            record["attempts"].append(_new_attempt(config, world_size, command, code))
             record["status"] = "running"
             write_json(path / RECORD, record)
             return cls(path, lock.pop_all(), record)
@@ -120,6 +134,17 @@ class RunDir:
             "initial_weights": initial_weights,
         }
         self._save()
+
+    @property
+    def identity(self) -> RunIdentity:
+        """Which run this is."""
+        identity = identity_of(self.record)
+        assert identity is not None  # `open` draws one
+        return identity
+
+    def seal_rows(self, num_rows: int, sha256: str) -> None:
+        """Note the digest of all rows of metrics.jsonl; `close` records it."""
+        self.record["metrics"] = {"rows": num_rows, "sha256": sha256}
 
     def keep_peak(self, key: str, flops: float) -> None:
         """Record a measured peak (FLOP/s). All attempts use one number, so a restart does not change MFU."""
@@ -189,34 +214,63 @@ def read_record(run_dir: Path) -> dict[str, Any]:
         record = read_object(path, {"attempts": list})
     except (FileNotFoundError, NotADirectoryError):  # check_writable explains the latter better
         return {}
+    for name, fields in _OPTIONAL_FIELDS.items():
+        if name in record:
+            check_fields(record[name], fields, where=f"{path}: {name}", advice="was it edited?")
     for number, attempt in enumerate(record["attempts"]):
         check_fields(attempt, _ATTEMPT_FIELDS, where=f"{path}: attempts[{number}]", advice="was it edited?")
     return record
 
 
+_OPTIONAL_FIELDS = {"run": {"id": str, "config_sha256": str}, "metrics": {"sha256": str}}
+"""Entries that records of earlier versions, or of a running attempt, lack -> the fields that they hold."""
 _ATTEMPT_FIELDS = {"stopped": (str, type(None)), "to_step": (int, type(None))}
 """The fields of an attempt that a later attempt, or a report, relies on."""
 
 
-def code_state() -> tuple[str | None, str]:
-    """(commit, diff against it) of the git checkout that this code runs from; (None, "") if it is in none."""
+class CodeState(NamedTuple):
+    """The git checkout that this code runs from."""
+
+    commit: str | None
+    """None if the code is in no checkout."""
+    diff: str
+    """What is not committed, as a diff against `commit`. It may hold secrets."""
+    changed_files: list[str]
+    """Files that the diff changes, relative to the root of the checkout."""
+
+    @property
+    def digest(self) -> str | None:
+        """A hash of the diff; None if all is committed."""
+        return hashlib.sha256(self.diff.encode()).hexdigest()[:16] if self.diff else None
+
+
+def code_state() -> CodeState:
+    """The state of the git checkout that this code runs from."""
     here = Path(__file__).resolve()
 
-    def git(*arguments: str) -> str | None:
+    def git(*arguments: str) -> str:
         try:
             done = subprocess.run(
                 ("git", "-C", here.parent, *arguments), capture_output=True, text=True, timeout=30
             )
         except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
-            return None
-        return done.stdout if done.returncode == 0 else None
+            return ""
+        return done.stdout if done.returncode == 0 else ""
 
-    if git("ls-files", "--error-unmatch", here.name) is None:  # installed in another repository
-        return None, ""
-    return (git("rev-parse", "HEAD") or "").strip() or None, git("diff", "HEAD") or ""
+    if not git("ls-files", "--error-unmatch", here.name):  # installed in another repository
+        return CodeState(None, "", [])
+    files = git("diff", "--name-only", "HEAD").splitlines()
+    return CodeState(git("rev-parse", "HEAD").strip() or None, git("diff", "HEAD"), files)
 
 
-def _new_attempt(config: RunConfig, world_size: int, command: Sequence[str]) -> dict[str, Any]:
+def _new_record(config: RunConfig) -> dict[str, Any]:
+    """The record of a run that begins, without its identity."""
+    return {"format": RECORD_FORMAT, "name": config.name, "attempts": [], "diffs": {}, "peak_flops": {}}
+
+
+def _new_attempt(
+    config: RunConfig, world_size: int, command: Sequence[str], code: CodeState
+) -> dict[str, Any]:
     """A row of record["attempts"]; None stands for what only the attempt or its end will tell."""
     return {
         "started": _now(),
@@ -236,6 +290,10 @@ def _new_attempt(config: RunConfig, world_size: int, command: Sequence[str]) -> 
             **config.parallel.model_dump(include={"tp", "pp", "zero_stage"}),
         },
         "free_keys": {key: _at(config.model_dump(mode="json"), key) for key in FREE_KEYS},
+        "commit": code.commit,
+        "diff": code.digest,
+        "changed_files": code.changed_files,
+        "versions": _versions(),
     }
 
 

@@ -2,7 +2,8 @@
 
 runs/NAME/
     config.resolved.json   the config that the run was made with
-    record.json            every attempt: command, layout, code, first and last step, why it ended
+    record.json            id of the run; every attempt: command, layout, code, first and last step, why it
+                           ended
     lock                   held by the process that writes the directory
     metrics.jsonl          a row of metrics a line (pretrain/metrics.py)
     tensorboard/           the same rows, and pictures, as event files

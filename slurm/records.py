@@ -35,7 +35,7 @@ Attempt = dict[str, Any]
 def append(folder: Path, row: Attempt) -> None:
     """Append a row to `folder`/attempts.jsonl and sync it to disk. Raises OSError if it cannot be written."""
     text = f"{json.dumps(row, ensure_ascii=False)}\n".encode()
-    file = os.open(folder / ATTEMPTS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    file = os.open(folder / ATTEMPTS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         # A full disk may have left half a row, which must not swallow this one.
         size = os.fstat(file).st_size

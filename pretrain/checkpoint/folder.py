@@ -6,8 +6,9 @@ checkpoints/step_00000500/       a whole checkpoint; it is renamed to this when 
     rng/rank_00000.pt            a rank's states of random-number generators
     state.json                   step, and the state of the training loop
     manifest.json                size and SHA-256 of every file above; shape, digests and ranges of every
-                                 logical tensor; name and counters of the optimizer; layout, versions, seconds
-                                 that the save took
+                                 logical tensor; name and counters of the optimizer; identity of the run
+                                 (pretrain/run_identity.py); layout, versions, seconds that the save took; and
+                                 a SHA-256 of all this
 checkpoints/saving.step_.../     a checkpoint that is being written, or whose writer was killed
     reports/rank_00000.json      a rank's share of the manifest, written when its files are on disk
 checkpoints/removing.step_.../   a checkpoint that is being removed
@@ -27,8 +28,9 @@ from typing import Any
 
 from data_pipeline.files.os_errors import naming
 
-FORMAT = 3
-"""Format 2, which is read too, has "adam_step" where 3 has "optimizer": {"name", "counters"}."""
+FORMAT = 4
+"""Format 3, which is read too, lacks "run" and "sha256", which all later formats keep. Format 2, which is
+read too, has "adam_step" where 3 has "optimizer": {"name", "counters"}."""
 MANIFEST, STATE = "manifest.json", "state.json"
 SAVING, CORRUPT = "saving.", ".corrupt"
 _REMOVING = "removing."
@@ -68,15 +70,26 @@ def report_file(rank: int) -> str:
     return f"reports/rank_{rank:05d}.json"
 
 
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with "sha256", a digest of all its other values."""
+    values = {key: value for key, value in manifest.items() if key != "sha256"}
+    content = json.dumps(values, sort_keys=True)
+    return values | {"sha256": hashlib.sha256(content.encode()).hexdigest()}
+
+
 def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     """(manifest, []), or ({}, problems). Raises CheckpointError for a manifest of another format."""
     try:
-        manifest = _of_this_format(json.loads((path / MANIFEST).read_text()))
+        manifest = json.loads((path / MANIFEST).read_text())
+        # The digest comes before the format, so a changed digit cannot make it one of an older format.
+        if "sha256" in manifest and seal(manifest) != manifest:
+            return {}, [f"{MANIFEST}: its content has changed (SHA-256 differs)"]
+        manifest = _of_this_format(manifest)
         version, step = manifest["format"], manifest["step"]
         whole = version != FORMAT or (
             all({"bytes", "sha256"} <= entry.keys() for entry in manifest["files"].values())
             and STATE in manifest["files"]
-            and {"tensors", "optimizer", "layout"} <= manifest.keys()
+            and {"tensors", "optimizer", "layout", "run", "sha256"} <= manifest.keys()
         )
     except FileNotFoundError:
         return {}, [f"{MANIFEST}: missing"]
@@ -88,7 +101,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"{MANIFEST}: not a checkpoint's manifest"]
     if version != FORMAT:
         raise CheckpointError(
-            f"{path / MANIFEST} is of format {version}, this version reads 2 and {FORMAT}; "
+            f"{path / MANIFEST} is of format {version}, this version reads 2 to {FORMAT}; "
             "resume with the version that wrote it"
         )
     if not whole or path.name != checkpoint_path(path.parent, step).name:
@@ -97,12 +110,14 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _of_this_format(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of format 2, which only AdamW wrote, as one of format 3; any other as it is."""
-    if manifest["format"] != 2:
-        return manifest
-    updates = manifest["adam_step"]
-    optimizer = {"name": "adamw", "counters": {"step": float(updates)} if updates else None}
-    return manifest | {"format": FORMAT, "optimizer": optimizer}
+    """A manifest of format 2, which only AdamW wrote, or 3 as one of format 4; any other as it is."""
+    if manifest["format"] == 2:
+        updates = manifest["adam_step"]
+        optimizer = {"name": "adamw", "counters": {"step": float(updates)} if updates else None}
+        manifest = manifest | {"format": 3, "optimizer": optimizer}
+    if manifest["format"] == 3:
+        manifest = manifest | {"format": FORMAT, "run": None, "sha256": None}
+    return manifest
 
 
 def find_corruption(path: Path, share: slice = slice(None)) -> list[str]:

@@ -32,6 +32,7 @@ from pretrain.checkpoint.folder import (
 from pretrain.checkpoint.random_states import set_random_states
 from pretrain.checkpoint.rank_errors import on_all_ranks, on_rank_0
 from pretrain.checkpoint.shards import ShardReader, TensorEntries
+from pretrain.run_identity import RunIdentity, check_origin
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,13 @@ class Restored:
     path: Path
 
 
-def restore(folder: Path, engine: Engine, world: World) -> Restored | None:
+def restore(folder: Path, engine: Engine, world: World, run: RunIdentity | None = None) -> Restored | None:
     """Load the newest good checkpoint into the engine; None if the folder holds none. All ranks call it.
 
     Half-written checkpoints of a killed run are removed first. A corrupt checkpoint is named on stderr,
     renamed to `.corrupt`, and the one before it is tried. Raises CheckpointError if all are corrupt (the run
     must not silently start over), if one cannot be read, or if the engine then holds other values than were
-    saved.
+    saved. Raises ConfigError if the newest good one is not a checkpoint of `run`.
     """
     on_rank_0(
         world, lambda: remove_leftovers(folder), f"unfinished checkpoints in {folder} cannot be removed"
@@ -64,6 +65,10 @@ def restore(folder: Path, engine: Engine, world: World) -> Restored | None:
             on_rank_0(world, partial(_quarantine, path, problems), f"{path} cannot be renamed")
             continue
         manifest, _ = read_manifest(path)
+        if run is not None:
+            check_origin(path, manifest["run"], run)
+            if manifest["run"] is None and world.rank == 0:
+                _say(f"checkpoint {path} is of an earlier version and does not name its run; later ones do")
         _load(path, manifest, engine, world)
         if manifest["layout"] == engine.layout:
             set_random_states(torch.load(path / rng_file(world.rank), weights_only=True))
@@ -121,8 +126,8 @@ def _differences(tensors: TensorEntries, fragments: Sequence[Fragment], world: W
 def _quarantine(path: Path, problems: Sequence[str]) -> None:
     """Quarantine a corrupt checkpoint and say so on stderr."""
     aside = quarantine(path)
-    print(
-        f"motley: checkpoint {path} is damaged and passed over (now {aside.name}): {'; '.join(problems)}",
-        file=sys.stderr,
-        flush=True,
-    )
+    _say(f"checkpoint {path} is damaged and passed over (now {aside.name}): {'; '.join(problems)}")
+
+
+def _say(text: str) -> None:
+    print(f"motley: {text}", file=sys.stderr, flush=True)

@@ -34,6 +34,7 @@ from pretrain.checkpoint.folder import (
     prune,
     report_file,
     rng_file,
+    seal,
     shard_file,
     sync,
     synced_file_digest,
@@ -41,6 +42,7 @@ from pretrain.checkpoint.folder import (
 from pretrain.checkpoint.random_states import random_states
 from pretrain.checkpoint.rank_errors import error_text, on_all_ranks, on_rank_0
 from pretrain.checkpoint.shards import HostCopy, merge, write_shard
+from pretrain.run_identity import RunIdentity
 
 _PACKAGES = ("torch", "deepspeed", "megatron-core", "motley", "numpy")
 _GRACE_S = 60.0
@@ -71,11 +73,20 @@ class CheckpointWriter:
     """The writer of a run's checkpoints, one at a time. Leaving its context waits for the last save."""
 
     def __init__(
-        self, folder: Path, engine: Engine, world: World, *, keep: int, stop_on_failure: bool = True
+        self,
+        folder: Path,
+        engine: Engine,
+        world: World,
+        *,
+        keep: int,
+        stop_on_failure: bool = True,
+        run: RunIdentity | None = None,
     ) -> None:
         """`keep`: the number of whole checkpoints that are kept. `stop_on_failure`: whether a failed save
-        raises CheckpointError at once; if not, stderr says so, and it is raised if no later save succeeds."""
+        raises CheckpointError at once; if not, stderr says so, and it is raised if no later save succeeds.
+        `run`: the run that the checkpoints belong to."""
         self._folder, self._engine, self._world, self._keep = folder, engine, world, keep
+        self._run = None if run is None else run.to_json()
         self._stop_on_failure = stop_on_failure
         self._failed: CheckpointError | None = None
         """The error of the last save, if it failed and training went on."""
@@ -119,7 +130,7 @@ class CheckpointWriter:
             path,
             self._folder / f"{SAVING}{path.name}",
             json.dumps({"step": step, "state": state}, indent=1),
-            {"format": FORMAT, "step": step, "optimizer": self._optimizer()},
+            {"format": FORMAT, "step": step, "run": self._run, "optimizer": self._optimizer()},
             [],
             random_states(),
         )
@@ -250,7 +261,7 @@ def _finish(save: _Save, reports: Sequence[dict[str, Any]]) -> None:
         # `motley submit` compares this with the time that Slurm gives a run to stop.
         "seconds": round(time.monotonic() - save.began, 3),
     }
-    write_json(save.saving / MANIFEST, manifest)
+    write_json(save.saving / MANIFEST, seal(manifest))
     for directory in (*(part for part in save.saving.rglob("*") if part.is_dir()), save.saving):
         sync(directory)
     os.rename(save.saving, save.path)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data_pipeline.files.atomic import usual_mode
 from parallel.digest import MODULUS, digests
 from parallel.fragments import PARAMETER, Fragment
 from parallel.logical import LogicalTensor
@@ -55,9 +56,9 @@ class HostCopy:
 def write_shard(folder: Path, rank: int, fragments: Sequence[Fragment]) -> TensorEntries:
     """Write this rank's file; returns its share of the entries, with digests as numbers."""
     name = shard_file(rank)
-    save_file(
-        {_key(f.name, kind): value for f in fragments for kind, value in f.values.items()}, folder / name
-    )
+    values = {_key(f.name, kind): value for f in fragments for kind, value in f.values.items()}
+    with usual_mode(folder / name):
+        save_file(values, folder / name)
     return {
         fragment.name: {
             "shape": list(fragment.logical.shape),

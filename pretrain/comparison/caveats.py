@@ -81,6 +81,12 @@ def _of_data(findings: Findings) -> Iterator[Caveat]:
 
 def _of_records(findings: Findings) -> Iterator[Caveat]:
     """Caveats about runs of different programs or machines."""
+    unsealed = [run.planned.name for run in findings.results if "metrics" not in run.record]
+    if unsealed:
+        yield Caveat(
+            f"That the metrics of {join(unsealed)} are as they were written is not proven: the last attempt "
+            "did not say how it ended, or an earlier version wrote them without a digest."
+        )
     attempts = [attempt for run in findings.results for attempt in run.record.get("attempts", [])]
     # An attempt that was ended before it had a device made no step.
     attempts = [attempt for attempt in attempts if attempt.get("device") is not None]

@@ -15,6 +15,13 @@ from pretrain.comparison.config import ComparisonPlan, PlannedRun
 from pretrain.metrics import read_rows
 from pretrain.run_dir import read_record
 from pretrain.run_files import METRICS
+from pretrain.run_identity import (
+    check_files_are_there,
+    check_resolved_config,
+    check_rows_of_run,
+    check_sealed_rows,
+    identity_of,
+)
 
 HELD_OUT = "heldout/"
 """Prefix of a held-out metric of any run. It stands for eval/causal/ in runs whose rules look ahead, unless
@@ -112,7 +119,7 @@ class RunResult:
 def load_results(plan: ComparisonPlan) -> tuple[RunResult, ...]:
     """The results of all planned runs; a run that has not started has no rows.
 
-    Raises ConfigError for files that a run cannot have written.
+    Raises ConfigError for files that a run cannot have written, or that have changed since.
     """
     causally = plan.config.deciding_metric == "eval/causal/loss"
     return tuple(_load(planned, causally) for planned in plan.runs)
@@ -128,7 +135,12 @@ def _load(planned: PlannedRun, causally: bool) -> RunResult:
                 f"{folder / METRICS}: a row of step {after} follows one of step {before}; "
                 "a run writes each step once, so two runs have written here"
             )
+    check_files_are_there(folder)
     record = read_record(folder)
+    identity = identity_of(record)
+    check_resolved_config(folder, identity)
+    check_rows_of_run(folder / METRICS, rows, identity)
+    check_sealed_rows(folder / METRICS, record)
     prefix = "eval/" if planned.config.model.is_causal or not causally else "eval/causal/"
     return RunResult(planned=planned, rows=tuple(rows), record=record, prefix=prefix)
 

@@ -46,6 +46,7 @@ from pretrain.models.router_report import RouterReport
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_dir import RunDir
 from pretrain.run_files import CHECKPOINTS
+from pretrain.run_identity import RunIdentity
 from pretrain.train import build, depth_steps
 from pretrain.train.arithmetic import arithmetic_path, processor
 from pretrain.train.consumed import note_unreadable, over_all_ranks
@@ -62,22 +63,18 @@ from pretrain.weights.warm_start import initial_weights
 def train(
     config: RunConfig, world: World, run: RunDir | None, stop: StopSignal
 ) -> tuple[TrainState, ExitCode]:
-    """Make steps until the last one or a signal; returns the state after them, which is saved, and the exit
-    code.
+    """Make steps until the last one or a signal; returns the state after them, as saved, and the exit code.
 
     `run`: the open run directory on rank 0, None on other ranks.
     """
     engine, heldout, data = build.engine(config, world), build.heldout(config, world), build.stream(config)
-    state = restore_or_start(config, engine, data, world)
+    identity, state = restore_or_start(config, engine, data, world, run)
     if run is not None:
         announce(config, run, data, state, world)
-    folder, keep = config.run_dir / CHECKPOINTS, config.keep_checkpoints
     with (
         build.loader(config, data, world, state.stream) as loader,
         Meter(config, world, run, state, num_too_long=data.num_too_long) as meter,
-        CheckpointWriter(
-            folder, engine, world, keep=keep, stop_on_failure=config.on_failed_save == "stop"
-        ) as checkpoints,
+        checkpoint_writer(config, engine, world, identity) as checkpoints,
         stop,
     ):
         saved = state.step if state.step else None
@@ -111,14 +108,32 @@ def told_to_stop(stop: StopSignal, world: World) -> bool:
     return world.any(stop.requested)
 
 
-def restore_or_start(config: RunConfig, engine: ZeroEngine, data: Stream, world: World) -> TrainState:
-    """Load the newest good checkpoint into the engine; without a checkpoint returns the state of step 0."""
-    restored = restore.restore(config.run_dir / CHECKPOINTS, engine, world)
+def checkpoint_writer(
+    config: RunConfig, engine: ZeroEngine, world: World, identity: RunIdentity
+) -> CheckpointWriter:
+    """The writer of the run's checkpoints."""
+    return CheckpointWriter(
+        config.run_dir / CHECKPOINTS,
+        engine,
+        world,
+        keep=config.keep_checkpoints,
+        stop_on_failure=config.on_failed_save == "stop",
+        run=identity,
+    )
+
+
+def restore_or_start(
+    config: RunConfig, engine: ZeroEngine, data: Stream, world: World, run: RunDir | None
+) -> tuple[RunIdentity, TrainState]:
+    """Load the run's newest good checkpoint into the engine; returns the run's identity and its state, which
+    is that of step 0 without a checkpoint."""
+    identity = world.broadcast(None if run is None else run.identity)
+    restored = restore.restore(config.run_dir / CHECKPOINTS, engine, world, identity)
     if restored is None:
-        return TrainState.start(data.start())
+        return identity, TrainState.start(data.start())
     state = TrainState.from_json(restored.state)
     data.check(state.stream)
-    return state
+    return identity, state
 
 
 def announce(config: RunConfig, run: RunDir, data: Stream, state: TrainState, world: World) -> None:
@@ -217,6 +232,6 @@ def evaluate_if_due(
 def save(checkpoints: CheckpointWriter, state: TrainState, meter: Meter, stop: StopSignal) -> int:
     """Begin a checkpoint of the step that is done, written while training goes on; returns the step."""
     stop.enter("save")
-    meter.sync()
-    checkpoints.save(state.step, state.to_json())
+    saved = replace(state, rows_sha256=meter.sync())
+    checkpoints.save(state.step, saved.to_json())
     return state.step

@@ -49,7 +49,14 @@ class Meter:
         self._log: MetricsLog | None = None
         self._progress: Progress | None = None
         if run is not None:
-            self._log = MetricsLog(run.path, step=state.step, num_rows=state.num_rows)
+            self._log = MetricsLog(
+                run.path,
+                run.identity,
+                attempt=len(run.record["attempts"]) - 1,
+                step=state.step,
+                num_rows=state.num_rows,
+                sha256=state.rows_sha256,
+            )
             rows = read_rows(self._log.path)
             self._losses = [row["train/loss"] for row in rows if "train/loss" in row]
             self._has_warned = stays_above_start(self._losses)
@@ -138,10 +145,9 @@ class Meter:
             speed = round(window["tokens"] / (window["step_s"] + window["wait_s"]))
             self._progress.advance(1, **means, **{"tokens/s": speed})
 
-    def sync(self) -> None:
-        """All rows to disk."""
-        if self._log is not None:
-            self._log.sync()
+    def sync(self) -> str:
+        """All rows to disk; returns their SHA-256 on rank 0, whose state a checkpoint holds, "" on others."""
+        return "" if self._log is None else self._log.sync()
 
     def __enter__(self) -> "Meter":
         if self._progress is not None:
@@ -152,6 +158,8 @@ class Meter:
         if self._progress is not None:
             self._progress.__exit__(*error)
         if self._log is not None:
+            if self._run is not None and error[0] is None:  # an error may have torn the last row
+                self._run.seal_rows(self._log.num_rows, self._log.sha256)
             self._log.close()
 
 

@@ -26,6 +26,8 @@ class TrainState:
     """Sums since the last row of metrics."""
     num_rows: int
     """Rows of metrics written."""
+    rows_sha256: str = ""
+    """SHA-256 of these rows, in a state that was saved; "" in others and in those of earlier versions."""
     router_window: RouterSums = field(default_factory=dict)
     """Sums of the routers since the last row of metrics (pretrain.train.depth_steps.router_sums)."""
     thresholds: dict[str, float] = field(default_factory=dict)

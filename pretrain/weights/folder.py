@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from data_pipeline.files.atomic import write_json
+from data_pipeline.files.atomic import usual_mode, write_json
 from data_pipeline.files.toml_config import ConfigError, load_toml, validate
 from pretrain.checkpoint.folder import file_digest, synced_file_digest
 from pretrain.models.config import ModelConfig
@@ -209,7 +209,8 @@ def _write_file(path: Path, tensors: Tensors, dtype: Dtype) -> None:
     copies = {
         name: torch.empty(tensor.shape, dtype=kind).copy_(tensor.read()) for name, tensor in tensors.items()
     }
-    save_file(copies, path, metadata={"format": "pt"})  # transformers refuses files without this
+    with usual_mode(path):
+        save_file(copies, path, metadata={"format": "pt"})  # transformers refuses files without this
 
 
 def _cut_into_files(sizes: Mapping[str, int], file_bytes: int) -> dict[str, list[str]]:

@@ -10,8 +10,10 @@ from data_pipeline.shards import tar
 from pretrain.checkpoint.folder import CheckpointError, checkpoints, find_corruption, read_manifest
 from pretrain.config import RunConfig, load
 from pretrain.models.logical_weights import logical_shapes
+from pretrain.run_dir import read_record
 from pretrain.run_files import CHECKPOINTS
 from pretrain.run_files import CONFIG as RUN
+from pretrain.run_identity import check_origin, check_resolved_config, identity_of
 from pretrain.weights.folder import MODEL, LazyTensor, WeightSource, check_tensors, open_weights
 from pretrain.weights.hugging_face import CONFIG as HUGGING_FACE
 from pretrain.weights.hugging_face import open_hugging_face
@@ -66,6 +68,9 @@ def _open_run(run: Path, checkpoint: Path | None) -> WeightSource:
     if problems:
         others = ", ".join(other.name for other in saved if other != path) or "none"
         raise ConfigError(f"{path} is damaged: {'; '.join(problems)}. Other checkpoints there: {others}")
+    if (identity := identity_of(read_record(run))) is not None:
+        check_resolved_config(run, identity)
+        check_origin(path, manifest["run"], identity)
     reader, entries = ShardReader(path, manifest["tensors"]), manifest["tensors"].items()
 
     def read(name: str) -> "Tensor":

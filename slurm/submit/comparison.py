@@ -3,7 +3,7 @@
 <comparison directory>/slurm/1/     the first submission; the next is slurm/2/
     job.sbatch, report.sbatch       the scripts as given to sbatch
     elements.json                   by index of the array, the folder of the run's submission
-    profile.json, code.json, code.diff
+    profile.json, code.json, code.diff  as for a run
     job.json                        {"job": the array's id or null, "report_job", "submitted"}
 <comparison directory>/slurm/job_<id>_<index>.out, job_<id>.out   what the jobs printed
 <run directory>/slurm/<n>/          config.json, profile.json, job.json, as for a run that is submitted alone
@@ -145,7 +145,7 @@ def _submit(
         elements = [_new_element(undo, run, profile) for run in todo]
         write_json(submission / "profile.json", profile.model_dump(mode="json"))
         write_json(submission / ELEMENTS, [str(element) for element in elements])
-        keep_code(submission)
+        keep_code(submission, keep_diff=plan.runs[0].config.keep_code_diff)
         array = None
         if todo:
             array = _submit_array(plan, profile, submission, _indices(len(todo), concurrent_runs))

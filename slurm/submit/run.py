@@ -1,10 +1,11 @@
 """`motley submit` for a run: it checks the run on the login node, writes down what it submits, and submits.
 
 <run directory>/slurm/1/        the first submission; the next is slurm/2/
-    config.json, profile.json   the resolved config, which the ranks read, and the resolved profile of the
-    site job.sbatch                  the script as given to sbatch code.json, code.diff        the commit of
-    the checkout, and the diff against it job.json                    the ids of the job and of the jobs of
-    its chain
+    config.json, profile.json   the resolved config, which the ranks read, and the site's resolved profile
+    job.sbatch                  the script as given to sbatch
+    code.json                   commit of the checkout, hash of the diff against it, names of changed files
+    code.diff                   the diff itself, if keep_code_diff = true
+    job.json                    the ids of the job and of the jobs of its chain
 <run directory>/slurm/job_<id>.out, attempts.jsonl   the job's output, and its rows about attempts
 
 This module imports no torch.
@@ -115,11 +116,13 @@ def write_submission(submission: Path, config: RunConfig, profile: Profile) -> N
     write_json(submission / "profile.json", profile.model_dump(mode="json"))
 
 
-def keep_code(submission: Path) -> None:
-    """Write which code is submitted."""
-    commit, diff = code_state()
-    write_json(submission / "code.json", {"commit": commit, "changed": bool(diff)})
-    (submission / "code.diff").write_text(diff)
+def keep_code(submission: Path, *, keep_diff: bool) -> None:
+    """Write which code is submitted; `keep_diff`: also the text of what is not committed."""
+    code = code_state()
+    values = {"commit": code.commit, "diff": code.digest, "changed_files": code.changed_files}
+    write_json(submission / "code.json", values)
+    if keep_diff:
+        (submission / "code.diff").write_text(code.diff)
 
 
 def _script(config: RunConfig, profile: Profile, submission: Path) -> str:
@@ -129,7 +132,7 @@ def _script(config: RunConfig, profile: Profile, submission: Path) -> str:
 def _submit(config: RunConfig, profile: Profile, submission: Path) -> list[int]:
     """Write the submission and call sbatch once for every job of the chain; returns the ids."""
     write_submission(submission, config, profile)
-    keep_code(submission)
+    keep_code(submission, keep_diff=config.keep_code_diff)
     script = submission / "job.sbatch"
     script.write_text(_script(config, profile, submission))
     # The script's header has the same options, but the user's SBATCH_... variables would override those.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from parallel.testing import run_on_ranks
+from pretrain.checkpoint.folder import file_digest
 from pretrain.comparison.config import ComparisonPlan, make_plan, write_plan
 from pretrain.comparison.findings import Findings, find
 from pretrain.comparison.results import load_results
@@ -182,7 +183,13 @@ def _write_runs(
             "versions": {"python": "3.11.0", "torch": "2.13.0"},
         }
         status = "done" if stop is None else "stopped"
-        (config.run_dir / "record.json").write_text(json.dumps({"status": status, "attempts": [attempt]}))
+        record = {"status": status, "attempts": [attempt]}
+        if stop is None:
+            record["metrics"] = {
+                "rows": len(rows),
+                "sha256": file_digest(config.run_dir / "metrics.jsonl")["sha256"],
+            }
+        (config.run_dir / "record.json").write_text(json.dumps(record))
 
 
 @pytest.fixture

@@ -1,12 +1,16 @@
 import json
 import math
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipeline.files.toml_config import ConfigError
+from pretrain.checkpoint.folder import file_digest
 from pretrain.metrics import METRICS, MetricsLog, add, losses, metric, read_rows, step_sums, train_row
+from pretrain.run_identity import RunIdentity
 
 
 def _step(**changes):
@@ -79,6 +83,15 @@ def test_sums_survive_json_bit_for_bit():
     assert json.loads(json.dumps(sums)) == sums
 
 
+RUN = RunIdentity("ab12", config_sha256="")
+
+
+def _open(run_dir: Path, step: int = 0, num_rows: int = 0, **how: Any) -> MetricsLog:
+    """The metrics of the run RUN, opened by its first attempt; `how`: other arguments of MetricsLog."""
+    arguments = {"run": RUN, "attempt": 0, "sha256": ""} | how
+    return MetricsLog(run_dir, step=step, num_rows=num_rows, **arguments)
+
+
 def _scalars(folder: Path, name: str) -> list[tuple[int, float]]:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
@@ -86,7 +99,7 @@ def _scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def test_a_resume_drops_rows_after_its_checkpoint_here_and_in_tensorboard(tmp_path: Path):
-    log = MetricsLog(tmp_path, step=0, num_rows=0)
+    log = _open(tmp_path)
     for step in (2, 4, 6):
         log.write(step, {"train/loss": 10.0 / step, "data/fingerprint": "ab"})
     # No close(): the process was killed, in the middle of a row.
@@ -94,29 +107,85 @@ def test_a_resume_drops_rows_after_its_checkpoint_here_and_in_tensorboard(tmp_pa
         file.write('{"step": 8, "train/lo')
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [2, 4, 6]
 
-    log = MetricsLog(tmp_path, step=5, num_rows=2)
+    log = _open(tmp_path, step=5, num_rows=2, attempt=1)
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [2, 4]
     log.write(6, {"train/loss": 7.5})
     log.close()
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 6]
-    assert rows[-1] == {"step": 6, "train/loss": 7.5}
+    assert rows[-1] == {"step": 6, "run": "ab12", "train/loss": 7.5}
     assert _scalars(tmp_path / "tensorboard", "train/loss") == [(2, 5.0), (4, 2.5), (6, 7.5)]
+
+
+def test_after_a_clock_was_set_back_tensorboard_still_shows_all_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = _open(tmp_path)
+    first.write(1, {"train/loss": 8.0})
+    first.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    file.rename(
+        file.with_name("events.out.tfevents.2000000000.000000.node1.77")
+    )  # as earlier versions named it
+    for attempt in range(1, 12):
+        monkeypatch.setattr(time, "time", lambda attempt=attempt: 2e9 - 86_400 * attempt)
+        log = _open(tmp_path, step=attempt, num_rows=attempt, attempt=attempt)
+        log.write(attempt + 1, {"train/loss": 8.0 - attempt / 2})
+        log.write(attempt + 2, {"train/loss": 99.0})  # the next attempt does not continue from here
+        log.close()
+    shown = _scalars(tmp_path / "tensorboard", "train/loss")
+    assert shown == [(1 + n, 8.0 - n / 2) for n in range(12)] + [(13, 99.0)]
+
+
+def test_a_changed_digit_of_a_row_that_a_checkpoint_counts_on_is_refused(tmp_path: Path):
+    log = _open(tmp_path)
+    for step in (1, 2, 3):
+        log.write(step, {"train/loss": 4.5 / step})
+        if step == 2:
+            saved = log.sync()
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.replace("4.5", "4.6"))
+    with pytest.raises(ConfigError, match=r"holds other rows \(SHA-256 differs\) up to step 2, but"):
+        _open(tmp_path, step=2, num_rows=2, sha256=saved)
+    assert path.read_text() == whole.replace("4.5", "4.6")
+    # What comes after the checkpoint is trained again, so it may be anything that is a row.
+    path.write_text(whole.replace("1.5", "1.6"))
+    log = _open(tmp_path, step=2, num_rows=2, sha256=saved)
+    assert log.sha256 == saved
+    log.write(3, {"train/loss": 1.5})
+    assert path.read_text() == whole
+    assert log.sync() == file_digest(path)["sha256"]
+
+
+@pytest.mark.parametrize(("change", "theirs"), [('"run": "cd34"', "run id cd34"), ('"x": 1', "no run id")])
+def test_rows_of_another_run_are_refused_and_not_dropped(tmp_path: Path, change: str, theirs: str):
+    log = _open(tmp_path)
+    for step in (1, 2):
+        log.write(step, {"train/loss": 1.0})
+    text = log.path.read_text().replace('"run": "ab12"', change)
+    log.path.write_text(text)
+    with pytest.raises(ConfigError, match=f"row of step 1 is one of another run: it has {theirs}, .* ab12"):
+        _open(tmp_path)
+    assert log.path.read_text() == text
+    if theirs == "no run id":
+        _open(tmp_path, step=2, num_rows=2, run=RunIdentity("ab12", "", began_without=True))
 
 
 def test_a_torn_first_row_is_dropped(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"st')
-    log = MetricsLog(tmp_path, step=0, num_rows=0)
+    log = _open(tmp_path)
     log.write(1, {"train/loss": 1.0})
     log.close()
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "train/loss": 1.0}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "run": "ab12", "train/loss": 1.0}\n'
 
 
-@pytest.mark.parametrize("text", ["", '{"step": 1}\n{"step": 2}\n{"step": 3}\n'])
-def test_rows_that_the_checkpoint_counts_on_may_not_be_missing_or_more(tmp_path: Path, text: str):
+@pytest.mark.parametrize("steps", [[], [1, 2, 3]])
+def test_rows_that_the_checkpoint_counts_on_may_not_be_missing_or_more(tmp_path: Path, steps: list[int]):
+    text = "".join(f'{{"step": {step}, "run": "ab12"}}\n' for step in steps)
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(ConfigError, match=r"metrics\.jsonl: holds [02] rows up to step 2, .* after 1"):
-        MetricsLog(tmp_path, step=2, num_rows=1)
+        _open(tmp_path, step=2, num_rows=1)
     assert (tmp_path / "metrics.jsonl").read_text() == text
 
 
@@ -127,7 +196,7 @@ def test_an_edited_row_is_named(tmp_path: Path):
 
 
 def test_nothing_but_finite_numbers_and_known_names_is_written(tmp_path: Path):
-    log = MetricsLog(tmp_path, step=0, num_rows=0)
+    log = _open(tmp_path)
     with pytest.raises(ValueError, match="not JSON compliant"):
         log.write(1, {"train/loss": float("nan")})
     with pytest.raises(KeyError, match="METRICS"):

@@ -4,13 +4,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError, validate
+from pretrain.checkpoint.folder import file_digest
 from pretrain.config import RunConfig
-from pretrain.run_dir import RunDir, check_config, check_writable, finished_step
-from pretrain.run_files import CONFIG, LOCK, RECORD
+from pretrain.run_dir import CodeState, RunDir, check_config, check_writable, finished_step
+from pretrain.run_files import CONFIG, LOCK, METRICS, RECORD
 
 
 def _config(runs_dir: Path, **changes) -> RunConfig:
@@ -115,12 +117,101 @@ def test_what_does_not_reach_the_numbers_may_change(tmp_path: Path):
         check_config(_config(tmp_path, precision="bf16"))
 
 
-@pytest.mark.parametrize("name", [CONFIG, RECORD])
-def test_an_edited_file_is_named(tmp_path: Path, name: str):
+@pytest.mark.parametrize(
+    ("name", "problem"), [(CONFIG, " is not the file that the run began with"), (RECORD, ": not valid JSON")]
+)
+def test_an_edited_file_is_named(tmp_path: Path, name: str, problem: str):
     _open(_config(tmp_path)).close(status="stopped", reason="", exit_code=85, step=0)
     (tmp_path / "tiny" / name).write_text("{")
-    with pytest.raises(ConfigError, match=f"{name}: not valid JSON"):
+    with pytest.raises(ConfigError, match=f"{name}{problem}"):
         _open(_config(tmp_path))
+
+
+def _record(run: RunDir) -> dict[str, Any]:
+    return json.loads((run.path / RECORD).read_text())
+
+
+def test_what_is_not_committed_is_named_and_its_text_is_kept_on_request_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    code = CodeState("c0de", "+token = 'a secret'", ["pretrain/config.py"])
+    monkeypatch.setattr("pretrain.run_dir.code_state", lambda: code)
+    run = _open(_config(tmp_path))
+    run.close(status="stopped", reason="", exit_code=85, step=0)
+    assert "a secret" not in (run.path / RECORD).read_text()
+    (attempt,) = _record(run)["attempts"]
+    assert (attempt["commit"], attempt["changed_files"]) == ("c0de", ["pretrain/config.py"])
+    run = _open(_config(tmp_path, keep_code_diff=True))
+    assert _record(run)["diffs"] == {attempt["diff"]: code.diff}
+    assert _record(run)["attempts"][1]["diff"] == attempt["diff"] == code.digest
+
+
+def test_all_attempts_have_the_identity_that_the_first_drew(tmp_path: Path):
+    first = _open(_config(tmp_path))
+    first.close(status="stopped", reason="", exit_code=85, step=0)
+    again, other = _open(_config(tmp_path)), _open(_config(tmp_path, name="other"))
+    assert first.identity == again.identity and not again.identity.began_without
+    assert first.identity.id != other.identity.id
+
+
+def test_a_run_of_an_earlier_version_gets_an_identity_and_may_have_files_without_one(tmp_path: Path):
+    run = _open(_config(tmp_path))
+    run.close(status="stopped", reason="", exit_code=85, step=0)
+    older = {key: value for key, value in _record(run).items() if key != "run"} | {"format": 1}
+    (run.path / RECORD).write_text(json.dumps(older))
+    (run.path / METRICS).write_text('{"step": 1}\n')
+    for _ in range(2):
+        run = _open(_config(tmp_path))
+        assert run.identity.began_without
+        run.close(status="stopped", reason="", exit_code=85, step=0)
+    assert _record(run)["run"] == run.identity.to_json()
+
+
+@pytest.mark.parametrize(("missing", "there"), [(CONFIG, RECORD), (CONFIG, METRICS), (RECORD, METRICS)])
+def test_a_missing_config_or_record_is_not_made_anew(tmp_path: Path, missing: str, there: str):
+    config = _config(tmp_path)
+    _open(config).close(status="stopped", reason="", exit_code=85, step=0)
+    (config.run_dir / METRICS).write_text('{"step": 1}\n')
+    for name in {CONFIG, RECORD, METRICS} - {there}:
+        if name == missing or missing == CONFIG:
+            (config.run_dir / name).unlink()
+    before = sorted(path.name for path in config.run_dir.iterdir())
+    for check in (check_config, _open):
+        with pytest.raises(ConfigError, match=rf"{missing} is missing, and {there} is there: .*name="):
+            check(_config(tmp_path, optimizer={"learning_rate": 3e-3}))
+    assert sorted(path.name for path in config.run_dir.iterdir()) == before
+
+
+def test_killed_between_config_and_record_a_run_begins_anew(tmp_path: Path):
+    config = _config(tmp_path)
+    _open(config)._lock.close()
+    (config.run_dir / RECORD).unlink()
+    assert len(_record(_open(config))["attempts"]) == 1
+
+
+def test_a_config_that_was_changed_together_with_the_run_file_is_refused(tmp_path: Path):
+    _open(_config(tmp_path)).close(status="stopped", reason="", exit_code=85, step=0)
+    path = tmp_path / "tiny" / CONFIG
+    path.write_text(path.read_text().replace('"learning_rate": 0.001', '"learning_rate": 0.002'))
+    with pytest.raises(ConfigError, match=rf"{path} is not the file that the run began with: .* {RECORD}"):
+        check_config(_config(tmp_path, optimizer={"learning_rate": 2e-3}))
+
+
+def test_metrics_that_changed_after_the_end_are_refused_and_those_of_a_killed_attempt_are_not(tmp_path: Path):
+    config = _config(tmp_path)
+    run, rows = _open(config), config.run_dir / METRICS
+    rows.write_text('{"step": 1}\n')
+    run.seal_rows(1, file_digest(rows)["sha256"])
+    run.close(status="stopped", reason="SIGTERM", exit_code=85, step=1)
+    check_config(config)
+    rows.write_text('{"step": 2}\n')
+    for check in (check_config, _open):
+        with pytest.raises(ConfigError, match=rf"{rows} is not the file that the run ended with"):
+            check(config)
+    rows.write_text('{"step": 1}\n')
+    _open(config)._lock.close()  # an attempt that is killed after it has written
+    rows.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    check_config(config)
 
 
 HOLD = """

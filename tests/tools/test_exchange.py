@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pretrain.checkpoint.folder import MANIFEST
+from pretrain.checkpoint.folder import MANIFEST, seal
 from pretrain.config import load
 from pretrain.weights.folder import INDEX, MODEL, SINGLE, digest, find_corruption, open_weights
 from tests.numerics.test_imported_logits import LOGITS, decoder_of, logits, reference_logits, whole_documents
@@ -89,7 +89,7 @@ def test_import_of_a_llama_needs_only_its_shape(folder: Path, capsys: pytest.Cap
 
 def _old_format(folder: Path) -> None:
     path = folder / "runs/dense/checkpoints/step_00000002" / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    path.write_text(json.dumps(seal(json.loads(path.read_text()) | {"format": 1})))
 
 
 def _flip(folder: Path) -> None:

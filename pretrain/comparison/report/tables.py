@@ -269,7 +269,7 @@ def provenance(findings: Findings) -> tuple[tuple[str, str], ...]:
 
     layouts = values(lambda a: ", ".join(f"{k} {v}" for k, v in a.get("layout", {}).items()))
     versions = values(lambda a: ", ".join(f"{k} {v}" for k, v in a.get("versions", {}).items()))
-    edited = " (with changes that were not committed; each run's record.json holds them)"
+    edited = " (with changes that were not committed; each run's record.json holds their hash)"
     rows = (
         (
             "commit",

@@ -15,6 +15,7 @@ from pretrain.checkpoint.folder import (
     quarantine,
     read_manifest,
     remove_leftovers,
+    seal,
     synced_file_digest,
 )
 
@@ -26,8 +27,9 @@ def _checkpoint(folder: Path, step: int, change: dict[str, Any] | None = None) -
     (path / "engine" / "a").write_bytes(os.urandom(100))
     files = {name: synced_file_digest(path / name) for name in ("engine/a", "state.json")}
     optimizer = {"name": "adamw", "counters": {"step": 1.0 * step}}
-    kept = {"format": 3, "step": step, "optimizer": optimizer, "layout": {}, "tensors": {}, "files": files}
-    write_json(path / "manifest.json", kept | (change or {}))
+    kept = {"format": 4, "step": step, "run": None, "optimizer": optimizer}
+    kept |= {"layout": {}, "tensors": {}, "files": files}
+    write_json(path / "manifest.json", seal(kept | (change or {})))
     return path
 
 
@@ -70,10 +72,10 @@ def test_a_manifest_that_is_none_is_damage(tmp_path: Path, change: dict[str, Any
     assert read_manifest(path)[0] == {}
 
 
-@pytest.mark.parametrize("number", [1, 4])
+@pytest.mark.parametrize("number", [1, 5])
 def test_another_format_is_an_error_and_not_damage(tmp_path: Path, number: int) -> None:
     path = _checkpoint(tmp_path, 3, {"format": number})
-    with pytest.raises(CheckpointError, match=f"format {number}, this version reads 2 and 3; resume with"):
+    with pytest.raises(CheckpointError, match=f"format {number}, this version reads 2 to 4; resume with"):
         find_corruption(path)
 
 
@@ -90,10 +92,34 @@ def test_a_manifest_of_format_2_is_read_as_one_of_adamw(
 ) -> None:
     path = _checkpoint(tmp_path, 3)
     manifest = json.loads((path / "manifest.json").read_text())
-    del manifest["optimizer"]
+    for key in ("optimizer", "run", "sha256"):
+        del manifest[key]
     write_json(path / "manifest.json", manifest | {"format": 2, "adam_step": updates})
     assert find_corruption(path) == []
+    assert read_manifest(path)[0]["run"] is None
     assert read_manifest(path)[0]["optimizer"] == {"name": "adamw", "counters": counters}
+
+
+def test_a_manifest_of_format_3_has_no_digest_and_names_no_run(tmp_path: Path) -> None:
+    path = _checkpoint(tmp_path, 3)
+    manifest = json.loads((path / "manifest.json").read_text())
+    older = {key: manifest[key] for key in manifest if key not in ("run", "sha256")} | {"format": 3}
+    write_json(path / "manifest.json", older)
+    assert find_corruption(path) == []
+    assert read_manifest(path)[0] == manifest | {"sha256": None}
+    write_json(path / "manifest.json", older | {"format": 4, "run": None})
+    assert find_corruption(path) == ["manifest.json: not the manifest of step_00000003"]
+
+
+def test_no_digit_of_a_manifest_can_change_unseen(tmp_path: Path) -> None:
+    path = _checkpoint(tmp_path, 3)
+    text = (path / "manifest.json").read_text()
+    digits = [place for place, letter in enumerate(text) if letter.isdigit()]
+    assert len(digits) > 100
+    for place in digits:
+        other = "3" if text[place] != "3" else "2"
+        (path / "manifest.json").write_text(text[:place] + other + text[place + 1 :])
+        assert find_corruption(path), text[max(0, place - 20) : place + 20]
 
 
 def test_prune_never_counts_a_damaged_one_as_kept(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from parallel.fragments import Fragment
 from parallel.testing import RanksFailed, run_on_ranks
-from pretrain.checkpoint.folder import CheckpointError, checkpoints, shard_file, synced_file_digest
+from pretrain.checkpoint.folder import CheckpointError, checkpoints, seal, shard_file, synced_file_digest
 from pretrain.checkpoint.restore import Restored, restore
 from pretrain.checkpoint.save import CheckpointWriter
 from tests.pretrain.toy_run import flip_a_bit, restored, start, train, truncate
@@ -36,6 +36,16 @@ def test_an_empty_folder_is_a_start(tmp_path: Path) -> None:
         (_shard, flip_a_bit, "rank_00000.safetensors: its content has changed"),
         (_shard, Path.unlink, "rank_00000.safetensors: missing"),
         (lambda path: path / "rng" / "rank_00000.pt", flip_a_bit, "rank_00000.pt: its content has changed"),
+        (
+            lambda path: path / "manifest.json",
+            lambda file: file.write_text(file.read_text().replace('"step": 4.0', '"step": 2.0')),
+            r"manifest\.json: its content has changed \(SHA-256 differs\)",
+        ),
+        (
+            lambda path: path / "manifest.json",
+            lambda file: file.write_text(file.read_text().replace('"head.weight"', '"head.weighs"')),
+            r"manifest\.json: its content has changed \(SHA-256 differs\)",
+        ),
         (lambda path: path / "manifest.json", truncate, "manifest.json: not valid JSON"),
         (lambda path: path / "manifest.json", Path.unlink, "manifest.json: missing"),
         (
@@ -75,7 +85,7 @@ def test_another_format_is_refused_and_not_touched(copy: Path) -> None:
     manifest = copy / "step_00000004" / "manifest.json"
     manifest.write_text('{"format": 1, "step": 4, "files": {}}')
     found, _ = run_on_ranks(restored, 1, copy)[0]
-    assert isinstance(found, str) and "is of format 1, this version reads 2 and 3" in found
+    assert isinstance(found, str) and "is of format 1, this version reads 2 to 4" in found
     assert (copy / "step_00000004").is_dir()
 
 
@@ -95,7 +105,7 @@ def _tamper(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any
     change(tensors, manifest["tensors"])
     save_file(tensors, _shard(path))
     manifest["files"][shard_file(0)] = synced_file_digest(_shard(path))
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_text(json.dumps(seal(manifest)))
 
 
 def _drop_moments(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:

@@ -71,6 +71,12 @@ def test_grave_ones(texts: Callable[..., tuple[str, str]], how: dict, expected: 
     assert expected in grave
 
 
+def test_metrics_without_a_digest_are_named(texts: Callable[..., tuple[str, str]]) -> None:
+    _, other = texts(until=lambda arm, seed: 300 if arm == "mot" else None)
+    unproven = "That the metrics of mot_seed1, mot_seed2 and mot_seed3 are as they were written is not proven"
+    assert unproven in other
+
+
 def test_an_attempt_that_never_had_a_device_says_nothing_of_devices(
     texts: Callable[..., tuple[str, str]],
 ) -> None:

@@ -1,7 +1,9 @@
 """Reading runs back, and which of them a report may rest on."""
 
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.results import aligned, compare_fingerprints, load_results, scope_of
+from pretrain.run_identity import draw_identity
 
 MakePlan = Callable[..., ComparisonPlan]
 Write = Callable[..., None]
@@ -34,10 +37,57 @@ def test_a_torn_last_line_is_left_out_and_a_step_twice_is_refused(
     write_runs(plan)
     path = plan.runs[0].config.run_dir / "metrics.jsonl"
     whole = path.read_text()
-    path.write_text(whole + '{"step": 601, "eval/lo')
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is not the file that the run ended with"):
+        path.write_text(whole + '{"step": 601, "eval/lo')
+        load_results(plan)
+    _forget_the_digest(path.parent)
     assert load_results(plan)[0].rows[-1]["step"] == 600
     path.write_text(whole + json.dumps({"step": 600, "tokens": 1}) + "\n")
     with pytest.raises(ConfigError, match="step 600 follows one of step 600"):
+        load_results(plan)
+
+
+def _forget_the_digest(run_dir: Path) -> None:
+    """Make the record that of a run whose last attempt was killed."""
+    record = json.loads((run_dir / "record.json").read_text())
+    del record["metrics"]
+    (run_dir / "record.json").write_text(json.dumps(record))
+
+
+def test_a_changed_digit_of_an_evaluation_is_refused(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan)
+    load_results(plan)
+    path = plan.runs[1].config.run_dir / "metrics.jsonl"
+    rows = path.read_text().splitlines(keepends=True)
+    value = json.dumps(json.loads(rows[-1])["eval/loss"])
+    rows[-1] = rows[-1].replace(value, value.replace(value[0], str((int(value[0]) + 1) % 10), 1))
+    path.write_text("".join(rows))
+    with pytest.raises(ConfigError, match=rf"{path} is not the file that the run ended with: .*record\.json"):
+        load_results(plan)
+    path.unlink()
+    with pytest.raises(ConfigError, match=rf"{path} is not the file that the run ended with"):
+        load_results(plan)
+
+
+def test_metrics_or_config_of_another_run_are_refused(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan)
+    folder = plan.runs[0].config.run_dir
+    record = json.loads((folder / "record.json").read_text())
+    del record["metrics"]
+    run = draw_identity(folder).to_json()
+    record |= {"format": 2, "run": run}
+    (folder / "record.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=rf"row of step 10 is one of another run: .* has {run['id']}"):
+        load_results(plan)
+    (folder / "record.json").write_text(json.dumps(record | {"format": 1}))
+    load_results(plan)
+    shutil.copy(plan.runs[1].config.run_dir / "config.resolved.json", folder)
+    with pytest.raises(ConfigError, match=r"config\.resolved\.json is not the file that the run began with"):
+        load_results(plan)
+    (folder / "config.resolved.json").unlink()
+    with pytest.raises(ConfigError, match=r"config\.resolved\.json is missing, and record\.json is there"):
         load_results(plan)
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_pipeline.files.atomic import write_json
 from data_pipeline.files.toml_config import ConfigError
 from parallel.logical import logical_of
 from pretrain.models.decoder import Decoder
+from pretrain.run_identity import draw_identity
 from pretrain.weights.folder import MODEL, about_model, write_folder
 from pretrain.weights.sources import open_source
 from tests.pretrain.tiny_data import VOCABULARY
@@ -45,6 +47,22 @@ def test_the_newest_checkpoint_is_taken_unless_one_is_named(tmp_path: Path, trai
     with pytest.raises(ConfigError, match=r"step_00000001 is damaged: .*Other .* there: step_00000002"):
         open_source(saved / "step_00000001")
     assert open_source(saved / "step_00000002").step == STEP
+
+
+def test_a_checkpoint_of_another_run_is_no_source(tmp_path: Path, trained: Trained) -> None:
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    write_config(tmp_path)
+    run = tmp_path / "runs/dense"
+    record = {"format": 1, "attempts": [], "run": draw_identity(run).to_json()}
+    write_json(run / "record.json", record)
+    assert open_source(run).step == STEP  # of a version that named no runs
+    write_json(run / "record.json", record | {"format": 2})
+    with pytest.raises(ConfigError, match="step_00000002 is a checkpoint of another run: it names no run"):
+        open_source(run)
+    write_json(run / "record.json", record)
+    (run / "config.resolved.json").write_text((run / "config.resolved.json").read_text() + " ")
+    with pytest.raises(ConfigError, match=r"config\.resolved\.json is not the file that the run began with"):
+        open_source(run)
 
 
 def test_weights_of_ours_and_of_hugging_face_are_told_apart(tmp_path: Path, trained: Trained) -> None:

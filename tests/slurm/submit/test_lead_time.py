@@ -27,7 +27,7 @@ def profile(lead_s: int) -> Profile:
 
 def measured(tmp_path: Path, checkpoint_s: float | None = 3.0) -> RunConfig:
     """Steps of 1 s + 0.5 s, evaluations of 5 s, and checkpoints of `checkpoint_s` and less."""
-    run = write_run(tmp_path, steps=10)
+    run = write_run(tmp_path, steps=10, record={"status": "running", "attempts": []})
     for step, seconds in ((5, checkpoint_s), (10, checkpoint_s and 1.0)):
         folder = run.run_dir / "checkpoints" / f"step_{step:08d}"
         folder.mkdir(parents=True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pretrain.config import load
-from pretrain.run_dir import RunDir
+from pretrain.run_dir import CodeState, RunDir
 from slurm.records import read_attempts
 from slurm.submit import run as module
 from slurm.submit.run import submit
@@ -49,7 +49,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 def test_what_was_submitted_is_kept(
-    run_file: Path, tmp_path: Path, install: Install, capsys: pytest.CaptureFixture[str]
+    run_file: Path,
+    tmp_path: Path,
+    install: Install,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     keep = f'cp "${{@: -1}}" {tmp_path}/seen; printf "%s\\n" "$@" >{tmp_path}/words'
     install(sbatch=f"{keep}; echo '17;cluster'")
@@ -73,13 +77,16 @@ def test_what_was_submitted_is_kept(
     here = Path(__file__).parent
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here)
     if head.returncode == 0:
-        assert json.loads((kept / "code.json").read_text())["commit"] == head.stdout.strip()
-        changes = subprocess.run(["git", "diff", "HEAD"], capture_output=True, text=True, cwd=here)
-        assert (kept / "code.diff").read_text() == changes.stdout
+        code = json.loads((kept / "code.json").read_text())
+        assert code["commit"] == head.stdout.strip()
+        assert code.keys() == {"commit", "diff", "changed_files"}
+    assert not (kept / "code.diff").exists()  # it may hold secrets
 
     # Once the job is gone the run may be submitted again, beside what was kept of the first.
-    assert submit(run_file, ["seed=9"], profile_path=PROFILE) == 0
+    monkeypatch.setattr("slurm.submit.run.code_state", lambda: CodeState("c0de", "+key", ["a.py"]))
+    assert submit(run_file, ["seed=9", "keep_code_diff=true"], profile_path=PROFILE) == 0
     assert json.loads((run_dir / "slurm" / "2" / "profile.json").read_text())["nodes"] == 2
+    assert (run_dir / "slurm" / "2" / "code.diff").read_text() == "+key"
 
 
 def test_a_dry_run_needs_no_slurm_and_writes_nothing(
