@@ -54,9 +54,7 @@ def main(argv: Sequence[str]) -> int:
             with contextlib.suppress(OSError):  # a full disk is what may have brought us here
                 reason = f"{type(error).__name__}: {error}"
                 run.close(status="failed", reason=reason, exit_code=code, step=None)
-        print(
-            traceback.format_exc() if told is None else f"motley train: {told}", file=sys.stderr, flush=True
-        )
+        print(f"motley train: {told}" if told else traceback.format_exc(), file=sys.stderr, flush=True)
         if terminal is not None:
             print(f"motley train: {type(error).__name__} on a rank; see {terminal.log}", file=terminal.stream)
         return code
