@@ -179,7 +179,8 @@ def arm(campaign: Campaign, rng: Random) -> Described:
     names = ["tokens-", str(data), "read different data", victim]
     if any(codes := run.codes()):
         return told, judge(Told(codes, run.text(), None), good, names)
-    return told, judge(campaign.finish(start(campaign.arena, "report"), "report"), good, names)
+    # What only the log of one run says is not said to the reader of the report.
+    return told, judge(campaign.again("report"), good, names)
 
 
 _LAYOUTS: tuple[tuple[int, tuple[str, ...]], ...] = (
