@@ -107,7 +107,7 @@ def _rise(folder: str) -> list[str]:
     said = []
     for num_rows in (FIRST_ROWS + ROWS_ABOVE + 5, 5):
         run = RunDir.open(config, world_size=1, command=[])
-        with redirect_stdout(StringIO()) as out, Meter(config, w, run, state) as meter:
+        with redirect_stdout(StringIO()) as out, Meter(config, w, run, state, num_too_long=0) as meter:
             for _ in range(num_rows):
                 nats = 30.0 if state.step < FIRST_ROWS else 300.0
                 result = StepResult([nats, 0.0, 0.0, 10.0, 0.0, 0.0], 13.0, 2.0, {}, 1e-3)
