@@ -38,7 +38,7 @@ def lock_directory(
         raise ConfigError(refusal(_HELD[path]))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     holder = f"pid {os.getpid()} on {socket.gethostname()} since {now}"
-    with path.open("a+") as file:
+    with path.open("a+", errors="replace") as file:
         try:
             fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:

@@ -202,7 +202,7 @@ def _state_outside_queue(directory: Path, job: str, *, started: bool) -> tuple[s
 def _is_locked(directory: Path) -> bool:
     """Whether a process trains in the directory, as far as this machine can tell."""
     try:
-        holder = re.match(r"pid (\d+) on (\S+)", (directory / LOCK).read_text())
+        holder = re.match(r"pid (\d+) on (\S+)", (directory / LOCK).read_text(errors="replace"))
     except OSError:
         return False
     if holder is None:

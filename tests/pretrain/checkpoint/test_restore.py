@@ -1,5 +1,6 @@
 """Restoring with the real engine: damage is named, never all of them bad, what is in memory is verified."""
 
+import errno
 import json
 import random
 import re
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from parallel.fragments import Fragment
 from parallel.testing import RanksFailed, run_on_ranks
+from pretrain.checkpoint import restore as restore_module
 from pretrain.checkpoint.folder import CheckpointError, checkpoints, seal, shard_file, synced_file_digest
 from pretrain.checkpoint.restore import Restored, restore
 from pretrain.checkpoint.save import CheckpointWriter
@@ -241,12 +243,32 @@ def test_random_numbers_go_on_where_they_were_on_every_rank(tmp_path: Path) -> N
 
 
 def test_a_folder_that_cannot_be_read_is_an_error_on_every_rank(copy: Path) -> None:
-    (copy / "step_00000004" / "manifest.json").unlink()
-    (copy / "step_00000004" / "manifest.json").mkdir()
-    with pytest.raises(RanksFailed, match=r"step_00000004 cannot be read \(rank 0\)"):
-        run_on_ranks(_restore_or_raise, 2, copy)
+    with pytest.raises(RanksFailed, match=r"step_00000004 cannot be read \(rank 1\).*Input/output error"):
+        run_on_ranks(_restore_where_reading_fails, 2, copy)
+    assert [step for step, _ in checkpoints(copy)] == [2, 3, 4]  # it may be read tomorrow
 
 
-def _restore_or_raise(folder: Path) -> None:
+def _restore_where_reading_fails(folder: Path) -> None:
+    def failing(path: Path, share: slice) -> list[str]:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
     w, engine = start()
+    if w.rank == 1:
+        restore_module.find_corruption = failing
     restore(folder, engine, w)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "engine", "state.json"])
+def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_passed_over(
+    copy: Path, name: str
+) -> None:
+    path = copy / "step_00000004" / name
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_text("no folder")
+    else:
+        path.unlink()
+        path.mkdir()
+    found, said = run_on_ranks(restored, 1, copy)[0]
+    assert isinstance(found, Restored) and found.step == 3
+    assert "step_00000004 is damaged and passed over" in said and name in said
