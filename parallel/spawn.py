@@ -140,6 +140,9 @@ def _verdict(ranks: Sequence[_Rank], codes: Sequence[int], ends: Sequence[dict[s
     """What became of the ranks, from their exit codes and end records."""
     if (failed := first_failure(ends)) is not None:
         return Ended(failed["exit_code"], failed["rank"], _line(failed, ranks))
+    for number, code in enumerate(codes):
+        if code not in (ExitCode.DONE, ExitCode.REQUEUE):  # there was no room for a record
+            return Ended(code, number, f"rank {number} of {len(ranks)}: ended with code {code}")
     if ExitCode.REQUEUE not in codes:
         return Ended(ExitCode.DONE)
     stopped = [end for end in ends if end["kind"] == "stopped"]
