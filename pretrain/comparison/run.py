@@ -14,6 +14,7 @@ from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from parallel.launch import child_environment
 from pretrain.comparison.config import ComparisonPlan, PlannedRun, check_same_plan, make_plan, write_plan
+from pretrain.comparison.report.digest import digest_line
 from pretrain.comparison.run_queue import Outcome, RunCommand, lock_comparison, run_commands
 from pretrain.config import RunConfig
 from pretrain.run_dir import check_config, finished_step
@@ -101,12 +102,16 @@ def print_verdict(plan: ComparisonPlan, page: Path, out: TextIO) -> None:
 
 
 def finished_page(plan: ComparisonPlan) -> Path | None:
-    """The page of the report if it is newer than the rows of all runs; None if it must be written."""
+    """The page of the report if it is newer than the rows of all runs and belongs to an unchanged
+    summary.json; None if it must be written."""
     page = plan.directory / "report" / "index.html"  # the page is the last file of a report
+    summary = page.parent / "summary.json"
     metrics = [run.config.run_dir / "metrics.jsonl" for run in plan.runs]
-    if not page.exists() or any(path.stat().st_mtime_ns > page.stat().st_mtime_ns for path in metrics):
+    if not (page.is_file() and summary.is_file()):
         return None
-    return page
+    if any(path.stat().st_mtime_ns > page.stat().st_mtime_ns for path in metrics):
+        return None
+    return page if page.read_bytes().endswith(digest_line(summary.read_bytes()).encode()) else None
 
 
 def _report_finished(

@@ -19,6 +19,7 @@ from pretrain import quantities
 from pretrain.comparison.caveats import caveats
 from pretrain.comparison.findings import Findings
 from pretrain.comparison.report import figures, files, tables
+from pretrain.comparison.report.digest import digest_line
 from pretrain.comparison.results import HELD_OUT
 from pretrain.comparison.verdict import headline, overall, verdicts
 
@@ -29,16 +30,18 @@ TRAIN_SMOOTHING_ROWS = 9
 def write_report(findings: Findings, folder: Path) -> Path:
     """Write index.html, summary.json, summary.png and the CSV files; returns the page's path.
 
-    Every file is replaced as a whole, so a reader never sees half of one.
+    Every file is replaced as a whole, so a reader never sees half of one. The page ends with the digest of
+    summary.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    summary = (json.dumps(files.summary(findings), indent=1, allow_nan=False) + "\n").encode()
     contents: dict[str, bytes] = {
-        "summary.json": (json.dumps(files.summary(findings), indent=1, allow_nan=False) + "\n").encode(),
+        "summary.json": summary,
         "curves.csv": files.curves_csv(findings).encode(),
         "final.csv": files.final_csv(findings).encode(),
         "step_matching.csv": files.step_matching_csv(findings).encode(),
         "summary.png": figures.summary_png(findings),
-        "index.html": page(findings).encode(),
+        "index.html": page(findings).encode() + digest_line(summary).encode(),
     }
     for name, content in contents.items():
         with atomic_file(folder / name) as file:

@@ -46,6 +46,15 @@ def test_a_finished_comparison_is_not_run_again(
     again = io.StringIO()
     assert run_comparison(plan.path, plan.overrides, to=again) == 0
     assert again.getvalue() == out.getvalue() and page.stat().st_mtime_ns == written
+
+    # A verdict that somebody changed is not printed: the report is written anew.
+    summary = page.parent / "summary.json"
+    good = summary.read_text()
+    summary.write_text(good.replace("better", "worse"))
+    once_more = io.StringIO()
+    assert good != summary.read_text() and run_comparison(plan.path, plan.overrides, to=once_more) == 0
+    assert once_more.getvalue() == out.getvalue() and summary.read_text() == good
+    written = page.stat().st_mtime_ns
     metrics = plan.runs[0].config.run_dir / "metrics.jsonl"
     os.utime(metrics, ns=(written + 1, written + 1))
     assert run_comparison(plan.path, plan.overrides, to=again) == 0
