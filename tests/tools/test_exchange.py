@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from pretrain.checkpoint.folder import MANIFEST, seal
 from pretrain.config import load
 from pretrain.weights.folder import INDEX, MODEL, SINGLE, digest, find_corruption, open_weights
-from tests.numerics.test_imported_logits import LOGITS, decoder_of, logits, reference_logits, whole_documents
+from tests.numerics.test_imported_logits import decoder_of, logits, reference_logits, whole_documents, widened
+from tests.pretrain.models.precision import assert_close
 from tests.pretrain.tiny_data import VOCABULARY
 from tests.pretrain.tiny_hugging_face import tiny_hugging_face
 from tests.pretrain.trained_run import STEP, run_values, write_config, write_trained_run
@@ -54,14 +55,15 @@ def test_checkpoint_and_its_export_give_the_same(folder: Path) -> None:
     assert (folder / "d" / SINGLE).stat().st_size < 0.6 * (folder / "a" / SINGLE).stat().st_size
 
 
-def test_export_for_transformers_computes_the_same(folder: Path) -> None:
+def test_export_for_transformers_computes_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["export", str(folder / "runs/dense"), str(folder / "own")]) == 0
     assert main(["export", str(folder / "runs/dense"), str(folder / "hf"), "--format", "llama"]) == 0
     source = open_weights(folder / "own")
     theirs = AutoModelForCausalLM.from_pretrained(folder / "hf").eval()
     assert type(theirs).__name__ == "Qwen3ForCausalLM"  # it has QK-norm
     batch = whole_documents(source.model)
-    assert float((logits(source, batch) - reference_logits(theirs, batch)).abs().max()) <= LOGITS
+    expected = reference_logits(widened(theirs, monkeypatch), batch)
+    assert_close(logits(source, batch, torch.float64), expected, "logits")
 
 
 def test_import_from_a_run_starts_each_tower_as_a_copy(folder: Path) -> None:
@@ -71,7 +73,7 @@ def test_import_from_a_run_starts_each_tower_as_a_copy(folder: Path) -> None:
     assert mot.model == load(folder / "mot.toml").model
     batch = whole_documents(dense.model)
     # The same products in slices: 5e-7 measured on logits of magnitude 3.
-    torch.testing.assert_close(logits(mot, batch), logits(dense, batch), rtol=0, atol=1e-5)
+    assert_close(logits(mot, batch, torch.float64), logits(dense, batch, torch.float64), "logits")
     assert decoder_of(mot).blocks[0].attention.qkv.weight.keys() == set(VOCABULARY.modalities)
 
 
