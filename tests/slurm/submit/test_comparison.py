@@ -161,7 +161,7 @@ def test_every_run_is_checked_before_anything_is_written(
     comparison: Path, tmp_path: Path, slurm: FakeSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
     six = refused(capsys, comparison, "--nodes", "3")
-    assert re.search(r'arms."dense", with \S+: 3 x 2 ranks: .* cannot be split over dp = 6', six)
+    assert re.search(r'arms."dense", with .+: 3 x 2 ranks: .* cannot be split over dp = 6', six)
     assert "no such folder" in refused(capsys, comparison, 'data.heldout="nowhere"')
     # What `motley compare` would start on this machine does not matter here.
     assert (
