@@ -66,7 +66,7 @@ def _members(path: Path, view: mmap.mmap) -> Iterator[tuple[str, int, int]]:
         position = start + size + (-size % TAR_BLOCK_BYTES)
         if header[156:157] in (b"x", b"g", b"L", b"K"):  # extended headers: the plain one follows them
             continue
-        name = member_name(header)
+        name = printable(member_name(header))
         if not name.endswith("." + TOKENS_SUFFIX):
             raise BadDocument(f'{path}: holds "{name}"; a token shard has .{TOKENS_SUFFIX} files only')
         yield name, start, size
@@ -78,7 +78,7 @@ def member_name(header: bytes) -> str:
     """
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0] if header[345:346] != b"\0" else b""
-    return printable((prefix + b"/" + name if prefix else name).decode(errors="replace"))
+    return (prefix + b"/" + name if prefix else name).decode(errors="replace")
 
 
 def _check_documents(

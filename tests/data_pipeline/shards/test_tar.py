@@ -1,4 +1,5 @@
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_a_missing_shard_is_said(tmp_path: Path) -> None:
 
 def test_urls_are_opened_by_webdataset(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", SAMPLES)
-    for typed in (f"pipe:cat {tmp_path}/a.tar", f"file://{tmp_path}/a.tar"):
+    for typed in (f"pipe:cat {shlex.quote(str(tmp_path))}/a.tar", f"file://{tmp_path}/a.tar"):
         assert list(read_samples(typed_location(typed))) == SAMPLES
     for typed in ("https://host/a.tar", "pipe:aws s3 cp s3://b/a.tar -"):
         assert typed_location(typed) == Url(typed)
