@@ -73,7 +73,7 @@ def _members(path: Path, view: mmap.mmap) -> Iterator[tuple[str, int, int]]:
 
 
 def member_name(header: bytes) -> str:
-    """Path of a member in its tar header, as it can be shown (POSIX ustar: name in bytes 0-99, prefix in
+    """Path of a member in its tar header, not yet escaped (POSIX ustar: name in bytes 0-99, prefix in
     bytes 345-499).
     """
     name = header[:100].split(b"\0", 1)[0]
