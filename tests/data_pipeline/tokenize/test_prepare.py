@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -261,11 +262,10 @@ def test_raw_shards_are_joined_when_asked(reuse: Path, tmp_path: Path) -> None:
 def test_a_remote_source_gives_the_same_shards_and_its_command_is_said(
     data: Path, reuse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pattern = f"pipe:cat {data / 'raw' / 'train'}/raw-{{00000..00002}}.tar"
+    command = f"cat {shlex.quote(str(data))}/raw/train/raw-"
+    pattern = f"pipe:{command}{{00000..00002}}.tar"
     assert main(["tokenize", pattern, str(tmp_path / "out"), "--config", str(reuse), "--processes", "1"]) == 0
-    said = (
-        f"SRC is a command, which is run to read a shard: cat {data}/raw/train/raw-00000.tar, and 2 like it"
-    )
+    said = f"SRC is a command, which is run to read a shard: {command}00000.tar, and 2 like it"
     assert said in capsys.readouterr().err
     for path in (data / "out" / "train").glob("tokens-*.tar"):
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
