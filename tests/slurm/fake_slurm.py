@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,19 +10,19 @@ import pytest
 
 _COMMANDS = {
     "sbatch": """
-[ "$(wc -l <$here/jobs)" -lt "$(cat $here/accepts)" ] || { echo "sbatch: error: no more" >&2; exit 1; }
-cp "${@: -1}" $here/script_$((17 + $(wc -l <$here/jobs)))
-printf '%s\\x1f' "$@" >>$here/jobs; echo >>$here/jobs
-echo $((16 + $(wc -l <$here/jobs)))""",
+[ "$(wc -l <"$here"/jobs)" -lt "$(cat "$here"/accepts)" ] || { echo "sbatch: error: no more" >&2; exit 1; }
+cp "${@: -1}" "$here"/script_$((17 + $(wc -l <"$here"/jobs)))
+printf '%s\\x1f' "$@" >>"$here"/jobs; echo >>"$here"/jobs
+echo $((16 + $(wc -l <"$here"/jobs)))""",
     "squeue": """
 for word; do
   case $word in --jobs=*) jobs=${word#--jobs=} ;; --format=*) format=${word#--format=} ;; esac
 done
 for job in ${jobs//,/ }; do
   case $format in '%T %j') shown='\\1 \\2' ;; *) shown="$job|\\1|None|N/A|\\2" ;; esac
-  sed -nE "s#^$job ([^ ]+) (.*)#$shown#p" $here/queue
+  sed -nE "s#^$job ([^ ]+) (.*)#$shown#p" "$here"/queue
 done""",
-    "scancel": 'echo "$@" >>$here/cancelled',
+    "scancel": 'echo "$@" >>"$here"/cancelled',
 }
 
 
@@ -32,7 +33,7 @@ class FakeSlurm:
         self.folder, self._monkeypatch = folder, monkeypatch
         folder.mkdir()
         for name, text in _COMMANDS.items():
-            (folder / name).write_text(f"#!/bin/bash\nhere={folder}\n{text}\n")
+            (folder / name).write_text(f"#!/bin/bash\nhere={shlex.quote(str(folder))}\n{text}\n")
             (folder / name).chmod(0o755)
         for name in ("jobs", "cancelled"):
             (folder / name).touch()

@@ -36,7 +36,7 @@ def test_the_state_of_a_job_that_is_ours(install: Install) -> None:
 
 
 def test_what_a_job_inherits_is_not_what_answers_are_asked_in(install: Install, tmp_path: Path) -> None:
-    install(sbatch=f"echo \"$LC_ALL $*\" >{tmp_path}/seen; echo '17;east'", scontrol='echo "$LC_ALL $*"')
+    install(sbatch=f"echo \"$LC_ALL $*\" >'{tmp_path}'/seen; echo '17;east'", scontrol='echo "$LC_ALL $*"')
     assert commands.sbatch(["--nodes=2"], tmp_path / "job") == 17
     assert (tmp_path / "seen").read_text().split()[-3:] == ["--parsable", "--nodes=2", f"{tmp_path}/job"]
     assert not (tmp_path / "seen").read_text().startswith("C ")
@@ -68,7 +68,7 @@ def test_what_slurm_says_of_a_job(install: Install) -> None:
 def test_slurm_is_told_and_its_refusal_is_shown(
     install: Install, tmp_path: Path, call: Callable[[], None], words: str
 ) -> None:
-    install(**dict.fromkeys(("scancel", "scontrol"), f'echo "${{0##*/}} $*" >{tmp_path}/seen'))
+    install(**dict.fromkeys(("scancel", "scontrol"), f'echo "${{0##*/}} $*" >"{tmp_path}/seen"'))
     call()
     assert (tmp_path / "seen").read_text().strip() == words
     install(**dict.fromkeys(("scancel", "scontrol"), "echo 'access denied' >&2; exit 1"))
@@ -79,7 +79,7 @@ def test_slurm_is_told_and_its_refusal_is_shown(
 def test_steps_are_killed_and_not_the_batch_script(install: Install, tmp_path: Path) -> None:
     install(
         squeue="printf '%s\\n' 7.0 7.1 7.batch 7.extern",
-        scancel=f'echo "$*" >>{tmp_path}/seen',
+        scancel=f'echo "$*" >>"{tmp_path}/seen"',
     )
     commands.kill_steps("7")
     assert (tmp_path / "seen").read_text() == "--signal=KILL 7.0 7.1\n"
@@ -112,7 +112,7 @@ def test_nodes_of_a_list_and_no_slurm(
 
 def test_what_is_in_the_queue_by_one_question(install: Install, tmp_path: Path) -> None:
     lines = "812_3|PENDING|JobArrayTaskLimit|N/A|a|b\\n813|RUNNING|None|2026-01-01T00:00:00|tiny\\n"
-    install(squeue=f"echo \"$*\" >>{tmp_path}/seen; printf '{lines}'")
+    install(squeue=f"echo \"$*\" >>'{tmp_path}'/seen; printf '{lines}'")
     assert commands.in_queue(["812_3", "813", "814"]) == {
         "812_3": commands.Queued("PENDING", "JobArrayTaskLimit", "N/A", "a|b"),
         "813": commands.Queued("RUNNING", "None", "2026-01-01T00:00:00", "tiny"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def test_all_runs_are_one_throttled_array_and_then_a_report(
     array, report = slurm.jobs
     assert (array["array"], array["nodes"], array["job-name"]) == ("0-3%2", "1", "tiny_compare")
     assert array["output"] == f"{directory}/slurm/job_%A_%a.out" and "dependency" not in array
-    assert f"slurm.attempt {owner}" in slurm.script(17) and "--array=0-3%2" in slurm.script(17)
+    assert f"slurm.attempt {shlex.quote(str(owner))}" in slurm.script(17) and "--array=0-3%2" in slurm.script(
+        17
+    )
     assert (report["dependency"], report["job-name"]) == ("afterany:17", "tiny_compare-report")
     assert (report["nodes"], report["ntasks-per-node"]) == ("1", "1")
     command = f"compare {comparison} optimizer.learning_rate=1e-3 --report-only"

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_what_was_submitted_is_kept(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    keep = f'cp "${{@: -1}}" {tmp_path}/seen; printf "%s\\n" "$@" >{tmp_path}/words'
+    keep = f'cp "${{@: -1}}" "{tmp_path}/seen"; printf "%s\\n" "$@" >"{tmp_path}/words"'
     install(sbatch=f"{keep}; echo '17;cluster'")
     assert submit(run_file, ["seed=9"], profile_path=PROFILE, nodes=1) == 0
     out = capsys.readouterr().out
@@ -65,10 +66,15 @@ def test_what_was_submitted_is_kept(
     kept = run_dir / "slurm" / "1"
     assert (kept / "job.sbatch").read_text() == (tmp_path / "seen").read_text()
     words = (tmp_path / "words").read_text().splitlines()
-    header = [line.removeprefix("#SBATCH ") for line in (tmp_path / "seen").read_text().splitlines()]
-    assert words[0] == "--parsable" and header[1 : len(words) - 1] == words[1:-1]
+    script = (tmp_path / "seen").read_text()
+    header = [
+        shlex.split(line.removeprefix("#SBATCH "))
+        for line in script.splitlines()
+        if line.startswith("#SBATCH ")
+    ]
+    assert words[0] == "--parsable" and header[: len(words) - 2] == [[word] for word in words[1:-1]]
     assert load(kept / "config.json") == load(run_file, ["seed=9"])
-    assert f"-m slurm.attempt {kept} " in (kept / "job.sbatch").read_text()
+    assert f"-m slurm.attempt {shlex.quote(str(kept))} " in (kept / "job.sbatch").read_text()
     assert json.loads((kept / "profile.json").read_text())["nodes"] == 1
     job = json.loads((kept / "job.json").read_text())
     assert job | {"submitted": 0} == {
@@ -149,7 +155,7 @@ def test_what_sbatch_refuses_leaves_nothing_behind(
 def test_run_layout_and_profile_are_checked_before(
     run_file: Path, tmp_path: Path, install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install(sbatch=f"touch {tmp_path}/called; echo 17")
+    install(sbatch=f"touch '{tmp_path}'/called; echo 17")
     assert "parallel.tp = 3 does not divide" in refused(run_file, capsys, "parallel.tp=3")
     assert "4 sequences per step cannot be split over dp = 6" in refused(run_file, capsys, "--nodes", "3")
     assert "no such folder" in refused(run_file, capsys, 'data.heldout="nowhere"')
@@ -184,8 +190,8 @@ def test_another_config_and_a_run_in_use_are_refused(
 
 
 COUNT = """
-echo "$*" >>$(dirname $0)/words
-echo $((16 + $(wc -l <$(dirname $0)/words)))"""
+echo "$*" >>"$(dirname "$0")"/words
+echo $((16 + $(wc -l <"$(dirname "$0")"/words)))"""
 
 
 def test_a_chain_is_jobs_that_wait_for_each_other(
@@ -215,8 +221,8 @@ def test_what_was_submitted_of_a_chain_goes_where_slurm_takes_no_more(
 ) -> None:
     profile = tmp_path / "chain.toml"
     profile.write_text("chain = 3\n" + PROFILE.read_text().replace("max_requeues = 2", "max_requeues = 0"))
-    full = f"{COUNT}\n[ $(wc -l <$(dirname $0)/words) -lt 3 ] || {{ echo too many >&2; exit 1; }}"
-    install(sbatch=full, scancel='echo "$*" >$(dirname $0)/cancelled')
+    full = f'{COUNT}\n[ $(wc -l <"$(dirname "$0")"/words) -lt 3 ] || {{ echo too many >&2; exit 1; }}'
+    install(sbatch=full, scancel='echo "$*" >"$(dirname "$0")"/cancelled')
     assert "sbatch refused the job: too many" in refused(run_file, capsys, profile=profile)
     assert (tmp_path / "bin" / "cancelled").read_text() == "17 18\n"
     assert not list((tmp_path / "runs" / "tiny" / "slurm").glob("[0-9]*"))
@@ -225,7 +231,7 @@ def test_what_was_submitted_of_a_chain_goes_where_slurm_takes_no_more(
 def test_fewer_nodes_must_be_legal_too_and_those_between_are_told(
     run_file: Path, tmp_path: Path, install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install(sbatch=f'echo "$*" >{tmp_path}/words; echo 17')
+    install(sbatch=f'echo "$*" >"{tmp_path}/words"; echo 17')
     profile = tmp_path / "elastic.toml"
     text = "min_nodes = 1\n" + PROFILE.read_text().replace("tasks_per_node = 2", "tasks_per_node = 1")
     profile.write_text(text.replace("\nnodes = 2", "\nnodes = 4"))

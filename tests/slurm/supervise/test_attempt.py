@@ -48,8 +48,8 @@ class Supervised:
         **profile: Any,
     ) -> int:
         """The exit code. `srun`: what ranks do, in bash; `saves`: the step of the checkpoint they leave."""
-        log = f'echo "${{0##*/}} $* at $MASTER_ADDR:$MASTER_PORT" >>{self.calls_file}'
-        saved = f"mkdir -p {self.run_dir}/checkpoints/step_{saves:08d}" if saves else ":"
+        log = f'echo "${{0##*/}} $* at $MASTER_ADDR:$MASTER_PORT" >>"{self.calls_file}"'
+        saved = f"mkdir -p '{self.run_dir}'/checkpoints/step_{saves:08d}" if saves else ":"
         programs = {
             "srun": f"{log}\n{saved}\n{srun}",
             "scancel": log,
@@ -244,7 +244,7 @@ def test_an_element_of_an_array_goes_by_its_own_name(job: Supervised) -> None:
     for name, value in job.environment.items():
         job._monkeypatch.setenv(name, value)
     (job.folder / "bin" / "srun").write_text(
-        f"#!/bin/bash\nmkdir -p {job.run_dir}/checkpoints/step_00000016\n{STOPPED}\n"
+        f"#!/bin/bash\nmkdir -p '{job.run_dir}'/checkpoints/step_00000016\n{STOPPED}\n"
     )
     assert attempt.main([str(owner)]) == 85
     assert (job.last["job"], job.last["task"], job.last["next"]) == (812, 1, "requeued")
