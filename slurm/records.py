@@ -81,7 +81,10 @@ def read_job(submission: Path) -> dict[str, Any]:
     "task" is the index in an array, or None; "chain" lists the jobs that follow; "name" is Slurm's name of
     the job, which is the run's or the comparison's.
     """
-    return read_object(submission / JOB, {"job": int, "task": (int, type(None)), "chain": list, "name": str})
+    return read_object(submission / JOB, _JOB_FIELDS)
+
+
+_JOB_FIELDS = {"job": int, "task": (int, type(None)), "chain": list, "name": str}
 
 
 def job_names(submission: Path) -> list[str]:

@@ -80,7 +80,8 @@ def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def read_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
     """(manifest, []), or ({}, problems). Raises CheckpointError for a manifest of another format."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        with naming(path / MANIFEST):
+            manifest = json.loads((path / MANIFEST).read_text())
         # The digest comes before the format, so a changed digit cannot make it one of an older format.
         if "sha256" in manifest and seal(manifest) != manifest:
             return {}, [f"{MANIFEST}: its content has changed (SHA-256 differs)"]

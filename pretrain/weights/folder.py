@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from data_pipeline.files.atomic import usual_mode, write_json
+from data_pipeline.files.os_errors import naming
 from data_pipeline.files.toml_config import ConfigError, load_toml, validate
 from pretrain.checkpoint.folder import file_digest, synced_file_digest
 from pretrain.models.config import ModelConfig
@@ -169,8 +170,9 @@ def write_folder(
         shutil.rmtree(writing, ignore_errors=True)  # a killed writer may have left it
         writing.mkdir(parents=True)
         for name, tensors in files.items():
-            _write_file(writing / name, {tensor: source.tensors[tensor] for tensor in tensors}, dtype)
-            entries[name] = synced_file_digest(writing / name)
+            with naming(writing / name):
+                _write_file(writing / name, {tensor: source.tensors[tensor] for tensor in tensors}, dtype)
+                entries[name] = synced_file_digest(writing / name)
         if len(files) > 1:
             file_of = {tensor: name for name, tensors in files.items() for tensor in tensors}
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": file_of}

@@ -15,6 +15,7 @@ from pretrain.run_files import CHECKPOINTS
 from pretrain.run_files import CONFIG as RUN
 from pretrain.run_identity import check_origin, check_resolved_config, identity_of
 from pretrain.weights.folder import MODEL, LazyTensor, WeightSource, check_tensors, open_weights
+from pretrain.weights.folder import find_corruption as find_changed_weights
 from pretrain.weights.hugging_face import CONFIG as HUGGING_FACE
 from pretrain.weights.hugging_face import open_hugging_face
 
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 def open_source(path: Path) -> WeightSource:
     """The weights at a path, to be read one by one in this process. Raises ConfigError if there are none."""
     if (path / MODEL).is_file():
-        return open_weights(path)
+        source = open_weights(path)
+        if problems := find_changed_weights(path):
+            raise ConfigError("; ".join(problems))
+        return source
     if (path / RUN).is_file():
         return _open_run(path, None)
     if path.is_dir() and path.parent.name == CHECKPOINTS and (path.parents[1] / RUN).is_file():

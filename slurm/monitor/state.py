@@ -89,6 +89,10 @@ def ask_queue(runs: Sequence[RunTarget]) -> tuple[dict[str, Queued] | None, str 
         return None, str(error)
 
 
+_SHOWN = ("started", "ended", "nodes", "from_step", "to_step", "exit_code", "cause", "next", "reason")
+"""Keys of an attempt that are shown; one that a damaged row lacks is None."""
+
+
 def history(directory: Path) -> list[Attempt]:
     """All attempts of a run in order: those of its jobs, and those without Slurm from record.json."""
     without_slurm: list[Attempt] = []
@@ -104,7 +108,8 @@ def history(directory: Path) -> list[Attempt]:
         without_slurm.append(row)
     if without_slurm and without_slurm[-1]["next"] == "running" and not _is_locked(directory):
         without_slurm[-1] |= {"next": "lost", "reason": "killed: no stop was recorded"}
-    attempts = [*read_attempts(directory / FOLDER), *without_slurm]
+    of_jobs = [dict.fromkeys(_SHOWN) | row for row in read_attempts(directory / FOLDER)]
+    attempts = [*of_jobs, *without_slurm]
     return sorted(attempts, key=lambda attempt: seconds(attempt["started"]) or 0)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import PLAN, ComparisonPlan, PlannedRun, make_plan, write_plan
 from pretrain.comparison.run import check_runs, run_comparison, unfinished
@@ -116,7 +117,7 @@ def _queued(runs: Sequence[PlannedRun]) -> dict[str, tuple[str, str]]:
 def _queued_report(plan: ComparisonPlan) -> int | None:
     """The id of the job that will report, if it is in the queue; else None."""
     submission = last_submission(plan.directory / FOLDER)
-    job = None if submission is None else read_job(submission)["report_job"]
+    job = None if submission is None else read_object(submission / JOB, {"report_job": int})["report_job"]
     return job if job is not None and state_in_queue(str(job), report_name(plan.config.name)) else None
 
 

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.files.json_file import read_object
 from data_pipeline.files.lock import LOCK
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import INDEX
@@ -23,7 +24,7 @@ from data_pipeline.tokenize.prepare import HOLDS, SETTINGS, read_source, unfinis
 from data_pipeline.tokenize.tokenizer_set import TOKENIZERS
 from slurm.commands import cancel, sbatch, state_in_queue
 from slurm.profile import Profile, load_profile
-from slurm.records import FOLDER, JOB, last_submission, now, read_job
+from slurm.records import FOLDER, JOB, last_submission, now
 from slurm.script import command_options, render_command
 from slurm.submit.run import lock_submission, new_submission, require_slurm
 
@@ -112,7 +113,7 @@ def _submit(
 
 def _check_not_queued(out: Path) -> None:
     submission = last_submission(out / FOLDER)
-    jobs = {} if submission is None else read_job(submission)["jobs"]
+    jobs = {} if submission is None else read_object(submission / JOB, {"jobs": dict})["jobs"]
     for step, job in jobs.items():
         if state := state_in_queue(str(job), _name(out, step)):
             raise ConfigError(

@@ -117,8 +117,9 @@ def test_a_killed_run_with_experts_among_the_tokens_that_run(tmp_path: Path, dat
     overrides = ["parallel.pp=2", "parallel.activation_checkpointing=true"]
     train([run_file(stages, data, EXPERTS, rule="top_k"), *overrides], stages / "out", processes=2)
     for one, two in zip(expected, curve(stages), strict=True):
-        assert two["data/fingerprint"] == one["data/fingerprint"]
-        for name in one.keys() - {"data/fingerprint"}:
+        of_data = {name for name, value in one.items() if isinstance(value, str)}
+        assert "data/fingerprint" in of_data and all(two[name] == one[name] for name in of_data)
+        for name in one.keys() - of_data:
             # 2e-6 measured, of a tower's gradient norm; deviations of gates, differences of two numbers near
             # 1, are off by 2e-6.
             assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), name

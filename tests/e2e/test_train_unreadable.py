@@ -66,7 +66,9 @@ def test_by_default_the_first_one_ends_the_run_on_all_ranks(data: Path, tmp_path
     names = damage(data / "train")
     run = Run([str(write_run(data, tmp_path))], tmp_path / "out", processes=2)
     assert run.codes() == [2, 2], run.text()
-    message = next(line for line in run.text().splitlines() if "cannot be read as indexed (crc32)" in line)
+    assert "cannot be read as indexed (crc32)" in run.text()  # in one line, which may be cut short
+    log = (tmp_path / "runs/tiny/logs/rank0.log").read_text()
+    message = next(line for line in log.splitlines() if "cannot be read as indexed (crc32)" in line)
     named = message.removeprefix("motley train: ").partition(": ")[0].partition(" (and")[0].split(", ")
     assert set(named) <= names
     assert "data.max_unreadable_frac = 0 allows 0 of 160 documents" in message

@@ -6,6 +6,7 @@ fault. `outcome_of` says what a verb made of it, without times, for a comparison
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 from dataclasses import dataclass
@@ -212,7 +213,22 @@ def trained(run_dir: Path) -> dict[str, Any]:
 
 def reported(root: Path) -> dict[str, Any]:
     """The summary of the comparison, with the grave caveats' texts apart: they are what a report says."""
-    return json.loads((root / "runs" / "tiny_compare" / "report" / "summary.json").read_text())
+    summary = json.loads((root / "runs" / "tiny_compare" / "report" / "summary.json").read_text())
+    return _without_times(summary)
+
+
+_TIMES = (
+    "seconds", "step_s", "tokens_per_s", "wait_frac", "mfu_frac", "peak_bytes", "train_s", "step_time_ratio",
+)  # fmt: skip
+"""Keys of a summary whose values differ whenever a run is trained again."""
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_times(below) for key, below in value.items() if key not in _TIMES}
+    if isinstance(value, list):
+        return [_without_times(below) for below in value]
+    return re.sub(r" and \S+ % of the seconds", "", value) if isinstance(value, str) else value
 
 
 def _sha256(path: Path) -> str:

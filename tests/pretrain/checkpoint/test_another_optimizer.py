@@ -20,7 +20,7 @@ from tests.numerics.plain_loop import assert_same, plain_steps
 from tests.numerics.test_zero_equals_one_process import STEPS, Stage, engine_of
 from tests.numerics.toy import Toy, toy_groups, toy_step
 
-SAVED_AT = 5
+SAVED_AT = 2
 
 
 def _sgd(groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:

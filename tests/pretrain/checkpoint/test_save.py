@@ -181,9 +181,15 @@ def test_what_fails_at_the_end_is_everybodys_error_too(tmp_path: Path) -> None:
 def _fail_while_saving(folder: Path) -> None:
     w, engine = start()
     train(engine, w, 0, 1)
-    with CheckpointWriter(folder, engine, w, keep=1) as writer:
-        writer.save(1, {})
-        raise ArithmeticError("the run fails")
+    try:
+        with CheckpointWriter(folder, engine, w, keep=1) as writer:
+            writer.save(1, {})
+            raise ArithmeticError("the run fails")
+    finally:
+        # The rank that is done first would have the other one killed half a second later.
+        deadline = time.monotonic() + 30
+        while not checkpoints(folder) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 def test_a_run_that_fails_finishes_the_save_it_began(tmp_path: Path) -> None:

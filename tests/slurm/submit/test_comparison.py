@@ -37,7 +37,10 @@ def finish(run_dir: Path) -> None:
     """As a run that is done leaves its directory, as far as submitting looks at it."""
     config = read(next(run_dir.glob("slurm/*/config.json")))
     write_json(run_dir / "config.resolved.json", config)
-    write_json(run_dir / "record.json", {"status": "done", "attempts": [{"to_step": 24}]})
+    write_json(
+        run_dir / "record.json",
+        {"status": "done", "attempts": [{"to_step": 24, "stopped": "2026-01-31T12:09:10+00:00"}]},
+    )
 
 
 def refused(capsys: pytest.CaptureFixture[str], comparison: Path, *arguments: str) -> str:

@@ -34,7 +34,8 @@ def opened(
         validate(RunConfig, tiny_run(folder, folder / "runs"), source="run"),
         validate(Profile, values, source="profile"),
     )
-    (submission / "job.json").write_text(json.dumps({"job": 811, "task": None, "chain": [812, 813]}))
+    job = {"job": 811, "task": None, "chain": [812, 813], "name": "tiny"}
+    (submission / "job.json").write_text(json.dumps(job))
     monkeypatch.setenv("SLURM_JOB_ID", "812")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "node[1-2]")
     if not task:
