@@ -25,11 +25,11 @@ def kill_second_rank(run: Submitted, job: int) -> None:
 
 
 Harm = Callable[[Submitted, int], None]
-TOO_MUCH = f"model.ffn_hidden={1 << 45}"  # more than an address space holds
+TOO_MUCH = f"model.ffn_hidden={(1 << 31) - 64}"  # one matrix has some 500 GB, and more is no legal size
 
 CAUSES: dict[str, tuple[list[str], Harm | None, str, int]] = {
     "killed": ([], kill_second_rank, r"rank 1 on NODE: killed: by SIGKILL", 137),
-    "data": ([], overwrite_shards, r"rank [01] on NODE: data: ", 1),
+    "data": ([], overwrite_shards, r"rank [01] on NODE: data: ", 2),
     "non_finite": (
         ["optimizer.learning_rate=1e30", "optimizer.schedule.kind=constant"],
         None,

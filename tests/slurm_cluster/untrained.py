@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from parallel.exit_codes import ExitCode
 from parallel.launch import RankFacts
@@ -53,8 +54,9 @@ def main(argv: Sequence[str]) -> None:
 
 def steps_without_training(
     config: RunConfig, facts: RankFacts, run: RunDir | None, stop: StopSignal
-) -> tuple[int, int]:
-    """As pretrain.train.loop.train, of which it keeps the rows of metrics and the names of checkpoints."""
+) -> tuple[SimpleNamespace, ExitCode]:
+    """Take steps as pretrain.train.loop.train does, leaving rows of metrics and names of checkpoints; returns
+    a state of which a rank tells at its end, and the exit code."""
     step = saved_step(config.run_dir)
     if run is not None:
         run.started(step, device="none", processor=None, arithmetic="none", initial_weights=None)
@@ -68,4 +70,5 @@ def steps_without_training(
                 checkpoint_path(config.run_dir / CHECKPOINTS, step).mkdir(exist_ok=True)
     if run is not None:
         checkpoint_path(config.run_dir / CHECKPOINTS, step).mkdir(exist_ok=True)
-    return step, ExitCode.DONE if step == config.num_steps else ExitCode.REQUEUE
+    state = SimpleNamespace(step=step, unreadable=())
+    return state, ExitCode.DONE if step == config.num_steps else ExitCode.REQUEUE
