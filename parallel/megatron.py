@@ -1,4 +1,4 @@
-"""What Motley uses of megatron-core 0.16, imported without its warnings and without torch's compiler.
+"""This module imports what is used of megatron-core 0.16, without its warnings and without torch's compiler.
 
 megatron-core hands its fused activations, none of which is used here, to torch.compile as it is imported
 (core/jit.py). torch then imports its compiler, which takes 1.8 of 4.9 s of CPU time. The activations are

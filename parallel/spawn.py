@@ -22,7 +22,7 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Ended:
-    """How the ranks of `spawn` ended."""
+    """The result of `spawn` says how its ranks ended."""
 
     exit_code: int
     """0; 85 if a signal stopped them; or the code of the rank that failed first (128 + signal if it was
@@ -137,7 +137,7 @@ def _exit_code(code: int) -> int:
 
 
 def _verdict(ranks: Sequence[_Rank], codes: Sequence[int], ends: Sequence[dict[str, Any]]) -> Ended:
-    """What became of the ranks, from their exit codes and end records."""
+    """Tell from exit codes and end records what became of the ranks."""
     if (failed := first_failure(ends)) is not None:
         return Ended(failed["exit_code"], failed["rank"], _line(failed, ranks))
     for number, code in enumerate(codes):

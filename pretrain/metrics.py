@@ -277,6 +277,8 @@ class MetricsLog:
         if self.path.exists():
             os.truncate(self.path, len(content))
         self.num_rows = num_rows
+        self.train_losses = [row["train/loss"] for row in rows[:kept] if "train/loss" in row]
+        """Training loss of every row that has one, in nats/token, oldest first."""
         self._file: TextIO = self.path.open("a")
         self.tensorboard = TensorBoardView(
             run_dir / run_files.TENSORBOARD, attempt=attempt, purge_from_step=step + 1
@@ -298,6 +300,7 @@ class MetricsLog:
             self._file.flush()
         self._digest.update(line.encode())
         self.num_rows += 1
+        self.train_losses += [values["train/loss"]] if "train/loss" in values else []
         self.tensorboard.write(step, values)
 
     def sync(self) -> str:

@@ -17,7 +17,6 @@ from jaxtyping import Bool
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.tar import ShardError
-from parallel.world import import_libraries
 from pretrain.checkpoint.folder import STATE, checkpoints
 from pretrain.config import RunConfig, load
 from pretrain.evaluation.documents import heldout_texts, pack_texts
@@ -189,7 +188,6 @@ def _selection(
 
 def _decoder(config: RunConfig, source: WeightSource) -> "Decoder":
     """The decoder with the weights of `source`, on a GPU if there is one."""
-    import_libraries()  # it imports megatron-core without its warnings
     from pretrain.models.decoder import Decoder
 
     decoder = Decoder(config.model, seed=config.seed)

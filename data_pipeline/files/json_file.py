@@ -1,10 +1,10 @@
 """JSON objects in files, with errors a person can act on."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.files.json_text import parse_json
 from data_pipeline.files.os_errors import naming
 from data_pipeline.files.toml_config import ConfigError
 
@@ -21,8 +21,8 @@ def read_object(
     """
     try:
         with naming(path):
-            value = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+            value = parse_json(path.read_text())
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON ({error}); {advice}") from None
     check_fields(value, fields or {}, where=str(path), advice=advice)
     return value

@@ -7,7 +7,7 @@ person reads.
 import contextlib
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 _HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -31,6 +31,12 @@ def printable(text: str, *, keep: str = "") -> str:
     """
     escaped = {ord(c): repr(c)[1:-1] for c in hidden_characters(text) if c not in keep}
     return text.translate(escaped) if escaped else text
+
+
+def first_names(names: Sequence[str], most: int) -> str:
+    """The first names of a list, at most `most`, and how many more there are: "a, b and 5 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 @contextlib.contextmanager

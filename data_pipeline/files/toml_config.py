@@ -31,15 +31,14 @@ def load_toml(path: str | Path) -> dict[str, Any]:
     try:
         with naming(path), path.open(encoding="utf-8") as file:
             text = file.read(_LONGEST_TEXT + 1)
-        if len(text) > _LONGEST_TEXT:
-            raise ConfigError(f"{path}: longer than {_LONGEST_TEXT} characters; this is no config")
-        values = parse(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a {language} file: {error}") from None
-    except ConfigError:
-        raise
+    if len(text) > _LONGEST_TEXT:
+        raise ConfigError(f"{path}: longer than {_LONGEST_TEXT} characters; this is no config")
+    try:
+        values = parse(text)
     except ValueError as error:
         raise ConfigError(f"{path}: not valid {language}: {error}") from None
     if not isinstance(values, dict):

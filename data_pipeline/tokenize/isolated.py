@@ -46,7 +46,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a child does."""
+    """The work says which samples a child decodes, and with which function and limits."""
 
     shards: Sequence[Location]
     use: Callable[[str, Sample], Any]
@@ -116,7 +116,7 @@ def use_samples(
 
 
 def _received(receiver: Connection) -> Iterator[Any]:
-    """What a child sends, until it ends."""
+    """Yield what a child sends, until it ends."""
     while True:
         try:
             yield receiver.recv()
@@ -177,7 +177,7 @@ def _child(
 
 
 def _outcome(work: _Work, key: str, sample: Sample) -> Any:
-    """What `use` makes of a sample in time; an alarm ends this process otherwise."""
+    """Return what `use` makes of a sample in time; an alarm ends this process otherwise."""
     signal.setitimer(signal.ITIMER_REAL, work.limits.sample_timeout_s)
     try:
         return work.use(key, sample)
@@ -192,7 +192,7 @@ def _outcome(work: _Work, key: str, sample: Sample) -> Any:
 
 
 def _reason(exit_code: int, limits: Limits) -> str:
-    """What became of a process that ended before it was done, as the end of a sentence."""
+    """Say what became of a process that ended before it was done, as the end of a sentence."""
     if exit_code == -signal.SIGALRM:
         return f"took longer than limits.sample_timeout_s = {limits.sample_timeout_s:g}"
     if exit_code == -signal.SIGKILL:

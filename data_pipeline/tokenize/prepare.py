@@ -109,7 +109,7 @@ def tokenize(
         manifests = {
             split.name: _tokenize_split(split, out, config, tokenizers, processes) for split in splits
         }
-        show_roundtrip(splits, out / TOKENIZERS, out, config.limits)
+        show_roundtrip(splits, tokenizers, out, config.limits)
     print("\n".join(summary(name, manifest, tokenizers) for name, manifest in manifests.items()))
     return manifests
 

@@ -14,7 +14,7 @@ from data_pipeline.tokenize.limits import Limits, parts_within
 from data_pipeline.tokenize.registry import KINDS
 from data_pipeline.tokenize.sources import Split
 from data_pipeline.tokenize.tokenizer import Medium, Tokenizer
-from data_pipeline.tokenize.tokenizer_set import load_tokenizers
+from data_pipeline.tokenize.tokenizer_set import TOKENIZERS, load_tokenizers
 from data_pipeline.tokenize.workers import run_tasks
 
 STEM = "roundtrip"
@@ -38,11 +38,12 @@ def add_figures(modality: str, figures: Mapping[str, float], measured: "Counter[
     measured.update({f"{prefix}{name}": value for name, value in figures.items()})  # type: ignore[arg-type]
 
 
-def show_roundtrip(splits: list[Split], folder: Path, out: Path, limits: Limits) -> None:
+def show_roundtrip(
+    splits: list[Split], tokenizers: Mapping[str, Tokenizer], out: Path, limits: Limits
+) -> None:
     """Write the missing files of modalities whose medium can be shown: roundtrip.png (originals above their
-    decoded copies), roundtrip.wav (in turn). `folder` holds the tokenizers.
+    decoded copies), roundtrip.wav (in turn). `tokenizers`: those that OUT holds.
     """
-    tokenizers = load_tokenizers(folder)
     missing = {
         modality: (path, tokenizer.medium.show)
         for modality, tokenizer in tokenizers.items()
@@ -52,7 +53,7 @@ def show_roundtrip(splits: list[Split], folder: Path, out: Path, limits: Limits)
     }
     if not missing:
         return
-    task = ContentsTask(splits[0].shards[0], folder, tuple(missing), limits)
+    task = ContentsTask(splits[0].shards[0], out / TOKENIZERS, tuple(missing), limits)
     with run_tasks(first_contents, [task], 1) as results:
         (contents,) = results
     for modality, (path, show) in missing.items():

@@ -20,7 +20,7 @@ class Split:
 
     @property
     def shards(self) -> list[Location]:
-        """Where the shards are, in order."""
+        """The property lists where the shards are, in order."""
         if self.folder is None:
             return [Url(name) for name, _ in self.listing]
         return [self.folder / name for name, _ in self.listing]

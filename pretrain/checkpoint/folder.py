@@ -189,10 +189,8 @@ def _corruption_of_file(path: Path, name: str, entry: Mapping[str, Any]) -> list
             return [f"{name}: {size} bytes, should be {entry['bytes']}"]
         if _sha256(path / name) != entry["sha256"]:
             return [f"{name}: its content has changed (SHA-256 differs)"]
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-    ):  # also if a training run has just removed it while `motley export` reads
+    except (FileNotFoundError, NotADirectoryError):
+        # A training run may also have just removed it while `motley export` reads.
         return [f"{name}: missing"]
     return []
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from data_pipeline.files.printable import first_names
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import ComparisonPlan, PlannedRun
 from pretrain.metrics import read_rows
@@ -254,14 +255,8 @@ def _different_heldout(runs: Sequence[RunResult]) -> list[str]:
 def _different_documents(run: RunResult, other: RunResult) -> str:
     """Which documents one of two runs read and the other could not, as far as their rows tell."""
     parts = [
-        f"{one.arm} alone could not read {len(names)} documents ({listed(names)})"
+        f"{one.arm} alone could not read {len(names)} documents ({first_names(names, NAMES_SHOWN)})"
         for one, another in ((run, other), (other, run))
         if (names := [name for name in one.unreadable if name not in set(another.unreadable)])
     ]
     return ", ".join(parts) or "which documents differ is not known: none was unreadable in one of them alone"
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

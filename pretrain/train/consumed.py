@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 
+from data_pipeline.files.printable import first_names
 from data_pipeline.stream.loader import StepBatch, check_readable
 from parallel.world import World
 from pretrain.train.state import TrainState
@@ -40,9 +41,8 @@ def note_unreadable(
         return
     check_readable([*state.unreadable, *new], num_documents, max_frac)
     if world.rank == 0:
-        more = f" and {len(new) - _NAMES_SHOWN} more" if len(new) > _NAMES_SHOWN else ""
         print(
-            f"warning: step {state.step + 1}: {', '.join(new[:_NAMES_SHOWN])}{more} cannot be read as "
+            f"warning: step {state.step + 1}: {first_names(new, _NAMES_SHOWN)} cannot be read as "
             f"indexed (crc32); padding without loss stands there ({len(state.unreadable) + len(new)} of "
             f"{num_documents} documents so far)",
             file=sys.stderr,

@@ -16,7 +16,7 @@ from parallel.world import World
 from pretrain.config import RunConfig
 from pretrain.evaluation.losses import HeldoutImages
 from pretrain.evaluation.selection_picture import sheet
-from pretrain.metrics import MetricsLog, Sums, read_rows, step_sums, train_row
+from pretrain.metrics import MetricsLog, Sums, step_sums, train_row
 from pretrain.models import modality_sums
 from pretrain.models.accounting import train_flops
 from pretrain.models.inputs import ModelInputs
@@ -57,9 +57,7 @@ class Meter:
                 num_rows=state.num_rows,
                 sha256=state.rows_sha256,
             )
-            rows = read_rows(self._log.path)
-            self._losses = [row["train/loss"] for row in rows if "train/loss" in row]
-            self._has_warned = stays_above_start(self._losses)
+            self._has_warned = stays_above_start(self._log.train_losses)
             self._progress = Progress(
                 config.name, config.num_steps, "step", done=state.step, log_every_s=LOG_EVERY_S
             )
@@ -118,15 +116,14 @@ class Meter:
             if new := state.unreadable[state.unreadable_in_rows :]:
                 row["data/unreadable_documents"] = list(new)
             self._log.write(state.step, row)
-            self._warn_if_loss_rises(state.step, row.get("train/loss"))
+            self._warn_if_loss_rises(state.step, self._log.train_losses)
         return state.logged()
 
-    def _warn_if_loss_rises(self, step: int, loss: float | None) -> None:
+    def _warn_if_loss_rises(self, step: int, losses: Sequence[float]) -> None:
         """Print one line, once an attempt. A run whose earlier attempt said so does not say it again."""
-        self._losses += [] if loss is None else [loss]
-        if not self._has_warned and stays_above_start(self._losses):
+        if not self._has_warned and stays_above_start(losses):
             self._has_warned = True
-            print(warning(self._losses, step), flush=True)
+            print(warning(losses, step), flush=True)
 
     def picture(self, step: int, name: str, images: HeldoutImages, ran: Mapping[int, np.ndarray]) -> None:
         """What runs of `images`, into TensorBoard. A run does not end because that fails."""

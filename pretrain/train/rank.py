@@ -125,7 +125,7 @@ def _train(
     """(state, exit code). Imports torch here: a process that only starts ranks does without it."""
     from parallel.world import start
 
-    world = start(config.parallel, facts)  # before the loop imports megatron-core, which would warn
+    world = start(config.parallel, facts)  # before the loop: it sets what DeepSpeed reads when imported
     from pretrain.train.loop import train
 
     return train(config, world, run, stop)

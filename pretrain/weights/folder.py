@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_pipeline.files.atomic import usual_mode, write_json
 from data_pipeline.files.os_errors import naming
+from data_pipeline.files.printable import first_names
 from data_pipeline.files.toml_config import ConfigError, load_toml, validate
 from pretrain.checkpoint.folder import file_digest, synced_file_digest
 from pretrain.models.config import ModelConfig
@@ -254,5 +255,4 @@ def _read(path: Path, name: str) -> "Tensor":
 
 def _listed(what: str, items: list[str]) -> str:
     """ "what: a, b, c and 5 more"."""
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return f"{what}: {', '.join(items[:_SHOWN])}{more}"
+    return f"{what}: {first_names(items, _SHOWN)}"

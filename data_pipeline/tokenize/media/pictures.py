@@ -34,9 +34,8 @@ def size_of(data: bytes) -> tuple[int, int] | None:
     Nothing is decoded. Raises SampleError for a picture above Pillow's own bound.
     """
     if data[:4] == b"\x89PNG" and data[12:16] == b"IHDR" and len(data) >= 24:
-        return int.from_bytes(data[16:20]), int.from_bytes(
-            data[20:24]
-        )  # as Pillow does, in a 50th of its time
+        # Pillow does the same in fifty times the time.
+        return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp_size(data)
     if not data.startswith(_BEGINNINGS):
