@@ -58,14 +58,25 @@ class DataConfig(_Frozen):
 
 
 class ScheduleConfig(_Frozen):
-    """The factor on the learning rate over the run: a linear warm-up, then one of three shapes."""
+    """The factor on the learning rate over the run: a linear warm-up, then one of five shapes."""
 
-    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    kind: Literal["cosine", "linear", "exponential", "wsd", "constant"] = "cosine"
+    """linear: equal differences from step to step. exponential: equal ratios. Both go on from the warm-up to
+    the last step, as cosine does. wsd: no change until the last steps, then linear."""
     warmup_steps: NonNegativeInt = 0
     min_factor: float = Field(default=0.1, ge=0, le=1)
-    """The factor at the last step (cosine, wsd)."""
+    """The factor at the last step, for all kinds but constant."""
     decay_frac: float = Field(default=0.2, gt=0, le=1)
     """Share of the steps in which wsd decays linearly."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ScheduleConfig":
+        if self.kind == "exponential" and self.min_factor == 0:
+            raise ValueError(
+                'min_factor = 0 with kind = "exponential": equal ratios never reach 0; set min_factor above 0, '
+                'such as 0.01, or kind = "linear"'
+            )
+        return self
 
 
 class TowerOptimizerConfig(_Frozen):

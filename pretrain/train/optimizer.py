@@ -55,8 +55,8 @@ def schedule_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
     """Factor on the learning rate for the step that `step` others came before, of `num_steps`.
 
     Warm-up is linear and ends at 1 with its last step; the first step is 1 / warmup_steps, not 0. From there
-    cosine falls to min_factor at the last step; wsd stays at 1 and falls linearly to min_factor over the last
-    decay_frac of the steps; constant stays.
+    cosine, linear and exponential fall to min_factor at the last step; wsd stays at 1 and falls linearly to
+    min_factor over the last decay_frac of the steps; constant stays.
     """
     assert 0 <= step < num_steps, (step, num_steps)
     peak = max(config.warmup_steps - 1, 0)
@@ -64,11 +64,14 @@ def schedule_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
     warm = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
     if config.kind == "constant" or last == 0:
         return warm
-    if config.kind == "cosine":
+    if config.kind != "wsd":
         if step <= peak:
             return warm
         progress = (step - peak) / (last - peak)
-        return config.min_factor + (1 - config.min_factor) * (1 + math.cos(math.pi * progress)) / 2
+        if config.kind == "exponential":
+            return config.min_factor**progress
+        left = 1 - progress if config.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return config.min_factor + (1 - config.min_factor) * left
     decay_steps = max(1, round(config.decay_frac * num_steps))
     left = min((last - step) / decay_steps, 1.0)
     # min: where the decay begins before the warm-up ends, the factor is never above either.

@@ -1,6 +1,7 @@
 """Groups of a decoder's parameters, and schedules at exact steps."""
 
 import pytest
+from pydantic import ValidationError
 
 from pretrain.config import OptimizerConfig, ScheduleConfig, TowerOptimizerConfig
 from pretrain.models.config import ModelConfig
@@ -98,6 +99,15 @@ def test_a_tower_has_its_own_factor_decay_and_freezing() -> None:
             ScheduleConfig(kind="wsd", warmup_steps=10, min_factor=0.0, decay_frac=1.0),
             {0: 0.1, 8: 0.9, 9: 91 / 101, 100: 0.0},
         ),
+        # From 1 with step 10 to the last step, in equal differences; in equal ratios, half-way their mean.
+        (
+            ScheduleConfig(kind="linear", warmup_steps=11, min_factor=0.2),
+            {4: 5 / 11, 10: 1.0, 55: 0.6, 73: 0.44, 100: 0.2},
+        ),
+        (
+            ScheduleConfig(kind="exponential", warmup_steps=11, min_factor=0.01),
+            {4: 5 / 11, 10: 1.0, 55: 0.1, 100: 0.01},
+        ),
         (ScheduleConfig(kind="constant", warmup_steps=4), {0: 0.25, 3: 1.0, 100: 1.0}),
     ],
 )
@@ -107,7 +117,12 @@ def test_schedule_at_exact_steps(schedule: ScheduleConfig, expected: dict[int, f
         assert schedule_factor(step, NUM_STEPS, schedule) == pytest.approx(factor, abs=1e-15), step
 
 
-@pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])
+def test_an_exponential_decay_to_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="equal ratios never reach 0; set min_factor above 0"):
+        ScheduleConfig(kind="exponential", min_factor=0.0)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "exponential", "wsd", "constant"])
 @pytest.mark.parametrize(("num_steps", "warmup_steps"), [(1, 0), (2, 0), (2, 1), (7, 6), (50, 10)])
 def test_schedules_rise_then_fall_within_their_bounds(kind: str, num_steps: int, warmup_steps: int) -> None:
     config = ScheduleConfig.model_validate({"kind": kind, "warmup_steps": warmup_steps, "min_factor": 0.05})
