@@ -19,6 +19,7 @@ from data_pipeline.files.toml_config import ConfigError, load_config
 from parallel.adamw import adamw
 from parallel.layout import ParallelConfig, Precision, check_layout
 from parallel.optimizer import OptimizerSpec
+from pretrain import parameter_settings
 from pretrain.models.config import SHARED_TOWER, ModelConfig
 
 
@@ -73,8 +74,8 @@ class ScheduleConfig(_Frozen):
     def _check(self) -> "ScheduleConfig":
         if self.kind == "exponential" and self.min_factor == 0:
             raise ValueError(
-                'min_factor = 0 with kind = "exponential": equal ratios never reach 0; set min_factor above 0, '
-                'such as 0.01, or kind = "linear"'
+                'min_factor = 0 with kind = "exponential": equal ratios never reach 0; set min_factor above '
+                '0, such as 0.01, or kind = "linear"'
             )
         return self
 
@@ -91,6 +92,25 @@ class TowerOptimizerConfig(_Frozen):
     frozen: bool = False
 
 
+class ParameterGroupConfig(_Frozen):
+    """Settings of the optimizer for the parameters whose names match a pattern: a table of
+    [[optimizer.groups]]. A key that is left out changes nothing."""
+
+    match: str = Field(min_length=1)
+    """Pattern of whole logical names, in which * stands for any text: "*.router.weight.*" is all routers of
+    experts, "embedding.*" the embedding, "blocks.0.*" the first block."""
+    lr_scale: float | None = Field(None, gt=0)
+    """Factor on the learning rate, in place of that of the tower."""
+    weight_decay: float | None = Field(None, ge=0)
+    frozen: bool | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "ParameterGroupConfig":
+        if self.lr_scale is None and self.weight_decay is None and self.frozen is None:
+            raise ValueError(f'"{self.match}" sets nothing; add lr_scale, weight_decay or frozen')
+        return self
+
+
 class OptimizerConfig(_Frozen):
     """Settings of AdamW. Weights of norms are never decayed."""
 
@@ -105,6 +125,8 @@ class OptimizerConfig(_Frozen):
     schedule: ScheduleConfig = ScheduleConfig()
     towers: dict[str, TowerOptimizerConfig] = {}
     """Settings by tower; "shared" names embedding, head and tied parts."""
+    groups: tuple[ParameterGroupConfig, ...] = ()
+    """Settings by name. The last table that matches a parameter wins over earlier ones and over `towers`."""
 
     @property
     def spec(self) -> OptimizerSpec:
@@ -186,6 +208,8 @@ class RunConfig(_Frozen):
         for tower in self.optimizer.towers:
             if tower not in legal:
                 raise ValueError(f'optimizer.towers."{tower}": no such tower; legal: {", ".join(legal)}')
+        for problem in parameter_settings.problems(self.optimizer, self.model):
+            raise ValueError(problem)
         return self
 
     @property

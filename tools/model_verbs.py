@@ -43,8 +43,11 @@ def _inspect(args: argparse.Namespace) -> int:
 def _describe(args: argparse.Namespace) -> int:
     from pretrain.config import load
     from pretrain.models.accounting import describe
+    from pretrain.planning.optimizer_groups import describe_groups
 
-    print(describe(load(args.run, args.overrides).model))
+    config = load(args.run, args.overrides)
+    print(describe(config.model))
+    print(f"\n{describe_groups(config)}")
     return 0
 
 

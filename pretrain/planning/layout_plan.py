@@ -7,7 +7,7 @@ rank layouts and predict nothing. This module imports no torch.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 from parallel import engine_memory
@@ -19,6 +19,7 @@ from pretrain.models import depth_accounting
 from pretrain.models.accounting import TRAIN_FACTOR, sublayer_costs
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import Layer, layers
+from pretrain.parameter_settings import settings_of
 from pretrain.planning.activations import block_sublayers, hidden_bytes, last_sublayer, stage_activations
 
 CHUNK_TOKENS = 512
@@ -162,8 +163,27 @@ def ranked(config: RunConfig, gpus: int, memory_bytes: float | None = None) -> l
     return sorted(plans, key=key)
 
 
-def weights(model: ModelConfig, sublayers: range, tp: int) -> dict[str, list[int]]:
-    """The sizes of parameters on one of `tp` ranks, grouped and ordered as in pretrain.train.optimizer."""
+def weights(
+    config: RunConfig, sublayers: range, tp: int
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """(sizes of trained parameters on one of `tp` ranks, grouped and ordered as in pretrain.train.optimizer;
+    sizes of frozen ones by tower)."""
+    trained: dict[str, list[int]] = {}
+    frozen: dict[str, list[int]] = {}
+    for layer in _layers_of_stage(config.model, sublayers):
+        size = math.prod(layer.shape) // (tp if layer.cut else 1)
+        for shard, name in layer.names(config.model).items():
+            own = settings_of(name, layer.shape, config.optimizer, config.model)
+            if own is None:
+                frozen.setdefault(f"{shard}/frozen", []).append(size)
+            else:
+                share = "cut" if layer.cut else "whole"
+                trained.setdefault(f"{shard}/{own.kind}/{share}", []).append(size)
+    return trained, frozen
+
+
+def _layers_of_stage(model: ModelConfig, sublayers: range) -> list[Layer]:
+    """The layers with weights of a stage's sublayers, in the order of the decoder."""
     embedding, *block, final_norm, head = layers(model.model_copy(update={"num_layers": 1, "depth": {}}))
     halves = tuple(
         [layer for layer in block if layer.stem.startswith(f"blocks.0.{kind}")]
@@ -171,17 +191,14 @@ def weights(model: ModelConfig, sublayers: range, tp: int) -> dict[str, list[int
     )
     on_stage = [embedding] if 0 in sublayers else []
     for number in block_sublayers(model, sublayers):
+        at = f"blocks.{(number - 1) // 2}."
         if number % 2:  # blocks with depth routers are whole
-            routed = model.depth_ratios(number // 2)
-            on_stage += [Layer("depth", "depth", (model.d_model,), (model.towers[m],)) for m in routed]
-        on_stage += halves[number % 2]
-    on_stage += [final_norm, head] if last_sublayer(model) in sublayers else []
-    groups: dict[str, list[int]] = {}
-    for layer in on_stage:
-        size = math.prod(layer.shape) // (tp if layer.cut else 1)
-        for shard in layer.names(model):
-            groups.setdefault(f"{shard}/{'decay/cut' if layer.cut else 'no_decay/whole'}", []).append(size)
-    return groups
+            on_stage += [
+                Layer(f"{at}depth.{m}.weight", "depth", (model.d_model,), (model.towers[m],))
+                for m in model.depth_ratios(number // 2)
+            ]
+        on_stage += [replace(layer, stem=at + layer.stem[len("blocks.0.") :]) for layer in halves[number % 2]]
+    return on_stage + ([final_norm, head] if last_sublayer(model) in sublayers else [])
 
 
 @lru_cache
@@ -194,7 +211,7 @@ def _stage(
     config: RunConfig, layout: ParallelConfig, dp: int, sublayers: range, in_flight: int, flops: int
 ) -> StagePlan:
     """The plan of a stage with `in_flight` micro-batches between their forward and backward passes."""
-    trained, frozen = _groups(config, sublayers, layout.tp)
+    trained, frozen = weights(config, sublayers, layout.tp)
     shares = depth_accounting.run_shares(config.model)
     zero = {"dp": dp, "zero_stage": layout.zero_stage, "precision": config.precision}
     towers: dict[str, MemoryUse] = {}
@@ -212,16 +229,6 @@ def _stage(
         workspace=_workspace(config, layout, last=last_sublayer(config.model) in sublayers),
         buffers=engine_memory.buffers(trained, **zero) + engine_memory.update_copy(trained, **zero),
     )
-
-
-def _groups(
-    config: RunConfig, sublayers: range, tp: int
-) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """(parameter groups that are trained, parameter groups of frozen towers)."""
-    groups = weights(config.model, sublayers, tp)
-    towers = {tower for tower, own in config.optimizer.towers.items() if own.frozen}
-    frozen = {name: sizes for name, sizes in groups.items() if name.partition("/")[0] in towers}
-    return {name: sizes for name, sizes in groups.items() if name not in frozen}, frozen
 
 
 def _workspace(config: RunConfig, layout: ParallelConfig, *, last: bool) -> int:
@@ -282,7 +289,7 @@ def _data_bytes(
     to all). Stage 3 does, per micro-batch, an all-gather of parameters forward and one backward, and a
     reduce-scatter of gradients. Gradients are sent in fp32 (communication_data_type).
     """
-    trained, frozen = _groups(config, sublayers, layout.tp)
+    trained, frozen = weights(config, sublayers, layout.tp)
     elements = sum(map(sum, trained.values()))
     b, once = element_bytes(config.precision), (dp - 1) / dp
     if layout.zero_stage == 3:

@@ -41,7 +41,7 @@ def engine(config: RunConfig, world: World) -> ZeroEngine:
     engine_of = ZeroEngine if world.pp_size == 1 else PipelineEngine
     return engine_of(
         module,
-        parameter_groups(module.named_parameters(), optimizer),
+        parameter_groups(module.named_parameters(), optimizer, config.model),
         world,
         optimizer=optimizer.spec,
         max_grad_norm=optimizer.max_grad_norm,

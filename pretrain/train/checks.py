@@ -8,7 +8,8 @@ from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.stream.stream import Stream
 from pretrain.config import RunConfig, check_run_layout
-from pretrain.models.accounting import module_costs
+from pretrain.models.logical_weights import logical_shapes
+from pretrain.parameter_settings import settings_of, tower_of
 from pretrain.weights.warm_start import check_initial_weights
 
 
@@ -18,11 +19,11 @@ def check_run(config: RunConfig, world_size: int) -> None:
     Opens every source once, which makes the index of one that has none: ranks then find it made.
     """
     check_run_layout(config, world_size)
-    shards = {name for cost in module_costs(config.model).values() for name in cost.parameters}
-    if all(name in config.optimizer.towers and config.optimizer.towers[name].frozen for name in shards):
+    shapes = logical_shapes(config.model)
+    if not any(settings_of(n, shape, config.optimizer, config.model) for n, shape in shapes.items()):
         raise ConfigError(
-            "optimizer.towers freezes every tower that has weights: nothing is left to train; "
-            "set frozen = false for one of " + ", ".join(sorted(shards))
+            "optimizer.towers and optimizer.groups freeze every weight: nothing is left to train; "
+            "set frozen = false for one of " + ", ".join(sorted(set(map(tower_of, shapes))))
         )
     sources = [
         (_open(config, f"data.train[{i}].path", s.path), s.weight) for i, s in enumerate(config.data.train)

@@ -1,4 +1,4 @@
-"""Parameter groups per tower, and the learning-rate factor of a step."""
+"""Groups of parameters with one learning rate, and the learning-rate factor of a step."""
 
 import math
 from collections.abc import Iterable
@@ -7,44 +7,36 @@ from torch import nn
 
 from parallel.engine import ParameterGroup
 from parallel.logical import logical_of
-from pretrain.config import OptimizerConfig, ScheduleConfig, TowerOptimizerConfig
-from pretrain.models.logical_weights import is_router
-
-
-def tower_of(parameter_name: str) -> str:
-    """A parameter's name ends with its tower, or "shared": blocks.0.attention.qkv.weight.image."""
-    return parameter_name.rpartition(".")[2]
+from pretrain.config import OptimizerConfig, ScheduleConfig
+from pretrain.models.config import ModelConfig
+from pretrain.parameter_settings import settings_of
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
+    named_parameters: Iterable[tuple[str, nn.Parameter]], optimizer: OptimizerConfig, model: ModelConfig
 ) -> list[ParameterGroup]:
     """Per tower a group of matrices and one of what is never decayed (norms and routers), in order of
-    appearance. Parameters that tensor-parallel ranks cut and those that each holds whole are in different
-    groups.
+    appearance, and more where optimizer.groups tells parameters apart. Parameters that tensor-parallel ranks
+    cut and those that each holds whole are in different groups.
 
-    The parameters of a frozen tower are set to need no gradient and are in no group; those of all others are
-    set to need one.
+    Frozen parameters are set to need no gradient and are in no group; all others are set to need one.
     """
     groups: dict[str, ParameterGroup] = {}
-    as_all_others = TowerOptimizerConfig.model_validate({})
     for name, parameter in named_parameters:
-        tower = tower_of(name)
-        own = config.towers.get(tower, as_all_others)
-        parameter.requires_grad_(not own.frozen)
-        if own.frozen:
+        logical = logical_of(parameter)
+        own = settings_of(name.removeprefix("decoder."), logical.shape, optimizer, model)
+        parameter.requires_grad_(own is not None)
+        if own is None:
             continue
-        kind = "decay" if parameter.ndim > 1 and not is_router(name) else "no_decay"
-        share = "cut" if logical_of(parameter).dim is not None else "whole"
-        decay = config.weight_decay if own.weight_decay is None else own.weight_decay
+        share = "cut" if logical.dim is not None else "whole"
         group = groups.setdefault(
-            f"{tower}/{kind}/{share}",
+            f"{own.tower}/{own.kind}/{share}",
             ParameterGroup(
-                name=f"{tower}/{kind}/{share}",
-                tower=tower,
+                name=f"{own.tower}/{own.kind}/{share}",
+                tower=own.tower,
                 params=[],
                 lr_scale=own.lr_scale,
-                weight_decay=decay if kind == "decay" else 0.0,
+                weight_decay=own.weight_decay,
             ),
         )
         group["params"].append(parameter)

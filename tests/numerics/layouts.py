@@ -34,7 +34,7 @@ from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_
 
 Towers = Literal[
     "dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward", "top_k",
-    "depth_experts",
+    "depth_experts", "grouped",
 ]  # fmt: skip
 TOWERS: tuple[Towers, ...] = ("dense", "mot")
 _TOKEN_CHOICE = {"num_experts": 3, "routing": "token_choice", "top_k": 2}
@@ -47,6 +47,20 @@ _EXPERTS: dict[str, dict[str, Any]] = {
         "text": {"num_experts": 2},
     },
 }
+_EXPERTS["grouped"] = _EXPERTS["auxiliary"]
+_OPTIMIZER: dict[str, dict[str, Any]] = {
+    "grouped": {
+        "groups": [
+            {"match": "*.weight.image", "lr_scale": 0.5, "weight_decay": 0.3},
+            {"match": "blocks.1.*.weight.image", "lr_scale": 2.0},
+            {"match": "embedding.*", "frozen": True},
+            {"match": "*.router.*", "frozen": True},
+            {"match": "*norm.weight.text", "frozen": True},
+            {"match": "blocks.0.*.down.*", "frozen": True},
+        ]
+    }
+}
+"""Settings of AdamW beside learning rate and weight decay, where a variant has its own."""
 _DEPTH: dict[str, dict[str, Any]] = {
     "depth": {"schedule": "constant", "mean_ratio": 0.5, "rule": "threshold"},
     "pmod": {
@@ -115,8 +129,10 @@ def micro_batches(config: ModelConfig, step: int, dtype: torch.dtype = torch.flo
     return [replace(each, loss_weights=each.loss_weights.to(dtype)) for each in inputs]
 
 
-def groups_of(module: Pretraining) -> list[ParameterGroup]:
-    return parameter_groups(module.named_parameters(), OptimizerConfig(learning_rate=1.0, weight_decay=0.1))
+def groups_of(module: Pretraining, towers: Towers = "mot") -> list[ParameterGroup]:
+    values = {"learning_rate": 1.0, "weight_decay": 0.1, **_OPTIMIZER.get(towers, {})}
+    optimizer = OptimizerConfig.model_validate(values)
+    return parameter_groups(module.named_parameters(), optimizer, module.decoder.config)
 
 
 def engine_of(w: world.World, towers: Towers, layout: ParallelConfig, **options: Any) -> ZeroEngine:
@@ -133,7 +149,7 @@ def engine_of(w: world.World, towers: Towers, layout: ParallelConfig, **options:
     module = Pretraining(decoder).to(dtype)
     engine = (ZeroEngine if w.pp_size == 1 else PipelineEngine)(
         module,
-        groups_of(module),
+        groups_of(module, towers),
         w,
         optimizer=OPTIMIZER,
         max_grad_norm=MAX_GRAD_NORM,
@@ -197,7 +213,7 @@ def one_process(towers: Towers, dtype: torch.dtype) -> list[StepResult]:
     module = Pretraining(Decoder(config, seed=5)).to(dtype)
     batches = lambda step: micro_batches(config, step, dtype)  # noqa: E731
     with choice_margin(module) as margin:
-        results = plain_steps(module, groups_of(module), batches, STEPS, learning_rate_at)
+        results = plain_steps(module, groups_of(module, towers), batches, STEPS, learning_rate_at)
     assert margin.least > LEAST_MARGIN, f"a choice of {towers} is so close that rounding may turn it"
     return results
 

@@ -138,7 +138,7 @@ def test_realised_ratios_are_those_wanted_on_shifted_data_too() -> None:
     )
     module = Pretraining(Decoder(model, seed=1))
     groups = parameter_groups(
-        module.named_parameters(), OptimizerConfig.model_validate({"learning_rate": 1.0})
+        module.named_parameters(), OptimizerConfig.model_validate({"learning_rate": 1.0}), model
     )
     optimizer = torch.optim.AdamW([{"params": group["params"]} for group in groups], lr=3e-4)
     half, steps = 50, 100

@@ -33,6 +33,10 @@ def test_steps_are_derived_and_never_exceed_the_budget() -> None:
     assert run().run_dir == Path("runs/tiny")
 
 
+def _groups(*tables: dict[str, object]) -> dict[str, object]:
+    return {"optimizer": {"learning_rate": 1e-3, "groups": list(tables)}}
+
+
 @pytest.mark.parametrize(
     "changes, expected",
     [
@@ -42,6 +46,11 @@ def test_steps_are_derived_and_never_exceed_the_budget() -> None:
         ({"optimizer": {"learning_rate": 1e-3, "towers": {"imge": {}}}}, "legal: text, image, shared"),
         ({"optimizer": {"learning_rate": 1e-3, "schedule": {"warmup_steps": 7}}}, "leaves no step after"),
         ({"optimizer": {}}, "optimizer.learning_rate: required"),
+        (_groups({"match": "embeding.*", "frozen": True}), "closest names are embedding.weight.shared"),
+        (_groups({"match": "blocks.*.qkv.text", "lr_scale": 2}), r"blocks\.\*\.attention\.qkv\.weight\.text"),
+        (_groups({"match": "blocks.9.*", "lr_scale": 2}), r"groups\[0\].match = .* matches no parameter"),
+        (_groups({"match": "*norm*", "weight_decay": 0.1}), "routers alone, which are never decayed"),
+        (_groups({"match": "head.*"}), '"head.*" sets nothing; add lr_scale, weight_decay or frozen'),
         ({"data": {"train": []}}, "data.train"),
         ({"precision": "fp16"}, "'fp32' or 'bf16'"),
         ({"seeed": 3}, 'did you mean "seed"'),

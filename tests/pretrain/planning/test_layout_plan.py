@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.files.toml_config import validate
-from pretrain.config import RunConfig
+from pretrain.config import OptimizerConfig, RunConfig
 from pretrain.models import cross_entropy
 from pretrain.models.decoder import Decoder
 from pretrain.models.pretraining import Pretraining
@@ -51,13 +51,28 @@ def test_groups_with_depth_routers(towers: dict[str, str], sublayers: range) -> 
     assert_groups({"towers": towers, "depth": {"image": table, "speech": table}}, sublayers)
 
 
-def assert_groups(model: dict[str, Any], sublayers: range) -> None:
+@pytest.mark.parametrize("sublayers", [range(8), range(2, 5)], ids=str)
+def test_groups_by_pattern(sublayers: range) -> None:
+    """One pattern holds a block apart, one reaches the middle of three blocks, one freezes."""
+    patterns = [
+        {"match": "blocks.1.*.weight.image", "lr_scale": 0.5},
+        {"match": "*feed_forward*", "weight_decay": 0.0},
+        {"match": "*norm.weight.text", "frozen": True},
+    ]
+    assert_groups({}, sublayers, {"learning_rate": 1e-3, "groups": patterns})
+
+
+def assert_groups(model: dict[str, Any], sublayers: range, optimizer: dict[str, Any] | None = None) -> None:
     config = run_config(model)
+    if optimizer is not None:
+        config = config.model_copy(update={"optimizer": OptimizerConfig.model_validate(optimizer)})
     module = Pretraining(Decoder(config.model, sublayers=sublayers))
-    groups = parameter_groups(module.named_parameters(), config.optimizer)
+    groups = parameter_groups(module.named_parameters(), config.optimizer, config.model)
     expected = {group["name"]: [p.numel() for p in group["params"]] for group in groups}
-    assert layout_plan.weights(config.model, sublayers, tp=1) == expected
-    assert list(layout_plan.weights(config.model, sublayers, tp=1)) == list(expected)
+    trained, frozen = layout_plan.weights(config, sublayers, tp=1)
+    assert trained == expected and list(trained) == list(expected)
+    held = sum(p.numel() for p in module.parameters() if not p.requires_grad)
+    assert sum(map(sum, frozen.values())) == held
 
 
 def test_the_chunk_of_the_loss_is_the_one_planned_with() -> None:
@@ -81,7 +96,7 @@ def sent(axis: str, gpus: int = 4, change: Callable[[RunConfig], RunConfig] | No
 
 
 def test_bytes_sent_by_hand() -> None:
-    elements = sum(map(sum, layout_plan.weights(run_config().model, range(8), tp=1).values()))
+    elements = sum(map(sum, layout_plan.weights(run_config(), range(8), tp=1)[0].values()))
     assert sent("tp") == 0 and sent("pp") == 0
     # 16 sequences a step are 2 micro-batches of 2 sequences on each of 4 ranks.
     assert sent("dp", zero_stage=0) == 3 / 4 * 8 * elements

@@ -117,7 +117,7 @@ def test_what_an_engine_holds(ranks: int, parallel: dict[str, Any], stage: int, 
     config = run_config(parallel | {"zero_stage": stage}, precision)
     planned = layout_plan.plan(config, ranks)
     for parameters, gradients, optimizer, (pp_rank, dp_rank) in run_on_ranks(measure, ranks, config):
-        groups = layout_plan.weights(config.model, planned.stages[pp_rank].sublayers, config.parallel.tp)
+        groups, _ = layout_plan.weights(config, planned.stages[pp_rank].sublayers, config.parallel.tp)
         zero: dict[str, Any] = {"dp": planned.dp, "zero_stage": stage, "precision": precision}
         cost = partial(engine_memory.group_memory, state_bytes=config.optimizer.spec.state_bytes, **zero)
         held = sum(

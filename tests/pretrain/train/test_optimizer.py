@@ -30,7 +30,7 @@ def _decoder() -> Decoder:
 def test_every_parameter_is_in_one_group_and_norms_are_not_decayed() -> None:
     decoder = _decoder()
     groups = parameter_groups(
-        decoder.named_parameters(), OptimizerConfig(learning_rate=1.0, weight_decay=0.3)
+        decoder.named_parameters(), OptimizerConfig(learning_rate=1.0, weight_decay=0.3), decoder.config
     )
     names = {id(parameter): name for name, parameter in decoder.named_parameters()}
     grouped = [names[id(parameter)] for group in groups for parameter in group["params"]]
@@ -51,7 +51,9 @@ def test_every_parameter_is_in_one_group_and_norms_are_not_decayed() -> None:
 def test_routers_of_experts_are_matrices_that_are_not_decayed() -> None:
     decoder = Decoder(tiny_config(MOT, experts={"image": {"num_experts": 4}}))
     config = OptimizerConfig(learning_rate=1.0, weight_decay=0.3)
-    groups = {group["name"]: group for group in parameter_groups(decoder.named_parameters(), config)}
+    groups = {
+        group["name"]: group for group in parameter_groups(decoder.named_parameters(), config, decoder.config)
+    }
     group = groups["image/no_decay/whole"]
     held = {id(parameter) for parameter in group["params"]}
     routers = [parameter for name, parameter in decoder.named_parameters() if ".router." in name]
@@ -68,7 +70,9 @@ def test_a_tower_has_its_own_factor_decay_and_freezing() -> None:
             "speech": TowerOptimizerConfig(frozen=True),
         },
     )
-    groups = {group["name"]: group for group in parameter_groups(decoder.named_parameters(), config)}
+    groups = {
+        group["name"]: group for group in parameter_groups(decoder.named_parameters(), config, decoder.config)
+    }
     assert set(groups) == {
         f"{tower}/{kind}" for tower in ("text", "image") for kind in ("decay/cut", "no_decay/whole")
     } | {"shared/decay/cut"}

@@ -1,0 +1,90 @@
+"""What the optimizer does with a parameter, from its logical name, shape and the config. Imports no torch."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from pretrain.models.config import ModelConfig
+from pretrain.models.logical_weights import is_router, logical_shapes
+
+if TYPE_CHECKING:
+    from pretrain.config import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class ParameterSettings:
+    """The settings of a trained parameter. Parameters with equal `tower` and `kind` have equal settings."""
+
+    tower: str
+    kind: str
+    """ "decay" or "no_decay", and after a plus sign the numbers of the optimizer.groups that match."""
+    lr_scale: float
+    """Factor on the learning rate of the step."""
+    weight_decay: float
+
+
+def tower_of(parameter_name: str) -> str:
+    """A parameter's name ends with its tower, or "shared": blocks.0.attention.qkv.weight.image."""
+    return parameter_name.rpartition(".")[2]
+
+
+def is_decayed(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether weight decay acts on a parameter: on matrices, but not on routers."""
+    return len(shape) > 1 and not is_router(name)
+
+
+def settings_of(
+    name: str, shape: tuple[int, ...], optimizer: "OptimizerConfig", model: ModelConfig
+) -> ParameterSettings | None:
+    """The settings of the parameter with logical name `name`; None where it is frozen.
+
+    optimizer.towers comes first. Each table of optimizer.groups whose pattern matches then replaces what it
+    sets, in the order of the file, so the last match wins.
+    """
+    tower = tower_of(name)
+    values = {"lr_scale": 1.0, "weight_decay": optimizer.weight_decay, "frozen": False}
+    if (own := optimizer.towers.get(tower)) is not None:
+        values |= own.model_dump(exclude_none=True)
+    matching = [
+        (number, group) for number, group in enumerate(optimizer.groups) if fnmatchcase(name, group.match)
+    ]
+    for _, group in matching:
+        values |= group.model_dump(exclude_none=True, exclude={"match"})
+    if values["frozen"]:
+        return None
+    decayed = is_decayed(name, shape)
+    kind = "decay" if decayed else "no_decay"
+    if matching:
+        kind += "+" + ",".join(str(number) for number, _ in matching)
+    return ParameterSettings(
+        tower, kind, lr_scale=values["lr_scale"], weight_decay=values["weight_decay"] if decayed else 0.0
+    )
+
+
+def problems(optimizer: "OptimizerConfig", model: ModelConfig) -> Iterator[str]:
+    """Messages about tables of optimizer.groups that would do nothing."""
+    if not optimizer.groups:
+        return
+    shapes = logical_shapes(model)
+    for number, group in enumerate(optimizer.groups):
+        field = f"optimizer.groups[{number}]"
+        names = [name for name in shapes if fnmatchcase(name, group.match)]
+        if not names:
+            yield (
+                f'{field}.match = "{group.match}" matches no parameter of this model; the closest names are '
+                f"{', '.join(_closest(group.match, shapes))} (* stands for any text)"
+            )
+        elif group.weight_decay and not any(is_decayed(name, shapes[name]) for name in names):
+            yield (
+                f'{field}.weight_decay = {group.weight_decay}, but "{group.match}" matches norms, biases and '
+                "routers alone, which are never decayed; take weight_decay out"
+            )
+
+
+def _closest(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names most like a pattern, with * for the number of the block."""
+    stems = list(dict.fromkeys(re.sub(r"^blocks\.\d+\.", "blocks.*.", name) for name in names))
+    return difflib.get_close_matches(pattern, stems, n=3, cutoff=0.0)
