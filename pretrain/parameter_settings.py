@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from pretrain.models.config import ModelConfig
-from pretrain.models.logical_weights import is_router, logical_shapes
+from pretrain.models.logical_weights import is_router, logical_shapes, width_role
 
 if TYPE_CHECKING:
     from pretrain.config import OptimizerConfig
@@ -20,7 +20,8 @@ class ParameterSettings:
 
     tower: str
     kind: str
-    """ "decay" or "no_decay", and after a plus sign the numbers of the optimizer.groups that match."""
+    """ "decay" or "no_decay"; "+mup" where the rate follows the width; "+" and the numbers of the
+    optimizer.groups that match."""
     lr_scale: float
     """Factor on the learning rate of the step."""
     weight_decay: float
@@ -42,7 +43,8 @@ def settings_of(
     """The settings of the parameter with logical name `name`; None where it is frozen.
 
     optimizer.towers comes first. Each table of optimizer.groups whose pattern matches then replaces what it
-    sets, in the order of the file, so the last match wins.
+    sets, in the order of the file, so the last match wins. model.width_ratio divides the rate that results;
+    weight decay is multiplied by it, because AdamW multiplies decay by the rate.
     """
     tower = tower_of(name)
     values = {"lr_scale": 1.0, "weight_decay": optimizer.weight_decay, "frozen": False}
@@ -55,13 +57,14 @@ def settings_of(
         values |= group.model_dump(exclude_none=True, exclude={"match"})
     if values["frozen"]:
         return None
-    decayed = is_decayed(name, shape)
+    decayed, ratio = is_decayed(name, shape), 1.0
     kind = "decay" if decayed else "no_decay"
+    if len(shape) > 1 and width_role(name) != "outer" and model.width_ratio != 1:
+        kind, ratio = f"{kind}+mup", model.width_ratio
     if matching:
         kind += "+" + ",".join(str(number) for number, _ in matching)
-    return ParameterSettings(
-        tower, kind, lr_scale=values["lr_scale"], weight_decay=values["weight_decay"] if decayed else 0.0
-    )
+    decay = values["weight_decay"] * ratio if decayed else 0.0
+    return ParameterSettings(tower, kind, lr_scale=values["lr_scale"] / ratio, weight_decay=decay)
 
 
 def problems(optimizer: "OptimizerConfig", model: ModelConfig) -> Iterator[str]:

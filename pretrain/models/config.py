@@ -50,6 +50,10 @@ class ModelConfig(BaseModel):
     norm_eps: float = Field(1e-5, gt=0)
     rope_theta: float = Field(10_000.0, gt=0)
     init_std: float = Field(0.02, gt=0)
+    mup_base_width: Size | None = None
+    """d_model of the model at which learning rate and init_std were tuned. Initial values, rates, weight
+    decay and logits then follow the width (maximal update parametrisation, arXiv 2203.03466, table 8 for
+    Adam): see width_ratio. None, or d_model itself: nothing is scaled."""
     z_loss: float = Field(0.0, ge=0)
     """Weight of log^2 Z per token (Chameleon: 1e-5)."""
 
@@ -131,6 +135,19 @@ class ModelConfig(BaseModel):
     def has_causal_form(self) -> bool:
         """Whether it would be causal if routers of depth and of experts chose by thresholds."""
         return all(depth.has_causal_gate for depth in self.depth.values())
+
+    @property
+    def base_width(self) -> int:
+        """mup_base_width, or d_model without it."""
+        return self.mup_base_width or self.d_model
+
+    @property
+    def width_ratio(self) -> float:
+        """How many times wider than the base model this one is. Matrices of blocks start 1 / sqrt(ratio) as
+        large and learn 1 / ratio as fast; routers of experts start and learn 1 / ratio as much; logits are
+        divided by the ratio. Attention keeps 1 / sqrt(head_dim), because a family of models grows by heads of
+        one size."""
+        return self.d_model / self.base_width
 
     @property
     def kv_heads(self) -> int:

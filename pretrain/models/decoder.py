@@ -23,13 +23,15 @@ class Head(TowerColumnParallelLinear):
         self, config: ModelConfig, name: str, weights: InitialWeights, *, tp: TensorParallel = ONE_RANK
     ) -> None:
         super().__init__(config.d_model, config.vocab_tokens, (SHARED_TOWER,), weights.normal(name), tp=tp)
-        self.z_loss = config.z_loss
+        self.z_loss, self.width_ratio = config.z_loss, config.width_ratio
 
     def forward(  # type: ignore[override]
         self, hidden: Float[Tensor, "rows d_model"], inputs: ModelInputs, *, objective: bool = False
     ) -> Float[Tensor, "tokens vocab_local"] | tuple[Float[Tensor, ""], Float[Tensor, " tokens"]]:
         """Logits of this rank's part of the vocabulary; with `objective`, (objective summed over tokens,
         negative log likelihood of each token), equal on all tensor-parallel ranks."""
+        if self.width_ratio != 1:
+            hidden = hidden / self.width_ratio
         if not objective:
             return super().forward(hidden, inputs.routing.counts)
         return linear_cross_entropy(

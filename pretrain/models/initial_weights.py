@@ -15,27 +15,34 @@ import torch
 from torch import Tensor
 
 from pretrain.models.config import ModelConfig
+from pretrain.models.logical_weights import width_role
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Normal with `std`; layers that write into the residual stream have std / sqrt(2 num_layers) (GPT-2)."""
+    """Normal with `std`; layers that write into the residual stream have std / sqrt(2 num_layers) (GPT-2).
+    Those of blocks also follow the width, see ModelConfig.width_ratio."""
 
     seed: int
     std: float
     num_layers: int
+    width_ratio: float = 1.0
 
     @classmethod
     def of(cls, config: ModelConfig, seed: int) -> "InitialWeights":
-        return cls(seed=seed, std=config.init_std, num_layers=config.num_layers)
+        return cls(seed, config.init_std, config.num_layers, config.width_ratio)
 
     def normal(self, name: str) -> Callable[[Tensor], Tensor]:
         """Fills a whole CPU weight, the same at every call."""
-        return self._draw(name, self.std)
+        return self._draw(name, self.std / self._wider(name))
 
     def residual(self, name: str) -> Callable[[Tensor], Tensor]:
         """As `normal`, for a sublayer's last projection."""
-        return self._draw(name, self.std / sqrt(2 * self.num_layers))
+        return self._draw(name, self.std / sqrt(2 * self.num_layers) / self._wider(name))
+
+    def _wider(self, name: str) -> float:
+        """The divisor by which a layer's standard deviation follows the width."""
+        return {"outer": 1.0, "hidden": sqrt(self.width_ratio), "router": self.width_ratio}[width_role(name)]
 
     def depth_router(self, name: str, *, zero: bool) -> Callable[[Tensor], Tensor]:
         """Fills a router's vector: with 0, or so that scores, which are divided by its length, have a

@@ -36,6 +36,15 @@ def is_router(name: str) -> bool:
     return ".router." in name
 
 
+def width_role(name: str) -> Literal["outer", "hidden", "router"]:
+    """What a matrix is to the maximal update parametrisation: "hidden" if both its sides grow with the width,
+    "router" if it maps features to experts, "outer" for embedding and head. `name`: with its tower or
+    without."""
+    if not name.startswith("blocks."):
+        return "outer"
+    return "router" if is_router(f"{name}.") else "hidden"
+
+
 def layers(model: ModelConfig) -> Iterator[Layer]:
     """All layers of the decoder that have weights."""
     d = model.d_model

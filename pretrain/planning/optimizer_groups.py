@@ -10,7 +10,8 @@ from pretrain.parameter_settings import settings_of, tower_of
 
 def describe_groups(config: RunConfig) -> str:
     """A row for each group: its parameters, its peak learning rate and its weight decay. A group is named
-    by tower, by whether weight decay acts on it, and by the optimizer.groups that match it."""
+    by tower, by whether weight decay acts on it, and by the optimizer.groups that match it; "+mup": its rate
+    follows the width."""
     optimizer = config.optimizer
     counts: dict[tuple[str, str, str], int] = {}
     for name, shape in logical_shapes(config.model).items():
@@ -22,4 +23,7 @@ def describe_groups(config: RunConfig) -> str:
         counts[row] = counts.get(row, 0) + math.prod(shape)
     rows = [["optimizer's groups", "parameters", "learning rate", "weight decay"]]
     rows += [[name, f"{count:,}", rate, decay] for (name, rate, decay), count in counts.items()]
-    return "\n".join(aligned(rows))
+    lines = aligned(rows)
+    if config.model.width_ratio != 1:
+        lines.append(f"mup: {config.model.width_ratio:g} times as wide as model.mup_base_width")
+    return "\n".join(lines)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG = "config.json"
-_TOWER = "text"
+_TOWER, _HEAD = "text", "lm_head.weight"
 _HEAD_DIM = {"llama": None, "qwen3": 128}
 """By model_type, head_dim if config.json has none; None: hidden_size / num_attention_heads."""
 _NAMES = {
@@ -154,7 +154,13 @@ def to_hugging_face(source: WeightSource) -> tuple[WeightSource, dict[str, Any]]
         for number, part in enumerate(joined):
             read = partial(_cut, source.tensors[name], joined, number, model.head_dim)
             theirs[part.name] = LazyTensor(part.shape, read)
+    if model.width_ratio != 1:  # transformers divides no logits, so the head is divided
+        theirs[_HEAD] = _divided(theirs[_HEAD], model.width_ratio)
     return replace(source, tensors=theirs), config_of(model)
+
+
+def _divided(tensor: LazyTensor, divisor: float) -> LazyTensor:
+    return LazyTensor(tensor.shape, lambda: tensor.read() / divisor)
 
 
 def config_of(model: ModelConfig) -> dict[str, Any]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _SAME = {
     "num_layers": "num_layers", "d_model": "d_model", "num_heads": "num_heads", "num_kv_heads": "kv_heads",
     "head_size": "head_dim", "ffn_hidden": "ffn_width", "norm_placement": "norm_placement",
-    "qk_norm": "qk_norm", "norm_eps": "norm_eps", "rope_theta": "rope_theta",
+    "qk_norm": "qk_norm", "norm_eps": "norm_eps", "rope_theta": "rope_theta", "mup_base_width": "base_width",
 }  # fmt: skip
 """Key of [model] -> attribute that must be equal in source and target, since it decides what weights mean."""
 

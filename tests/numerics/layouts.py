@@ -34,7 +34,7 @@ from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_
 
 Towers = Literal[
     "dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward", "top_k",
-    "depth_experts", "grouped",
+    "depth_experts", "grouped", "wide",
 ]  # fmt: skip
 TOWERS: tuple[Towers, ...] = ("dense", "mot")
 _TOKEN_CHOICE = {"num_experts": 3, "routing": "token_choice", "top_k": 2}
@@ -47,7 +47,7 @@ _EXPERTS: dict[str, dict[str, Any]] = {
         "text": {"num_experts": 2},
     },
 }
-_EXPERTS["grouped"] = _EXPERTS["auxiliary"]
+_EXPERTS["grouped"] = _EXPERTS["wide"] = _EXPERTS["auxiliary"]
 _OPTIMIZER: dict[str, dict[str, Any]] = {
     "grouped": {
         "groups": [
@@ -107,6 +107,8 @@ def model_config(towers: Towers) -> ModelConfig:
     modalities = DENSE if towers in ("dense", "moe", "pmod", "depth_feed_forward") else MOT
     table = _DEPTH.get(towers.removesuffix("_experts"))
     depth = depth_tables(("text", "image"), **table) if table else {}
+    if towers == "wide":
+        depth = {"mup_base_width": 8}
     return tiny_config(modalities, num_layers=3, z_loss=1e-3, experts=_EXPERTS.get(towers, {}), **depth)
 
 

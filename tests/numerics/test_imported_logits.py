@@ -134,13 +134,14 @@ def test_exported_again_it_is_the_same_model(tmp_path: Path, kind: str, dtype: D
         assert torch.equal(reference_logits(back.eval(), batch), reference_logits(reference, batch))
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize(("kind", "wider"), [("llama", 1), ("qwen3", 1), ("qwen3", 2)])
 def test_a_motley_model_exported_computes_the_same_in_transformers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, wider: int
 ) -> None:
-    """From a drawn model, so nothing of it was ever in their order."""
+    """From a drawn model, so nothing of it was ever in their order. `wider`: than its mup_base_width."""
     tiny_hugging_face(kind, tmp_path / "hf")
     model = open_hugging_face(tmp_path / "hf").model
+    model = model.model_copy(update={"mup_base_width": model.d_model // wider})
     drawn = Decoder(model, seed=4)
     with torch.no_grad():
         for name, parameter in drawn.named_parameters():

@@ -23,8 +23,9 @@ from tests.numerics.layouts import assert_equals_one_process, groups_of, model_c
     ids=str,
 )
 def test_ranks_equal_one_process(ranks: int, layout: dict[str, Any]) -> None:
-    """Losses and the norms of towers, in which frozen parameters have no part."""
-    assert_equals_one_process(ranks, layout, ("grouped",))
+    """Losses and the norms of towers, in which frozen parameters have no part; and a model that is twice as
+    wide as its base."""
+    assert_equals_one_process(ranks, layout, ("grouped", "wide"))
 
 
 def test_the_variant_freezes_and_its_rates_act() -> None:
