@@ -144,7 +144,9 @@ def _trained(w: Any, args: argparse.Namespace, steps: int = 1) -> Any:
     module.universal_checkpoint_info = {"universal_checkpoint_version": 0.2}  # the conversion needs it
     engine = ZeroEngine(
         module,
-        parameter_groups(module.named_parameters(), OptimizerConfig.model_validate({"learning_rate": 1e-3})),
+        parameter_groups(
+            module.named_parameters(), OptimizerConfig.model_validate({"learning_rate": 1e-3}), config
+        ),
         w,
         optimizer=adamw(beta1=0.9, beta2=0.95, eps=1e-8),
         max_grad_norm=1.0,
