@@ -3,7 +3,6 @@
 This module imports no torch.
 """
 
-import difflib
 import re
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import load_config
 from slurm.options import LEGAL, OWN_KEY
 
@@ -137,8 +137,7 @@ class Profile(_Frozen):
             if name in OWN_KEY:
                 raise ValueError(f'"{name}" is set by {OWN_KEY[name]}')
             if name not in LEGAL:
-                near = difflib.get_close_matches(name, LEGAL, n=1, cutoff=0.5)
-                hint = f'; did you mean "{near[0]}"?' if near else ";"
+                hint = did_you_mean(name, LEGAL, otherwise=";")
                 raise ValueError(f'"{name}" is no option of sbatch{hint} Legal: {", ".join(sorted(LEGAL))}')
             if value is False:
                 raise ValueError(f'"{name}" = false: leave it out')

@@ -1,6 +1,5 @@
 """Load a pydantic model from a TOML file and `key=value` overrides, with errors a person can act on."""
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from data_pipeline.files.json_text import MAX_DEPTH, check_depth, parse_json
+from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.os_errors import naming
 from data_pipeline.files.printable import printable
 
@@ -130,9 +130,9 @@ def _explain(model: type[BaseModel], problem: Any, table: str) -> str:
         if location[-1] in removed:
             return f"{field}: there is no such key any more: {removed[location[-1]]}; take the key out"
         legal = [] if here is None else list(here.model_fields)
-        near = difflib.get_close_matches(location[-1], legal, n=1, cutoff=0.5)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
-        return f"{field}: unknown key{hint} Legal here: {', '.join(sorted(legal))}"
+        return (
+            f"{field}: unknown key{did_you_mean(location[-1], legal)} Legal here: {', '.join(sorted(legal))}"
+        )
     message = printable(problem["msg"].removeprefix("Value error, "))
     if problem["type"] == "missing":
         return f"{field}: required, but missing"

@@ -10,7 +10,6 @@ picture_mpx = 20
 kind = "my_package.video_tokenizer"
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
+from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, validate
 from data_pipeline.shards.vocabulary import TEXT
 from data_pipeline.tokenize.limits import Limits
@@ -127,8 +127,7 @@ def _table(name: str, values: Mapping[str, Any], source: str) -> TokenizerTable:
     kind = values.get("kind", default_kind(name))
     if kind is None:
         legal = [*KINDS, LIMITS, *TokenizeSettings.model_fields]
-        near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
-        hint = f'; did you mean "{near[0]}"?' if near else "."
+        hint = did_you_mean(name, legal, otherwise=".")
         raise ConfigError(
             f"{source}: {name}: unknown key{hint} Legal here: {', '.join(sorted(legal))}, and the table of "
             "any other modality, whose kind is the dotted path of a module that defines TOKENIZER"

@@ -4,7 +4,6 @@ This module imports no torch.
 """
 
 import copy
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 
 from data_pipeline.files.atomic import write_json
 from data_pipeline.files.json_file import read_object
+from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, set_key, validate
 from pretrain.comparison.matched_flops import match_flops
 from pretrain.config import RunConfig, differences
@@ -211,8 +211,7 @@ def _resolve_run(
     values = copy.deepcopy(dict(base))
     for key, value in _leaves(config.arms[arm]):
         if not any(_covers(allowed, key) for allowed in config.vary):
-            near = difflib.get_close_matches(key, config.vary, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
+            hint = did_you_mean(key, config.vary, cutoff=0.6)
             raise ConfigError(
                 f'{source} sets "{key}", but `vary` = {list(config.vary)}{hint}; add it to `vary`, '
                 "or move it to the base so that all arms have it"
@@ -232,9 +231,7 @@ def _check_arms(plan: ComparisonPlan) -> None:
     known = _dotted_keys(baseline.model_dump(mode="json"))
     for key in plan.config.vary:
         if not any(_covers(key, k) or _covers(k, key) for k in known):
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
-            raise ConfigError(f'{plan.path}: vary: "{key}" is no key of a run{hint}')
+            raise ConfigError(f'{plan.path}: vary: "{key}" is no key of a run{did_you_mean(key, known)}')
     if baseline.data.heldout is None:
         raise ConfigError(
             f"{plan.path}: {plan.config.deciding_metric} decides, but data.heldout is missing in "
