@@ -1,4 +1,5 @@
-"""What the optimizer does with a parameter, from its logical name, shape and the config. Imports no torch."""
+"""This module tells the rate, decay and freezing of a parameter from its logical name, its shape and the
+config. It imports no torch."""
 
 import difflib
 import re
@@ -8,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from pretrain.models.config import ModelConfig
-from pretrain.models.logical_weights import is_router, logical_shapes, width_role
+from pretrain.models.logical_weights import is_decayed, logical_shapes, width_role
 
 if TYPE_CHECKING:
     from pretrain.config import OptimizerConfig
@@ -32,11 +33,6 @@ def tower_of(parameter_name: str) -> str:
     return parameter_name.rpartition(".")[2]
 
 
-def is_decayed(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether weight decay acts on a parameter: on matrices, but not on routers."""
-    return len(shape) > 1 and not is_router(name)
-
-
 def settings_of(
     name: str, shape: tuple[int, ...], optimizer: "OptimizerConfig", model: ModelConfig
 ) -> ParameterSettings | None:
@@ -50,11 +46,9 @@ def settings_of(
     values = {"lr_scale": 1.0, "weight_decay": optimizer.weight_decay, "frozen": False}
     if (own := optimizer.towers.get(tower)) is not None:
         values |= own.model_dump(exclude_none=True)
-    matching = [
-        (number, group) for number, group in enumerate(optimizer.groups) if fnmatchcase(name, group.match)
-    ]
-    for _, group in matching:
-        values |= group.model_dump(exclude_none=True, exclude={"match"})
+    matching = [number for number, group in enumerate(optimizer.groups) if fnmatchcase(name, group.match)]
+    for number in matching:
+        values |= optimizer.groups[number].model_dump(exclude_none=True, exclude={"match"})
     if values["frozen"]:
         return None
     decayed, ratio = is_decayed(name, shape), 1.0
@@ -62,9 +56,15 @@ def settings_of(
     if len(shape) > 1 and width_role(name) != "outer" and model.width_ratio != 1:
         kind, ratio = f"{kind}+mup", model.width_ratio
     if matching:
-        kind += "+" + ",".join(str(number) for number, _ in matching)
+        kind += "+" + ",".join(map(str, matching))
     decay = values["weight_decay"] * ratio if decayed else 0.0
     return ParameterSettings(tower, kind, lr_scale=values["lr_scale"] / ratio, weight_decay=decay)
+
+
+def tells_blocks_apart(optimizer: "OptimizerConfig") -> bool:
+    """Whether a pattern may match a parameter in one block and not in another. A pattern needs a digit, ? or
+    [ for that, since * takes any number."""
+    return any(re.search(r"[\d?[]", group.match) for group in optimizer.groups)
 
 
 def problems(optimizer: "OptimizerConfig", model: ModelConfig) -> Iterator[str]:

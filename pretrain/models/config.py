@@ -143,10 +143,10 @@ class ModelConfig(BaseModel):
 
     @property
     def width_ratio(self) -> float:
-        """How many times wider than the base model this one is. Matrices of blocks start 1 / sqrt(ratio) as
-        large and learn 1 / ratio as fast; routers of experts start and learn 1 / ratio as much; logits are
-        divided by the ratio. Attention keeps 1 / sqrt(head_dim), because a family of models grows by heads of
-        one size."""
+        """The ratio says how many times wider than the base model this one is. Matrices of blocks start
+        1 / sqrt(ratio) as large and learn 1 / ratio as fast; routers of experts start and learn 1 / ratio as
+        much; logits are divided by the ratio. Attention keeps 1 / sqrt(head_dim), because a family of models
+        grows by heads of one size."""
         return self.d_model / self.base_width
 
     @property
@@ -176,7 +176,7 @@ class ModelConfig(BaseModel):
         return tuple(self.tower_names.index(tower) for tower in self.towers.values())
 
     def experts_of(self, shard: str) -> ExpertsConfig | None:
-        """Of a feed-forward's weight shard; None: it is one feed-forward."""
+        """Return the experts of a feed-forward's weight shard, or None where it is one feed-forward."""
         return self.experts.get(self.tower_names[0] if shard == SHARED_TOWER else shard)
 
     def width_of(self, shard: str) -> int:
@@ -190,7 +190,8 @@ class ModelConfig(BaseModel):
         return {tower: self.width_of(tower) for tower in self.experts}
 
     def feed_forward_parameters(self, shard: str, *, active: bool = False) -> int:
-        """Of one layer, without its norm; `active`: those that a token meets on average."""
+        """Return the number of parameters of one layer's feed-forward, without its norm; with `active`, of
+        those that a token meets on average."""
         experts, one = self.experts_of(shard), 3 * self.d_model * self.width_of(shard)
         if experts is None:
             return one

@@ -1,4 +1,4 @@
-"""How weights are drawn: from (seed, layer name) alone.
+"""Weights are drawn from (seed, layer name) alone.
 
 So a layer starts the same whatever is built before it, on whatever pipeline stage, and all towers of a layer
 start as copies of one draw: a MoT model computes at step 0 what the dense model of the same seed computes,
@@ -37,7 +37,7 @@ class InitialWeights:
         return self._draw(name, self.std / self._wider(name))
 
     def residual(self, name: str) -> Callable[[Tensor], Tensor]:
-        """As `normal`, for a sublayer's last projection."""
+        """Fills a sublayer's last projection as `normal` does, with the smaller standard deviation."""
         return self._draw(name, self.std / sqrt(2 * self.num_layers) / self._wider(name))
 
     def _wider(self, name: str) -> float:

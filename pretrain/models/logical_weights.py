@@ -1,7 +1,8 @@
 """Names and shapes of a decoder's weights, as one process holds them. Imports no torch."""
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pretrain.models.config import SHARED_TOWER, ModelConfig, UntiedPart
@@ -21,7 +22,7 @@ class Layer:
     @property
     def cut(self) -> bool:
         """Whether tensor-parallel ranks hold parts of it; what each holds whole is not decayed either."""
-        return len(self.shape) > 1 and not is_router(self.stem)
+        return is_decayed(self.stem, self.shape)
 
     def names(self, model: ModelConfig) -> dict[str, str]:
         """Shard -> logical name."""
@@ -36,13 +37,23 @@ def is_router(name: str) -> bool:
     return ".router." in name
 
 
+def is_decayed(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether weight decay acts on a parameter: on matrices, but not on routers."""
+    return len(shape) > 1 and not is_router(name)
+
+
 def width_role(name: str) -> Literal["outer", "hidden", "router"]:
-    """What a matrix is to the maximal update parametrisation: "hidden" if both its sides grow with the width,
-    "router" if it maps features to experts, "outer" for embedding and head. `name`: with its tower or
-    without."""
+    """Return what a matrix is to the maximal update parametrisation: "hidden" if both its sides grow with the
+    width, "router" if it maps features to experts, "outer" for embedding and head. `name` may end with the
+    tower."""
     if not name.startswith("blocks."):
         return "outer"
     return "router" if is_router(f"{name}.") else "hidden"
+
+
+def in_block(layer: Layer, number: int) -> Layer:
+    """The layer as it stands in another block. A layer outside of blocks is itself."""
+    return replace(layer, stem=re.sub(r"^blocks\.\d+\.", f"blocks.{number}.", layer.stem))
 
 
 def layers(model: ModelConfig) -> Iterator[Layer]:

@@ -7,8 +7,8 @@ rank layouts and predict nothing. This module imports no torch.
 """
 
 import math
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 
 from parallel import engine_memory
 from parallel.engine_memory import MemoryUse, element_bytes
@@ -18,8 +18,8 @@ from pretrain.config import RunConfig
 from pretrain.models import depth_accounting
 from pretrain.models.accounting import TRAIN_FACTOR, sublayer_costs
 from pretrain.models.config import ModelConfig
-from pretrain.models.logical_weights import Layer, layers
-from pretrain.parameter_settings import settings_of
+from pretrain.models.logical_weights import Layer, in_block, layers
+from pretrain.parameter_settings import settings_of, tells_blocks_apart
 from pretrain.planning.activations import block_sublayers, hidden_bytes, last_sublayer, stage_activations
 
 CHUNK_TOKENS = 512
@@ -170,20 +170,26 @@ def weights(
     sizes of frozen ones by tower)."""
     trained: dict[str, list[int]] = {}
     frozen: dict[str, list[int]] = {}
-    for layer in _layers_of_stage(config.model, sublayers):
-        size = math.prod(layer.shape) // (tp if layer.cut else 1)
+
+    @cache
+    def groups_of(layer: Layer) -> list[list[int]]:
+        """The groups, one for each shard of the layer's weight."""
+        share, found = "cut" if layer.cut else "whole", []
         for shard, name in layer.names(config.model).items():
             own = settings_of(name, layer.shape, config.optimizer, config.model)
-            if own is None:
-                frozen.setdefault(f"{shard}/frozen", []).append(size)
-            else:
-                share = "cut" if layer.cut else "whole"
-                trained.setdefault(f"{shard}/{own.kind}/{share}", []).append(size)
+            groups, kind = (frozen, "frozen") if own is None else (trained, f"{own.kind}/{share}")
+            found.append(groups.setdefault(f"{shard}/{kind}", []))
+        return found
+
+    for layer in _layers_of_stage(config.model, sublayers, numbered=tells_blocks_apart(config.optimizer)):
+        for sizes in groups_of(layer):
+            sizes.append(math.prod(layer.shape) // (tp if layer.cut else 1))
     return trained, frozen
 
 
-def _layers_of_stage(model: ModelConfig, sublayers: range) -> list[Layer]:
-    """The layers with weights of a stage's sublayers, in the order of the decoder."""
+def _layers_of_stage(model: ModelConfig, sublayers: range, *, numbered: bool) -> list[Layer]:
+    """The layers with weights of a stage's sublayers, in the order of the decoder; unless `numbered`, all
+    under the name of the first block."""
     embedding, *block, final_norm, head = layers(model.model_copy(update={"num_layers": 1, "depth": {}}))
     halves = tuple(
         [layer for layer in block if layer.stem.startswith(f"blocks.0.{kind}")]
@@ -191,13 +197,13 @@ def _layers_of_stage(model: ModelConfig, sublayers: range) -> list[Layer]:
     )
     on_stage = [embedding] if 0 in sublayers else []
     for number in block_sublayers(model, sublayers):
-        at = f"blocks.{(number - 1) // 2}."
+        half = halves[number % 2]
         if number % 2:  # blocks with depth routers are whole
-            on_stage += [
-                Layer(f"{at}depth.{m}.weight", "depth", (model.d_model,), (model.towers[m],))
+            half = [
+                Layer(f"blocks.0.depth.{m}.weight", "depth", (model.d_model,), (model.towers[m],))
                 for m in model.depth_ratios(number // 2)
-            ]
-        on_stage += [replace(layer, stem=at + layer.stem[len("blocks.0.") :]) for layer in halves[number % 2]]
+            ] + half
+        on_stage += [in_block(layer, (number - 1) // 2) for layer in half] if numbered else half
     return on_stage + ([final_norm, head] if last_sublayer(model) in sublayers else [])
 
 

@@ -1,11 +1,12 @@
-"""The groups of parameters that the optimizer treats alike, as a table for a person. Imports no torch."""
+"""A table shows a person which parameters the optimizer treats alike. This module imports no torch."""
 
 import math
+from collections import Counter
 
 from pretrain.config import RunConfig
 from pretrain.models.accounting import aligned
-from pretrain.models.logical_weights import logical_shapes
-from pretrain.parameter_settings import settings_of, tower_of
+from pretrain.models.logical_weights import in_block, layers
+from pretrain.parameter_settings import settings_of, tells_blocks_apart, tower_of
 
 
 def describe_groups(config: RunConfig) -> str:
@@ -14,13 +15,16 @@ def describe_groups(config: RunConfig) -> str:
     follows the width."""
     optimizer = config.optimizer
     counts: dict[tuple[str, str, str], int] = {}
-    for name, shape in logical_shapes(config.model).items():
-        own = settings_of(name, shape, optimizer, config.model)
-        row = (f"{tower_of(name)}/frozen", "-", "-")
-        if own is not None:
-            rate = optimizer.learning_rate * own.lr_scale
-            row = (f"{own.tower}/{own.kind}", f"{rate:.4g}", f"{own.weight_decay:g}")
-        counts[row] = counts.get(row, 0) + math.prod(shape)
+    apart = tells_blocks_apart(optimizer)  # otherwise a block's layers count as those of the first
+    alike = Counter(layer if apart else in_block(layer, 0) for layer in layers(config.model))
+    for layer, number in alike.items():
+        for name in layer.names(config.model).values():
+            own = settings_of(name, layer.shape, optimizer, config.model)
+            row = (f"{tower_of(name)}/frozen", "-", "-")
+            if own is not None:
+                rate = optimizer.learning_rate * own.lr_scale
+                row = (f"{own.tower}/{own.kind}", f"{rate:.4g}", f"{own.weight_decay:g}")
+            counts[row] = counts.get(row, 0) + number * math.prod(layer.shape)
     rows = [["optimizer's groups", "parameters", "learning rate", "weight decay"]]
     rows += [[name, f"{count:,}", rate, decay] for (name, rate, decay), count in counts.items()]
     lines = aligned(rows)

@@ -1,4 +1,5 @@
-"""What must fit together before a run starts: config, layout, data and initial weights. Imports no torch."""
+"""Config, layout, data and initial weights are checked against each other before a run starts. This module
+imports no torch."""
 
 from collections.abc import Sequence
 from itertools import combinations

@@ -155,12 +155,9 @@ def to_hugging_face(source: WeightSource) -> tuple[WeightSource, dict[str, Any]]
             read = partial(_cut, source.tensors[name], joined, number, model.head_dim)
             theirs[part.name] = LazyTensor(part.shape, read)
     if model.width_ratio != 1:  # transformers divides no logits, so the head is divided
-        theirs[_HEAD] = _divided(theirs[_HEAD], model.width_ratio)
+        head = theirs[_HEAD]
+        theirs[_HEAD] = LazyTensor(head.shape, lambda: head.read() / model.width_ratio)
     return replace(source, tensors=theirs), config_of(model)
-
-
-def _divided(tensor: LazyTensor, divisor: float) -> LazyTensor:
-    return LazyTensor(tensor.shape, lambda: tensor.read() / divisor)
 
 
 def config_of(model: ModelConfig) -> dict[str, Any]:

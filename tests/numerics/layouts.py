@@ -107,9 +107,11 @@ def model_config(towers: Towers) -> ModelConfig:
     modalities = DENSE if towers in ("dense", "moe", "pmod", "depth_feed_forward") else MOT
     table = _DEPTH.get(towers.removesuffix("_experts"))
     depth = depth_tables(("text", "image"), **table) if table else {}
-    if towers == "wide":
-        depth = {"mup_base_width": 8}
-    return tiny_config(modalities, num_layers=3, z_loss=1e-3, experts=_EXPERTS.get(towers, {}), **depth)
+    base_width = 8 if towers == "wide" else None
+    experts = _EXPERTS.get(towers, {})
+    return tiny_config(
+        modalities, num_layers=3, z_loss=1e-3, experts=experts, mup_base_width=base_width, **depth
+    )
 
 
 def micro_batches(config: ModelConfig, step: int, dtype: torch.dtype = torch.float32) -> list[ModelInputs]:

@@ -28,3 +28,20 @@ def test_every_parameter_is_counted_once() -> None:
     assert rows["shared/frozen"] == [f"{embedding:,}", "-", "-"]
     assert rows["image/decay+1"] == [f"{qkv:,}", "0.001", "0"]
     assert rows["text/decay"][1:] == ["0.002", "0.1"]
+
+
+def test_layers_that_no_pattern_tells_apart_are_counted_together() -> None:
+    """The same pattern written with a bracket, which might tell blocks apart, goes through all of them."""
+    short, whole = (
+        describe_groups(
+            run_config().model_copy(
+                update={
+                    "optimizer": OptimizerConfig.model_validate(
+                        {"learning_rate": 0.002, "groups": [{"match": pattern, "lr_scale": 3.0}]}
+                    )
+                }
+            )
+        )
+        for pattern in ("*.qkv.*", "*[.]qkv.*")
+    )
+    assert short == whole and "+0" in short
