@@ -8,11 +8,13 @@ from parallel.optimizer import OptimizerSpec
 if TYPE_CHECKING:
     import torch
 
+    from parallel.world import World
+
 
 def adamw(*, beta1: float, beta2: float, eps: float) -> OptimizerSpec:
     """AdamW whose groups share these numbers; learning rate and weight decay are each group's own."""
 
-    def build(groups: Sequence[Mapping[str, Any]]) -> "torch.optim.Optimizer":
+    def build(groups: Sequence[Mapping[str, Any]], world: "World | None" = None) -> "torch.optim.Optimizer":
         from torch.optim import AdamW
 
         return AdamW([dict(group) for group in groups], betas=(beta1, beta2), eps=eps, fused=True)
@@ -20,7 +22,7 @@ def adamw(*, beta1: float, beta2: float, eps: float) -> OptimizerSpec:
     return OptimizerSpec("adamw", ("exp_avg", "exp_avg_sq"), ("step",), build, _new_state)
 
 
-def _new_state(parameter: "torch.Tensor") -> "dict[str, torch.Tensor]":
+def _new_state(parameter: "torch.Tensor", group: Mapping[str, Any]) -> "dict[str, torch.Tensor]":
     import torch
 
     return {

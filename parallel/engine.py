@@ -39,6 +39,9 @@ class ParameterGroup(TypedDict):
     lr_scale: float
     """Times the learning rate of the step."""
     weight_decay: float
+    pieces: NotRequired[list[tuple[int, ...]]]
+    """Of matrices that an optimizer orthogonalises: for each parameter the numbers of rows of the whole
+    matrix that it takes together. Groups of other parameters have none."""
     lr: NotRequired[float]
     """Set by the engine before every step."""
 

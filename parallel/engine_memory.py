@@ -121,6 +121,21 @@ def update_copy(
     return _FP32 * most
 
 
+def matrix_copies(groups: Groups, *, dp: int, tp: int, zero_stage: ZeroStage) -> int:
+    """Upper bound on the bytes that Muon's update makes of one group at a time (parallel/muon_steps.py).
+
+    They are the update of a partition in fp32 and in bf16, the matrices on borders of partitions in bf16, and
+    six copies in bf16 of the largest parameter, over tensor-parallel ranks.
+    """
+    most = 0
+    for sizes in groups.values():
+        largest = max(sizes)
+        partition = largest if zero_stage == 0 else _flat(sizes, dp) // dp
+        border = min(sum(sizes), (dp - 1) * largest) if zero_stage else 0
+        most = max(most, (_FP32 + 2) * partition + 2 * border + 6 * 2 * tp * largest)
+    return most
+
+
 def buffers(groups: Groups, *, dp: int, zero_stage: ZeroStage, precision: Precision) -> int:
     """Upper bound on the bytes of communication buffers, which live only within a step.
 

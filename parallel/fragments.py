@@ -74,7 +74,7 @@ def local_fragments(
         count = held.view.numel()
         # (Looking a state up in torch's defaultdict would make one.)
         state = states[held.master] if held.master is not None and held.master in states else {}
-        kinds = optimizer.states if state else ()
+        kinds = [kind for kind in (*optimizer.states, *optimizer.matrix_states) if kind in state]
         values = {kind: state[kind].view(-1).narrow(0, held.offset, count) for kind in kinds}
         copies = 1 if logical.dim is not None else world.tp_size
         fragments.append(
@@ -119,13 +119,13 @@ def load_fragments(
     """
     zero = deepspeed_engine.optimizer
     states = deepspeed_engine.basic_optimizer.state
-    for master in _masters(deepspeed_engine):
+    for master, group in _masters(deepspeed_engine):
         if counters is None:
             states.pop(master, None)
             continue
         state = states[master]
         if not state:
-            state.update(optimizer.new_state(master))
+            state.update(optimizer.new_state(master, group))
         for name in optimizer.counters:
             state[name].fill_(counters[name])
     with torch.no_grad():
@@ -139,14 +139,15 @@ def load_fragments(
         zero.checkpoint_event_epilogue()  # makes those whole again that it keeps so
 
 
-def _masters(deepspeed_engine: Any) -> Iterator[Tensor]:
-    """The tensors that the optimizer updates. Stage 3 puts them into its groups only while it steps."""
+def _masters(deepspeed_engine: Any) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
+    """The tensors that the optimizer updates, with their groups; without under stage 3, which puts them into
+    its groups only while it steps."""
     flat = getattr(deepspeed_engine.optimizer, "fp32_partitioned_groups_flat", None)
     if flat is not None:
-        yield from flat
+        yield from ((master, {}) for master in flat)
     else:
         for group in deepspeed_engine.basic_optimizer.param_groups:
-            yield from group["params"]
+            yield from ((master, group) for master in group["params"])
 
 
 def _held(deepspeed_engine: Any, parameter: Any, index: int, world: World) -> _Held | None:

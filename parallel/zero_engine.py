@@ -60,7 +60,7 @@ class ZeroEngine:
             persistent_elements=persistent_elements,
         )
         self.torch_optimizer = optimizer.build(
-            [dict(group, lr=0.0) for group in (*groups, *self._absent_groups(groups))]
+            [dict(group, lr=0.0) for group in (*groups, *self._absent_groups(groups))], world
         )
         self.gradient_norm = GradientNorm(groups, world, zero_stage=zero_stage, max_grad_norm=max_grad_norm)
         self.torch_optimizer.register_step_pre_hook(self.gradient_norm.before_update)

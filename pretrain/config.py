@@ -18,6 +18,7 @@ from data_pipeline.files.printable import hidden_characters
 from data_pipeline.files.toml_config import ConfigError, load_config
 from parallel.adamw import adamw
 from parallel.layout import ParallelConfig, Precision, check_layout
+from parallel.muon import MuonSettings, muon
 from parallel.optimizer import OptimizerSpec
 from pretrain import parameter_settings
 from pretrain.models.config import SHARED_TOWER, ModelConfig
@@ -111,11 +112,33 @@ class ParameterGroupConfig(_Frozen):
         return self
 
 
+class MuonConfig(_Frozen):
+    """Settings of Muon for the matrices of blocks: attention and feed-forward of towers and experts."""
+
+    learning_rate: float | None = Field(None, gt=0)
+    """None: optimizer.learning_rate."""
+    weight_decay: float | None = Field(None, ge=0)
+    """None: optimizer.weight_decay."""
+    momentum: float = Field(0.95, ge=0, lt=1)
+    nesterov: bool = True
+    ns_steps: int = Field(5, ge=1, lt=100)
+    """Iterations of Newton-Schulz."""
+    eps: float = Field(1e-7, gt=0)
+    adjust_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """Factor on the rate of an [m, n] matrix. match_rms_adamw: 0.2 sqrt(max(m, n)), so that rates tuned for
+    AdamW carry over (arXiv 2502.16982). original: sqrt(max(1, m / n)), for rates such as 0.02."""
+    qkv: Literal["parts", "heads", "fused"] = "parts"
+    """What is orthogonalised by itself: queries, keys and values; every head of them; or all as one matrix.
+    Gate and up are always apart."""
+
+
 class OptimizerConfig(_Frozen):
-    """Settings of AdamW. Weights of norms are never decayed."""
+    """Settings of AdamW, which Muon may relieve of matrices. Weights of norms are never decayed."""
 
     renamed: ClassVar[dict[str, str]] = {"clip_norm": "max_grad_norm"}
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of blocks, and AdamW for embedding, head, norms, biases and routers."""
     learning_rate: float = Field(gt=0)
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
@@ -127,11 +150,25 @@ class OptimizerConfig(_Frozen):
     """Settings by tower; "shared" names embedding, head and tied parts."""
     groups: tuple[ParameterGroupConfig, ...] = ()
     """Settings by name. The last table that matches a parameter wins over earlier ones and over `towers`."""
+    muon: MuonConfig = MuonConfig.model_validate({})
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimizerConfig":
+        if self.kind != "muon" and self.muon != MuonConfig.model_validate({}):
+            raise ValueError(f'muon is set, but kind = "{self.kind}"; set kind = "muon", or leave muon out')
+        return self
+
+    def takes(self, zero_stage: int) -> bool:
+        """Whether the optimizer works on parameters as the ZeRO stage holds them."""
+        return self.kind == "adamw" or zero_stage < 3
 
     @property
     def spec(self) -> OptimizerSpec:
         """The optimizer as engines, checkpoints and plans know it."""
-        return adamw(beta1=self.beta1, beta2=self.beta2, eps=self.eps)
+        if self.kind == "adamw":
+            return adamw(beta1=self.beta1, beta2=self.beta2, eps=self.eps)
+        shared = self.muon.model_dump(include=set(MuonSettings.__dataclass_fields__))
+        return muon(MuonSettings(**shared), beta1=self.beta1, beta2=self.beta2, eps=self.eps)
 
 
 class EveryStepsConfig(_Frozen):
@@ -234,6 +271,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def check_run_layout(config: RunConfig, world_size: int) -> None:
     """Raise ConfigError, with all problems at once, if the layout is not legal on `world_size` ranks."""
+    if not config.optimizer.takes(config.parallel.zero_stage):
+        raise ConfigError(
+            'optimizer.kind = "muon" with parallel.zero_stage = 3: stage 3 cuts every matrix over all ranks, '
+            "so each step would gather every update; set parallel.zero_stage = 0, 1 or 2"
+        )
     try:
         check_layout(
             config.parallel,

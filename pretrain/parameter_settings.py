@@ -2,6 +2,7 @@
 config. It imports no torch."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ class ParameterSettings:
 
     tower: str
     kind: str
-    """ "decay" or "no_decay"; "+mup" where the rate follows the width; "+" and the numbers of the
-    optimizer.groups that match."""
+    """ "decay" or "no_decay"; "+muon" for Muon's matrices; "+mup" where the rate follows the width; "+" and
+    the numbers of the optimizer.groups that match."""
     lr_scale: float
     """Factor on the learning rate of the step."""
     weight_decay: float
+    pieces: tuple[int, ...] | None = None
+    """Rows of a matrix that Muon orthogonalises together; None: AdamW updates the parameter."""
 
 
 def tower_of(parameter_name: str) -> str:
@@ -43,7 +46,10 @@ def settings_of(
     weight decay is multiplied by it, because AdamW multiplies decay by the rate.
     """
     tower = tower_of(name)
+    pieces = _pieces(name, shape, optimizer, model) if optimizer.kind == "muon" else None
     values = {"lr_scale": 1.0, "weight_decay": optimizer.weight_decay, "frozen": False}
+    if pieces is not None and optimizer.muon.weight_decay is not None:
+        values["weight_decay"] = optimizer.muon.weight_decay
     if (own := optimizer.towers.get(tower)) is not None:
         values |= own.model_dump(exclude_none=True)
     matching = [number for number, group in enumerate(optimizer.groups) if fnmatchcase(name, group.match)]
@@ -51,14 +57,49 @@ def settings_of(
         values |= optimizer.groups[number].model_dump(exclude_none=True, exclude={"match"})
     if values["frozen"]:
         return None
-    decayed, ratio = is_decayed(name, shape), 1.0
-    kind = "decay" if decayed else "no_decay"
-    if len(shape) > 1 and width_role(name) != "outer" and model.width_ratio != 1:
-        kind, ratio = f"{kind}+mup", model.width_ratio
+    decayed = is_decayed(name, shape)
+    tags, scale = ["decay" if decayed else "no_decay"], values["lr_scale"]
+    if pieces is not None:
+        tags.append("muon")
+        scale *= (optimizer.muon.learning_rate or optimizer.learning_rate) / optimizer.learning_rate
+    ratio = _rate_divisor(name, shape, optimizer, model)
+    if ratio != 1:
+        tags.append("mup")
     if matching:
-        kind += "+" + ",".join(map(str, matching))
+        tags.append(",".join(map(str, matching)))
     decay = values["weight_decay"] * ratio if decayed else 0.0
-    return ParameterSettings(tower, kind, lr_scale=values["lr_scale"] / ratio, weight_decay=decay)
+    return ParameterSettings(tower, "+".join(tags), scale / ratio, decay, pieces)
+
+
+def _pieces(
+    name: str, shape: tuple[int, ...], optimizer: "OptimizerConfig", model: ModelConfig
+) -> tuple[int, ...] | None:
+    """The rows of a matrix of a block that Muon orthogonalises together; None for other parameters."""
+    if len(shape) < 2 or width_role(name) != "hidden":
+        return None
+    rows = shape[-2]
+    if ".gate_up." in name:
+        return (rows // 2, rows // 2)
+    if ".qkv." in name and optimizer.muon.qkv != "fused":
+        heads = (model.num_heads, model.kv_heads, model.kv_heads)
+        if optimizer.muon.qkv == "heads":
+            return (model.head_dim,) * sum(heads)
+        return tuple(count * model.head_dim for count in heads)
+    return (rows,)
+
+
+def _rate_divisor(
+    name: str, shape: tuple[int, ...], optimizer: "OptimizerConfig", model: ModelConfig
+) -> float:
+    """The number that a parameter's rate is divided by for the width of the model. Muon's "original" factor
+    gives an update whose spectral norm suits every width (arXiv 2310.17813), match_rms_adamw one that is
+    sqrt(width) larger."""
+    role = width_role(name) if len(shape) > 1 else "outer"
+    if role == "outer":
+        return 1.0
+    if role == "hidden" and optimizer.kind == "muon":
+        return 1.0 if optimizer.muon.adjust_lr == "original" else math.sqrt(model.width_ratio)
+    return model.width_ratio
 
 
 def tells_blocks_apart(optimizer: "OptimizerConfig") -> bool:

@@ -8,7 +8,7 @@ rank layouts and predict nothing. This module imports no torch.
 
 import math
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 
 from parallel import engine_memory
 from parallel.engine_memory import MemoryUse, element_bytes
@@ -154,6 +154,7 @@ def ranked(config: RunConfig, gpus: int, memory_bytes: float | None = None) -> l
             precision=config.precision,
             like=config.parallel,
         )
+        if config.optimizer.takes(layout.zero_stage)
     ]
 
     def key(layout_plan: LayoutPlan) -> tuple[bool, float, int]:
@@ -221,11 +222,18 @@ def _stage(
     shares = depth_accounting.run_shares(config.model)
     zero = {"dp": dp, "zero_stage": layout.zero_stage, "precision": config.precision}
     towers: dict[str, MemoryUse] = {}
-    trained_cost = partial(engine_memory.group_memory, state_bytes=config.optimizer.spec.state_bytes)
-    for groups, cost in ((trained, trained_cost), (frozen, engine_memory.frozen_memory)):
-        for name, sizes in groups.items():
-            shard = name.partition("/")[0]
-            towers[shard] = towers.get(shard, MemoryUse()) + cost(sizes, **zero)
+    spec = config.optimizer.spec
+    for name, sizes in trained.items():
+        shard, kind, _ = name.split("/")
+        state_bytes = spec.state_bytes(matrices="+muon" in kind)
+        memory = engine_memory.group_memory(sizes, state_bytes=state_bytes, **zero)
+        towers[shard] = towers.get(shard, MemoryUse()) + memory
+    for name, sizes in frozen.items():
+        shard = name.partition("/")[0]
+        towers[shard] = towers.get(shard, MemoryUse()) + engine_memory.frozen_memory(sizes, **zero)
+    buffers = engine_memory.buffers(trained, **zero) + engine_memory.update_copy(trained, **zero)
+    matrices = {name: sizes for name, sizes in trained.items() if "+muon" in name.split("/")[1]}
+    buffers += engine_memory.matrix_copies(matrices, dp=dp, tp=layout.tp, zero_stage=layout.zero_stage)
     return StagePlan(
         sublayers=sublayers,
         flops=flops,
@@ -233,7 +241,7 @@ def _stage(
         activations=stage_activations(config, layout, sublayers, in_flight, dict.fromkeys(shares, 1.0)),
         activations_after_warm_up=stage_activations(config, layout, sublayers, in_flight, shares),
         workspace=_workspace(config, layout, last=last_sublayer(config.model) in sublayers),
-        buffers=engine_memory.buffers(trained, **zero) + engine_memory.update_copy(trained, **zero),
+        buffers=buffers,
     )
 
 

@@ -11,8 +11,8 @@ from pretrain.parameter_settings import settings_of, tells_blocks_apart, tower_o
 
 def describe_groups(config: RunConfig) -> str:
     """A row for each group: its parameters, its peak learning rate and its weight decay. A group is named
-    by tower, by whether weight decay acts on it, and by the optimizer.groups that match it; "+mup": its rate
-    follows the width."""
+    by tower, by whether weight decay acts on it, and by the optimizer.groups that match it; "+muon":
+    Muon's matrices; "+mup": its rate follows the width."""
     optimizer = config.optimizer
     counts: dict[tuple[str, str, str], int] = {}
     apart = tells_blocks_apart(optimizer)  # otherwise a block's layers count as those of the first

@@ -40,6 +40,8 @@ def parameter_groups(
             ),
         )
         group["params"].append(parameter)
+        if own.pieces is not None:
+            group.setdefault("pieces", []).append(own.pieces)
     return list(groups.values())
 
 

@@ -16,6 +16,7 @@ import torch
 from parallel import world
 from parallel.engine import ParameterGroup, StepResult
 from parallel.layout import ParallelConfig
+from parallel.optimizer import OptimizerSpec
 from parallel.partition import partition
 from parallel.pipeline_engine import PipelineEngine
 from parallel.testing import run_on_ranks
@@ -29,12 +30,12 @@ from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
 from pretrain.train.optimizer import parameter_groups
 from tests.numerics.choice_margin import LEAST_MARGIN, choice_margin
-from tests.numerics.plain_loop import MAX_GRAD_NORM, OPTIMIZER, assert_same, deviation, plain_steps
+from tests.numerics.plain_loop import EPS, MAX_GRAD_NORM, OPTIMIZER, assert_same, deviation, plain_steps
 from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_batch, tiny_config
 
 Towers = Literal[
     "dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward", "top_k",
-    "depth_experts", "grouped", "wide",
+    "depth_experts", "grouped", "wide", "muon",
 ]  # fmt: skip
 TOWERS: tuple[Towers, ...] = ("dense", "mot")
 _TOKEN_CHOICE = {"num_experts": 3, "routing": "token_choice", "top_k": 2}
@@ -48,6 +49,7 @@ _EXPERTS: dict[str, dict[str, Any]] = {
     },
 }
 _EXPERTS["grouped"] = _EXPERTS["wide"] = _EXPERTS["auxiliary"]
+_EXPERTS["muon"] = _EXPERTS["auxiliary"]
 _OPTIMIZER: dict[str, dict[str, Any]] = {
     "grouped": {
         "groups": [
@@ -58,9 +60,10 @@ _OPTIMIZER: dict[str, dict[str, Any]] = {
             {"match": "*norm.weight.text", "frozen": True},
             {"match": "blocks.0.*.down.*", "frozen": True},
         ]
-    }
+    },
+    "muon": {"kind": "muon", "muon": {"qkv": "heads", "weight_decay": 0.2}},
 }
-"""Settings of AdamW beside learning rate and weight decay, where a variant has its own."""
+"""Settings of the optimizer beside learning rate and weight decay, where a variant has its own."""
 _DEPTH: dict[str, dict[str, Any]] = {
     "depth": {"schedule": "constant", "mean_ratio": 0.5, "rule": "threshold"},
     "pmod": {
@@ -134,9 +137,16 @@ def micro_batches(config: ModelConfig, step: int, dtype: torch.dtype = torch.flo
 
 
 def groups_of(module: Pretraining, towers: Towers = "mot") -> list[ParameterGroup]:
-    values = {"learning_rate": 1.0, "weight_decay": 0.1, **_OPTIMIZER.get(towers, {})}
-    optimizer = OptimizerConfig.model_validate(values)
-    return parameter_groups(module.named_parameters(), optimizer, module.decoder.config)
+    return parameter_groups(module.named_parameters(), optimizer_config(towers), module.decoder.config)
+
+
+def optimizer_config(towers: Towers) -> OptimizerConfig:
+    values = {"learning_rate": 1.0, "weight_decay": 0.1, "eps": EPS, **_OPTIMIZER.get(towers, {})}
+    return OptimizerConfig.model_validate(values)
+
+
+def optimizer_of(towers: Towers) -> OptimizerSpec:
+    return optimizer_config(towers).spec if towers == "muon" else OPTIMIZER
 
 
 def engine_of(w: world.World, towers: Towers, layout: ParallelConfig, **options: Any) -> ZeroEngine:
@@ -155,7 +165,7 @@ def engine_of(w: world.World, towers: Towers, layout: ParallelConfig, **options:
         module,
         groups_of(module, towers),
         w,
-        optimizer=OPTIMIZER,
+        optimizer=optimizer_of(towers),
         max_grad_norm=MAX_GRAD_NORM,
         learning_rate_at=learning_rate_at,
         zero_stage=layout.zero_stage,
@@ -216,8 +226,9 @@ def one_process(towers: Towers, dtype: torch.dtype) -> list[StepResult]:
     config = model_config(towers)
     module = Pretraining(Decoder(config, seed=5)).to(dtype)
     batches = lambda step: micro_batches(config, step, dtype)  # noqa: E731
+    build = {"build": optimizer_of(towers).build} if towers == "muon" else {}
     with choice_margin(module) as margin:
-        results = plain_steps(module, groups_of(module, towers), batches, STEPS, learning_rate_at)
+        results = plain_steps(module, groups_of(module, towers), batches, STEPS, learning_rate_at, **build)
     assert margin.least > LEAST_MARGIN, f"a choice of {towers} is so close that rounding may turn it"
     return results
 

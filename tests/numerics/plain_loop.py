@@ -9,11 +9,11 @@ import torch
 from parallel.adamw import adamw
 from parallel.engine import ParameterGroup, StepResult
 
-_BETA1, _BETA2, _EPS = 0.9, 0.95, 1e-4
+_BETA1, _BETA2, EPS = 0.9, 0.95, 1e-4
 """eps is well above what rounding makes of a gradient that is 0. At 1e-8 Adam moves such weights by the whole
 learning rate, one way or the other: tensor-parallel ranks then came 2.6e-4 from one process in the norm of a
 tower (MKL's COMPATIBLE path), and come 4e-6 from it with this eps."""
-OPTIMIZER = adamw(beta1=_BETA1, beta2=_BETA2, eps=_EPS)
+OPTIMIZER = adamw(beta1=_BETA1, beta2=_BETA2, eps=EPS)
 MAX_GRAD_NORM = 0.5
 
 
@@ -25,7 +25,7 @@ def learning_rate_at(step: int) -> float:
 
 def _adamw(groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
     """Not fused, unlike the engine's."""
-    return torch.optim.AdamW([dict(group) for group in groups], betas=(_BETA1, _BETA2), eps=_EPS)
+    return torch.optim.AdamW([dict(group) for group in groups], betas=(_BETA1, _BETA2), eps=EPS)
 
 
 def plain_steps(
@@ -34,7 +34,7 @@ def plain_steps(
     micro_batches_of: Callable[[int], Sequence[Any]],
     num_steps: int,
     learning_rate_at: Callable[[int], float] = learning_rate_at,
-    build: Callable[[Sequence[Mapping[str, Any]]], torch.optim.Optimizer] = _adamw,
+    build: Callable[..., torch.optim.Optimizer] = _adamw,
 ) -> list[StepResult]:
     """What an engine with the optimizer of `build` must return for the same steps, whatever its ranks."""
     optimizer = build([dict(group, lr=0.0) for group in groups])

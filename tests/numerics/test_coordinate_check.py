@@ -4,8 +4,10 @@ The coordinate check of arXiv 2203.03466, appendix D.1: the same few steps at wi
 of every activation since the first step.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 
 from pretrain.config import OptimizerConfig
@@ -77,8 +79,10 @@ def _changes(width: int, base: int | None, **optimizer_keys: Any) -> dict[str, f
     return {name: float((x - before[name]).abs().mean()) for name, x in _activations(module, inputs).items()}
 
 
-def _growth(base: int | None, **optimizer_keys: Any) -> dict[str, list[float]]:
-    changes = [_changes(width, base, **optimizer_keys) for width in WIDTHS]
+def _growth(
+    base: int | None, widths: Sequence[int] = WIDTHS, **optimizer_keys: Any
+) -> dict[str, list[float]]:
+    changes = [_changes(width, base, **optimizer_keys) for width in widths]
     return {name: [change[name] / changes[0][name] for change in changes] for name in changes[0]}
 
 
@@ -87,6 +91,15 @@ def test_changes_are_flat_with_a_base_width() -> None:
     to 0.46 at 8 times the width: the part of their changes that comes from their own initial values vanishes
     as 1 / sqrt(ratio)."""
     for name, growth in _growth(WIDTHS[0]).items():
+        lowest = 0.3 if name == "logits" or name.endswith("router") else 0.7
+        assert all(lowest <= of_width <= 1.3 for of_width in growth), (name, growth)
+
+
+@pytest.mark.parametrize(("adjust_lr", "rate"), [("original", 0.02), ("match_rms_adamw", 8e-3)])
+def test_changes_by_muon_are_flat_too(adjust_lr: str, rate: float) -> None:
+    """Changes of sublayers are 0.96 to 1.05 times those at the base width, also at 8 times the width."""
+    muon = {"adjust_lr": adjust_lr, "learning_rate": rate}
+    for name, growth in _growth(WIDTHS[0], (64, 256), kind="muon", muon=muon).items():
         lowest = 0.3 if name == "logits" or name.endswith("router") else 0.7
         assert all(lowest <= of_width <= 1.3 for of_width in growth), (name, growth)
 

@@ -11,9 +11,9 @@ def test_new_states_are_shaped_and_typed_as_torch_makes_them() -> None:
     optimizer = spec.build([{"params": [parameter], "lr": 1e-3, "weight_decay": 0.0}])
     parameter.grad = torch.full_like(parameter, 2.0)
     optimizer.step()
-    made, ours = optimizer.state[parameter], spec.new_state(parameter)
+    made, ours = optimizer.state[parameter], spec.new_state(parameter, {})
     assert ours.keys() == made.keys() == {*spec.states, *spec.counters}
     for name, value in ours.items():
         assert (value.shape, value.dtype) == (made[name].shape, made[name].dtype) and not value.any()
     assert made["exp_avg"].allclose(torch.full((3, 2), 0.2))  # (1 - beta1) times the gradient
-    assert spec.state_bytes == 8
+    assert spec.state_bytes() == 8

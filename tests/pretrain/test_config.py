@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError, validate
-from pretrain.config import RunConfig, differences, load
+from pretrain.config import RunConfig, check_run_layout, differences, load
 
 VALUES = {
     "name": "tiny",
@@ -50,6 +50,7 @@ def _groups(*tables: dict[str, object]) -> dict[str, object]:
         (_groups({"match": "blocks.*.qkv.text", "lr_scale": 2}), r"blocks\.\*\.attention\.qkv\.weight\.text"),
         (_groups({"match": "blocks.9.*", "lr_scale": 2}), r"groups\[0\].match = .* matches no parameter"),
         (_groups({"match": "*norm*", "weight_decay": 0.1}), "routers alone, which are never decayed"),
+        ({"optimizer": {"learning_rate": 1e-3, "muon": {"qkv": "heads"}}}, 'but kind = "adamw"; set kind ='),
         (_groups({"match": "head.*"}), '"head.*" sets nothing; add lr_scale, weight_decay or frozen'),
         ({"data": {"train": []}}, "data.train"),
         ({"precision": "fp16"}, "'fp32' or 'bf16'"),
@@ -59,6 +60,14 @@ def _groups(*tables: dict[str, object]) -> dict[str, object]:
 def test_mistakes_are_named_with_what_is_legal(changes: dict, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         run(**changes)
+
+
+def test_muon_refuses_stage_3_and_takes_the_others() -> None:
+    optimizer = {"learning_rate": 1e-3, "kind": "muon"}
+    with pytest.raises(ConfigError, match=r"each step would gather every update; set parallel\.zero_stage"):
+        check_run_layout(run(optimizer=optimizer, parallel={"zero_stage": 3}), 2)
+    for stage in (0, 1, 2):
+        check_run_layout(run(optimizer=optimizer, parallel={"zero_stage": stage}), 2)
 
 
 def test_differences_list_dotted_keys() -> None:

@@ -1,5 +1,7 @@
 """Settings of parameters by tower and by pattern."""
 
+import pytest
+
 from pretrain.config import OptimizerConfig
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.parameter_settings import settings_of
@@ -38,3 +40,27 @@ def test_the_last_pattern_that_matches_wins_key_by_key() -> None:
     assert {name for name, own in found.items() if own is None} == {
         name for name in shapes if name.startswith("embedding") or name.endswith(".speech")
     } - {"blocks.1.attention.qkv.weight.speech"}
+
+
+def test_muon_takes_matrices_of_blocks_at_its_own_rate_and_decay() -> None:
+    model = tiny_config(MOT, experts={"image": {"num_experts": 4}}, mup_base_width=4)
+    muon = {"learning_rate": 0.02, "weight_decay": 0.05, "adjust_lr": "original"}
+    values = {"learning_rate": 1e-3, "weight_decay": 0.1, "kind": "muon", "muon": muon}
+    optimizer = OptimizerConfig.model_validate(values | {"towers": {"image": {"lr_scale": 0.5}}})
+    shapes = logical_shapes(model)
+    found = {name: settings_of(name, shape, optimizer, model) for name, shape in shapes.items()}
+    pieces = {name: own.pieces for name, own in found.items() if own is not None and own.pieces is not None}
+    stems = {name.split(".", 2)[2].rpartition(".weight")[0] for name in pieces}
+    assert stems == {"attention.qkv", "attention.out", "feed_forward.gate_up", "feed_forward.down"}
+    assert pieces["blocks.0.attention.qkv.weight.text"] == (16, 8, 8)
+    assert pieces["blocks.0.feed_forward.gate_up.weight.image"] == (24, 24)
+    assert pieces["blocks.1.attention.out.weight.speech"] == (16,)
+    out = found["blocks.1.attention.out.weight.image"]
+    assert out is not None and out.weight_decay == 0.05
+    assert out.lr_scale == pytest.approx(10)  # 0.02 / 1e-3 / 2, whatever the width
+    router, head = found["blocks.0.feed_forward.router.weight.image"], found["head.weight.shared"]
+    assert router is not None and head is not None
+    assert (router.lr_scale, head.lr_scale, head.weight_decay) == (0.5 / 4, 1.0, 0.1)
+    matched = OptimizerConfig.model_validate(values | {"muon": {}})
+    plain = settings_of("blocks.0.attention.out.weight.text", (16, 16), matched, model)
+    assert plain is not None and (plain.lr_scale, plain.weight_decay) == (0.5, 0.2)  # ratio 4: its root

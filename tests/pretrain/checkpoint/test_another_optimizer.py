@@ -23,24 +23,24 @@ from tests.numerics.toy import Toy, toy_groups, toy_step
 SAVED_AT = 2
 
 
-def _sgd(groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
+def _sgd(groups: Sequence[Mapping[str, Any]], _world: Any = None) -> torch.optim.Optimizer:
     return torch.optim.SGD([dict(group) for group in groups], lr=0.0, momentum=0.9, nesterov=True)
 
 
-def _rmsprop(groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
+def _rmsprop(groups: Sequence[Mapping[str, Any]], _world: Any = None) -> torch.optim.Optimizer:
     return torch.optim.RMSprop([dict(group) for group in groups], lr=0.0, alpha=0.9)
 
 
 SPECS = {
     "sgd": OptimizerSpec(
-        "sgd", ("momentum_buffer",), (), _sgd, lambda p: {"momentum_buffer": torch.zeros_like(p)}
+        "sgd", ("momentum_buffer",), (), _sgd, lambda p, _: {"momentum_buffer": torch.zeros_like(p)}
     ),
     "rmsprop": OptimizerSpec(
         "rmsprop",
         ("square_avg",),
         ("step",),
         _rmsprop,
-        lambda p: {"step": torch.zeros(()), "square_avg": torch.zeros_like(p)},
+        lambda p, _: {"step": torch.zeros(()), "square_avg": torch.zeros_like(p)},
     ),
 }
 """One state and no counter; one state and a counter, which RMSprop keeps on the host."""

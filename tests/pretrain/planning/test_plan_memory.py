@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -114,14 +113,29 @@ LAYOUTS: dict[str, tuple[int, dict[str, int], list[tuple[int, str]]]] = {
     ],
 )
 def test_what_an_engine_holds(ranks: int, parallel: dict[str, Any], stage: int, precision: str) -> None:
-    config = run_config(parallel | {"zero_stage": stage}, precision)
+    assert_held(run_config(parallel | {"zero_stage": stage}, precision), ranks)
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16")])
+def test_what_an_engine_with_muon_holds(stage: int, precision: str) -> None:
+    optimizer = {"learning_rate": 1e-3, "kind": "muon"}
+    assert_held(run_config({"zero_stage": stage}, precision, optimizer=optimizer), 2)
+
+
+def assert_held(config: RunConfig, ranks: int) -> None:
+    stage, precision = config.parallel.zero_stage, config.precision
     planned = layout_plan.plan(config, ranks)
     for parameters, gradients, optimizer, (pp_rank, dp_rank) in run_on_ranks(measure, ranks, config):
         groups, _ = layout_plan.weights(config, planned.stages[pp_rank].sublayers, config.parallel.tp)
         zero: dict[str, Any] = {"dp": planned.dp, "zero_stage": stage, "precision": precision}
-        cost = partial(engine_memory.group_memory, state_bytes=config.optimizer.spec.state_bytes, **zero)
+        spec = config.optimizer.spec
         held = sum(
-            (cost(sizes, dp_rank=dp_rank) for sizes in groups.values()),
+            (
+                engine_memory.group_memory(
+                    sizes, state_bytes=spec.state_bytes(matrices="+muon" in name), dp_rank=dp_rank, **zero
+                )
+                for name, sizes in groups.items()
+            ),
             engine_memory.MemoryUse(),
         )
         expected = held.gradients + engine_memory.update_copy(groups, **zero, dp_rank=dp_rank)
