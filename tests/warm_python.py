@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import fcntl
 import functools
+import importlib
 import json
 import os
 import runpy
@@ -142,7 +143,13 @@ def _fork_server(address: str) -> None:
 
 def _serve(listening: socket.socket, address: str) -> None:
     """Fork a keeper for every connection that asks for a process; leave when the first connection ends."""
-    import pretrain.checkpoint.restore  # noqa: F401
+    for module in (
+        "pretrain.checkpoint.restore",
+        "pretrain.comparison.run",
+        "pretrain.train.loop",
+        "tools.cli",
+    ):
+        importlib.import_module(module)
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel then reaps keepers
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -11,6 +11,7 @@ bash tools/setup.sh
 
 if [ "${1:-}" = --arithmetic ]; then exec bash tools/arithmetic.sh "${@:2}"; fi
 PATH="$PWD/.venv/bin:$PATH"
+unset PYTHONDONTWRITEBYTECODE  # a fresh interpreter would compile the project for 0.3 s, and there are hundreds
 # One thread a process: pytest-xdist already fills the cores, and sums then have one order.
 export OMP_NUM_THREADS=1 DS_ACCELERATOR="${DS_ACCELERATOR:-$(python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')}"
 # By file: what the tests of a file share is made once.
