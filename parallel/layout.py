@@ -51,6 +51,8 @@ class ModelShape(Protocol):
     @property
     def whole_blocks(self) -> Sequence[int]: ...
     @property
+    def tied_embeddings(self) -> bool: ...
+    @property
     def vocab_tokens(self) -> int: ...
     @property
     def context_tokens(self) -> int: ...
@@ -199,6 +201,11 @@ def _problems_of_stages(config: ParallelConfig, shape: ModelShape, precision: Pr
         yield (
             f"parallel.pp = {pp} leaves stages without attention or feed-forward: the model has "
             f"{shape.num_layers} of each{whole}; set parallel.pp = {pieces} or less"
+        )
+    if pp > 1 and shape.tied_embeddings:
+        yield (
+            f"parallel.pp = {pp} with model.tied_embeddings = true: embedding and head are one weight, which "
+            "the first and the last stage would both hold; set parallel.pp = 1, or tied_embeddings = false"
         )
     if pp > 1 and config.zero_stage > 1:
         # DeepSpeed 0.19.8 refuses this too (runtime/pipe/engine.py:76), as its stages reduce whole gradients.

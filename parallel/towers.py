@@ -37,9 +37,9 @@ from parallel.megatron import (
 )
 from parallel.precision import at_least_fp32
 
-Initialise = Callable[[Tensor], Any]
-"""A function that fills a whole (unsharded) weight in place. It is called once per shard, and so decides
-whether shards start equal."""
+Initialise = Callable[[Tensor, str], Any]
+"""A function that fills the whole (uncut) weight of a shard in place. It gets the shard's name too, and so
+decides whether shards start equal."""
 
 
 def megatron_config() -> ModelParallelConfig:
@@ -110,10 +110,12 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
         initialise: Initialise,
         *,
         blocks: Sequence[int] = (),
+        weight: nn.ParameterDict | None = None,
         tp: TensorParallel = ONE_RANK,
     ) -> None:
         """`blocks`: numbers of output rows that are cut over ranks by themselves, so that a rank has its part
-        of queries, of keys and of values, or of gate and of up. Empty: one block."""
+        of queries, of keys and of values, or of gate and of up. Empty: one block. `weight`: the weights of
+        another layer, which this one shares; None: it makes its own."""
         super().__init__(
             in_features,
             out_features,
@@ -127,7 +129,7 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
         )
         self.shards, self.tp = tuple(shards), tp
         whole = LogicalTensor((out_features, in_features), 0, tuple(blocks))
-        self.weight = tower_shards(shards, initialise, whole, tp)
+        self.weight = tower_shards(shards, initialise, whole, tp) if weight is None else weight
 
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "rows in"], counts: tuple[int, ...]
@@ -197,17 +199,17 @@ class TowerRowParallelLinear(RowParallelLinear):
     get_extra_state = nn.Module.get_extra_state
 
 
-class SharedEmbedding(VocabParallelEmbedding):
-    """The token embedding of all towers, whose rows are cut over tensor-parallel ranks.
+class TowerEmbedding(VocabParallelEmbedding):
+    """Rows of weight[tower] for token ids; the rows of weights are cut over tensor-parallel ranks.
 
-    It extends the layer of megatron-core 0.16.1 (tensor_parallel/layers.py) by the name of its one shard.
+    It extends the layer of megatron-core 0.16.1 (tensor_parallel/layers.py).
     """
 
     def __init__(
         self,
         vocab_tokens: int,
         d_model: int,
-        shard: str,
+        shards: Sequence[str],
         initialise: Initialise,
         *,
         tp: TensorParallel = ONE_RANK,
@@ -221,19 +223,26 @@ class SharedEmbedding(VocabParallelEmbedding):
                 tp_group=tp.group,
             )
         del self.weight
-        self.shard, self.tp = shard, tp
-        self.weight = tower_shards((shard,), initialise, LogicalTensor((vocab_tokens, d_model), 0), tp)
+        self.shards, self.tp = tuple(shards), tp
+        self.weight = tower_shards(shards, initialise, LogicalTensor((vocab_tokens, d_model), 0), tp)
 
     def forward(  # type: ignore[override]
-        self, ids: Int[Tensor, " tokens"]
+        self, ids: Int[Tensor, " tokens"], counts: tuple[int, ...]
     ) -> Float[Tensor, "rows d_model"]:
-        """The sum over ranks: all rows, or this rank's chunk of them with sequence parallel."""
-        weight = self.weight[self.shard]
+        """`ids`: sorted by tower. The sum over ranks: all rows, or this rank's chunk of them with sequence
+        parallel."""
         if self.tp.size == 1:
-            return F.embedding(ids, weight)
+            return self._rows(ids, counts)
         elsewhere = (ids < self.vocab_start_index) | (ids >= self.vocab_end_index)
-        rows = F.embedding((ids - self.vocab_start_index).masked_fill(elsewhere, 0), weight)
+        rows = self._rows((ids - self.vocab_start_index).masked_fill(elsewhere, 0), counts)
         return combine(rows.masked_fill(elsewhere.unsqueeze(1), 0.0), self.tp)
+
+    def _rows(self, ids: Tensor, counts: tuple[int, ...]) -> Tensor:
+        pieces = ids.split(rows_of_shards(counts, self.shards))
+        rows = [
+            F.embedding(piece, self.weight[name]) for piece, name in zip(pieces, self.shards, strict=True)
+        ]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 class TowerNorm(nn.Module):
@@ -309,7 +318,7 @@ def tower_shards(
     shards = nn.ParameterDict()
     for name in names:
         whole = torch.empty(logical.shape)
-        initialise(whole)
+        initialise(whole, name)
         part = logical.cut(whole, tp.rank, tp.size)
         shards[name] = mark(
             nn.Parameter(part if tp.size == 1 else part.clone(memory_format=torch.contiguous_format)),

@@ -147,7 +147,8 @@ class OptimizerConfig(_Frozen):
     max_grad_norm: float = Field(1.0, gt=0)
     schedule: ScheduleConfig = ScheduleConfig()
     towers: dict[str, TowerOptimizerConfig] = {}
-    """Settings by tower; "shared" names embedding, head and tied parts."""
+    """Settings by tower; "shared" names the weights that towers share: tied parts, and embedding and head
+    unless they are untied."""
     groups: tuple[ParameterGroupConfig, ...] = ()
     """Settings by name. The last table that matches a parameter wins over earlier ones and over `towers`."""
     muon: MuonConfig = MuonConfig.model_validate({})

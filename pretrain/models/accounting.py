@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pretrain.models import depth_accounting
-from pretrain.models.config import SHARED_TOWER, ModelConfig, UntiedPart
+from pretrain.models.config import SHARED_TOWER, ModelConfig, Part
 from pretrain.models.depth_accounting import Skipped
 
 MODULES = ("embedding", "attention", "feed_forward", "norm", "head")
@@ -35,17 +35,23 @@ class Cost:
 def module_costs(config: ModelConfig) -> dict[str, Cost]:
     """Cost of each of MODULES."""
     d, layers = config.d_model, config.num_layers
-    attention_matrices = d * (2 * config.num_heads + 2 * config.kv_heads) * config.head_dim  # q, out; k, v
+    qkv = d * (config.num_heads + 2 * config.kv_heads) * config.head_dim
+    attention_out = d * config.num_heads * config.head_dim
     qk_norm = 2 * config.head_dim if config.qk_norm else 0
 
-    def untied(part: UntiedPart, each: int) -> dict[str, int]:
-        return dict.fromkeys(config.shards_of(part), each)
+    def untied(numbers: Mapping[Part, int]) -> dict[str, int]:
+        """Weight shard -> parameters, of parts with `numbers` in each shard."""
+        found: dict[str, int] = {}
+        for part, number in numbers.items():
+            for shard in config.shards_of(part):
+                found[shard] = found.get(shard, 0) + number
+        return found
 
     def same(flops: int) -> dict[str, int]:
         return dict.fromkeys(config.towers, flops)
 
-    table = {SHARED_TOWER: config.vocab_tokens * d}
-    attention = untied("attention", layers * (attention_matrices + qk_norm))
+    table = config.vocab_tokens * d
+    attention: dict[Part, int] = {"qkv": qkv, "qk_norm": qk_norm, "attention_out": attention_out}
     feed_forward = {s: layers * config.feed_forward_parameters(s) for s in config.shards_of("feed_forward")}
     of_feed_forward = {
         m: 2 * layers * config.feed_forward_parameters(tower, active=True)
@@ -57,11 +63,15 @@ def module_costs(config: ModelConfig) -> dict[str, Cost]:
         routers[tower] = routers.get(tower, 0) + d * of_modality.routed_layers(layers)
     depth = {"depth": Cost(routers, same(0))} if config.depth else {}
     return {
-        "embedding": Cost(table, same(0)),
-        "attention": Cost(attention, same(2 * layers * attention_matrices)),
+        "embedding": Cost(untied({"embedding": table}), same(0)),
+        "attention": Cost(
+            untied({part: layers * number for part, number in attention.items() if number}),
+            same(2 * layers * (qkv + attention_out)),
+        ),
         "feed_forward": Cost(feed_forward, of_feed_forward),
-        "norm": Cost(untied("norm", (2 * layers + 1) * d), same(0)),
-        "head": Cost(table, same(2 * config.vocab_tokens * d)),
+        "norm": Cost(untied({"block_norm": 2 * layers * d, "final_norm": d}), same(0)),
+        # Tied to the embedding, it has no parameters of its own, and its products all the same.
+        "head": Cost({} if config.tied_embeddings else untied({"head": table}), same(2 * table)),
         **depth,
     }
 
@@ -75,7 +85,7 @@ def active_parameters(config: ModelConfig, modality: str) -> int:
     """Weights that one token of the modality meets, the whole embedding and head included; of experts as
     many as it has on average, of layers with a depth router all."""
     tower, costs = config.towers[modality], module_costs(config)
-    met = {m: c.parameters.get(tower, c.parameters.get(SHARED_TOWER, 0)) for m, c in costs.items()}
+    met = {m: sum(c.parameters.get(s, 0) for s in (tower, SHARED_TOWER)) for m, c in costs.items()}
     met["feed_forward"] = config.num_layers * config.feed_forward_parameters(tower, active=True)
     if modality in config.depth:
         met["depth"] = config.d_model * config.depth[modality].routed_layers(config.num_layers)
@@ -187,7 +197,8 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
     costs = module_costs(config)
     shards = tuple(dict.fromkeys(name for cost in costs.values() for name in cost.parameters))
     towers = ", ".join(f"{modality} -> {tower}" for modality, tower in config.towers.items())
-    tied = [part for part in ("attention", "feed_forward", "norm") if part not in config.untied]
+    tied = [part for part in config.tied_parts if part not in ("embedding", "head")]
+    apart = [part for part in ("embedding", "head") if config.shards_of(part) == config.tower_names]
     experts = [
         f"experts of {tower}: {e.num_experts} of width {config.width_of(tower)}, {e.routing}, "
         f"{e.experts_per_token:g} a token"
@@ -197,7 +208,10 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
         f"{config.num_layers} layers, d_model {config.d_model}, {config.num_heads} heads of"
         f" {config.head_dim} ({config.kv_heads} for keys and values), feed-forward {config.ffn_width},"
         f" context {config.context_tokens}, vocabulary {config.vocab_tokens}",
-        f"towers: {towers}" + (f"; tied between them: {', '.join(tied)}" if tied else ""),
+        f"towers: {towers}"
+        + (f"; tied between them: {', '.join(tied)}" if tied else "")
+        + (f"; untied besides: {', '.join(apart)}" if apart else "")
+        + ("; the head has the embedding's weights" if config.tied_embeddings else ""),
         *experts,
         *(depth_accounting.describe(config, modality) for modality in config.depth),
         "",

@@ -28,25 +28,30 @@ class Attention(nn.Module):
         self, config: ModelConfig, name: str, weights: InitialWeights, *, tp: TensorParallel = ONE_RANK
     ) -> None:
         super().__init__()
-        shards = config.shards_of("attention")
         whole = (config.num_heads, config.kv_heads, config.kv_heads)
         heads, kv_heads = config.num_heads // tp.size, config.kv_heads // tp.size
         self.heads, self.head_dim = (heads, kv_heads, kv_heads), config.head_dim
         self.qkv = TowerColumnParallelLinear(
             config.d_model,
             sum(whole) * config.head_dim,
-            shards,
+            config.shards_of("qkv"),
             weights.normal(f"{name}.qkv"),
             blocks=[count * config.head_dim for count in whole],
             tp=tp,
         )
         self.qk = NormRotate(
-            config.head_dim, heads, kv_heads, shards, norm=config.qk_norm, eps=config.norm_eps, tp=tp
+            config.head_dim,
+            heads,
+            kv_heads,
+            config.shards_of("qk_norm"),
+            norm=config.qk_norm,
+            eps=config.norm_eps,
+            tp=tp,
         )
         self.out = TowerRowParallelLinear(
             config.num_heads * config.head_dim,
             config.d_model,
-            shards,
+            config.shards_of("attention_out"),
             weights.residual(f"{name}.out"),
             tp=tp,
         )

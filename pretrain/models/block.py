@@ -52,7 +52,7 @@ class Block(nn.Module):
         self.sublayers = sublayers
         self.post = config.norm_placement == "post"
         self.activation_checkpointing = activation_checkpointing
-        norm_shards = config.shards_of("norm")
+        norm_shards = config.shards_of("block_norm")
         if "attention" in sublayers:
             self.attention = Attention(config, f"{name}.attention", weights, tp=tp)
             self.attention_norm = TowerNorm(config.d_model, norm_shards, config.norm_eps, tp=tp)

@@ -1,6 +1,6 @@
 """The shape of a decoder: how deep, how wide, and which weights are untied per modality. Imports no torch."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,7 +11,17 @@ MAX_LAYERS = 4_096
 """Four times the deepest decoder that was published (DeepNet, arXiv 2203.00555). Accounts list every layer,
 so a slip of the keyboard would keep them busy for hours."""
 
-UntiedPart = Literal["attention", "feed_forward", "norm"]
+Part = Literal[
+    "embedding", "qkv", "qk_norm", "attention_out", "feed_forward", "block_norm", "final_norm", "head"
+]
+"""The parts of a decoder whose weights are either untied, one shard per tower, or tied, one shard for all."""
+PARTS: tuple[Part, ...] = get_args(Part)
+SHORTHANDS: dict[str, tuple[Part, ...]] = {
+    "attention": ("qkv", "qk_norm", "attention_out"),
+    "norm": ("block_norm", "final_norm"),
+}
+"""Names that stand for several parts in `untied`."""
+UntiedPart = Part | Literal["attention", "norm"]
 
 SHARED_TOWER = "shared"
 """Name of the one weight shard of a part that all towers share (embedding, head, tied parts)."""
@@ -37,7 +47,15 @@ class ModelConfig(BaseModel):
     towers: dict[str, str] = Field(min_length=1, max_length=64)
     """Modality -> tower, in the vocabulary's order of modalities."""
     untied: tuple[UntiedPart, ...] = ("attention", "feed_forward", "norm")
-    """Parts with one weight shard per tower; the others share one (MoT Fig. 14)."""
+    """Parts with one weight shard per tower; the others share one (MoT Fig. 14). attention: the projections
+    of queries, keys and values (qkv), their norms (qk_norm) and the output projection (attention_out). norm:
+    the norms of blocks (block_norm) and the one before the head (final_norm). embedding: a token's row is
+    that of the tower of its modality. head: the tower of the token that predicts, over all ids."""
+    towers_start: Literal["copies", "independent"] = "copies"
+    """copies: the weight shards of a layer start as one draw. independent: those of the first tower start as
+    that draw, those of every other tower as one of their own."""
+    tied_embeddings: bool = False
+    """Whether the head has the weights of the embedding, as in small Llama and Qwen models."""
     experts: dict[str, ExpertsConfig] = {}
     """Tower -> experts in its feed-forward; a tower that is not named has one feed-forward."""
     depth: dict[str, DepthConfig] = {}
@@ -79,8 +97,7 @@ class ModelConfig(BaseModel):
             )
         if any("." in name for name in self.towers.values()):
             raise ValueError(f"tower names may not contain a dot: {sorted(set(self.towers.values()))}")
-        if len(set(self.untied)) != len(self.untied):
-            raise ValueError(f"untied names a part twice: {list(self.untied)}")
+        self._check_weights()
         for tower in self.experts:
             if tower not in self.tower_names:
                 raise ValueError(f'experts."{tower}": no such tower; legal: {", ".join(self.tower_names)}')
@@ -98,6 +115,21 @@ class ModelConfig(BaseModel):
                 )
         self._check_depth()
         return self
+
+    def _check_weights(self) -> None:
+        named = [part for name in self.untied for part in SHORTHANDS.get(name, (name,))]
+        if twice := sorted({part for part in named if named.count(part) > 1}):
+            shorthands = "; ".join(f'"{name}" stands for {", ".join(of)}' for name, of in SHORTHANDS.items())
+            raise ValueError(f"untied names {', '.join(twice)} twice: {list(self.untied)}; {shorthands}")
+        if "qk_norm" in self.untied and not self.qk_norm:
+            raise ValueError(
+                'untied names "qk_norm", but qk_norm = false: there are no such weights; leave it out'
+            )
+        if self.tied_embeddings and ("embedding" in named) != ("head" in named):
+            raise ValueError(
+                "tied_embeddings = true gives the head the embedding's weights, so both are untied or none: "
+                f"untied names one of them: {list(self.untied)}"
+            )
 
     def _check_depth(self) -> None:
         for modality, depth in self.depth.items():
@@ -198,6 +230,14 @@ class ModelConfig(BaseModel):
         held = experts.experts_per_token if active else experts.num_experts
         return round(held * one) + experts.num_experts * self.d_model
 
-    def shards_of(self, part: UntiedPart) -> tuple[str, ...]:
+    def shards_of(self, part: Part) -> tuple[str, ...]:
         """Names of the weight shards of a part: the towers if it is untied, else the one shared shard."""
-        return self.tower_names if part in self.untied else (SHARED_TOWER,)
+        named = any(part in SHORTHANDS.get(name, (name,)) for name in self.untied)
+        return self.tower_names if named else (SHARED_TOWER,)
+
+    @property
+    def tied_parts(self) -> tuple[str, ...]:
+        """Parts with one weight shard for all towers, by their shorthand where all that it stands for are."""
+        tied = [part for part in PARTS if self.shards_of(part) == (SHARED_TOWER,)]
+        whole = {part: name for name, parts in SHORTHANDS.items() if {*parts} <= {*tied} for part in parts}
+        return tuple(dict.fromkeys(whole.get(part, part) for part in tied))

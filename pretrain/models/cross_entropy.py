@@ -1,6 +1,7 @@
 """Losses as sums: who divides, and by what, is decided in one place (the engine), over all ranks and
 micro-batches."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ Tensor-parallel ranks hold a part of the vocabulary each, and take as many times
 
 def linear_cross_entropy(
     hidden: Float[Tensor, "rows d_model"],
-    weight: Float[Tensor, "vocab_local d_model"],
+    weights: Sequence[Float[Tensor, "vocab_local d_model"]],
+    tokens_per_weight: Sequence[int],
     targets: Int[Tensor, " tokens"],
     loss_weights: Float[Tensor, " tokens"],
     z_loss: float = 0.0,
@@ -36,16 +38,19 @@ def linear_cross_entropy(
     """(sum of loss_weights * (nll + z_loss * log^2 Z), nll), where nll = -log softmax(hidden @
     weight.T)[target].
 
-    Both in the dtype of `loss_weights`, which is fp32 in training; nll in nats, for every token, without
-    gradient. The sum's gradients are made during the forward pass, so no product is computed twice.
+    The first `tokens_per_weight[0]` tokens have the first of `weights`, and so on. Both results are in the
+    dtype of `loss_weights`, which is fp32 in training; nll in nats, for every token, without gradient. The
+    sum's gradients are made during the forward pass, so no product is computed twice.
 
-    `tp`: `weight` holds this tensor-parallel rank's rows of the vocabulary, `hidden` all tokens or, with
+    `tp`: `weights` hold this tensor-parallel rank's rows of the vocabulary, `hidden` all tokens or, with
     sequence parallel, its chunk of them. Results are equal on all ranks; they exchange three numbers a token
     (the idea of megatron-core's vocab_parallel_cross_entropy, which is given whole logits).
     """
     if not torch.is_grad_enabled():  # a parameter asks for its gradient even then
-        hidden, weight = hidden.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets, loss_weights, z_loss, tp)
+        hidden, weights = hidden.detach(), [weight.detach() for weight in weights]
+    return _LinearCrossEntropy.apply(
+        hidden, targets, loss_weights, tuple(tokens_per_weight), z_loss, tp, *weights
+    )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -53,57 +58,80 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        weight: Tensor,
         targets: Tensor,
         loss_weights: Tensor,
+        tokens_per_weight: tuple[int, ...],
         z_loss: float,
         tp: TensorParallel,
+        *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        want_hidden, want_weight = ctx.needs_input_grad[:2]
         if tp.sequence_parallel:
             hidden, handle = gather_rows(hidden, tp)
             handle.wait()
         nll = torch.empty_like(loss_weights)
         objective = loss_weights.new_zeros(())
-        grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        # In fp32 where the model is bf16: it is added to once per chunk.
-        grad_weight = torch.zeros_like(weight, dtype=loss_weights.dtype) if want_weight else None
-        chunk = CHUNK_TOKENS * tp.size
-        for start in range(0, hidden.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            token_weight = loss_weights[rows, None]
-            target, here = _local(targets[rows, None], weight.shape[0], tp)
-            logits = at_least_fp32(hidden[rows].mm(weight.t()))
-            highest = logits.amax(dim=1, keepdim=True)
-            target_logit = logits.gather(1, target) * here
-            exponentials = logits.sub_(highest).exp_()
-            total = exponentials.sum(dim=1, keepdim=True)
-            log_z, target_logit, share = _over_vocabulary(highest, total, target_logit, tp)
-            chunk_nll = log_z - target_logit
-            nll[rows] = chunk_nll.squeeze(1)
-            objective += (token_weight * (chunk_nll + z_loss * log_z.square())).sum()
-            if not (want_hidden or want_weight):
-                continue
-            # d/dlogits of w (nll + z log^2 Z) = w (softmax (1 + 2 z log Z) - onehot(target))
-            grad = exponentials.mul_(token_weight * (1 + 2 * z_loss * log_z) * share)
-            grad = grad.scatter_add_(1, target, -token_weight * here).to(weight.dtype)
-            if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[rows])
-            if grad_weight is not None and weight.dtype == grad_weight.dtype:
-                torch.addmm(grad_weight, grad.t(), hidden[rows], out=grad_weight)
-            elif grad_weight is not None:
-                grad_weight += grad.t().mm(hidden[rows])
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weights: list[Tensor | None] = []
+        chunk, first = CHUNK_TOKENS * tp.size, 0
+        for weight, tokens, wanted in zip(weights, tokens_per_weight, ctx.needs_input_grad[6:], strict=True):
+            # In fp32 where the model is bf16: it is added to once per chunk.
+            grad_weight = torch.zeros_like(weight, dtype=loss_weights.dtype) if wanted else None
+            for start in range(first, first + tokens, chunk):
+                rows = slice(start, min(start + chunk, first + tokens))
+                of_chunk = hidden[rows], targets[rows, None], loss_weights[rows, None], nll[rows]
+                grads = None if grad_hidden is None else grad_hidden[rows], grad_weight
+                objective += _chunk(*of_chunk, weight, z_loss, *grads, tp)
+            first += tokens
+            grad_weights.append(None if grad_weight is None else grad_weight.to(weight.dtype))
         if grad_hidden is not None:
             grad_hidden, summed = combine_gradient(grad_hidden, tp)
             if summed is not None:
                 summed.wait()
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        ctx.save_for_backward(grad_hidden, *grad_weights)
         ctx.mark_non_differentiable(nll)
         return objective, nll
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return *(None if saved is None else saved * grad for saved in ctx.saved_tensors), *(None,) * 4
+        hidden, *weights = (None if saved is None else saved * grad for saved in ctx.saved_tensors)
+        return hidden, *(None,) * 5, *weights
+
+
+def _chunk(
+    hidden: Tensor,
+    targets: Tensor,
+    token_weight: Tensor,
+    nll: Tensor,
+    weight: Tensor,
+    z_loss: float,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+    tp: TensorParallel,
+) -> Tensor:
+    """The objective summed over a chunk of tokens. Writes their `nll`, overwrites `grad_hidden` and adds to
+    `grad_weight`, where they are wanted. `targets` and `token_weight` are [tokens, 1]."""
+    target, here = _local(targets, weight.shape[0], tp)
+    logits = at_least_fp32(hidden.mm(weight.t()))
+    highest = logits.amax(dim=1, keepdim=True)
+    target_logit = logits.gather(1, target) * here
+    exponentials = logits.sub_(highest).exp_()
+    total = exponentials.sum(dim=1, keepdim=True)
+    log_z, target_logit, share = _over_vocabulary(highest, total, target_logit, tp)
+    chunk_nll = log_z - target_logit
+    nll.copy_(chunk_nll.squeeze(1))
+    objective = (token_weight * (chunk_nll + z_loss * log_z.square())).sum()
+    if grad_hidden is None and grad_weight is None:
+        return objective
+    # d/dlogits of w (nll + z log^2 Z) = w (softmax (1 + 2 z log Z) - onehot(target))
+    grad = exponentials.mul_(token_weight * (1 + 2 * z_loss * log_z) * share)
+    grad = grad.scatter_add_(1, target, -token_weight * here).to(weight.dtype)
+    if grad_hidden is not None:
+        torch.mm(grad, weight, out=grad_hidden)
+    if grad_weight is not None and weight.dtype == grad_weight.dtype:
+        torch.addmm(grad_weight, grad.t(), hidden, out=grad_weight)
+    elif grad_weight is not None:
+        grad_weight += grad.t().mm(hidden)
+    return objective
 
 
 def _local(targets: Tensor, vocab_local: int, tp: TensorParallel) -> tuple[Tensor, Tensor | float]:

@@ -5,9 +5,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from parallel.collectives import ONE_RANK, TensorParallel
-from parallel.towers import SharedEmbedding, TowerColumnParallelLinear, TowerNorm
+from parallel.towers import TowerColumnParallelLinear, TowerEmbedding, TowerNorm, rows_of_shards
 from pretrain.models.block import SUBLAYERS, Block, Sublayer
-from pretrain.models.config import SHARED_TOWER, ModelConfig
+from pretrain.models.config import ModelConfig
 from pretrain.models.cross_entropy import linear_cross_entropy
 from pretrain.models.depth import DepthRouting
 from pretrain.models.initial_weights import InitialWeights
@@ -17,12 +17,27 @@ from pretrain.models.router_report import BlockReport, RouterReport
 
 
 class Head(TowerColumnParallelLinear):
-    """Logits, or the objective without ever holding the logits of all tokens; shared by all towers."""
+    """Logits, or the objective without ever holding the logits of all tokens. A token's logits are over all
+    ids, whatever its tower."""
 
     def __init__(
-        self, config: ModelConfig, name: str, weights: InitialWeights, *, tp: TensorParallel = ONE_RANK
+        self,
+        config: ModelConfig,
+        name: str,
+        weights: InitialWeights,
+        *,
+        tied: TowerEmbedding | None = None,
+        tp: TensorParallel = ONE_RANK,
     ) -> None:
-        super().__init__(config.d_model, config.vocab_tokens, (SHARED_TOWER,), weights.normal(name), tp=tp)
+        """`tied`: the embedding whose weights the head has; None: it has its own."""
+        super().__init__(
+            config.d_model,
+            config.vocab_tokens,
+            config.shards_of("head"),
+            weights.normal(name),
+            weight=None if tied is None else tied.weight,
+            tp=tp,
+        )
         self.z_loss, self.width_ratio = config.z_loss, config.width_ratio
 
     def forward(  # type: ignore[override]
@@ -36,7 +51,8 @@ class Head(TowerColumnParallelLinear):
             return super().forward(hidden, inputs.routing.counts)
         return linear_cross_entropy(
             hidden,
-            self.weight[SHARED_TOWER],
+            [self.weight[name] for name in self.shards],
+            rows_of_shards(inputs.routing.counts, self.shards),
             inputs.target_ids,
             inputs.loss_weights.sum(dim=0),
             self.z_loss,
@@ -68,12 +84,16 @@ class Decoder(nn.Module):
         last = 2 * config.num_layers + 1
         held = sublayers if sublayers is not None else range(last + 1)
         weights = InitialWeights.of(config, seed)
-        self.embedding: SharedEmbedding | None = None
+        self.embedding: TowerEmbedding | None = None
         self.final_norm: TowerNorm | None = None
         self.head: Head | None = None
         if 0 in held:
-            self.embedding = SharedEmbedding(
-                config.vocab_tokens, config.d_model, SHARED_TOWER, weights.normal("embedding"), tp=tp
+            self.embedding = TowerEmbedding(
+                config.vocab_tokens,
+                config.d_model,
+                config.shards_of("embedding"),
+                weights.normal("embedding"),
+                tp=tp,
             )
         self.blocks = nn.ModuleList()
         for index in range(config.num_layers):
@@ -95,8 +115,12 @@ class Decoder(nn.Module):
                 )
             )
         if last in held:
-            self.final_norm = TowerNorm(config.d_model, config.shards_of("norm"), config.norm_eps, tp=tp)
-            self.head = Head(config, "head", weights, tp=tp)
+            self.final_norm = TowerNorm(
+                config.d_model, config.shards_of("final_norm"), config.norm_eps, tp=tp
+            )
+            tied = self.embedding if config.tied_embeddings else None
+            assert tied is not None or not config.tied_embeddings, "parallel/layout.py refuses such stages"
+            self.head = Head(config, "head", weights, tied=tied, tp=tp)
 
     def forward(self, inputs: ModelInputs) -> Float[Tensor, "tokens vocab_local"]:
         """Logits in sorted order, of a decoder with all layers."""
@@ -112,7 +136,7 @@ class Decoder(nn.Module):
 
         `x`: hidden states of the stage before; None where this stage has the embedding.
         """
-        stream = x if self.embedding is None else self.embedding(inputs.input_ids)
+        stream = x if self.embedding is None else self.embedding(inputs.input_ids, inputs.routing.counts)
         assert stream is not None, "a stage without the embedding continues from the one before"
         angles = torch.promote_types(stream.dtype, torch.float32)
         rotary = rotary_table(inputs.positions, self.config.head_dim, self.config.rope_theta, angles)

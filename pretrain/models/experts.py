@@ -33,7 +33,7 @@ class Router(nn.Module):
         self.weight = nn.ParameterDict()
         for shard, count in num_experts.items():
             whole = torch.empty(count, d_model)
-            initialise(whole)
+            initialise(whole, shard)
             self.weight[shard] = nn.Parameter(whole)
 
     def forward(self, pieces: Sequence[Float[Tensor, "tokens d_model"]]) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pretrain.models.config import SHARED_TOWER, ModelConfig, UntiedPart
+from pretrain.models.config import ModelConfig, Part
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,8 @@ class Layer:
     """The weights of one layer: `stem`.`shard` for each weight shard of the part."""
 
     stem: str
-    part: UntiedPart | Literal["depth"] | None
-    """None: embedding and head, one for all towers. depth: a depth router, of one modality's tower."""
+    part: Part | Literal["depth"]
+    """depth: a depth router, of one modality's tower."""
     shape: tuple[int, ...]
     only: tuple[str, ...] = ()
     """The shards that are meant, where not all are alike. Empty: all of the part."""
@@ -26,10 +26,13 @@ class Layer:
 
     def names(self, model: ModelConfig) -> dict[str, str]:
         """Shard -> logical name."""
-        shards = self.only or (SHARED_TOWER,)
-        if not self.only and self.part is not None and self.part != "depth":
-            shards = model.shards_of(self.part)
+        shards = self.only if self.part == "depth" else self.only or model.shards_of(self.part)
         return {shard: f"{self.stem}.{shard}" for shard in shards}
+
+    @property
+    def of_vocabulary(self) -> bool:
+        """Whether it has a row for every id: embedding and head."""
+        return self.part in ("embedding", "head")
 
 
 def is_router(name: str) -> bool:
@@ -60,20 +63,21 @@ def layers(model: ModelConfig) -> Iterator[Layer]:
     """All layers of the decoder that have weights."""
     d = model.d_model
     queries, keys = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
-    yield Layer("embedding.weight", None, (model.vocab_tokens, d))
+    yield Layer("embedding.weight", "embedding", (model.vocab_tokens, d))
     for index in range(model.num_layers):
         at = f"blocks.{index}."
         for modality in model.depth_ratios(index):
             yield Layer(f"{at}depth.{modality}.weight", "depth", (d,), (model.towers[modality],))
-        yield Layer(at + "attention.qkv.weight", "attention", (queries + 2 * keys, d))
+        yield Layer(at + "attention.qkv.weight", "qkv", (queries + 2 * keys, d))
         if model.qk_norm:
-            yield Layer(at + "attention.qk.weight", "attention", (2 * model.head_dim,))
-        yield Layer(at + "attention.out.weight", "attention", (d, queries))
-        yield Layer(at + "attention_norm.weight", "norm", (d,))
+            yield Layer(at + "attention.qk.weight", "qk_norm", (2 * model.head_dim,))
+        yield Layer(at + "attention.out.weight", "attention_out", (d, queries))
+        yield Layer(at + "attention_norm.weight", "block_norm", (d,))
         yield from _feed_forward(model, at + "feed_forward.")
-        yield Layer(at + "feed_forward_norm.weight", "norm", (d,))
-    yield Layer("final_norm.weight", "norm", (d,))
-    yield Layer("head.weight", None, (model.vocab_tokens, d))
+        yield Layer(at + "feed_forward_norm.weight", "block_norm", (d,))
+    yield Layer("final_norm.weight", "final_norm", (d,))
+    if not model.tied_embeddings:
+        yield Layer("head.weight", "head", (model.vocab_tokens, d))
 
 
 def _feed_forward(model: ModelConfig, at: str) -> Iterator[Layer]:

@@ -92,11 +92,12 @@ def _experts_activations(config: RunConfig, layout: ParallelConfig, tower: str, 
 def head_activations(config: RunConfig, layout: ParallelConfig) -> int:
     """Bytes that final norm and loss keep.
 
-    These are the norm's input and scale, and the gradients of hidden states and head weight, which the loss
-    computes in its forward pass (pretrain/models/cross_entropy.py).
+    These are the norm's input and scale, and the gradients of hidden states and of the head's weights, which
+    the loss computes in its forward pass (pretrain/models/cross_entropy.py).
     """
     model, b, rows = config.model, element_bytes(config.precision), rows_on_rank(config, layout)
-    return 2 * rows * model.d_model * b + 4 * rows + model.vocab_tokens * model.d_model // layout.tp * b
+    of_weights = len(model.shards_of("head")) * model.vocab_tokens * model.d_model // layout.tp * b
+    return 2 * rows * model.d_model * b + 4 * rows + of_weights
 
 
 def stage_activations(

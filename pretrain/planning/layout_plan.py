@@ -191,9 +191,9 @@ def weights(
 def _layers_of_stage(model: ModelConfig, sublayers: range, *, numbered: bool) -> list[Layer]:
     """The layers with weights of a stage's sublayers, in the order of the decoder; unless `numbered`, all
     under the name of the first block."""
-    embedding, *block, final_norm, head = layers(model.model_copy(update={"num_layers": 1, "depth": {}}))
+    embedding, *others = layers(model.model_copy(update={"num_layers": 1, "depth": {}}))
     halves = tuple(
-        [layer for layer in block if layer.stem.startswith(f"blocks.0.{kind}")]
+        [layer for layer in others if layer.stem.startswith(f"blocks.0.{kind}")]
         for kind in ("feed_forward", "attention")
     )
     on_stage = [embedding] if 0 in sublayers else []
@@ -205,7 +205,9 @@ def _layers_of_stage(model: ModelConfig, sublayers: range, *, numbered: bool) ->
                 for m in model.depth_ratios(number // 2)
             ] + half
         on_stage += [in_block(layer, (number - 1) // 2) for layer in half] if numbered else half
-    return on_stage + ([final_norm, head] if last_sublayer(model) in sublayers else [])
+    if last_sublayer(model) in sublayers:  # final norm, and the head unless the embedding is its weight
+        on_stage += [layer for layer in others if not layer.stem.startswith("blocks.")]
+    return on_stage
 
 
 @lru_cache

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG = "config.json"
-_TOWER, _HEAD = "text", "lm_head.weight"
+_TOWER, _EMBEDDING, _HEAD = "text", "model.embed_tokens.weight", "lm_head.weight"
 _HEAD_DIM = {"llama": None, "qwen3": 128}
 """By model_type, head_dim if config.json has none; None: hidden_size / num_attention_heads."""
 _NAMES = {
@@ -88,8 +88,8 @@ def open_hugging_face(folder: Path) -> WeightSource:
     expected = parts(model)
     # Files of early Llama models also hold a table of RoPE's frequencies.
     tensors = {n: t for n, t in read_tensors(folder).items() if not n.endswith("rotary_emb.inv_freq")}
-    if fields.get("tie_word_embeddings") and "model.embed_tokens.weight" in tensors:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    if model.tied_embeddings:  # some files hold the embedding a second time
+        tensors.pop(_HEAD, None)
     shapes = {part.name: part.shape for joined in expected.values() for part in joined}
     check_tensors(folder, tensors, shapes, f"a {fields['model_type']} model of its {CONFIG}")
     lazy = {}
@@ -130,6 +130,7 @@ def read_model(path: Path, fields: Mapping[str, Any]) -> ModelConfig:
         "norm_placement": "pre",
         "qk_norm": kind == "qwen3",
         "rope_theta": rope.get("rope_theta", fields.get("rope_theta", 10_000.0)),
+        "tied_embeddings": bool(fields.get("tie_word_embeddings")),
     }
     return validate(ModelConfig, values, source=str(path))
 
@@ -137,7 +138,7 @@ def read_model(path: Path, fields: Mapping[str, Any]) -> ModelConfig:
 def to_hugging_face(source: WeightSource) -> tuple[WeightSource, dict[str, Any]]:
     """(weights with Hugging Face's names, config.json). Raises ConfigError for a model of another kind."""
     model, theirs = source.model, {}
-    split = [part for part in ("attention", "feed_forward", "norm") if len(model.shards_of(part)) > 1]
+    split = list(model.untied) if len(model.tower_names) > 1 else []
     if split or model.experts or model.depth or model.norm_placement != "pre":
         why = (
             f"model.depth of {', '.join(model.depth)}: every token runs in all of their layers"
@@ -155,7 +156,7 @@ def to_hugging_face(source: WeightSource) -> tuple[WeightSource, dict[str, Any]]
             read = partial(_cut, source.tensors[name], joined, number, model.head_dim)
             theirs[part.name] = LazyTensor(part.shape, read)
     if model.width_ratio != 1:  # transformers divides no logits, so the head is divided
-        head = theirs[_HEAD]
+        head = theirs.get(_HEAD, theirs[_EMBEDDING])
         theirs[_HEAD] = LazyTensor(head.shape, lambda: head.read() / model.width_ratio)
     return replace(source, tensors=theirs), config_of(model)
 
@@ -173,7 +174,7 @@ def config_of(model: ModelConfig) -> dict[str, Any]:
         "rope_theta": model.rope_theta,
         "rope_scaling": None,
         "initializer_range": model.init_std,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": model.tied_embeddings and model.width_ratio == 1,
         **{field: legal for field, (legal, _) in _EXPRESSIBLE.items() if legal is not None},
         **{"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS},
     }

@@ -6,7 +6,12 @@ towers computes at its first step what its source computed. Towers are never mer
 The embedding rows of new ids are drawn at random, because equal rows could not be told apart. Their head rows
 are the mean of the copied rows. By Jensen's inequality a token of mean logit is no likelier than the average
 token, so n new ids beside m raise a loss by at most log(1 + n / m) nats, whereas rows near zero could take
-almost all of the probability (Hewitt 2021, "Initializing New Word Embeddings").
+almost all of the probability (Hewitt 2021, "Initializing New Word Embeddings"). A head that has the
+embedding's weights gets such rows too: the loss tells them apart in the first step, since each is the target
+of its own id.
+
+A model whose head has the embedding's weights may become one whose head has its own, which starts as a copy.
+The other way round one of the two would be dropped, so it is refused.
 
 Depth routers that the source lacks are drawn at random. Their gates are 1 (zero_init) or within some 2 % of
 it, so the tokens that run are computed as in the source. Routers that the target lacks are dropped.
@@ -72,7 +77,9 @@ def adapt_weights(
                 tensors[name] = _router(source, layer, target, seed)
                 continue
             tensor = source.tensors[_shard(source, layer, origins, shard)]
-            tensors[name] = tensor if layer.part else _grown(tensor, layer, rows, target, seed)
+            if layer.of_vocabulary:
+                tensor = _grown(tensor, layer, shard, rows, target, seed)
+            tensors[name] = tensor
     return replace(source, model=target, tensors=tensors, vocabulary=vocabulary or source.vocabulary)
 
 
@@ -138,6 +145,8 @@ def _check_model(source: WeightSource, target: ModelConfig) -> None:
             "without them"
         )
     changed = {key: (new, old) for key, (new, old) in pairs.items() if new != old}
+    if target.tied_embeddings and not source.model.tied_embeddings:
+        changed["tied_embeddings"] = (True, False)
     if changed:
         listed = "; ".join(f"model.{key} = {new}, there {old}" for key, (new, old) in changed.items())
         fix = " ".join(f"model.{key}={str(old).lower()}" for key, (_, old) in changed.items())
@@ -176,6 +185,8 @@ def _origins(source: WeightSource, target: ModelConfig, new_towers: Mapping[str,
 
 def _shard(source: WeightSource, layer: Layer, origins: Mapping[str, set[str]], shard: str) -> str:
     """The name of the source's tensor that a shard of the target's layer starts as."""
+    if layer.part == "head" and source.model.tied_embeddings:
+        layer = replace(layer, stem="embedding.weight", part="embedding")
     source_names = layer.names(source.model)
     possible = set(source_names) if len(source_names) == 1 else origins.get(shard, set(source_names))
     if len(possible) > 1:
@@ -240,8 +251,10 @@ def _rows(source: WeightSource, target: ModelConfig, vocabulary: Mapping[str, in
     return [(before.start(name), after.start(name), size) for name, size in old.items()]
 
 
-def _grown(tensor: LazyTensor, layer: Layer, rows: Rows, target: ModelConfig, seed: int) -> LazyTensor:
-    """Embedding or head of the target: copied rows, and rows of new ids."""
+def _grown(
+    tensor: LazyTensor, layer: Layer, shard: str, rows: Rows, target: ModelConfig, seed: int
+) -> LazyTensor:
+    """A shard of the target's embedding or head: copied rows, and rows of new ids."""
     if rows == [(0, 0, target.vocab_tokens)]:
         return tensor
 
@@ -252,9 +265,9 @@ def _grown(tensor: LazyTensor, layer: Layer, rows: Rows, target: ModelConfig, se
 
         old_rows = tensor.read()
         copied = [old_rows[start : start + count].float() for start, _, count in rows]
-        if layer.stem == "embedding.weight":
+        if layer.part == "embedding" and not target.tied_embeddings:
             whole = torch.empty(layer.shape)
-            InitialWeights.of(target, seed).normal("embedding")(whole)
+            InitialWeights.of(target, seed).normal("embedding")(whole, shard)
         else:
             whole = torch.cat(copied).mean(0).expand(layer.shape).clone()
         for (_, start, count), piece in zip(rows, copied, strict=True):

@@ -35,7 +35,7 @@ from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_
 
 Towers = Literal[
     "dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward", "top_k",
-    "depth_experts", "grouped", "wide", "muon",
+    "depth_experts", "grouped", "wide", "muon", "untied", "tied_embeddings",
 ]  # fmt: skip
 TOWERS: tuple[Towers, ...] = ("dense", "mot")
 _TOKEN_CHOICE = {"num_experts": 3, "routing": "token_choice", "top_k": 2}
@@ -78,6 +78,15 @@ _DEPTH: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Of text and image. The first is causal; it and the last are of three towers and in all blocks, the others
 dense ones."""
+_WEIGHTS: dict[str, dict[str, Any]] = {
+    "untied": {
+        "untied": ["embedding", "qkv", "attention_out", "feed_forward", "block_norm", "head"],
+        "towers_start": "independent",
+    },
+    "tied_embeddings": {"untied": ["embedding", "qkv", "head"], "tied_embeddings": True},
+}
+"""Of three towers: which weights exist. The first leaves two kinds of norms tied, the second has one table a
+tower for embedding and head."""
 _THRESHOLDS = {f"blocks.{layer}.depth.{m}": -0.02 for layer in range(3) for m in ("text", "image")}
 STEPS = 3
 RTOL = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -111,10 +120,8 @@ def model_config(towers: Towers) -> ModelConfig:
     table = _DEPTH.get(towers.removesuffix("_experts"))
     depth = depth_tables(("text", "image"), **table) if table else {}
     base_width = 8 if towers == "wide" else None
-    experts = _EXPERTS.get(towers, {})
-    return tiny_config(
-        modalities, num_layers=3, z_loss=1e-3, experts=experts, mup_base_width=base_width, **depth
-    )
+    others = {"experts": _EXPERTS.get(towers, {}), **_WEIGHTS.get(towers, {})}
+    return tiny_config(modalities, num_layers=3, z_loss=1e-3, mup_base_width=base_width, **others, **depth)
 
 
 def micro_batches(config: ModelConfig, step: int, dtype: torch.dtype = torch.float32) -> list[ModelInputs]:

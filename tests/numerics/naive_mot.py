@@ -10,6 +10,12 @@ from torch import Tensor
 from data_pipeline.stream.batch import Batch
 from pretrain.models.config import ModelConfig
 
+_SHORTHAND = {
+    "qkv": "attention", "qk_norm": "attention", "attention_out": "attention",
+    "block_norm": "norm", "final_norm": "norm",
+}  # fmt: skip
+"""Part -> the name in `untied` that stands for it and others."""
+
 
 class NaiveMoT:
     """`weights`: the parameters of a Decoder by name; the only knowledge of it is how they are named and laid
@@ -23,7 +29,8 @@ class NaiveMoT:
 
     def _weight(self, layer: str, part: str, modality: int) -> Tensor:
         tower = list(self.config.towers.values())[modality]
-        return self.weights[f"{layer}.weight.{tower if part in self.config.untied else 'shared'}"]
+        untied = {part, _SHORTHAND.get(part)} & {*self.config.untied}
+        return self.weights[f"{layer}.weight.{tower if untied else 'shared'}"]
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return x / torch.sqrt((x * x).mean() + self.config.norm_eps) * weight
@@ -39,10 +46,10 @@ class NaiveMoT:
     def _project(self, x: Tensor, layer: str, modality: int, position: int) -> tuple[list, list, list]:
         """Queries per head, keys and values per kv head, of one token."""
         c = self.config
-        rows = (self._weight(f"{layer}.qkv", "attention", modality) @ x).split(c.head_dim)
+        rows = (self._weight(f"{layer}.qkv", "qkv", modality) @ x).split(c.head_dim)
         queries, keys = rows[: c.num_heads], rows[c.num_heads : -c.kv_heads]
         if c.qk_norm:
-            for_queries, for_keys = self._weight(f"{layer}.qk", "attention", modality).chunk(2)
+            for_queries, for_keys = self._weight(f"{layer}.qk", "qk_norm", modality).chunk(2)
             queries = [self._norm(q, for_queries) for q in queries]
             keys = [self._norm(k, for_keys) for k in keys]
         return (
@@ -68,7 +75,7 @@ class NaiveMoT:
                 heads.append(
                     sum(share * projected[j][2][group] for share, j in zip(shares, seen, strict=True))
                 )
-            outputs.append(self._weight(f"{layer}.out", "attention", modality[i]) @ torch.cat(heads))
+            outputs.append(self._weight(f"{layer}.out", "attention_out", modality[i]) @ torch.cat(heads))
         return outputs
 
     def _feed_forward(self, x: Tensor, layer: str, modality: int) -> Tensor:
@@ -86,9 +93,10 @@ class NaiveMoT:
         """[tokens, vocab] of one sequence."""
 
         def norm(x: Tensor, m: int, which: str) -> Tensor:
-            return self._norm(x, self._weight(f"{which}_norm", "norm", m))
+            part = "final_norm" if which == "final" else "block_norm"
+            return self._norm(x, self._weight(f"{which}_norm", part, m))
 
-        xs = [self.weights["embedding.weight.shared"][i] for i in ids]
+        xs = [self._weight("embedding", "embedding", m)[i] for i, m in zip(ids, modality, strict=True)]
         for index in range(self.config.num_layers):
             name = f"blocks.{index}"
             attention, feed_forward = f"{name}.attention", f"{name}.feed_forward"
@@ -105,8 +113,10 @@ class NaiveMoT:
                 normed = [norm(x, m, feed_forward) for x, m in zip(xs, modality, strict=True)]
                 made = self._feed_forwards(normed, feed_forward, modality, document)
                 xs = [x + f for x, f in zip(xs, made, strict=True)]
-        head = self.weights["head.weight.shared"]
-        return torch.stack([head @ norm(x, m, "final") for x, m in zip(xs, modality, strict=True)])
+        head = "embedding" if self.config.tied_embeddings else "head"
+        return torch.stack(
+            [self._weight(head, "head", m) @ norm(x, m, "final") for x, m in zip(xs, modality, strict=True)]
+        )
 
     def objective(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(summed loss with z-loss, logits [sequences, context, vocab]) of a batch."""

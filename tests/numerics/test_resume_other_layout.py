@@ -47,9 +47,16 @@ TOY_BF16 = [name for name in TOY if name != "dp2 ZeRO-0"]
 
 
 def _decoder(w: world.World, layout: ParallelConfig) -> Any:
-    """Three towers in everything."""
-    config = layouts.model_config("mot")
-    engine = layouts.engine_of(w, "mot", layout, prefix="decoder.")
+    """Three towers in everything but two kinds of norms."""
+    config = layouts.model_config("untied")
+    engine = layouts.engine_of(w, "untied", layout, prefix="decoder.")
+    return engine, lambda step: layouts.share(w, layouts.micro_batches(config, step))
+
+
+def _tied(w: world.World, layout: ParallelConfig) -> Any:
+    """The head has the embedding's weights."""
+    config = layouts.model_config("tied_embeddings")
+    engine = layouts.engine_of(w, "tied_embeddings", layout, prefix="decoder.")
     return engine, lambda step: layouts.share(w, layouts.micro_batches(config, step))
 
 
@@ -104,7 +111,7 @@ def _go_on(
 
 
 def _layout(make: Maker, name: str) -> Layout:
-    return (DECODER if make in (_decoder, _decoder_bf16) else TOY)[name]
+    return (DECODER if make in (_decoder, _tied, _decoder_bf16) else TOY)[name]
 
 
 def _run(fn: Any, make: Maker, layout: Layout, *args: Any) -> Any:
@@ -153,6 +160,10 @@ def _ring(names: Sequence[str]) -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize(("target", "sources"), _ring(list(DECODER)))
 def test_the_decoder_goes_on_on_every_layout(saved: Saved, target: str, sources: list[str]) -> None:
     _check(saved, _decoder, target, sources, layouts.RTOL[torch.float32])
+
+
+def test_one_weight_of_embedding_and_head_goes_on(saved: Saved) -> None:
+    _check(saved, _tied, "dp2 ZeRO-3", ["tp2"], layouts.RTOL[torch.float32])
 
 
 @pytest.mark.parametrize(("target", "sources"), _ring(list(TOY)))

@@ -38,6 +38,13 @@ def test_tensor_parallel_ranks_equal_one_process(
     assert_equals_one_process(ranks, layout, (towers,))
 
 
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_embedding_and_head_of_every_tower(sequence_parallel: bool) -> None:
+    """In fp64. The weights are cut by rows, whether embedding and head are two or one."""
+    layout = {"tp": 2, "zero_stage": 0, "sequence_parallel": sequence_parallel}
+    assert_equals_one_process(2, layout, ("untied", "tied_embeddings"))
+
+
 @pytest.mark.parametrize(
     ("zero_stage", "sequence_parallel", "towers"),
     [(1, True, "mot"), (2, False, "dense"), (3, False, "mot")],

@@ -15,6 +15,7 @@ from tests.pretrain.models.random_batch import (
     MOT,
     random_batch,
     tiny_config,
+    with_ids,
 )
 
 
@@ -27,7 +28,8 @@ def run(
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             layer, _, shard = name.rpartition(".")
-            parameter.copy_(weights[name if name in weights else f"{layer}.all"])
+            copied = next(n for n in (name, f"{layer}.all", f"{layer}.shared") if n in weights)
+            parameter.copy_(weights[copied])
             assert shard != "all" or config.towers == DENSE
     batch = random_batch(config, sequences=3, seed=2)
     decoder, inputs = cast(decoder, build_inputs(batch, config), dtype)
@@ -58,6 +60,8 @@ def weights_of(dense: ModelConfig) -> dict[str, Tensor]:
         (IMAGE_SPEECH_SHARED, ["attention", "feed_forward", "norm"]),
         (MOT, ["attention"]),
         (MOT, ["feed_forward", "norm"]),
+        (MOT, ["feed_forward", "qkv", "final_norm", "embedding"]),
+        (IMAGE_SPEECH_SHARED, ["attention_out", "qk_norm", "block_norm", "head"]),
     ],
 )
 def test_mot_of_copies_is_dense(
@@ -75,6 +79,40 @@ def test_mot_of_copies_is_dense(
         layer = name.rpartition(".")[0]
         of_towers = [grad for other, grad in grads.items() if other.rpartition(".")[0] == layer]
         assert_close(torch.stack(of_towers).sum(0), dense_grad, f"gradients of all towers of {layer}")
+
+
+def test_fine_names_are_their_shorthands_bit_for_bit() -> None:
+    coarse, fine = (
+        tiny_config(MOT, untied=untied)
+        for untied in (
+            ["attention", "feed_forward", "norm"],
+            ["block_norm", "qkv", "final_norm", "feed_forward", "qk_norm", "attention_out"],
+        )
+    )
+    weights = weights_of(tiny_config(DENSE))
+    logits, objective, grads = run(coarse, weights, torch.float32)
+    fine_logits, fine_objective, fine_grads = run(fine, weights, torch.float32)
+    assert list(grads) == list(fine_grads)
+    assert torch.equal(logits, fine_logits) and torch.equal(objective, fine_objective)
+    assert all(torch.equal(grad, fine_grads[name]) for name, grad in grads.items())
+
+
+def test_an_embedding_per_tower_trains_as_one_for_all() -> None:
+    """Where an id has one modality, as in data, a tower looks up the rows of its own ids alone."""
+    shared = tiny_config(MOT)
+    untied = tiny_config(MOT, untied=["attention", "feed_forward", "norm", "embedding"])
+    batch = random_batch(shared, sequences=3, seed=2)
+    batch = with_ids(batch, 10 * batch.input_modality + batch.input_ids % 10)
+    found = []
+    for config in (shared, untied):
+        decoder, inputs = cast(Decoder(config, seed=3), build_inputs(batch, config), torch.float64)
+        optimizer = torch.optim.AdamW(decoder.parameters(), lr=0.01, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            Pretraining(decoder)(inputs)[0].backward()
+            optimizer.step()
+        found.append(decoder(inputs).detach())
+    assert_close(found[1], found[0], "logits after three steps")
 
 
 def test_a_tower_that_is_no_copy_is_far_from_dense() -> None:

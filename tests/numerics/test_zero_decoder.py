@@ -27,6 +27,12 @@ def test_two_ranks_equal_one_process(stage: Stage, towers: Towers) -> None:
     assert_equals_one_process(2, layout, (towers,))
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_embedding_and_head_of_every_tower(stage: Stage) -> None:
+    """And one weight for both, which gets the sum of two gradients."""
+    assert_equals_one_process(2, {"zero_stage": stage}, ("untied", "tied_embeddings"))
+
+
 def test_an_absent_tower_has_no_gradient() -> None:
     """The steps that are compared hold a tower that is absent everywhere, and one that a rank misses."""
     steps = one_process("mot", dtype_of(ParallelConfig()))

@@ -36,7 +36,7 @@ def test_rows_go_to_their_experts_and_what_comes_back_is_added(on_device: bool) 
 
 def layer() -> DispatchedLinear:
     shapes = {"plain": LogicalTensor((8, 16), 0), "split": LogicalTensor((3, 8, 16), 1)}
-    return DispatchedLinear(shapes, lambda w: w.normal_(generator=torch.Generator().manual_seed(w.ndim)))
+    return DispatchedLinear(shapes, lambda w, _: w.normal_(generator=torch.Generator().manual_seed(w.ndim)))
 
 
 @pytest.mark.parametrize("on_device", [False, True], ids=["loop", "grouped"])
@@ -69,9 +69,9 @@ def test_a_rank_holds_its_part_of_every_expert() -> None:
     group = object()  # never spoken to
     tp = TensorParallel(1, 2, group)  # type: ignore[arg-type]
     whole = torch.arange(3 * 8 * 4.0).view(3, 8, 4)
-    columns = DispatchedLinear({"a": LogicalTensor((3, 8, 4), 1, (4, 4))}, lambda w: w.copy_(whole), tp=tp)
+    columns = DispatchedLinear({"a": LogicalTensor((3, 8, 4), 1, (4, 4))}, lambda w, _: w.copy_(whole), tp=tp)
     part = columns.weight["a"]
     assert torch.equal(part, whole[:, [2, 3, 6, 7]])
     assert logical_of(part).shape == (3, 8, 4) and part.tensor_model_parallel
-    rows = DispatchedLinear({"a": LogicalTensor((3, 8, 4), 2)}, lambda w: w.copy_(whole), tp=tp)
+    rows = DispatchedLinear({"a": LogicalTensor((3, 8, 4), 2)}, lambda w, _: w.copy_(whole), tp=tp)
     assert torch.equal(rows.weight["a"], whole[..., 2:])

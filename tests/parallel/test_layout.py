@@ -21,6 +21,7 @@ class Shape:
     kv_heads: int = 4
     ffn_width: int = 96
     vocab_tokens: int = 100
+    tied_embeddings: bool = False
     context_tokens: int = 6
     expert_widths: dict[str, int] = field(default_factory=dict)
     whole_blocks: tuple[int, ...] = ()
@@ -98,6 +99,10 @@ def test_legal_layouts_pass(values: dict) -> None:
             "zero_stage = 2 with parallel.pp = 2: .*zero_stage = 1, or parallel.pp",
         ),
         ({"pp": 2, "zero_stage": 3}, "zero_stage = 3 with parallel.pp = 2"),
+        (
+            {"pp": 2, "shape": Shape(tied_embeddings=True)},
+            "pp = 2 with model.tied_embeddings = true: .*; set parallel.pp = 1, or",
+        ),
         ({"zero_stage": 0, "precision": "bf16"}, "use zero_stage = 1, 2 or 3"),
         ({"zero_stage": 0, "precision": "bf16", "pp": 2}, "use zero_stage = 1$"),
     ],

@@ -13,8 +13,8 @@ from parallel.logical import logical_of
 from parallel.precision import at_least_fp32
 from parallel.testing import run_on_ranks
 from parallel.towers import (
-    SharedEmbedding,
     TowerColumnParallelLinear,
+    TowerEmbedding,
     TowerNorm,
     TowerRowParallelLinear,
 )
@@ -25,9 +25,9 @@ COUNTS = (3, 0, 5)
 FP32, BF16 = TOLERANCE[torch.float32], 8e-3
 
 
-def fill(seed: int) -> Callable[[Tensor], Tensor]:
+def fill(seed: int) -> Callable[[Tensor, str], Tensor]:
     """Fills every shard alike, as towers.Initialise may."""
-    return lambda weight: weight.normal_(generator=torch.Generator().manual_seed(seed))
+    return lambda weight, _: weight.normal_(generator=torch.Generator().manual_seed(seed))
 
 
 def make_shards_differ(module: torch.nn.Module) -> None:
@@ -94,6 +94,25 @@ def test_a_tied_layer_takes_all_rows() -> None:
     assert torch.equal(layer(x, COUNTS), F.linear(x, layer.weight["shared"]))
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_a_token_has_the_row_of_its_tower(dtype: torch.dtype) -> None:
+    """An id may stand in the slices of several towers, and has another row in each."""
+    embedding = TowerEmbedding(12, 4, TOWERS, fill(1)).to(dtype)
+    make_shards_differ(embedding)
+    ids = torch.tensor([0, 11, 4, 5, 4, 7, 7, 2])
+    rows = embedding(ids, COUNTS)
+    text, image, speech = (embedding.weight[name] for name in TOWERS)
+    expected = torch.cat([text[ids[:3]], speech[ids[3:]]])
+    assert torch.equal(rows, expected)
+    grad = torch.randn(8, 4, dtype=dtype)
+    wanted = torch.autograd.grad(expected, (text, speech), grad)
+    rows.backward(grad)
+    for ours, theirs in zip((text.grad, speech.grad), wanted, strict=True):
+        assert ours is not None
+        assert_close(ours, theirs, "gradient")
+    assert image.grad is not None and not image.grad.any()
+
+
 def test_parameters_are_named_by_shard_and_nothing_else_is_saved() -> None:
     for layer in (
         TowerColumnParallelLinear(4, 6, TOWERS, fill(0)),
@@ -135,19 +154,19 @@ def test_norm_equals_its_formula(dtype: torch.dtype) -> None:
     assert not got[2].any()
 
 
-def gated_pair(size: int, sequence_parallel: bool, dtype: torch.dtype) -> dict[str, Any]:
+def gated_pair(size: int, sequence_parallel: bool, dtype: torch.dtype, untied: bool) -> dict[str, Any]:
     """Embedding, norm, column-parallel gate and value, row-parallel layer: whole, or one rank's part."""
     tp = ONE_RANK
     if size > 1:
         tp = world.start(ParallelConfig(tp=size, sequence_parallel=sequence_parallel)).tensor_parallel
         assert tp.sequence_parallel == sequence_parallel
-    embedding = SharedEmbedding(12, 4, "shared", fill(1), tp=tp).to(dtype)
+    embedding = TowerEmbedding(12, 4, TOWERS if untied else ("shared",), fill(1), tp=tp).to(dtype)
     norm = TowerNorm(4, TOWERS, 1e-5, tp=tp).to(dtype)
     up = TowerColumnParallelLinear(4, 16, TOWERS, fill(2), blocks=(8, 8), tp=tp).to(dtype)
     down = TowerRowParallelLinear(8, 4, TOWERS, fill(3), tp=tp).to(dtype)
-    for layer in (norm, up, down):
+    for layer in (embedding, norm, up, down):
         make_shards_differ(layer)
-    x = embedding(torch.tensor([0, 11, 4, 5, 3, 7, 7, 2]))
+    x = embedding(torch.tensor([0, 11, 4, 5, 3, 7, 7, 2]), COUNTS)
     normed = norm(x, COUNTS)
     gate, value = up(normed, COUNTS).chunk(2, dim=1)
     out = down(gate * value, COUNTS)
@@ -173,12 +192,13 @@ def gated_pair(size: int, sequence_parallel: bool, dtype: torch.dtype) -> dict[s
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 @pytest.mark.parametrize("tp", [2, 4])
+@pytest.mark.parametrize("untied", [False, True], ids=["shared embedding", "embedding per tower"])
 def test_tensor_parallel_ranks_equal_one_process(
-    tp: int, sequence_parallel: bool, dtype: torch.dtype
+    untied: bool, tp: int, sequence_parallel: bool, dtype: torch.dtype
 ) -> None:
     """Forward, input gradients, and every shard's gradient is its slice of the whole one."""
-    whole = gated_pair(1, False, dtype)
-    ranks = run_on_ranks(gated_pair, tp, tp, sequence_parallel, dtype)
+    whole = gated_pair(1, False, dtype, untied)
+    ranks = run_on_ranks(gated_pair, tp, tp, sequence_parallel, dtype, untied)
 
     for name, expected in whole["rows"].items():
         rows = [rank["rows"][name] for rank in ranks]

@@ -114,7 +114,7 @@ class PublishedDecoder(nn.Module):
             x = block(x, masks, rotary, sequences)
         x = merge([norm(x[mask]) for norm, mask in zip(self.final_norm, masks, strict=True)], masks)
         return linear_cross_entropy(
-            x, self.head.weight, targets, torch.ones_like(targets, dtype=torch.float32)
+            x, [self.head.weight], [len(x)], targets, torch.ones_like(targets, dtype=torch.float32)
         )[0]
 
     def copy_weights(self, decoder: Decoder) -> None:

@@ -43,6 +43,14 @@ CONFIGS = {
     "one_key": (MOT, {"num_kv_heads": 1, "qk_norm": False}),
     "only_attention_untied": (MOT, {"untied": ["attention"]}),
     "only_norm_untied": (MOT, {"untied": ["norm"], "num_layers": 3}),
+    "qkv_and_final_norm_untied": (MOT, {"untied": ["qkv", "final_norm"], "num_layers": 3}),
+    "out_block_norm_and_head_untied": (
+        IMAGE_SPEECH_SHARED,
+        {"untied": ["attention_out", "block_norm", "head"]},
+    ),
+    "qk_norm_and_embedding_untied": (MOT, {"untied": ["qk_norm", "embedding"]}),
+    "tied_embeddings": (MOT, {"tied_embeddings": True}),
+    "tied_per_tower": (MOT, {"untied": ["embedding", "head"], "tied_embeddings": True}),
     "wide_heads": (MOT, {"head_size": 6}),
     "wide": (MOT, {"ffn_hidden": None, "d_model": 24}),
     "moe_4x": (DENSE, {"experts": {"all": {"num_experts": 4}}}),
@@ -143,7 +151,7 @@ PAPER = {
 def matrices(config: ModelConfig) -> float:
     """Parameters in millions, norm weights left out."""
     norms = sum(module_costs(config)["norm"].parameters.values())
-    qk_norms = 2 * config.head_dim * config.num_layers * len(config.shards_of("attention"))
+    qk_norms = 2 * config.head_dim * config.num_layers * len(config.shards_of("qk_norm"))
     return (total_parameters(config) - norms - qk_norms) / 1e6
 
 

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from pretrain.models.config import ModelConfig
+from pretrain.models.config import PARTS, ModelConfig
 
 VALUES = {"num_layers": 2, "d_model": 96, "num_heads": 4, "context_tokens": 64, "vocab_tokens": 100}
 MOT = {"text": "text", "image": "image", "speech": "speech"}
@@ -29,7 +29,17 @@ def test_a_variant_is_a_table(towers: dict, names: tuple, of_modality: tuple) ->
 def test_tied_parts_have_one_shared_shard() -> None:
     config = model(untied=["feed_forward"])
     assert config.shards_of("feed_forward") == ("text", "image", "speech")
-    assert config.shards_of("attention") == config.shards_of("norm") == ("shared",)
+    assert {config.shards_of(part) for part in PARTS if part != "feed_forward"} == {("shared",)}
+
+
+def test_a_shorthand_is_its_parts() -> None:
+    """Today's three names, with which older files are written, are all parts but embedding and head."""
+    coarse, fine = model(), model(untied=[part for part in PARTS if part not in ("embedding", "head")])
+    assert [coarse.shards_of(part) for part in PARTS] == [fine.shards_of(part) for part in PARTS]
+    assert coarse.tied_parts == fine.tied_parts == ("embedding", "head")
+    assert model(untied=["qkv", "embedding"]).tied_parts == (
+        "qk_norm", "attention_out", "feed_forward", "norm", "head",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -51,7 +61,11 @@ def test_feed_forward_width_is_the_published_one(d_model: int, width: int) -> No
         ({"towers": {"text": "a.b"}}, "dot"),
         ({"towers": {}}, "towers"),
         ({"untied": ["norm", "norm"]}, "twice"),
-        ({"untied": ["embedding"]}, "untied"),
+        ({"untied": ["attention", "qkv"]}, r"names qkv twice: .*\"attention\" stands for qkv, qk_norm, att"),
+        ({"untied": ["attention_norm"]}, "untied"),
+        ({"untied": ["qk_norm"], "qk_norm": False}, "there are no such weights"),
+        ({"untied": ["head"], "tied_embeddings": True}, "both are untied or none"),
+        ({"untied": ["embedding", "norm"], "tied_embeddings": True}, "untied names one of them"),
     ],
 )
 def test_impossible_shapes_are_refused(changes: dict, expected: str) -> None:

@@ -32,7 +32,7 @@ def test_chunks_equal_whole_logits(tokens: int, z_loss: float, dtype: torch.dtyp
     hidden, weight, targets, loss_weights = inputs(tokens, dtype)
     expected, expected_nll = whole(hidden, weight, targets, loss_weights, z_loss)
     wanted = torch.autograd.grad(3 * expected, (hidden, weight))
-    objective, nll = linear_cross_entropy(hidden, weight, targets, loss_weights, z_loss)
+    objective, nll = linear_cross_entropy(hidden, [weight], [tokens], targets, loss_weights, z_loss)
     assert not nll.requires_grad
     got = torch.autograd.grad(3 * objective, (hidden, weight))
     assert_close(objective, expected, "objective")
@@ -42,11 +42,30 @@ def test_chunks_equal_whole_logits(tokens: int, z_loss: float, dtype: torch.dtyp
     assert not got[0][::7].any(), "a token of weight 0 has no gradient"
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
+def test_towers_predict_with_their_own_weights(dtype: torch.dtype) -> None:
+    """The second of three towers is absent; the others end inside a chunk."""
+    sizes = (CHUNK_TOKENS + 3, 0, 7)
+    hidden, weight, targets, loss_weights = inputs(sum(sizes), dtype)
+    weights = [(scale * weight.detach()).requires_grad_() for scale in (1.0, 2.0, 0.5)]
+    pieces = zip(*(each.split(sizes) for each in (hidden, targets, loss_weights)), weights, strict=True)
+    found = [whole(x, own, ids, shares, 0.01) for x, ids, shares, own in pieces]
+    expected = sum(objective for objective, _ in found)
+    wanted = torch.autograd.grad(3 * expected, (hidden, *weights))
+    objective, nll = linear_cross_entropy(hidden, weights, sizes, targets, loss_weights, 0.01)
+    got = torch.autograd.grad(3 * objective, (hidden, *weights))
+    assert_close(objective, expected, "objective")
+    assert_close(nll, torch.cat([each for _, each in found]), "nll")
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert_close(ours, theirs, "gradient")
+    assert not got[2].any()
+
+
 def test_bf16_sums_chunks_in_fp32() -> None:
     hidden, weight, targets, loss_weights = inputs(3 * CHUNK_TOKENS, torch.bfloat16)
     expected, _ = whole(hidden, weight, targets, loss_weights, 0.0)
     wanted = torch.autograd.grad(expected, (hidden, weight))
-    objective, _ = linear_cross_entropy(hidden, weight, targets, loss_weights)
+    objective, _ = linear_cross_entropy(hidden, [weight], [len(hidden)], targets, loss_weights)
     got = torch.autograd.grad(objective, (hidden, weight))
     assert objective.dtype == torch.float32
     # Logits round to bf16's 8 bits once: 2e-4 measured on the sum, 6e-3 of the largest entry on gradients.
@@ -59,11 +78,11 @@ def test_bf16_sums_chunks_in_fp32() -> None:
 def test_frozen_head_and_no_grad() -> None:
     hidden, weight, targets, loss_weights = inputs(5)
     weight.requires_grad_(False)
-    objective, _ = linear_cross_entropy(hidden, weight, targets, loss_weights)
+    objective, _ = linear_cross_entropy(hidden, [weight], [len(hidden)], targets, loss_weights)
     objective.backward()
     assert weight.grad is None and hidden.grad is not None
     with torch.no_grad():
-        again, _ = linear_cross_entropy(hidden, weight, targets, loss_weights)
+        again, _ = linear_cross_entropy(hidden, [weight], [len(hidden)], targets, loss_weights)
     assert torch.equal(again, objective)
     assert not again.requires_grad
 
@@ -72,13 +91,13 @@ def test_frozen_head_and_no_grad() -> None:
 def test_an_evaluation_makes_no_gradients(training: bool, products: int) -> None:
     hidden, weight, targets, loss_weights = inputs(CHUNK_TOKENS + 1)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(training):
-        linear_cross_entropy(hidden, weight, targets, loss_weights)
+        linear_cross_entropy(hidden, [weight], [len(hidden)], targets, loss_weights)
     assert counter.get_total_flops() == products * 2 * hidden.numel() * weight.shape[0]
 
 
 def test_large_logits_do_not_overflow() -> None:
     hidden, weight = torch.full((2, 1), 1e4, requires_grad=True), torch.tensor([[1.0], [-1.0], [0.5]])
-    objective, nll = linear_cross_entropy(hidden, weight, torch.tensor([0, 1]), torch.ones(2))
+    objective, nll = linear_cross_entropy(hidden, [weight], [2], torch.tensor([0, 1]), torch.ones(2))
     assert nll.tolist() == [0.0, 2e4]
     objective.backward()
     assert hidden.grad is not None and hidden.grad.isfinite().all()

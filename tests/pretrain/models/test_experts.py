@@ -79,7 +79,7 @@ def test_an_even_load_has_the_least_loss() -> None:
 
 
 def test_scores_do_not_depend_on_the_scale_of_the_stream() -> None:
-    router = Router({"a": 3}, 8, 1e-12, lambda w: w.normal_()).double()
+    router = Router({"a": 3}, 8, 1e-12, lambda w, _: w.normal_()).double()
     x = torch.randn(5, 8, dtype=torch.float64)
     (logits,), (scaled,) = router([x]), router([100 * x])
     assert_close(scaled, logits, "logits")

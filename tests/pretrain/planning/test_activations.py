@@ -119,6 +119,8 @@ DEPTH: dict[str, RunConfig] = {
 FOUR = {"num_experts": 4}
 CASES: dict[str, RunConfig] = {
     "mot": run_config(micro_batch_sequences=2),
+    "head per tower": run_config({"untied": ["feed_forward", "head"]}, micro_batch_sequences=2),
+    "tied embeddings": run_config({"tied_embeddings": True}, micro_batch_sequences=2),
     "dense": run_config({"towers": DENSE}, micro_batch_sequences=2),
     "pre-norm, no QK-norm": run_config({"norm_placement": "pre", "qk_norm": False}, micro_batch_sequences=2),
     "bf16": run_config(precision="bf16", micro_batch_sequences=2),

@@ -34,6 +34,7 @@ def run_config(model: dict[str, Any] | None = None, precision: str = "fp32", **p
         {},
         {"towers": DENSE},
         {"untied": ["attention"]},
+        {"untied": ["qkv", "embedding", "head", "final_norm"]},
         {"qk_norm": False},
         {"experts": {"image": {"num_experts": 4}}},
     ],
@@ -41,6 +42,11 @@ def run_config(model: dict[str, Any] | None = None, precision: str = "fp32", **p
 @pytest.mark.parametrize("sublayers", [range(8), range(2), range(2, 4), range(5, 8)], ids=str)
 def test_groups_are_those_of_the_optimizer(model: dict[str, Any], sublayers: range) -> None:
     assert_groups(model, sublayers)
+
+
+def test_groups_of_one_weight_for_embedding_and_head() -> None:
+    """Of all layers, for a stage without the embedding is refused."""
+    assert_groups({"tied_embeddings": True}, range(8))
 
 
 @pytest.mark.parametrize("towers", [DENSE, MOT], ids=["dense", "mot"])

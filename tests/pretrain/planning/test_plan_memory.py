@@ -122,6 +122,13 @@ def test_what_an_engine_with_muon_holds(stage: int, precision: str) -> None:
     assert_held(run_config({"zero_stage": stage}, precision, optimizer=optimizer), 2)
 
 
+@pytest.mark.parametrize(
+    "model", [{"tied_embeddings": True}, {"untied": ["qkv", "embedding", "head"]}], ids=str
+)
+def test_what_an_engine_holds_of_embedding_and_head(model: dict[str, Any]) -> None:
+    assert_held(run_config({"zero_stage": 1}, "bf16", model=model), 2)
+
+
 def assert_held(config: RunConfig, ranks: int) -> None:
     stage, precision = config.parallel.zero_stage, config.precision
     planned = layout_plan.plan(config, ranks)

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from data_pipeline.files.toml_config import ConfigError
@@ -88,16 +90,32 @@ def test_parts_are_the_tensors_of_transformers(tmp_path: Path, kind: str) -> Non
     reference = tiny_hugging_face(kind, tmp_path)
     source = open_hugging_face(tmp_path)
     theirs = {part.name: part.shape for each in parts(source.model).values() for part in each}
-    assert theirs == {name: tuple(tensor.shape) for name, tensor in reference.state_dict().items()}
+    held = {name: tuple(tensor.shape) for name, tensor in reference.named_parameters()}
+    assert theirs == held  # where embedding and head are one, it is there once
     assert list(source.tensors) == list(logical_shapes(source.model))
     assert {name: t.shape for name, t in source.tensors.items()} == logical_shapes(source.model)
     assert {name: t.read().shape for name, t in source.tensors.items()} == logical_shapes(source.model)
 
 
-def test_tied_embeddings_are_copied_to_both(tmp_path: Path) -> None:
+def test_tied_embeddings_are_one_weight(tmp_path: Path) -> None:
+    """Also where a file holds it twice."""
+    reference = tiny_hugging_face("llama_tied", tmp_path, file_size="1GB")
+    assert open_hugging_face(tmp_path).model.tied_embeddings
+    twice = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    save_file(twice, tmp_path / "model.safetensors")
+    source = open_hugging_face(tmp_path)
+    assert "lm_head.weight" in twice and "head.weight.shared" not in source.tensors
+    theirs, config = to_hugging_face(source)
+    assert config["tie_word_embeddings"] is True and "lm_head.weight" not in theirs.tensors
+
+
+def test_a_tied_head_that_is_scaled_is_written_by_itself(tmp_path: Path) -> None:
     tiny_hugging_face("llama_tied", tmp_path)
-    tensors = open_hugging_face(tmp_path).tensors
-    assert torch.equal(tensors["embedding.weight.shared"].read(), tensors["head.weight.shared"].read())
+    source = open_hugging_face(tmp_path)
+    source = replace(source, model=source.model.model_copy(update={"mup_base_width": 8}))
+    theirs, config = to_hugging_face(source)
+    head, embedding = (theirs.tensors[f"{name}.weight"].read() for name in ("lm_head", "model.embed_tokens"))
+    assert config["tie_word_embeddings"] is False and torch.equal(head, embedding / 2)
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -183,7 +201,13 @@ def test_towers_that_share_all_weights_are_one_model() -> None:
 @pytest.mark.parametrize("qk_norm", [True, False])
 def test_config_is_read_back(qk_norm: bool) -> None:
     config: ModelConfig = tiny_config(
-        {"text": "text"}, norm_placement="pre", qk_norm=qk_norm, rope_theta=123.0, norm_eps=1e-3, head_size=6
+        {"text": "text"},
+        norm_placement="pre",
+        qk_norm=qk_norm,
+        rope_theta=123.0,
+        norm_eps=1e-3,
+        head_size=6,
+        tied_embeddings=qk_norm,
     )
     theirs = json.loads(json.dumps(config_of(config)))
     assert read_model(Path(CONFIG), theirs) == config.model_copy(update={"init_std": 0.02})

@@ -92,6 +92,47 @@ def test_parts_that_were_tied_are_copied_to_each_tower() -> None:
         assert torch.equal(tensor.read(), source.tensors[f"{stem}.{origin}"].read()), name
 
 
+FINER: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, str]]] = {
+    "tied parts to parts of towers": (
+        {"untied": ["feed_forward", "qkv"]},
+        {"untied": ("feed_forward", "attention", "final_norm", "embedding", "head")},
+        {"attention.out": "shared", "attention.qk": "shared", "final_norm": "shared", "embedding": "shared",
+         "head": "shared"},
+    ),
+    "one weight for embedding and head to two": (
+        {"tied_embeddings": True}, {"untied": ("head", "attention", "feed_forward", "norm")},
+        {"head": "embedding.weight.shared"},
+    ),
+    "a weight for embedding and head of every tower": (
+        {"tied_embeddings": True},
+        {"tied_embeddings": True, "untied": ("embedding", "head", "attention", "feed_forward", "norm")},
+        {"embedding": "shared"},
+    ),
+}  # fmt: skip
+"""Source, target, and by end of a layer's name the shard, or the tensor, that it starts as if not its own."""
+
+
+@pytest.mark.parametrize("case", FINER)
+def test_finer_untying_copies_what_was_coarser(case: str) -> None:
+    before, after, origins = FINER[case]
+    source = numbered(MOT, **before)
+    made = fitted(source, MOT, {"tied_embeddings": False, **after})
+    assert {name: t.shape for name, t in made.tensors.items()} == logical_shapes(made.model)
+    for name, tensor in made.tensors.items():
+        layer = name.rpartition(".weight.")[0]
+        origin = next((origin for end, origin in origins.items() if layer.endswith(end)), None)
+        theirs = name if origin is None else origin if "." in origin else f"{layer}.weight.{origin}"
+        assert torch.equal(tensor.read(), source.tensors[theirs].read()), name
+
+
+def test_new_ids_of_one_weight_for_embedding_and_head_are_means() -> None:
+    source = numbered(MOT, tied_embeddings=True)
+    made = fitted(source, MOT, {"tied_embeddings": True, "vocab_tokens": 44})
+    old, new = (s.tensors["embedding.weight.shared"].read() for s in (source, made))
+    assert torch.equal(new[:40], old)
+    torch.testing.assert_close(new[40:], old.mean(0).expand(4, -1), rtol=1e-6, atol=0)  # sum of 40 in fp32
+
+
 def test_a_dense_model_may_share_what_it_had_once() -> None:
     source = numbered(DENSE)
     made = fitted(source, MOT, {"untied": ("feed_forward",)})
@@ -102,7 +143,14 @@ def test_a_dense_model_may_share_what_it_had_once() -> None:
 REFUSED: dict[str, tuple[WeightSource, dict[str, str], dict[str, Any], dict[str, Any], str]] = {
     "towers merged": (numbered(MOT), DENSE, {}, {}, r"text, image, speech, the target one .*be merged"),
     "two merged": (numbered(MOT), IMAGE_SPEECH_SHARED, {}, {}, r'\("other"\); towers cannot be merged'),
-    "a part tied": (numbered(MOT), MOT, {"untied": ("norm",)}, {}, "attention weights for each of text"),
+    "a part tied": (numbered(MOT), MOT, {"untied": ("norm",)}, {}, "qkv weights for each of text"),
+    "an embedding of towers joined": (
+        numbered(MOT, untied=["norm", "embedding"]), MOT, {"untied": ("norm",)}, {}, "has embedding weights"
+    ),
+    "a head of its own lost": (
+        numbered(MOT), MOT, {"tied_embeddings": True}, {},
+        "tied_embeddings = True, there False. For its weights set model.tied_embeddings=false",
+    ),
     "a new tower of many": (
         numbered(IMAGE), MOT, {}, {}, r"--new-tower speech=\.\.\.: .*\(speech\) .*starts as: text, image",
     ),
