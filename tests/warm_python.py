@@ -143,12 +143,7 @@ def _fork_server(address: str) -> None:
 
 def _serve(listening: socket.socket, address: str) -> None:
     """Fork a keeper for every connection that asks for a process; leave when the first connection ends."""
-    for module in (
-        "pretrain.checkpoint.restore",
-        "pretrain.comparison.run",
-        "pretrain.train.loop",
-        "tools.cli",
-    ):
+    for module in ("pretrain.checkpoint.restore", "pretrain.comparison.run", "pretrain.train.loop"):
         importlib.import_module(module)
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel then reaps keepers

@@ -13,4 +13,6 @@ def test_the_import_is_silent_and_brings_no_compiler() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "always::UserWarning", "-c", check], cwd=ROOT, capture_output=True
     )
-    assert done.returncode == 0 and not done.stderr, done.stderr.decode()
+    # torch's build for CUDA says this on a machine without a GPU.
+    said = [line for line in done.stderr.decode().splitlines() if "No CUDA runtime is found" not in line]
+    assert done.returncode == 0 and not said, said

@@ -81,7 +81,7 @@ def test_all_runs_are_one_throttled_array_and_then_a_report(
     )
     assert (report["dependency"], report["job-name"]) == ("afterany:17", "tiny_compare-report")
     assert (report["nodes"], report["ntasks-per-node"]) == ("1", "1")
-    command = f"compare {comparison} optimizer.learning_rate=1e-3 --report-only"
+    command = f"compare {shlex.quote(str(comparison))} optimizer.learning_rate=1e-3 --report-only"
     assert command in slurm.script(18)
 
     names = [f"{arm}_seed{seed}" for seed in (3, 4) for arm in ("dense", "mot")]

@@ -272,7 +272,8 @@ def test_wait_ends_with_the_code_of_the_last_attempt(
     recorded.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     attempts = tmp_path / "runs" / "tiny" / "slurm" / "attempts.jsonl"
     # In the queue at the first look, gone at the second, when the job has recorded how it ended.
-    install(squeue=f"if [ -e {attempts} ]; then exit; fi; cp {recorded} {attempts}; echo RUNNING tiny")
+    there, written = shlex.quote(str(attempts)), shlex.quote(str(recorded))
+    install(squeue=f"if [ -e {there} ]; then exit; fi; cp {written} {there}; echo RUNNING tiny")
     assert submit(run_file, profile_path=PROFILE, wait=True, poll_s=0.01) == code
     out = capsys.readouterr().out
     for row in rows:

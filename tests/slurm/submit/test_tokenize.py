@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,8 @@ def test_tokenizers_then_parts_then_the_rest(
     assert "dependency" not in first
     assert (parts["array"], parts["dependency"]) == ("1-3%2", "afterok:17")
     assert last["dependency"] == "afterok:17,afterany:18" and last["kill-on-invalid-dep"] == "yes"
-    command = f"tokenize {raw} {out} --config {raw.parent / 'data.toml'} --processes 1"
+    paths = [shlex.quote(str(path)) for path in (raw, out, raw.parent / "data.toml")]
+    command = f"tokenize {paths[0]} {paths[1]} --config {paths[2]} --processes 1"
     for job, ending in ((17, " --tokenizers-only"), (18, " --part $SLURM_ARRAY_TASK_ID/3"), (19, "")):
         assert re.search(rf"{re.escape(command + ending)}(?! --)", slurm.script(job))
     assert (out / "settings.json").exists() and not (out / "tokenizers").exists()

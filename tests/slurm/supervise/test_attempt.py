@@ -187,7 +187,7 @@ def test_bad_nodes_are_excluded_after_the_requeue(job: Supervised) -> None:
     # This srun starts nothing on node2: only node1 answers.
     answer = """
 for word; do case $word in *spec.json) answers=${word%/*}/answers ;; esac; done
-echo '{"stage": "local", "problems": [], "shared": [], "error": null}' >$answers/node1.json
+echo '{"stage": "local", "problems": [], "shared": [], "error": null}' >"$answers"/node1.json
 exit 1"""
     options = {"exclude": "node[7-8]"}
     assert job.run(srun=answer, preflight={"enabled": True}, options=options) == 1
@@ -255,13 +255,14 @@ def test_an_element_of_an_array_goes_by_its_own_name(job: Supervised) -> None:
 def test_a_row_that_cannot_be_written_ends_the_job(
     job: Supervised, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    in_the_way = f"rm {job.records}/attempts.jsonl; mkdir {job.records}/attempts.jsonl"
+    rows = shlex.quote(f"{job.records}/attempts.jsonl")
+    in_the_way = f"rm {rows}; mkdir {rows}"
     assert job.run(srun=f"{in_the_way}\n{STOPPED}", saves=12) == 85
     assert job.calls == []
     out = capsys.readouterr().out
     assert "saved steps 8 -> 12: " in out and "but not started again: " in out and "Is a directory" in out
     # Nor does one begin.
-    assert job.run(srun=f"touch {job.folder}/started", number=1) == 1
+    assert job.run(srun=f"touch '{job.folder}'/started", number=1) == 1
     assert "Is a directory" in capsys.readouterr().err
     assert not (job.folder / "started").exists()
 
