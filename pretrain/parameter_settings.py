@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from pretrain.models.config import ModelConfig
-from pretrain.models.logical_weights import is_decayed, logical_shapes, width_role
+from pretrain.models.logical_weights import counted_layers, is_decayed, width_role
 
 if TYPE_CHECKING:
     from pretrain.config import OptimizerConfig
@@ -112,7 +112,8 @@ def problems(optimizer: "OptimizerConfig", model: ModelConfig) -> Iterator[str]:
     """Messages about tables of optimizer.groups that would do nothing."""
     if not optimizer.groups:
         return
-    shapes = logical_shapes(model)
+    found = counted_layers(model, apart=tells_blocks_apart(optimizer))
+    shapes = {name: layer.shape for layer, _ in found for name in layer.names(model).values()}
     for number, group in enumerate(optimizer.groups):
         field = f"optimizer.groups[{number}]"
         names = [name for name in shapes if fnmatchcase(name, group.match)]

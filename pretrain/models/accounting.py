@@ -174,12 +174,13 @@ def sublayer_costs(config: ModelConfig, document_tokens: int | None = None) -> l
 
     shares = dict.fromkeys(config.towers, tokens / len(config.towers))
     blocks: list[int] = []
-    for layer in range(layers):
+    skippable = {m: depth_accounting.skippable_flops(config, m) for m in config.depth}
+    for ratios in config.ratios_of_layers():
         saved = {"attention": 0.0, "feed_forward": 0.0}
-        for modality, ratio in config.depth_ratios(layer).items():
-            for module, flops in depth_accounting.skippable_flops(config, modality).items():
+        for modality, ratio in ratios.items():
+            for module, flops in skippable[modality].items():
                 saved[module] += (1 - ratio) * shares[modality] * flops
-        saved["attention"] += (1 - depth_accounting.pairs_share(config, layer, shares)) * pairs / layers
+        saved["attention"] += (1 - depth_accounting.pairs_share(config, ratios, shares)) * pairs / layers
         blocks.append((of("attention") + pairs) // layers - round(saved["attention"]))
         blocks.append(of("feed_forward") // layers - round(saved["feed_forward"]))
     return [0, *blocks, of("head")]

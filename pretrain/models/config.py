@@ -151,10 +151,18 @@ class ModelConfig(BaseModel):
         found = {m: depth.ratios(self.num_layers)[layer] for m, depth in self.depth.items()}
         return {modality: ratio for modality, ratio in found.items() if ratio is not None}
 
+    def ratios_of_layers(self) -> list[dict[str, float]]:
+        """Return `depth_ratios` of every layer, for the price of few; layers that are alike share one
+        dictionary."""
+        rows = list(zip(*(depth.ratios(self.num_layers) for depth in self.depth.values()), strict=True))
+        named = {row: zip(self.depth, row, strict=True) for row in set(rows)}
+        routed = {row: {m: r for m, r in pairs if r is not None} for row, pairs in named.items()}
+        return [routed[row] for row in rows] or [{}] * self.num_layers
+
     @property
     def whole_blocks(self) -> tuple[int, ...]:
         """Layers that no pipeline stage may cut: those with a depth router."""
-        return tuple(layer for layer in range(self.num_layers) if self.depth_ratios(layer))
+        return tuple(layer for layer, ratios in enumerate(self.ratios_of_layers()) if ratios)
 
     @property
     def is_causal(self) -> bool:

@@ -32,12 +32,6 @@ def skippable_flops(config: ModelConfig, modality: str) -> dict[str, int]:
     return found
 
 
-def _ratios(config: ModelConfig, layer: int, progress: float) -> dict[str, float]:
-    """Of modalities with a router in the layer, at `progress` of the run."""
-    found = config.depth_ratios(layer)
-    return {m: config.depth[m].ratio_at(ratio, progress) for m, ratio in found.items()}
-
-
 def skipped_per_token(config: ModelConfig, modality: str, progress: float = 1.0) -> float:
     """Layers that a token of the modality is expected to skip, at `progress` of the run."""
     if modality not in config.depth:
@@ -50,18 +44,18 @@ def skipped_per_token(config: ModelConfig, modality: str, progress: float = 1.0)
 def run_shares(config: ModelConfig) -> dict[int, float]:
     """Layer with routers -> expected share of tokens that run in it after warm-up, if they are of every
     modality alike."""
-    skipped = {i: sum(1 - r for r in config.depth_ratios(i).values()) for i in config.whole_blocks}
+    skipped = {i: sum(1 - r for r in of.values()) for i, of in enumerate(config.ratios_of_layers()) if of}
     return {i: 1 - share / len(config.towers) for i, share in skipped.items()}
 
 
-def pairs_share(config: ModelConfig, layer: int, tokens: Mapping[str, float], progress: float = 1.0) -> float:
-    """Expected share of a layer's pairs that attention computes, where `tokens` are of each modality and
-    those that skip are spread evenly."""
-    ratios = _ratios(config, layer, progress)
-    if not ratios or not (total := sum(tokens.values())):
+def pairs_share(
+    config: ModelConfig, depth_ratios: Mapping[str, float], tokens: Mapping[str, float], progress: float = 1.0
+) -> float:
+    """Expected share of the pairs of a layer with `depth_ratios` that attention computes, where `tokens` are
+    of each modality and those that skip are spread evenly."""
+    if not depth_ratios or config.depth_block.parts == "feed_forward" or not (total := sum(tokens.values())):
         return 1.0
-    if config.depth_block.parts == "feed_forward":
-        return 1.0
+    ratios = {m: config.depth[m].ratio_at(ratio, progress) for m, ratio in depth_ratios.items()}
     queries = sum(count * ratios.get(modality, 1.0) for modality, count in tokens.items()) / total
     return queries * queries if config.depth_block.keys == "selected" else queries
 
@@ -72,8 +66,8 @@ def query_shares(config: ModelConfig) -> dict[str, float]:
     if not config.depth:
         return dict.fromkeys(config.towers, 1.0)
     alike, totals = dict.fromkeys(config.towers, 1.0), dict.fromkeys(config.towers, 0.0)
-    for layer in range(config.num_layers):
-        ratios, share = config.depth_ratios(layer), pairs_share(config, layer, alike)
+    for ratios in config.ratios_of_layers():
+        share = pairs_share(config, ratios, alike)
         keys = share**0.5 if config.depth_block.keys == "selected" else 1.0
         for modality in totals:
             totals[modality] += ratios.get(modality, 1.0) * keys if share < 1 else share
@@ -95,8 +89,7 @@ def expected(
     config: ModelConfig, tokens: Mapping[str, float], visible_pairs: float, progress: float = 1.0
 ) -> Skipped:
     """Of `tokens` of each modality whose masks show `visible_pairs` pairs, at `progress` of the run."""
-    layers = range(config.num_layers)
-    hidden = sum(1 - pairs_share(config, layer, tokens, progress) for layer in layers)
+    hidden = sum(1 - pairs_share(config, r, tokens, progress) for r in config.ratios_of_layers())
     skipped = {m: count * skipped_per_token(config, m, progress) for m, count in tokens.items()}
     return Skipped(skipped, hidden * visible_pairs)
 

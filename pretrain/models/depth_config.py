@@ -122,12 +122,11 @@ class DepthConfig(BaseModel):
 
         Raises ValueError, with the means that can be had, where it cannot be.
         """
-        shape = (self.schedule, self.steps, self.dense_first, self.dense_last)
-        return _ratios(num_layers, *shape, self.mean_ratio, self.min_ratio, self.dense_above)
+        return _ratios(self, num_layers)[0]  # pyright: ignore[reportArgumentType]
 
     def routed_layers(self, num_layers: int) -> int:
         """The number of layers with a router."""
-        return num_layers - self.ratios(num_layers).count(None)
+        return _ratios(self, num_layers)[1]  # pyright: ignore[reportArgumentType]
 
     def ratio_at(self, ratio: float, progress: float) -> float:
         """The ratio of a layer whose ratio after warm-up is `ratio`, at `progress` (0 to 1) of the run."""
@@ -138,38 +137,31 @@ class DepthConfig(BaseModel):
         return 1 - (1 - ratio) * (progress - self.dense_frac) / self.ramp_frac
 
 
-# Cached, here and below: every optimizer step asks for the ratios of all layers, several times.
+# Cached, here and below: every optimizer step asks for the ratios of all layers, several times. Frozen models
+# of pydantic have a hash, which pyright does not know.
 @lru_cache
-def _ratios(
-    num_layers: int,
-    schedule: Schedule,
-    steps: int,
-    dense_first: int,
-    dense_last: int,
-    mean_ratio: float,
-    min_ratio: float,
-    dense_above: float,
-) -> tuple[float | None, ...]:
-    """The result of `DepthConfig.ratios` for the values of its keys."""
+def _ratios(depth: DepthConfig, num_layers: int) -> tuple[tuple[float | None, ...], int]:
+    """The results of `DepthConfig.ratios` and of `routed_layers`."""
+    dense_first, dense_last, mean_ratio = depth.dense_first, depth.dense_last, depth.mean_ratio
     between = num_layers - dense_first - dense_last
     if between < 1:
         raise ValueError(
             f"dense_first = {dense_first} and dense_last = {dense_last} leave none of "
             f"num_layers = {num_layers} to route; set them lower"
         )
-    shape = _shape(schedule, between, steps)
+    shape = _shape(depth.schedule, between, depth.steps)
     routed = sum(value is not None for value in shape)
-    lowest = (num_layers - routed + routed * min_ratio) / num_layers
+    lowest = (num_layers - routed + routed * depth.min_ratio) / num_layers
     if mean_ratio < lowest - 1e-9 or (not routed and mean_ratio < 1):
         raise ValueError(
-            f'mean_ratio = {mean_ratio} cannot be had: schedule = "{schedule}" with '
-            f"min_ratio = {min_ratio} and {num_layers - routed} of num_layers = {num_layers} dense "
+            f'mean_ratio = {mean_ratio} cannot be had: schedule = "{depth.schedule}" with '
+            f"min_ratio = {depth.min_ratio} and {num_layers - routed} of num_layers = {num_layers} dense "
             f"whatever it is has means from {lowest:.4g} to 1; set mean_ratio in that range, or "
             "min_ratio lower"
         )
     wanted = mean_ratio * num_layers - (num_layers - between)
-    found = _shifted(shape, wanted, min_ratio, dense_above)
-    return (None,) * dense_first + found + (None,) * dense_last
+    found = _shifted(shape, wanted, depth.min_ratio, depth.dense_above)
+    return (None,) * dense_first + found + (None,) * dense_last, between - found.count(None)
 
 
 @lru_cache
@@ -208,19 +200,21 @@ def _shifted(
     have what is missing, and so more than `dense_above`.
     """
 
-    def ratios(shift: float) -> list[float | None]:
-        moved = [None if value is None else min(max(value + shift, lowest), 1.0) for value in shape]
-        return [None if value is None or value > dense_above + 1e-9 else value for value in moved]
+    import numpy as np  # here, because most models have no depth routing and are described without NumPy
 
-    def total(values: list[float | None]) -> float:
-        return sum(1.0 if value is None else value for value in values)
+    known = np.array([np.inf if value is None else value for value in shape])
+
+    def total(shift: float) -> float:
+        moved = np.clip(known + shift, lowest, 1.0)
+        dense_as_1 = np.where(moved > dense_above + 1e-9, 1.0, moved)
+        return float(np.cumsum(dense_as_1)[-1])  # added in the order of layers, unlike np.sum
 
     low, high = -2.0, 2.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if total(ratios(middle)) <= wanted + 1e-13 else (low, middle)
-    found = ratios(low)
-    missing = wanted - total(found)
+    while low < (middle := (low + high) / 2) < high:  # until no number lies between
+        low, high = (middle, high) if total(middle) <= wanted + 1e-13 else (low, middle)
+    moved = [None if value is None else min(max(value + low, lowest), 1.0) for value in shape]
+    found = [None if value is None or value > dense_above + 1e-9 else value for value in moved]
+    missing = wanted - total(low)
     if missing > 1e-9:
         highest = max(value for value in found if value is not None)
         next_to = [i for i, value in enumerate(found) if value is not None and value > highest - 1e-9]

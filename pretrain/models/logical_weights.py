@@ -1,8 +1,8 @@
 """Names and shapes of a decoder's weights, as one process holds them. Imports no torch."""
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from pretrain.models.config import ModelConfig, Part
@@ -54,30 +54,39 @@ def width_role(name: str) -> Literal["outer", "hidden", "router"]:
     return "router" if is_router(f"{name}.") else "hidden"
 
 
-def in_block(layer: Layer, number: int) -> Layer:
-    """The layer as it stands in another block. A layer outside of blocks is itself."""
-    return replace(layer, stem=re.sub(r"^blocks\.\d+\.", f"blocks.{number}.", layer.stem))
-
-
 def layers(model: ModelConfig) -> Iterator[Layer]:
     """All layers of the decoder that have weights."""
+    return (layer for layer, _ in counted_layers(model, apart=True))
+
+
+def counted_layers(model: ModelConfig, *, apart: bool) -> Iterator[tuple[Layer, int]]:
+    """All layers of the decoder that have weights, and for how many each stands: with `apart` for itself,
+    otherwise for those of all blocks with the same depth routers as the first such block."""
+    routed = [tuple(ratios) for ratios in model.ratios_of_layers()]
+    alike = Counter(routed)
+    kinds = enumerate(routed) if apart else ((routed.index(modalities), modalities) for modalities in alike)
+    yield Layer("embedding.weight", "embedding", (model.vocab_tokens, model.d_model)), 1
+    for index, modalities in kinds:
+        for layer in _block(model, f"blocks.{index}.", modalities):
+            yield layer, 1 if apart else alike[modalities]
+    yield Layer("final_norm.weight", "final_norm", (model.d_model,)), 1
+    if not model.tied_embeddings:
+        yield Layer("head.weight", "head", (model.vocab_tokens, model.d_model)), 1
+
+
+def _block(model: ModelConfig, at: str, routed: Iterable[str]) -> Iterator[Layer]:
+    """A block with depth routers of the modalities `routed`."""
     d = model.d_model
     queries, keys = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
-    yield Layer("embedding.weight", "embedding", (model.vocab_tokens, d))
-    for index in range(model.num_layers):
-        at = f"blocks.{index}."
-        for modality in model.depth_ratios(index):
-            yield Layer(f"{at}depth.{modality}.weight", "depth", (d,), (model.towers[modality],))
-        yield Layer(at + "attention.qkv.weight", "qkv", (queries + 2 * keys, d))
-        if model.qk_norm:
-            yield Layer(at + "attention.qk.weight", "qk_norm", (2 * model.head_dim,))
-        yield Layer(at + "attention.out.weight", "attention_out", (d, queries))
-        yield Layer(at + "attention_norm.weight", "block_norm", (d,))
-        yield from _feed_forward(model, at + "feed_forward.")
-        yield Layer(at + "feed_forward_norm.weight", "block_norm", (d,))
-    yield Layer("final_norm.weight", "final_norm", (d,))
-    if not model.tied_embeddings:
-        yield Layer("head.weight", "head", (model.vocab_tokens, d))
+    for modality in routed:
+        yield Layer(f"{at}depth.{modality}.weight", "depth", (d,), (model.towers[modality],))
+    yield Layer(at + "attention.qkv.weight", "qkv", (queries + 2 * keys, d))
+    if model.qk_norm:
+        yield Layer(at + "attention.qk.weight", "qk_norm", (2 * model.head_dim,))
+    yield Layer(at + "attention.out.weight", "attention_out", (d, queries))
+    yield Layer(at + "attention_norm.weight", "block_norm", (d,))
+    yield from _feed_forward(model, at + "feed_forward.")
+    yield Layer(at + "feed_forward_norm.weight", "block_norm", (d,))
 
 
 def _feed_forward(model: ModelConfig, at: str) -> Iterator[Layer]:

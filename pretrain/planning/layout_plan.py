@@ -7,7 +7,7 @@ rank layouts and predict nothing. This module imports no torch.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 from parallel import engine_memory
@@ -18,7 +18,7 @@ from pretrain.config import RunConfig
 from pretrain.models import depth_accounting
 from pretrain.models.accounting import TRAIN_FACTOR, sublayer_costs
 from pretrain.models.config import ModelConfig
-from pretrain.models.logical_weights import Layer, in_block, layers
+from pretrain.models.logical_weights import Layer, layers
 from pretrain.parameter_settings import settings_of, tells_blocks_apart
 from pretrain.planning.activations import block_sublayers, hidden_bytes, last_sublayer, stage_activations
 
@@ -204,7 +204,9 @@ def _layers_of_stage(model: ModelConfig, sublayers: range, *, numbered: bool) ->
                 Layer(f"blocks.0.depth.{m}.weight", "depth", (model.d_model,), (model.towers[m],))
                 for m in model.depth_ratios(number // 2)
             ] + half
-        on_stage += [in_block(layer, (number - 1) // 2) for layer in half] if numbered else half
+        if numbered:
+            half = [replace(i, stem=f"blocks.{(number - 1) // 2}{i.stem[8:]}") for i in half]
+        on_stage += half
     if last_sublayer(model) in sublayers:  # final norm, and the head unless the embedding is its weight
         on_stage += [layer for layer in others if not layer.stem.startswith("blocks.")]
     return on_stage

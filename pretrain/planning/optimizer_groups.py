@@ -1,11 +1,10 @@
 """A table shows a person which parameters the optimizer treats alike. This module imports no torch."""
 
 import math
-from collections import Counter
 
 from pretrain.config import RunConfig
 from pretrain.models.accounting import aligned
-from pretrain.models.logical_weights import in_block, layers
+from pretrain.models.logical_weights import counted_layers
 from pretrain.parameter_settings import settings_of, tells_blocks_apart, tower_of
 
 
@@ -15,9 +14,7 @@ def describe_groups(config: RunConfig) -> str:
     Muon's matrices; "+mup": its rate follows the width."""
     optimizer = config.optimizer
     counts: dict[tuple[str, str, str], int] = {}
-    apart = tells_blocks_apart(optimizer)  # otherwise a block's layers count as those of the first
-    alike = Counter(layer if apart else in_block(layer, 0) for layer in layers(config.model))
-    for layer, number in alike.items():
+    for layer, number in counted_layers(config.model, apart=tells_blocks_apart(optimizer)):
         for name in layer.names(config.model).values():
             own = settings_of(name, layer.shape, optimizer, config.model)
             row = (f"{tower_of(name)}/frozen", "-", "-")

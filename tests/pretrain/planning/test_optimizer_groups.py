@@ -31,10 +31,12 @@ def test_every_parameter_is_counted_once() -> None:
 
 
 def test_layers_that_no_pattern_tells_apart_are_counted_together() -> None:
-    """The same pattern written with a bracket, which might tell blocks apart, goes through all of them."""
+    """The same pattern written with a bracket, which might tell blocks apart, goes through all of them. Every
+    second block has a depth router."""
+    model = {"depth": {"image": {"schedule": "alternating", "mean_ratio": 0.8, "rule": "top_k"}}}
     short, whole = (
         describe_groups(
-            run_config().model_copy(
+            run_config(model).model_copy(
                 update={
                     "optimizer": OptimizerConfig.model_validate(
                         {"learning_rate": 0.002, "groups": [{"match": pattern, "lr_scale": 3.0}]}
@@ -45,3 +47,5 @@ def test_layers_that_no_pattern_tells_apart_are_counted_together() -> None:
         for pattern in ("*.qkv.*", "*[.]qkv.*")
     )
     assert short == whole and "+0" in short
+    layers = run_config(model).model
+    assert layers.ratios_of_layers() == [layers.depth_ratios(i) for i in range(3)] != [{}] * 3
