@@ -16,6 +16,7 @@ from data_pipeline.files.printable import printable
 Model = TypeVar("Model", bound=BaseModel)
 _LONGEST_TEXT = 10_000_000
 """Characters of a config. A plan of a large comparison has some hundred thousand."""
+_LONG_INTEGER = "an integer of more than 64 bits"
 _LONGEST_SHOWN = 1000
 """Characters of an illegal value that a message shows."""
 
@@ -54,6 +55,8 @@ def parse_toml(text: str) -> dict[str, Any]:
         values = tomllib.loads(text)
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH} tables and lists") from None
+    except ValueError as error:  # Python itself refuses to convert thousands of digits
+        raise error if isinstance(error, tomllib.TOMLDecodeError) else ValueError(_LONG_INTEGER) from None
     check_depth(values)
     _check_integers(values)
     return values
@@ -63,7 +66,7 @@ def _check_integers(value: Any) -> None:
     """Raise ValueError for an integer of more than 64 bits anywhere in a TOML value."""
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         if isinstance(item, int) and not -(1 << 63) <= item < 1 << 63:
-            raise ValueError("an integer of more than 64 bits")
+            raise ValueError(_LONG_INTEGER)
         _check_integers(item)
 
 

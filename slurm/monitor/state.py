@@ -34,7 +34,8 @@ class RunState:
 
     directory: Path
     state: str
-    """A state of LIVE, or "done", "stopped", "cancelled", "left the queue", "never submitted"."""
+    """A state of LIVE, or "done", "stopped", "cancelled", "left the queue", "never submitted",
+    "record.json is damaged"."""
     job: str | None
     """The name of the run's job, such as "812" or "812_3"; None if it has none or trains without Slurm."""
     waits: str | None
@@ -167,7 +168,8 @@ def _state(
     job = jobs[0] if jobs else None
     last = attempts[-1] if attempts else None
     why = next((attempt["reason"] for attempt in reversed(attempts) if attempt["next"] != "running"), None)
-    if read_json(directory / RECORD).get("status") == "done":
+    record = read_json(directory / RECORD)
+    if record.get("status") == "done":
         return "done", job, why
     if queued:
         job, entry = next(iter(queued.items()))
@@ -177,7 +179,8 @@ def _state(
         going = last["next"] == "running"
         return "training without Slurm" if going else "stopped", None, why
     if job is None:
-        return "never submitted", None, why
+        damaged = not record and (directory / RECORD).exists()
+        return f"{RECORD} is damaged" if damaged else "never submitted", None, why
     end = of_jobs[-1]["next"] if of_jobs else None
     if end in ("done", "stopped", "ended"):
         state = {"ended": "cancelled"}.get(end, end)

@@ -202,4 +202,4 @@ def test_half_written_files(tmp_path: Path, slurm_says: list[Any]) -> None:
     (config.run_dir / "slurm" / "1" / "job.json").write_text('{"jo')
     (config.run_dir / "slurm" / "attempts.jsonl").write_text("[1]\n{}\n")
     assert job_names(config.run_dir) == []
-    assert read_state(RunTarget(config.run_dir, None), {}, now=NOW).state == "never submitted"
+    assert read_state(RunTarget(config.run_dir, None), {}, now=NOW).state == "record.json is damaged"
