@@ -1,5 +1,6 @@
 """RunConfig, the config of a run, composed of the configs of its parts. This module imports no torch."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -208,6 +209,10 @@ class RunConfig(_Frozen):
     on_failed_save: Literal["stop", "warn"] = "stop"
     """What a checkpoint that cannot be saved does: it ends the run, or the run says so, keeps the checkpoint
     before it and goes on. The last checkpoint of an attempt must be saved either way."""
+    loss_weights: dict[str, float] = {}
+    """Modality -> weight of its targets in the training objective, which is a weighted sum of losses over the
+    sum of weights; a modality that is not named has 1. 0: its tokens are context alone. All losses in metrics
+    are unweighted. Auxiliary losses of routers are divided by the sum of weights too."""
     keep_code_diff: bool = False
     """Whether record.json keeps the text of code changes that are not committed, which may hold secrets.
     Their hash and the names of the changed files are always kept."""
@@ -248,7 +253,28 @@ class RunConfig(_Frozen):
                 raise ValueError(f'optimizer.towers."{tower}": no such tower; legal: {", ".join(legal)}')
         for problem in parameter_settings.problems(self.optimizer, self.model):
             raise ValueError(problem)
+        self._check_loss_weights()
         return self
+
+    def _check_loss_weights(self) -> None:
+        for modality, weight in self.loss_weights.items():
+            if modality not in self.model.modalities:
+                raise ValueError(
+                    f'loss_weights."{modality}": no such modality; legal: {", ".join(self.model.modalities)}'
+                )
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"loss_weights.{modality} = {weight}; legal: 0 or more, and finite")
+        if self.modality_weights is not None and not any(self.modality_weights):
+            raise ValueError(
+                "loss_weights gives every modality 0: nothing is left to learn; raise one of them"
+            )
+
+    @property
+    def modality_weights(self) -> tuple[float, ...] | None:
+        """Weight of each modality's targets in the objective, in the model's order of modalities; None if all
+        are 1."""
+        weights = tuple(self.loss_weights.get(modality, 1.0) for modality in self.model.modalities)
+        return None if all(weight == 1 for weight in weights) else weights
 
     @property
     def num_steps(self) -> int:

@@ -48,14 +48,20 @@ class Metric:
 
 
 _SINCE = "since the last row"
+_UNWEIGHTED = "(unweighted: loss_weights act on the objective alone)"
 METRICS = (
     Metric("step", "steps", "last", "optimizer steps done"),
     Metric("run", "hex", "last", "id of the run, as in its record.json and checkpoints"),
     Metric("tokens", "slots", "cumulative", "slots of the global batches consumed, padding included"),
-    Metric("train/loss", "nats/token", "sum/count", f"training loss of all targets {_SINCE}"),
+    Metric("train/loss", "nats/token", "sum/count", f"training loss of all targets {_UNWEIGHTED} {_SINCE}"),
     Metric("train/loss/<m>", "nats/token", "sum/count", f"training loss of the modality's targets {_SINCE}"),
     Metric("train/tokens/<m>", "targets", "cumulative", "targets of the modality seen"),
-    Metric("eval/loss", "nats/token", "sum/count", "loss of all targets of the fixed held-out sequences"),
+    Metric(
+        "eval/loss",
+        "nats/token",
+        "sum/count",
+        f"loss of all targets of the fixed held-out sequences {_UNWEIGHTED}",
+    ),
     Metric("eval/loss/<m>", "nats/token", "sum/count", "loss of the modality's held-out targets"),
     Metric(
         "eval/loss/<a>_to_<b>", "nats/token", "sum/count", "loss of held-out parts of b after their own a"

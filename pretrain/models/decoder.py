@@ -54,7 +54,7 @@ class Head(TowerColumnParallelLinear):
             [self.weight[name] for name in self.shards],
             rows_of_shards(inputs.routing.counts, self.shards),
             inputs.target_ids,
-            inputs.loss_weights.sum(dim=0),
+            inputs.target_weights,
             self.z_loss,
             tp=self.tp,
         )

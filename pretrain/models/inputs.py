@@ -1,5 +1,6 @@
 """What the decoder computes on: a Batch, sorted by tower on the host, as tensors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -47,11 +48,25 @@ class ModelInputs:
     """By what routers choose tokens."""
     report_ran: bool = False
     """Whether the forward pass also reports which tokens ran in blocks with depth routers."""
+    modality_weights: Float[Tensor, " modalities"] | None = None
+    """float32: weight of each modality's targets in the objective (RunConfig.loss_weights), a factor on
+    loss_weights there and nowhere else. None: 1 for all."""
 
     @property
     def weight(self) -> float:
-        """Sum of all loss weights: this micro-batch's share of the normaliser."""
-        return sum(self.weight_per_modality)
+        """Sum of all target_weights: this micro-batch's share of the normaliser. It is asked on the host."""
+        if self.modality_weights is None:
+            return sum(self.weight_per_modality)
+        pairs = zip(self.modality_weights.tolist(), self.weight_per_modality, strict=True)
+        return sum(factor * weight for factor, weight in pairs)
+
+    @property
+    def target_weights(self) -> Float[Tensor, " tokens"]:
+        """Weight of each target in the objective, in sorted order and in the dtype of loss_weights."""
+        if self.modality_weights is None:
+            return self.loss_weights.sum(dim=0)
+        weights = self.modality_weights.to(self.loss_weights.dtype)
+        return (weights[:, None] * self.loss_weights).sum(dim=0)  # a matrix product might round to TF32
 
     @property
     def num_tokens(self) -> int:
@@ -76,6 +91,7 @@ class ModelInputs:
             positions=move(self.positions),
             mask=self.mask.to(device),
             routing=self.routing.to(device),
+            modality_weights=None if self.modality_weights is None else move(self.modality_weights),
         )
 
 
@@ -85,9 +101,11 @@ def build_inputs(
     *,
     document_mask: bool = True,
     routing_state: RoutingState | None = None,
+    modality_weights: Sequence[float] | None = None,
 ) -> ModelInputs:
     """Sort a Batch by tower, on the host; with depth routing by modality, too. `document_mask` = False lets
-    attention cross documents of a sequence. `routing_state`: of the step.
+    attention cross documents of a sequence. `routing_state`: of the step. `modality_weights`: weight of each
+    modality's targets in the objective; None: 1 for all.
 
     The Batch's modality indices must follow the order of `config.towers`.
     """
@@ -129,6 +147,7 @@ def build_inputs(
         samples=batch.samples,
         table=token_table(batch, routing, mask) if config.depth else None,
         routing_state=routing_state or RoutingState(),
+        modality_weights=None if modality_weights is None else torch.tensor(modality_weights),
     )
 
 

@@ -31,9 +31,10 @@ class Pretraining(nn.Module):
         """(objective, stats, report) of the last stage; (hidden, part of the objective, report) of a stage
         before it, where the part is None without experts.
 
-        `hidden`: hidden states of the stage before; None on the first. objective: next-token loss plus z-loss
-        and the auxiliary losses of this stage's layers, to differentiate. stats: fp32 without gradient, see
-        pretrain/models/modality_sums.py. report: that of this stage's routers, without gradient."""
+        `hidden`: hidden states of the stage before; None on the first. objective: next-token loss plus
+        z-loss, weighted by modality, and the auxiliary losses of this stage's layers, to differentiate.
+        stats: fp32 without gradient, without the weights of modalities, see pretrain/models/modality_sums.py.
+        report: that of this stage's routers, without gradient."""
         hidden, report = self.decoder.hidden(inputs, hidden)
         auxiliary = auxiliary_loss(self.decoder.config.experts, report)
         report = report.detach()

@@ -73,7 +73,12 @@ def loader(config: RunConfig, data: Stream, world: World, state: StreamState) ->
         dp_size=world.dp_size,
         micro_batch_sequences=config.parallel.micro_batch_sequences,
         prefetch_steps=config.data.prefetch_steps,
-        prepare=partial(build_inputs, config=config.model, document_mask=config.data.document_mask),
+        prepare=partial(
+            build_inputs,
+            config=config.model,
+            document_mask=config.data.document_mask,
+            modality_weights=config.modality_weights,
+        ),
         state=state,
     )
 

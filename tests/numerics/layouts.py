@@ -7,7 +7,7 @@ so layouts with ZeRO train in fp32.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import pytest
@@ -35,7 +35,7 @@ from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_
 
 Towers = Literal[
     "dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward", "top_k",
-    "depth_experts", "grouped", "wide", "muon", "untied", "tied_embeddings",
+    "depth_experts", "grouped", "wide", "muon", "untied", "tied_embeddings", "weighted",
 ]  # fmt: skip
 TOWERS: tuple[Towers, ...] = ("dense", "mot")
 _TOKEN_CHOICE = {"num_experts": 3, "routing": "token_choice", "top_k": 2}
@@ -87,6 +87,8 @@ _WEIGHTS: dict[str, dict[str, Any]] = {
 }
 """Of three towers: which weights exist. The first leaves two kinds of norms tied, the second has one table a
 tower for embedding and head."""
+LOSS_WEIGHTS: dict[Towers, tuple[float, ...]] = {"weighted": (0.5, 2.0, 0.0)}
+"""Weights of text, image and speech in the objective; all others have 1 for all."""
 _THRESHOLDS = {f"blocks.{layer}.depth.{m}": -0.02 for layer in range(3) for m in ("text", "image")}
 STEPS = 3
 RTOL = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -124,7 +126,12 @@ def model_config(towers: Towers) -> ModelConfig:
     return tiny_config(modalities, num_layers=3, z_loss=1e-3, mup_base_width=base_width, **others, **depth)
 
 
-def micro_batches(config: ModelConfig, step: int, dtype: torch.dtype = torch.float32) -> list[ModelInputs]:
+def micro_batches(
+    config: ModelConfig,
+    step: int,
+    dtype: torch.dtype = torch.float32,
+    modality_weights: tuple[float, ...] | None = None,
+) -> list[ModelInputs]:
     """The inputs of a step, of different loss weights. `dtype`: that in which losses are summed."""
     inputs = [
         build_inputs(
@@ -137,6 +144,7 @@ def micro_batches(config: ModelConfig, step: int, dtype: torch.dtype = torch.flo
             ),
             config,
             routing_state=RoutingState(thresholds=_THRESHOLDS),
+            modality_weights=modality_weights,
         )
         for number, present in enumerate(PRESENT[step % len(PRESENT)])
     ]
@@ -213,10 +221,10 @@ def train(
         engine = engine_of(w, name, layout, precision=precision)
         if tamper is not None:
             tamper(engine)
-        config = model_config(name)
-        results[name] = [
-            engine.train_step(share(w, micro_batches(config, step, dtype)), step) for step in range(STEPS)
-        ]
+        batches = partial(
+            micro_batches, model_config(name), dtype=dtype, modality_weights=LOSS_WEIGHTS.get(name)
+        )
+        results[name] = [engine.train_step(share(w, batches(step)), step) for step in range(STEPS)]
     return results
 
 
@@ -232,7 +240,7 @@ def one_process(towers: Towers, dtype: torch.dtype) -> list[StepResult]:
     """Plain torch, no engine."""
     config = model_config(towers)
     module = Pretraining(Decoder(config, seed=5)).to(dtype)
-    batches = lambda step: micro_batches(config, step, dtype)  # noqa: E731
+    batches = partial(micro_batches, config, dtype=dtype, modality_weights=LOSS_WEIGHTS.get(towers))
     build = {"build": optimizer_of(towers).build} if towers == "muon" else {}
     with choice_margin(module) as margin:
         results = plain_steps(module, groups_of(module, towers), batches, STEPS, learning_rate_at, **build)

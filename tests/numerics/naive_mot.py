@@ -1,7 +1,7 @@
 """Mixture-of-Transformers token by token, from Algorithm 1 of arXiv 2411.04996: a reference that shares no
 code with the model. Everything is a loop in fp64; nothing is sorted, fused, batched or masked."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 
 import torch
@@ -118,8 +118,11 @@ class NaiveMoT:
             [self._weight(head, "head", m) @ norm(x, m, "final") for x, m in zip(xs, modality, strict=True)]
         )
 
-    def objective(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(summed loss with z-loss, logits [sequences, context, vocab]) of a batch."""
+    def objective(
+        self, batch: Batch, modality_weights: Sequence[float] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(summed loss with z-loss, logits [sequences, context, vocab]) of a batch. `modality_weights`:
+        factor on the loss of each modality's targets."""
         total = torch.zeros((), dtype=torch.float64)
         rows = []
         for b in range(batch.num_sequences):
@@ -133,5 +136,6 @@ class NaiveMoT:
             for i in range(batch.sequence_tokens):
                 log_z = logits[i].exp().sum().log()
                 loss = log_z - logits[i, int(batch.target_ids[b, i])] + self.config.z_loss * log_z**2
-                total = total + float(batch.loss_weights[b, i]) * loss
+                factor = 1.0 if modality_weights is None else modality_weights[batch.target_modality[b, i]]
+                total = total + factor * float(batch.loss_weights[b, i]) * loss
         return total, torch.stack(rows)

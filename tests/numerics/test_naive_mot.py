@@ -109,6 +109,20 @@ def test_decoder_equals_algorithm_1(towers: dict[str, str], changes: dict, prese
     assert_is_reference(decoder, inputs, (expected_logits.flatten(0, 1), expected, gradients_of(reference)))
 
 
+def test_weights_of_modalities_equal_the_reference() -> None:
+    """Speech has weight 0: its targets give no gradient, and its tokens are context."""
+    config, weights = tiny_config(MOT, z_loss=0.1), (0.5, 2.0, 0.0)
+    batch = random_batch(config, sequences=2, seed=1)
+    decoder = perturbed(config)
+    inputs = build_inputs(batch, config, modality_weights=weights)
+    reference = NaiveMoT(config, dict(decoder.named_parameters()))
+
+    expected, expected_logits = reference.objective(batch, weights)
+    expected.backward()
+    assert_is_reference(decoder, inputs, (expected_logits.flatten(0, 1), expected, gradients_of(reference)))
+    assert decoder.get_parameter("blocks.0.attention.qkv.weight.speech").grad.any()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     "mistake",
     [{"norm_eps": 2e-5}, {"rope_theta": 9_900.0}, {"z_loss": 0.1001}, {"norm_placement": "pre"}],

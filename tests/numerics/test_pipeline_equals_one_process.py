@@ -24,7 +24,7 @@ WHOLE_STREAM = {"sequence_parallel": False}
 @pytest.mark.parametrize(
     ("ranks", "layout", "towers"),
     [
-        (2, {"pp": 2, "zero_stage": 0}, ("dense", "mot", "untied")),
+        (2, {"pp": 2, "zero_stage": 0}, ("dense", "mot", "untied", "weighted")),
         (4, {"pp": 4, "zero_stage": 0}, ("mot",)),
         (4, {"pp": 2, "zero_stage": 0, "activation_checkpointing": True}, ("mot",)),
         (4, {"pp": 2, "tp": 2, "zero_stage": 0}, ("dense",)),

@@ -20,7 +20,9 @@ from tests.numerics.layouts import (
 Stage = Literal[0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("stage", "towers"), [(0, "mot"), (1, "dense"), (1, "mot"), (2, "mot"), (3, "mot")])
+@pytest.mark.parametrize(
+    ("stage", "towers"), [(0, "mot"), (1, "dense"), (1, "mot"), (2, "mot"), (3, "weighted")]
+)
 def test_two_ranks_equal_one_process(stage: Stage, towers: Towers) -> None:
     """In fp64 without ZeRO. Activation checkpointing meets the hooks of ZeRO-3, and one other stage."""
     layout = {"zero_stage": stage, "activation_checkpointing": stage in (1, 3)}

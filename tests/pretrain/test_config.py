@@ -55,6 +55,9 @@ def _groups(*tables: dict[str, object]) -> dict[str, object]:
         ({"data": {"train": []}}, "data.train"),
         ({"precision": "fp16"}, "'fp32' or 'bf16'"),
         ({"seeed": 3}, 'did you mean "seed"'),
+        ({"loss_weights": {"speech": 0.5}}, "legal: text, image"),
+        ({"loss_weights": {"image": -1}}, "loss_weights.image = -1.0; legal: 0 or more"),
+        ({"loss_weights": {"image": 0, "text": 0}}, "nothing is left to learn"),
     ],
 )
 def test_mistakes_are_named_with_what_is_legal(changes: dict, expected: str) -> None:
@@ -68,6 +71,12 @@ def test_muon_refuses_stage_3_and_takes_the_others() -> None:
         check_run_layout(run(optimizer=optimizer, parallel={"zero_stage": 3}), 2)
     for stage in (0, 1, 2):
         check_run_layout(run(optimizer=optimizer, parallel={"zero_stage": stage}), 2)
+
+
+def test_weights_of_modalities_are_in_order_and_none_if_all_are_one() -> None:
+    assert run(loss_weights={"image": 0.5}).modality_weights == (1.0, 0.5)
+    assert run().modality_weights is None
+    assert run(loss_weights={"image": 1.0}).modality_weights is None
 
 
 def test_differences_list_dotted_keys() -> None:

@@ -34,6 +34,26 @@ def test_objective_and_stats_are_sums_over_tokens(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(weights, inputs.weight_per_modality, rtol=1e-6)
 
 
+def test_weights_of_modalities_act_on_the_objective_alone() -> None:
+    config = tiny_config(MOT)
+    batch = random_batch(config)
+    decoder = Decoder(config)
+
+    def of(weights: tuple[float, ...] | None) -> tuple[float, list[float], float]:
+        inputs = build_inputs(batch, config, modality_weights=weights).to("cpu")
+        objective, stats, _ = Pretraining(decoder)(inputs)
+        return objective.item(), stats.tolist(), inputs.weight
+
+    objective, stats, weight = of(None)
+    assert of((1.0, 1.0, 1.0)) == (objective, stats, weight)
+    halved, unweighted, half = of((0.5, 0.5, 0.5))  # powers of two round nothing
+    assert (2 * halved, unweighted, 2 * half) == (objective, stats, weight)
+    images, unweighted, count = of((0.0, 1.0, 0.0))
+    targets = modality_sums.unpack(stats, config.modalities)
+    assert unweighted == stats and count == targets["image"].weight
+    assert images == pytest.approx(targets["image"].nats, rel=1e-6)  # fp32, sums in another order
+
+
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 def test_two_micro_batches_sum_to_one_of_both(dtype: torch.dtype) -> None:
     config = tiny_config(MOT)
