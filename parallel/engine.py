@@ -66,6 +66,13 @@ class StepResult:
     all pipeline stages but the last."""
     report: Any = field(default=None, compare=False)
     """The module's reports, summed over the micro-batches of this rank."""
+    applied: bool = True
+    """Whether the parameters were updated. False: the gradient is not finite, or the update was refused."""
+
+
+Refuse = Callable[[Sequence[float], float], bool]
+"""Whether a step is not to be applied, from its `stats` and `grad_norm`, which are equal on all ranks. It is
+asked once the gradient is complete, before any parameter changes, and answers alike on all ranks."""
 
 
 class Engine(Protocol):
@@ -82,9 +89,12 @@ class Engine(Protocol):
         """How its ranks are laid out. A checkpoint keeps it for the record; any layout loads it."""
         ...
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], step: int) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], step: int, refuse: Refuse | None = None
+    ) -> StepResult:
         """One optimizer step. `step`: how many came before it. The gradient is that of the sum of
-        objective_sum over all ranks and micro-batches, divided once by the sum of all weights."""
+        objective_sum over all ranks and micro-batches, divided once by the sum of all weights. A step that
+        `refuse` refuses changes no parameter and no state of the optimizer; None: no step is refused."""
         ...
 
     def eval_step(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[float], Any]:

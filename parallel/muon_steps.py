@@ -86,13 +86,15 @@ class MuonWithAdamW(torch.optim.Optimizer):
                     self._step_flat(master, matrices, group, dp_rank=0, dp_size=1)
             return
         (partition,) = masters
+        if partition.grad is None:  # on all ranks: the update was refused
+            return
         ends = [0, *accumulate(matrices[-1].stop for matrices in of_parameter)]
         joined = [
             replace(matrix, start=matrix.start + at, stop=matrix.stop + at)
             for at, matrices in zip(ends[:-1], of_parameter, strict=True)
             for matrix in matrices
         ]
-        assert self._world is not None and partition.grad is not None
+        assert self._world is not None
         dp_rank, dp_size = self._world.dp_rank, self._world.dp_size
         self._step_flat(partition, joined, group, dp_rank=dp_rank, dp_size=dp_size)
 

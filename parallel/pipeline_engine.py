@@ -61,6 +61,9 @@ class PipelineEngine(ZeroEngine):
         self.deepspeed.train_batch(self._nothing())
         return self.stage.stats, self.stage.report
 
+    def _local_stats(self) -> Sequence[Tensor]:
+        return self.stage.stats
+
     def _evaluate(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[Tensor], Any]:
         self.stage.bring(micro_batches, 1.0)
         self.deepspeed.eval_batch(

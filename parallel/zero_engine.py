@@ -2,17 +2,19 @@
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
 from parallel.deepspeed_config import PERSISTENT_ELEMENTS, deepspeed_config
-from parallel.engine import MicroBatch, NothingToLearn, ParameterGroup, StepResult
+from parallel.engine import MicroBatch, NothingToLearn, ParameterGroup, Refuse, StepResult
 from parallel.fragments import Fragment, counters, load_fragments, local_fragments
 from parallel.gradient_norm import GradientNorm
 from parallel.layout import Precision
 from parallel.optimizer import OptimizerSpec
+from parallel.refusal import Refusal
 from parallel.world import World
 
 
@@ -47,6 +49,7 @@ class ZeroEngine:
         self.zero_stage = zero_stage
         self.precision = precision
         self.accumulation_steps = accumulation_steps
+        self._stats: list[torch.Tensor] = []
         self.named_parameters = {
             name.removeprefix(prefix): parameter for name, parameter in module.named_parameters()
         }
@@ -64,6 +67,8 @@ class ZeroEngine:
         )
         self.gradient_norm = GradientNorm(groups, world, zero_stage=zero_stage, max_grad_norm=max_grad_norm)
         self.torch_optimizer.register_step_pre_hook(self.gradient_norm.before_update)
+        self.refusal = Refusal()
+        self.torch_optimizer.register_step_pre_hook(self.refusal.before_update)
         with _unasked_prints_dropped():
             self.deepspeed = self._initialise(module, config)
 
@@ -83,7 +88,9 @@ class ZeroEngine:
         )
         return engine
 
-    def train_step(self, micro_batches: Sequence[MicroBatch], step: int) -> StepResult:
+    def train_step(
+        self, micro_batches: Sequence[MicroBatch], step: int, refuse: Refuse | None = None
+    ) -> StepResult:
         assert len(micro_batches) == self.accumulation_steps, (len(micro_batches), self.accumulation_steps)
         weight = self.world.sum_over_dp([sum(batch.weight for batch in micro_batches)])[0]
         if not weight > 0:
@@ -94,12 +101,11 @@ class ZeroEngine:
         for group in self.torch_optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
         self.gradient_norm.begin()
+        self.refusal.begin(None if refuse is None else self._ask(refuse))
         self.deepspeed.train()
         local, report = self._train(micro_batches, weight)
         stats = self._sum_stats(local)
-        # float: a tensor in stages 1 and 2
-        reported = None if self.zero_stage == 0 else float(self.deepspeed.get_global_grad_norm() or 0.0)
-        norms = self.gradient_norm.norms(reported)
+        norms = self.gradient_norm.norms(self._reported_norm())
         return StepResult(
             stats=stats,
             local_stats=[each.tolist() for each in local],
@@ -108,12 +114,32 @@ class ZeroEngine:
             grad_norm_by_group=norms.by_tower,
             learning_rate=learning_rate,
             report=report,
+            applied=math.isfinite(norms.total) and not self.refusal.refused,
         )
+
+    def _ask(self, refuse: Refuse) -> Callable[[], bool]:
+        """What asks `refuse` about the step whose gradient is complete. All ranks call it."""
+
+        def ask() -> bool:
+            norm = self.gradient_norm.before_clipping(self._reported_norm())
+            return refuse(self._sum_stats(self._local_stats()), norm)
+
+        return ask
+
+    def _reported_norm(self) -> float | None:
+        """DeepSpeed's global norm of the gradient, which it knows before it updates; None at stage 0."""
+        if self.zero_stage == 0:
+            return None
+        return float(self.deepspeed.optimizer._global_grad_norm or 0.0)  # a tensor in stages 1 and 2
+
+    def _local_stats(self) -> Sequence[torch.Tensor]:
+        """The stats of the micro-batches that `_train` has had so far."""
+        return self._stats
 
     def _train(self, micro_batches: Sequence[MicroBatch], weight: float) -> tuple[list[torch.Tensor], Any]:
         """Forward and backward passes and the update; returns the stats of each micro-batch, in float64, and
         the sum of their reports."""
-        local: list[torch.Tensor] = []
+        local = self._stats = []
         total: Any = None
         for batch in micro_batches:
             objective_sum, stats, report = self.deepspeed(batch.to(self.world.device))

@@ -173,6 +173,20 @@ class OptimizerConfig(_Frozen):
         return muon(MuonSettings(**shared), beta1=self.beta1, beta2=self.beta2, eps=self.eps)
 
 
+class SpikeConfig(_Frozen):
+    """Which steps are spikes, beside those whose loss or gradient is not finite, which always are."""
+
+    loss_factor: float | None = Field(None, gt=1)
+    """A step is a spike if its loss, as the objective weighs it, without z-loss and auxiliary losses, is more
+    than this many times the median of the last `window` steps. None: no loss makes it one."""
+    norm_factor: float | None = Field(None, gt=1)
+    """The same of the norm of the gradient, before clipping."""
+    window: PositiveInt = 50
+    """Number of applied steps that a leap is measured by. Before there are so many, no step leaps."""
+    max_spikes: PositiveInt = 10
+    """Number of spikes in the whole run that are skipped or rolled back; one more ends it."""
+
+
 class EveryStepsConfig(_Frozen):
     """Intervals in optimizer steps. The last step is always logged, evaluated and saved."""
 
@@ -213,6 +227,9 @@ class RunConfig(_Frozen):
     """Modality -> weight of its targets in the training objective, which is a weighted sum of losses over the
     sum of weights; a modality that is not named has 1. 0: its tokens are context alone. All losses in metrics
     are unweighted. Auxiliary losses of routers are divided by the sum of weights too."""
+    on_spike: Literal["stop", "skip", "rollback"] = "stop"
+    """What a spike does: it ends the run, or its update is left out, or the run goes back to its last
+    checkpoint and makes the steps since then again on later data (pretrain/train/spikes.py)."""
     keep_code_diff: bool = False
     """Whether record.json keeps the text of code changes that are not committed, which may hold secrets.
     Their hash and the names of the changed files are always kept."""
@@ -222,6 +239,7 @@ class RunConfig(_Frozen):
     parallel: ParallelConfig = ParallelConfig()
     every_steps: EveryStepsConfig = EveryStepsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    spike: SpikeConfig = SpikeConfig()
 
     @field_validator("runs_dir")
     @classmethod

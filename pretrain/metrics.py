@@ -30,7 +30,9 @@ RouterSums = dict[str, Sums]
 """Name of a router, such as "blocks.3.depth.image" -> its sums, by the names of its counts
 (pretrain/models/router_report.py)."""
 
-STEP_KEYS = ("steps", "tokens", "flops", "step_s", "wait_s", "fill", "grad_norm")
+SPENT = ("steps", "tokens", "flops", "step_s", "wait_s", "fill")
+"""What a step consumes and costs, whether its update is kept or not."""
+STEP_KEYS = (*SPENT, "grad_norm")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ METRICS = (
     Metric("tokens", "slots", "cumulative", "slots of the global batches consumed, padding included"),
     Metric("train/loss", "nats/token", "sum/count", f"training loss of all targets {_UNWEIGHTED} {_SINCE}"),
     Metric("train/loss/<m>", "nats/token", "sum/count", f"training loss of the modality's targets {_SINCE}"),
-    Metric("train/tokens/<m>", "targets", "cumulative", "targets of the modality seen"),
+    Metric("train/tokens/<m>", "targets", "cumulative", "targets of the modality that updates learned from"),
     Metric(
         "eval/loss",
         "nats/token",
@@ -106,10 +108,20 @@ METRICS = (
     Metric("time/step_s", "s", "mean", f"forward, backward and update {_SINCE}"),
     Metric("time/data_wait_s", "s", "mean", f"waiting for the batch, slowest rank, {_SINCE}"),
     Metric("time/eval_s", "s", "last", "evaluating after this step, held-out and conditional losses"),
-    Metric("time/train_s", "s", "cumulative", "steps and waits of the steps that count, over all attempts"),
+    Metric(
+        "time/train_s",
+        "s",
+        "cumulative",
+        "steps and waits, over all attempts, but for steps that a kill lost",
+    ),
     Metric("speed/tokens_per_s", "slots/s", "ratio", f"slots over step and wait time {_SINCE}"),
     Metric("speed/mfu_frac", "1", "ratio", "model FLOPs over step and wait time and peak of all devices"),
     Metric("compute/train_flops", "FLOP", "cumulative", "model FLOPs of slots with a token, backward = 2x"),
+    Metric("train/spikes", "steps", "cumulative", "steps whose loss or gradient leapt (on_spike)"),
+    Metric("train/lost_steps", "steps", "cumulative", "steps left out or taken back because of spikes"),
+    Metric("train/lost_tokens", "slots", "cumulative", "the part of tokens that lost steps consumed"),
+    Metric("compute/lost_flops", "FLOP", "cumulative", "the part of compute/train_flops in lost steps"),
+    Metric("time/lost_s", "s", "cumulative", "the part of time/train_s in lost steps"),
     Metric("memory/peak_bytes", "byte", "max", "rank 0: allocated on the GPU, or resident on a CPU"),
     Metric("data/fill_frac", "1", "mean", f"share of slots that hold a token {_SINCE}"),
     Metric("data/epoch", "epochs", "last", "passes over the source that has been read most often"),
@@ -181,15 +193,18 @@ def train_row(
     """The training metrics of a row.
 
     `window`: sums since the last row; `total`: sums since step 0; `peak_flops`: FLOP/s of all devices
-    together. A modality without a target in the window has no loss in the row, rather than a 0.
+    together. A modality without a target in the window has no loss in the row, rather than a 0, and
+    a window of lost steps alone has none at all. Norms are means over the steps that were applied.
     """
     modalities = [name.removeprefix("weight/") for name in total if name.startswith("weight/")]
     steps, train_s = window["steps"], window["step_s"] + window["wait_s"]
+    applied = steps - window.get("lost_steps", 0.0)
     row: dict[str, float] = {"tokens": int(total["tokens"])}
-    row |= losses({m: (window[f"loss/{m}"], window[f"weight/{m}"]) for m in sorted(modalities)}, "train/loss")
+    pairs = {m: (window.get(f"loss/{m}", 0.0), window.get(f"weight/{m}", 0.0)) for m in sorted(modalities)}
+    row |= losses(pairs, "train/loss")
     row |= {f"train/tokens/{m}": int(total[f"weight/{m}"]) for m in sorted(modalities)}
     row |= {
-        f"optim/{name}": window[name] / steps
+        f"optim/{name}": window[name] / applied
         for name in sorted(window)
         if name.partition("/")[0] == "grad_norm"
     }
@@ -268,9 +283,21 @@ class MetricsLog:
         self, run_dir: Path, run: RunIdentity, *, attempt: int, step: int, num_rows: int, sha256: str
     ) -> None:
         self.path, self._run = run_dir / run_files.METRICS, run
+        self._drop_after(step, num_rows, sha256)
+        self._file: TextIO = self.path.open("a")
+        self.tensorboard = TensorBoardView(
+            run_dir / run_files.TENSORBOARD, attempt=attempt, purge_from_step=step + 1
+        )
+
+    def go_back(self, *, step: int, num_rows: int, sha256: str) -> None:
+        """Drop the rows after `step`, which the attempt itself has written, as one that starts there does."""
+        self._drop_after(step, num_rows, sha256)
+        self.tensorboard.purge(step + 1)
+
+    def _drop_after(self, step: int, num_rows: int, sha256: str) -> None:
         content = _content(self.path)
         rows, ends = _parse(self.path, content)
-        check_rows_of_run(self.path, rows, run)
+        check_rows_of_run(self.path, rows, self._run)
         kept = sum(row["step"] <= step for row in rows)
         content = content[: ends[kept - 1] if kept else 0]
         self._digest = hashlib.sha256(content)
@@ -285,10 +312,6 @@ class MetricsLog:
         self.num_rows = num_rows
         self.train_losses = [row["train/loss"] for row in rows[:kept] if "train/loss" in row]
         """Training loss of every row that has one, in nats/token, oldest first."""
-        self._file: TextIO = self.path.open("a")
-        self.tensorboard = TensorBoardView(
-            run_dir / run_files.TENSORBOARD, attempt=attempt, purge_from_step=step + 1
-        )
 
     @property
     def sha256(self) -> str:
@@ -337,9 +360,12 @@ class TensorBoardView:
         self._path = folder / name
         self._writer = RecordWriter(self._path.open("wb"))
         self._put(file_version="brain.Event:2")
-        # A START makes TensorBoard drop the events of earlier files from this step on.
+        self.purge(purge_from_step)
+
+    def purge(self, step: int) -> None:
+        """Make TensorBoard drop all earlier events from `step` on, of this file and of others."""
         start = self._event_pb2.SessionLog(status=self._event_pb2.SessionLog.START)
-        self._put(step=purge_from_step, session_log=start)
+        self._put(step=step, session_log=start)
 
     def _put(self, **fields: Any) -> None:
         event = self._event_pb2.Event(wall_time=time.time(), **fields)

@@ -8,7 +8,7 @@ import json
 import platform
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib import metadata
@@ -44,10 +44,13 @@ FREE_KEYS = (
     "data.max_unreadable_frac",
     "data.max_epochs",
     "parallel",
+    "on_spike",
+    "spike",
 )
 """Keys and tables that a later attempt may change. They do not change the numbers of the run, except that
-another layout adds in another order and rounds differently, and that under a higher data.max_unreadable_frac
-a run goes on without documents whose absence its fingerprint and rows of metrics show."""
+another layout adds in another order and rounds differently; that under a higher data.max_unreadable_frac
+a run goes on without documents whose absence its fingerprint and rows of metrics show; and that on_spike and
+spike decide which later steps are left out, which record and rows of metrics show."""
 
 
 def check_config(config: RunConfig) -> None:
@@ -151,6 +154,12 @@ class RunDir:
         self.record["peak_flops"][key] = flops
         self._save()
 
+    def keep_spikes(self, spikes: Sequence[Mapping[str, Any]], lost: Mapping[str, float]) -> None:
+        """Record the run's spikes up to now, oldest first, and what they lost."""
+        if spikes or "spikes" in self.record:
+            self.record["spikes"] = {"events": list(spikes), **lost}
+            self._save()
+
     def close(self, *, status: str, reason: str, exit_code: int, step: int | None) -> None:
         """Record the end of the attempt (`status`: done, stopped or failed) and release the lock."""
         stop = {"stopped": _now(), "reason": reason, "exit_code": exit_code, "to_step": step}
@@ -222,7 +231,11 @@ def read_record(run_dir: Path) -> dict[str, Any]:
     return record
 
 
-_OPTIONAL_FIELDS = {"run": {"id": str, "config_sha256": str}, "metrics": {"sha256": str}}
+_OPTIONAL_FIELDS = {
+    "run": {"id": str, "config_sha256": str},
+    "metrics": {"sha256": str},
+    "spikes": {"events": list},
+}
 """Entries that records of earlier versions, or of a running attempt, lack -> the fields that they hold."""
 _ATTEMPT_FIELDS = {"stopped": (str, type(None)), "to_step": (int, type(None))}
 """The fields of an attempt that a later attempt, or a report, relies on."""

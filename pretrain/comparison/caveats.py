@@ -28,7 +28,8 @@ class Caveat:
 def caveats(findings: Findings) -> tuple[Caveat, ...]:
     """All caveats that apply to the findings, grave ones first."""
     parts = (
-        _of_scope, _of_data, _of_records, _of_seeds, _of_compute, _of_expert_choice, _of_matching, _of_curves,
+        _of_scope, _of_data, _of_records, _of_seeds, _of_spikes, _of_compute, _of_expert_choice, _of_matching,
+        _of_curves,
     )  # fmt: skip
     unsorted = [caveat for part in parts for caveat in part(findings)]
     return tuple(sorted(unsorted, key=lambda caveat: not caveat.grave))
@@ -137,6 +138,20 @@ def _of_seeds(findings: Findings) -> Iterator[Caveat]:
         yield Caveat(
             f"{tests} verdicts at {percent(confidence)} each: were there no difference at all, at least one "
             f"would claim one with a chance of up to {percent(1 - confidence**tests)}."
+        )
+
+
+def _of_spikes(findings: Findings) -> Iterator[Caveat]:
+    """A caveat about steps that runs left out, or took back."""
+    lost = [
+        f"{run.planned.name} {int(run.lost('train/lost_steps')):,} steps"
+        for run in findings.results
+        if run.lost("train/spikes")
+    ]
+    if lost:
+        yield Caveat(
+            f"Spikes of loss or gradient (on_spike) cost {join(lost)}. Training FLOPs and seconds hold what "
+            "was lost; the training loss does not."
         )
 
 

@@ -321,8 +321,9 @@ class ArmSystem:
     """Largest peak over the seeds."""
     train_s: float
     train_flops: float
+    flops_lost_to_spikes: float
     flops_per_target: float
-    """Training FLOPs per target, a slot that holds a token."""
+    """Training FLOPs, but for lost ones, per target, a slot that holds a token."""
     fill_frac: float
     epochs: float
 
@@ -347,6 +348,7 @@ def _system(runs: Sequence[RunResult], scope: Scope) -> ArmSystem:
     mfu, train_s, flops = median("speed/mfu_frac"), last("time/train_s"), last("compute/train_flops")
     step_s, wait_s = median("time/step_s"), median("time/data_wait_s")
     targets = _mean([_targets(run, scope) for run in runs])
+    lost = _mean([run.lost("compute/lost_flops", until=scope.until(run)) for run in runs])
     return ArmSystem(
         step_s=step_s,
         tokens_per_s=last("tokens") / train_s if train_s else math.nan,
@@ -355,7 +357,8 @@ def _system(runs: Sequence[RunResult], scope: Scope) -> ArmSystem:
         peak_bytes=max((float(values.max()) for values in series("memory/peak_bytes")), default=math.nan),
         train_s=train_s,
         train_flops=flops,
-        flops_per_target=flops / targets if targets else math.nan,
+        flops_lost_to_spikes=lost,
+        flops_per_target=(flops - lost) / targets if targets else math.nan,
         fill_frac=_mean([float(values.mean()) for values in series("data/fill_frac")]),
         epochs=last("data/epoch"),
     )
@@ -373,7 +376,7 @@ def _median_after_start(values: np.ndarray) -> float:
 
 
 def _targets(run: RunResult, scope: Scope) -> float:
-    """Number of targets of all modalities that the run has seen."""
+    """Number of targets of all modalities that the run has learned from."""
     names = {name for row in run.rows for name in row if name.startswith("train/tokens/")}
     return sum(float(run.curve(name, until=scope.until(run)).values[-1]) for name in names)
 

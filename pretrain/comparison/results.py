@@ -101,6 +101,12 @@ class RunResult:
         """The training documents that the run could not read, each once."""
         return tuple(name for row in self.rows for name in row.get("data/unreadable_documents", ()))
 
+    def lost(self, metric: str, *, until: int | None = None) -> float:
+        """The last value, up to step `until`, of a metric that counts spikes or what they lost; 0 if no row
+        holds it, as in a run that does not look for spikes."""
+        values = self.curve(metric, until=until).values
+        return float(values[-1]) if len(values) else 0.0
+
     def curve(self, metric: str, *, until: int | None = None) -> Curve:
         """The curve of a metric up to step `until`; it is empty if no row holds the metric."""
         if metric.startswith(HELD_OUT):
@@ -253,8 +259,13 @@ def _different_heldout(runs: Sequence[RunResult]) -> list[str]:
 
 
 def _different_documents(run: RunResult, other: RunResult) -> str:
-    """Which documents one of two runs read and the other could not, as far as their rows tell."""
+    """Why two runs read different data, as far as their rows and records tell."""
     parts = [
+        f"{one.arm} went back to a checkpoint and on with later data (on_spike)"
+        for one in (run, other)
+        if any(event.get("back_to") is not None for event in one.record.get("spikes", {}).get("events", ()))
+    ]
+    parts += [
         f"{one.arm} alone could not read {len(names)} documents ({first_names(names, NAMES_SHOWN)})"
         for one, another in ((run, other), (other, run))
         if (names := [name for name in one.unreadable if name not in set(another.unreadable)])

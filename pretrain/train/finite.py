@@ -18,12 +18,25 @@ class NonFiniteError(RuntimeError):
 def require_finite(
     result: StepResult, inputs: Sequence[ModelInputs], modalities: Sequence[str], *, step: int, world: World
 ) -> None:
-    """Raise NonFiniteError on every rank if step number `step` has a loss or gradient that is no number.
+    """Raise NonFiniteError on every rank if step number `step` has a loss or gradient that is no number."""
+    if found := not_finite(result, inputs, modalities, world):
+        raise NonFiniteError(
+            f"step {step} is not finite:\n  " + "\n  ".join(found) + "\n"
+            "Nothing was saved after it: starting again continues from the last checkpoint, with the same "
+            "data. If it comes back, lower optimizer.learning_rate or look at the samples (under another "
+            "name=...)"
+        )
+
+
+def not_finite(
+    result: StepResult, inputs: Sequence[ModelInputs], modalities: Sequence[str], world: World
+) -> list[str]:
+    """Lines that say where a loss or gradient of a step is no number; none if all are. All ranks call it.
 
     Every rank decides alike, because `result` is alike; then each tells what its own micro-batches show.
     """
     if math.isfinite(result.grad_norm) and all(map(math.isfinite, result.stats)):
-        return
+        return []
     # Ranks that share a data-parallel coordinate have the same micro-batches: one of the last stage speaks.
     inputs = inputs if result.local_stats and world.tp_rank == 0 else ()
     mine = _bad_losses(result, inputs, modalities, world.rank) if inputs else []
@@ -32,11 +45,7 @@ def require_finite(
         towers = [name for name, norm in result.grad_norm_by_group.items() if not math.isfinite(norm)]
         found = [f"every loss is finite, but the gradient of {', '.join(towers) or 'the model'} is not"]
         found += [line for lines in world.gather(_samples(inputs, world.rank)) for line in lines]
-    raise NonFiniteError(
-        f"step {step} is not finite:\n  " + "\n  ".join(found) + "\n"
-        "Nothing was saved after it: starting again continues from the last checkpoint, with the same data. "
-        "If it comes back, lower optimizer.learning_rate or look at the samples (under another name=...)"
-    )
+    return found
 
 
 def _bad_losses(

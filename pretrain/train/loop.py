@@ -27,6 +27,7 @@ from typing import Any
 
 from data_pipeline.stream.loader import Loader, StepBatch
 from data_pipeline.stream.stream import Stream, describe, warnings
+from parallel.engine import StepResult
 from parallel.exit_codes import ExitCode
 from parallel.launch import arithmetic_settings
 from parallel.world import World
@@ -41,17 +42,17 @@ from pretrain.evaluation.losses import (
     routing_states,
     tokens_that_ran,
 )
+from pretrain.metrics import Sums
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.router_report import RouterReport
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_dir import RunDir
 from pretrain.run_files import CHECKPOINTS
 from pretrain.run_identity import RunIdentity
-from pretrain.train import build, depth_steps
+from pretrain.train import build, depth_steps, spike_steps, spikes
 from pretrain.train.arithmetic import arithmetic_path, processor
 from pretrain.train.consumed import note_unreadable, over_all_ranks
 from pretrain.train.device_peak import device_name
-from pretrain.train.finite import require_finite
 from pretrain.train.meter import Meter
 from pretrain.train.same_batch import require_same_batch
 from pretrain.train.state import TrainState
@@ -82,12 +83,22 @@ def train(
             batch = next_batch(config, loader, data, state, world)
             with meter.timing():
                 inputs = inputs_of_step(config, batch, state)
-                result = engine.train_step(inputs, state.step)
+                result = engine.train_step(inputs, state.step, spikes.refusal(config, state.recent))
                 report = depth_steps.sum_over_ranks(result.report, config.model, world)
-            require_finite(result, inputs, config.model.modalities, step=state.step + 1, world=world)
+            why = spike_steps.spike_of(config, state, result, inputs, world)
             sums = meter.sums(batch, inputs, result, report)
-            routers = depth_steps.router_sums(config.model, report)
-            state = state.advance(batch, sums, routers, *thresholds_after(config, state, report))
+            if why is None:
+                state = advance(config, state, batch, sums, result, report)
+            else:
+                state = spike_steps.leave_out(config, state, batch, sums, why)
+                if config.on_spike == "rollback":
+                    stop.enter("save")
+                    state = spike_steps.roll_back(config, engine, checkpoints, world, identity, state)
+                    saved = state.step
+                    meter.go_back(state)
+                spike_steps.tell(state, run)
+                if config.on_spike == "rollback":
+                    continue
             meter.show(state)
             evaluation = evaluate_if_due(config, engine, heldout, state, world, meter, stop)
             if evaluation or is_due(config, state, config.every_steps.log):
@@ -150,6 +161,7 @@ def announce(config: RunConfig, run: RunDir, data: Stream, state: TrainState, wo
     beginning = "starts" if weights is None else f"starts from {weights}"
     place = f"goes on after step {state.step}" if state.step else beginning
     num_sequences = config.num_steps * config.sequences_per_step
+    spike_steps.keep(state, run)
     lines = [*describe(data), *warnings(data, num_sequences, config.data.max_epochs)]
     print("\n".join((*lines, f"{config.run_dir}: {place}")), flush=True)
 
@@ -170,12 +182,17 @@ def inputs_of_step(config: RunConfig, batch: StepBatch, state: TrainState) -> li
     return [replace(inputs, routing_state=routing_state) for inputs in batch.inputs]
 
 
-def thresholds_after(
-    config: RunConfig, state: TrainState, report: RouterReport
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Thresholds and target shares of the next step, from those in `state` and the routers' report of this
-    step."""
-    return depth_steps.thresholds_after(
+def advance(
+    config: RunConfig,
+    state: TrainState,
+    batch: StepBatch,
+    sums: Sums,
+    result: StepResult,
+    report: RouterReport,
+) -> TrainState:
+    """The state after a step that was applied: it consumed `batch` and measured `sums`; `report`: that of the
+    routers of all ranks."""
+    thresholds, shares = depth_steps.thresholds_after(
         state.thresholds,
         state.shares,
         report,
@@ -183,6 +200,9 @@ def thresholds_after(
         step=state.step + 1,
         num_steps=config.num_steps,
     )
+    routers = depth_steps.router_sums(config.model, report)
+    recent = spikes.remember(config, state.recent, result)
+    return state.advance(batch, sums, routers, thresholds, shares, recent)
 
 
 def is_due(config: RunConfig, state: TrainState, every: int) -> bool:

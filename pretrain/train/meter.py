@@ -25,6 +25,7 @@ from pretrain.run_dir import RunDir
 from pretrain.train import depth_steps, expert_steps
 from pretrain.train.device_peak import device_name, measure_peak_flops, peak_key, table_peak_flops
 from pretrain.train.rising_loss import stays_above_start, warning
+from pretrain.train.spikes import lost_row
 from pretrain.train.state import TrainState
 
 LOG_EVERY_S = 10.0
@@ -107,6 +108,8 @@ class Meter:
             row |= depth_steps.row(self._config.model, state.router_window)
             row |= expert_steps.row(self._config.model, state.router_window)
             row |= evaluation
+            if self._config.on_spike != "stop" or state.spikes:
+                row |= {"train/spikes": len(state.spikes), **lost_row(state.total)}
             row["optim/learning_rate"] = result.learning_rate
             row["memory/peak_bytes"] = _peak_bytes(self._world.device)
             row["data/epoch"] = max(state.epochs)
@@ -137,10 +140,16 @@ class Meter:
         """Count the step on the terminal, with losses and speed since the last row."""
         if self._progress is not None:
             window = state.window
-            modalities = [m for m in self._config.model.modalities if window[f"weight/{m}"]]
+            modalities = [m for m in self._config.model.modalities if window.get(f"weight/{m}")]
             means = {m: window[f"loss/{m}"] / window[f"weight/{m}"] for m in modalities}
             speed = round(window["tokens"] / (window["step_s"] + window["wait_s"]))
             self._progress.advance(1, **means, **{"tokens/s": speed})
+
+    def go_back(self, state: TrainState) -> None:
+        """Drop the rows behind `state`, to which the run goes back, here and on the terminal."""
+        if self._log is not None and self._progress is not None:
+            self._log.go_back(step=state.step, num_rows=state.num_rows, sha256=state.rows_sha256)
+            self._progress.advance(state.step - self._progress.done)
 
     def sync(self) -> str:
         """All rows to disk; returns their SHA-256 on rank 0, whose state a checkpoint holds, "" on others."""

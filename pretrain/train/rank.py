@@ -168,8 +168,9 @@ def _kind(error: BaseException) -> str | None:
     from pretrain.checkpoint.folder import CheckpointError
     from pretrain.train.finite import NonFiniteError
     from pretrain.train.same_batch import BatchMismatch
+    from pretrain.train.spikes import SpikeError
 
     if isinstance(error, BatchMismatch | NothingToLearn):
         return "data"
-    kinds = {NonFiniteError: "non_finite", CheckpointError: "checkpoint"}
+    kinds = {NonFiniteError: "non_finite", SpikeError: "spike", CheckpointError: "checkpoint"}
     return next((kind for own, kind in kinds.items() if isinstance(error, own)), None)

@@ -10,6 +10,7 @@ from data_pipeline.stream.fingerprint import chain
 from data_pipeline.stream.loader import StepBatch
 from data_pipeline.stream.stream import StreamState
 from pretrain.metrics import RouterSums, Sums, add, add_by_router
+from pretrain.train.spikes import Measured, Spike, lost, taken_back
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class TrainState:
     """Documents that could not be read, of all ranks and attempts, each once, in the order of their steps."""
     unreadable_in_rows: int = 0
     """How many of them rows of metrics have named."""
+    recent: tuple[Measured, ...] = ()
+    """Measures of the last applied steps, oldest first, by which spikes are judged; empty if none is."""
+    spikes: tuple[Spike, ...] = ()
+    """Spikes of the run, oldest first."""
 
     @classmethod
     def start(cls, stream: StreamState) -> "TrainState":
@@ -53,9 +58,11 @@ class TrainState:
         router_sums: RouterSums | None = None,
         thresholds: Mapping[str, float] | None = None,
         shares: Mapping[str, float] | None = None,
+        recent: tuple[Measured, ...] = (),
     ) -> "TrainState":
         """The state after one more step, which consumed `batch` and measured `sums` and `router_sums`;
-        `thresholds` and `shares` are those of the next step. `batch` speaks for all ranks (consumed.py)."""
+        `thresholds` and `shares` are those of the next step, `recent` what it is judged by. `batch` speaks
+        for all ranks (consumed.py)."""
         return replace(
             self,
             step=self.step + 1,
@@ -70,6 +77,33 @@ class TrainState:
                 self.fingerprint, batch.digest, batch.state_after.sequences - self.stream.sequences
             ),
             unreadable=(*self.unreadable, *self.new_unreadable(batch)),
+            recent=recent,
+        )
+
+    def skip(
+        self,
+        batch: StepBatch,
+        sums: Sums,
+        why: str,
+        thresholds: Mapping[str, float],
+        shares: Mapping[str, float],
+    ) -> "TrainState":
+        """The state after a spike, which consumed `batch` and whose update was not applied. Losses and norms
+        in `sums` are dropped; the other arguments are as in `advance`."""
+        after = self.advance(batch, lost(sums), None, thresholds, shares, self.recent)
+        return replace(after, spikes=(*self.spikes, Spike(after.step, why, None)))
+
+    def go_back(self, saved: "TrainState") -> "TrainState":
+        """The state of a run that goes back to the weights of `saved` after the last of its `spikes`. The
+        data that it has consumed since then stays consumed, and what it has cost stays spent."""
+        return replace(
+            saved,
+            stream=self.stream,
+            epochs=self.epochs,
+            total=taken_back(self.total, saved.total),
+            fingerprint=self.fingerprint,
+            unreadable=self.unreadable,
+            spikes=(*self.spikes[:-1], replace(self.spikes[-1], back_to=saved.step)),
         )
 
     def new_unreadable(self, batch: StepBatch) -> tuple[str, ...]:
@@ -100,6 +134,8 @@ class TrainState:
             if "fingerprint" not in value:  # a stream's state of format 1 holds it
                 value = value | {"fingerprint": json.loads(value["stream"])["fingerprint"]}
             tuples = {name: tuple(value[name]) for name in ("epochs", "unreadable") if name in value}
+            tuples["recent"] = tuple((loss, norm) for loss, norm in value.get("recent", ()))
+            tuples["spikes"] = tuple(Spike(**spike) for spike in value.get("spikes", ()))
             return cls(**value | tuples | {"stream": StreamState.from_json(value["stream"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"not the state of a run of this version: {error!r}") from None

@@ -51,8 +51,9 @@ class RunState:
     queue_wait_s: float
     """Seconds in the queue, from submission or requeue to start, over all attempts and up to now."""
     goodput_frac: float | None
-    """Seconds of the steps that count (time/train_s) over seconds of all attempts. The rest went into
-    starting, evaluating, saving and steps that were lost with a rank. None: the run never began."""
+    """Seconds of the steps that count (time/train_s without time/lost_s) over seconds of all attempts. The
+    rest went into starting, evaluating, saving and steps that were lost with a rank or to a spike. None: the
+    run never began."""
     why: str | None
     """Why the run last stopped, as far as is known."""
 
@@ -243,7 +244,9 @@ def _goodput(
     except OSError:
         return None
     whole = sum(_between(start, end, unknown) for start, end in spans)
-    return min(1.0, row["time/train_s"] / whole) if whole and "time/train_s" in row else None
+    if not whole or "time/train_s" not in row:
+        return None
+    return min(1.0, (row["time/train_s"] - row.get("time/lost_s", 0.0)) / whole)
 
 
 def seconds(time: str | None) -> float | None:

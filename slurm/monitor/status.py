@@ -99,8 +99,8 @@ def _cells(state: RunState) -> list[str]:
 
 
 def _remarks(state: RunState) -> str:
-    """Why a run waits or last stopped, after the data that it lost."""
-    return _short("; ".join(filter(None, (_lost(state), state.waits or state.why))))
+    """Why a run waits or last stopped, after the data and the steps that it lost."""
+    return _short("; ".join(filter(None, (_lost(state), _spikes(state), state.waits or state.why))))
 
 
 def _lost(state: RunState) -> str | None:
@@ -108,6 +108,17 @@ def _lost(state: RunState) -> str | None:
     words = {"data/unreadable": "unreadable", "data/too_long": "longer than the context"}
     counts = [f"{count(state.row[name])} {what}" for name, what in words.items() if state.row.get(name)]
     return f"documents: {', '.join(counts)}" if counts else None
+
+
+def _spikes(state: RunState) -> str | None:
+    """What spikes of loss or gradient cost a run, by its last row; None if it met none."""
+    row = state.row
+    if not row.get("train/spikes"):
+        return None
+    share = percent(row["compute/lost_flops"] / row["compute/train_flops"], 1)
+    return (
+        f"spikes: {count(row['train/spikes'])}, {count(row['train/lost_steps'])} steps lost, {share} of FLOPs"
+    )
 
 
 def _totals(group: ComparisonTarget, states: Sequence[RunState]) -> list[str]:
@@ -141,6 +152,7 @@ def page(state: RunState) -> list[str]:
             f"{row['train/loss']:.4f} nats/token ({', '.join(parts)}) at step {count(row['step'])}"
         )
     facts["lost data"] = _lost(state)
+    facts["lost steps"] = _spikes(state)
     facts["left"] = None if state.left_s is None else duration(state.left_s)
     facts["queue wait"] = f"{duration(state.queue_wait_s)} in all"
     facts["goodput"] = None if state.goodput_frac is None else percent(state.goodput_frac)

@@ -20,7 +20,8 @@ class Run:
     """`motley train ARGV` on `processes` ranks; what they print is in `output`.
 
     `verb`: another verb of motley, in one process. `disk`: the fields of a DiskFault
-    (tests/faults/injected_disk.py), as JSON, that rank `on_rank` meets.
+    (tests/faults/injected_disk.py), as JSON, that rank `on_rank` meets. `spikes`: what all ranks meet
+    (tests/e2e/injected_spike.py), as JSON.
     """
 
     def __init__(
@@ -32,17 +33,19 @@ class Run:
         verb: str = "train",
         disk: str | None = None,
         on_rank: int = 0,
+        spikes: str | None = None,
     ) -> None:
         self.output = output
         module = ["tools.cli", verb] if processes == 1 else ["pretrain.train"]
         faulty = [] if disk is None else ["tests.faults.injected_disk", disk]
+        leaping = [] if spikes is None else ["tests.e2e.injected_spike", spikes]
         base = launch.child_environment(2, threads=1) | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         with launch.open_store_socket() as store, output.open("ab") as out, open(os.devnull) as nothing:
             files = {0: nothing.fileno(), 1: out.fileno(), 2: out.fileno(), store.fileno(): store.fileno()}
             self._ranks = [
                 warm_python.start(
                     warm_python.server(),
-                    ["-m", *(faulty if rank == on_rank else []), *module, *argv],
+                    ["-m", *leaping, *(faulty if rank == on_rank else []), *module, *argv],
                     base | (launch.rank_environment(rank, processes, store) if processes > 1 else {}),
                     str(REPOSITORY),
                     files,
@@ -83,7 +86,7 @@ class Run:
         return self.output.read_text()
 
 
-def train(argv: Sequence[str], output: Path, *, processes: int = 1) -> None:
+def train(argv: Sequence[str], output: Path, *, processes: int = 1, spikes: str | None = None) -> None:
     """Run to the end, which must be a good one."""
-    run = Run(argv, output, processes=processes)
+    run = Run(argv, output, processes=processes, spikes=spikes)
     assert run.codes() == [0] * processes, run.text()

@@ -109,11 +109,13 @@ def _write_runs(
     arithmetic: Callable[[str], str | None] = lambda arm: "AVX512",
     until: Callable[[str, int], int | None] = lambda arm, seed: None,
     causal_cost: float = 0.25,
+    lost_steps: Callable[[str], int] = lambda arm: 0,
 ) -> None:
     """Write comparison.json and every run's files. `multiplier(arm, modality)` is the speed of learning that
     step matching has to find; `noise` moves each evaluation, `seed_noise` a whole run; `shift(arm, modality,
     share of the run)` is added to the curve; `until(arm, seed)` stops a run early (0: not started).
-    Models that look ahead have a causal loss too, `causal_cost` above the other."""
+    Models that look ahead have a causal loss too, `causal_cost` above the other. `lost_steps(arm)`: steps
+    that the rows count as lost to spikes."""
     write_plan(plan)
     for run in plan.runs:
         config, arm, seed = run.config, run.arm, run.seed
@@ -147,6 +149,9 @@ def _write_runs(
             }
             row |= {"speed/tokens_per_s": config.tokens_per_step / step_s(arm), "speed/mfu_frac": 0.31}
             row |= {"compute/train_flops": filled * flops_per_token(arm), "memory/peak_bytes": 9e8}
+            if lost := lost_steps(arm):
+                row |= {"train/spikes": 1, "train/lost_steps": lost}
+                row["compute/lost_flops"] = lost / config.num_steps * filled * flops_per_token(arm)
             text = f"{fingerprint_salt(arm)}{seed}-{step}"
             row["data/fingerprint"] = hashlib.sha256(text.encode()).hexdigest()[:16]
             if due_eval:

@@ -117,6 +117,23 @@ def test_a_resume_drops_rows_after_its_checkpoint_here_and_in_tensorboard(tmp_pa
     assert _scalars(tmp_path / "tensorboard", "train/loss") == [(2, 5.0), (4, 2.5), (6, 7.5)]
 
 
+def test_a_log_that_goes_back_drops_rows_that_it_has_written_itself(tmp_path: Path):
+    log = _open(tmp_path)
+    log.write(2, {"train/loss": 5.0})
+    digest = log.sha256
+    for step in (4, 6):
+        log.write(step, {"train/loss": 10.0 / step})
+    with pytest.raises(ConfigError, match="holds 2 rows up to step 5"):
+        log.go_back(step=5, num_rows=1, sha256="")
+    log.go_back(step=3, num_rows=1, sha256=digest)
+    log.write(4, {"train/loss": 7.5})
+    log.close()
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [2, 4]
+    assert log.sha256 == file_digest(tmp_path / "metrics.jsonl")["sha256"]
+    assert (log.num_rows, log.train_losses) == (2, [5.0, 7.5])
+    assert _scalars(tmp_path / "tensorboard", "train/loss") == [(2, 5.0), (4, 7.5)]
+
+
 def test_after_a_clock_was_set_back_tensorboard_still_shows_all_attempts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -11,7 +11,7 @@ import pytest
 from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.checkpoint.folder import file_digest
 from pretrain.config import RunConfig
-from pretrain.run_dir import CodeState, RunDir, check_config, check_writable, finished_step
+from pretrain.run_dir import CodeState, RunDir, check_config, check_writable, finished_step, read_record
 from pretrain.run_files import CONFIG, LOCK, METRICS, RECORD
 
 
@@ -109,8 +109,20 @@ def test_another_config_is_refused_showing_each_difference(tmp_path: Path):
 
 def test_what_does_not_reach_the_numbers_may_change(tmp_path: Path):
     _open(_config(tmp_path)).close(status="stopped", reason="", exit_code=85, step=0)
-    _open(_config(tmp_path, data__prefetch_steps=3, keep_checkpoints=7, parallel={"zero_stage": 3}))
+    changes = {
+        "keep_checkpoints": 7,
+        "parallel": {"zero_stage": 3},
+        "on_spike": "skip",
+        "spike": {"window": 9},
+    }
+    run = _open(_config(tmp_path, data__prefetch_steps=3, **changes))
     free = json.loads((tmp_path / "tiny" / RECORD).read_text())["attempts"][1]["free_keys"]
+    assert (free["on_spike"], free["spike"]["window"]) == ("skip", 9)
+    run.keep_spikes([], {"train/lost_steps": 0})
+    assert "spikes" not in read_record(run.path)
+    run.keep_spikes([{"step": 3, "why": "so", "back_to": None}], {"train/lost_steps": 1})
+    run.keep_spikes([], {"train/lost_steps": 0})  # a later attempt starts at a checkpoint before the spike
+    assert read_record(run.path)["spikes"] == {"events": [], "train/lost_steps": 0}
     assert free["data.prefetch_steps"] == 3
     assert free["parallel"]["zero_stage"] == 3
     with pytest.raises(ConfigError, match='precision: "fp32" there, "bf16" now'):

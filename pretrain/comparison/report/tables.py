@@ -59,6 +59,8 @@ def design_table(findings: Findings) -> Table:
     row("training tokens", lambda _, c: count(steps(c) * c.tokens_per_step))
     row("steps x tokens per step", lambda _, c: f"{steps(c):,} x {c.tokens_per_step:,}")
     row("training FLOPs in all", lambda arm, _: flops(cost[arm].train_flops))
+    if any(cost[arm].flops_lost_to_spikes for arm in plan.arms):
+        row("of these in steps lost to spikes", lambda arm, _: flops(cost[arm].flops_lost_to_spikes))
     row("learning rate", lambda _, c: _learning_rate(c))
     row("precision", lambda _, c: c.precision)
     row("seeds", lambda *_: ", ".join(map(str, findings.seeds)))

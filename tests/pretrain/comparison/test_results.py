@@ -135,6 +135,16 @@ def test_other_data_is_found_out(synthetic_plan: MakePlan, write_runs: Write) ->
     assert prints.unreadable == {}
 
 
+def test_a_run_that_went_back_is_named(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan, fingerprint_salt=lambda arm: arm)
+    results = load_results(plan)
+    for run, back_to in zip(results, (None, 50), strict=True):
+        run.record["spikes"] = {"events": [{"step": 60, "why": "so", "back_to": back_to}]}
+    (text,) = compare_fingerprints(results).broken
+    assert text.endswith("by step 10; mot went back to a checkpoint and on with later data (on_spike)")
+
+
 def test_the_documents_that_differ_are_named(synthetic_plan: MakePlan, write_runs: Write) -> None:
     plan = synthetic_plan(seeds=(1,))
     write_runs(plan, fingerprint_salt=lambda arm: arm)

@@ -26,6 +26,7 @@ from pretrain.train.finite import NonFiniteError
 from pretrain.train.rank import _explain, _why
 from pretrain.train.rank import main as rank_main
 from pretrain.train.same_batch import BatchMismatch
+from pretrain.train.spikes import SpikeError
 from tests.pretrain.tiny_data import tiny_run, write_tiny_data
 from tests.toml_text import toml_text
 from tests.warm_python import executable
@@ -149,6 +150,7 @@ def test_a_broken_launcher_is_one_message(
         (LaunchError("x"), ExitCode.USER_ERROR, "x"),
         (CheckpointError("x"), ExitCode.FAILED, "x"),
         (NonFiniteError("x"), ExitCode.FAILED, "x"),
+        (SpikeError("x"), ExitCode.FAILED, "x"),
         (
             OSError(errno.ENOSPC, "No space left on device", "a/metrics.jsonl"),
             ExitCode.FAILED,
@@ -187,6 +189,7 @@ def raised(error: Exception, *, because_of: Exception | None = None, while_at: E
         (BatchMismatch("x"), "data", "x"),
         (NothingToLearn("x"), "data", "x"),
         (NonFiniteError("x"), "non_finite", "x"),
+        (SpikeError("x"), "spike", "x"),
         (CheckpointError("x"), "checkpoint", "x"),
         (MemoryError(), "out_of_memory", "MemoryError"),
         (PEER, "lost_peer", str(PEER)),

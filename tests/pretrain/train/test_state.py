@@ -8,6 +8,8 @@ from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.stream.fingerprint import chain
 from data_pipeline.stream.loader import StepBatch
 from data_pipeline.stream.stream import StreamState
+from pretrain.metrics import SPENT
+from pretrain.train.spikes import Spike
 from pretrain.train.state import TrainState
 
 START = StreamState(0, 0, 0, seed=1, context_tokens=64, sources=(("hash", "1"),))
@@ -66,6 +68,23 @@ def test_the_state_of_a_version_whose_stream_had_the_fingerprint_is_read():
     del older["fingerprint"], older["unreadable"], older["unreadable_in_rows"]
     state = TrainState.from_json(older | {"stream": json.dumps(stream)})
     assert state == dataclasses.replace(TrainState.start(START), fingerprint=2**63 + 1)
+
+
+def test_a_run_that_goes_back_keeps_what_it_has_consumed_and_spent():
+    costs = dict.fromkeys(SPENT, 1.0) | {"loss/text": 2.0}
+    saved = TrainState.start(START).advance(BATCH, costs, recent=((0.1, 1 / 3),))
+    behind = dataclasses.replace(BATCH.state_after, sequence=12, sequences=12)
+    batch = dataclasses.replace(BATCH, state_after=behind, epochs=(0.5,), digest=9, unreadable=("a/1",))
+    after = saved.skip(batch, costs, "so", {"router": 0.5}, {})
+    assert (after.step, after.recent, after.thresholds) == (2, saved.recent, {"router": 0.5})
+    assert after.spikes == (Spike(2, "so", None),) and after.total["loss/text"] == 2.0
+    assert TrainState.from_json(json.loads(json.dumps(after.to_json()))) == after
+    back = after.go_back(saved)
+    assert (back.step, back.window, back.recent, back.thresholds) == (1, saved.window, saved.recent, {})
+    assert (back.stream, back.fingerprint, back.epochs) == (behind, after.fingerprint, (0.5,))
+    assert back.unreadable == ("a/1",) and back.spikes == (Spike(2, "so", back_to=1),)
+    assert (back.total["steps"], back.total["lost_steps"]) == (2.0, 1.0)
+    assert TrainState.from_json(json.loads(json.dumps(back.to_json()))) == back
 
 
 def test_a_row_closes_the_window_and_not_the_total():

@@ -61,8 +61,10 @@ def test_data_that_a_run_lost_stands_on_its_page_and_in_the_table(
     assert not any("documents" in line for line in told(run.run_dir))
     path = run.run_dir / "metrics.jsonl"
     *rows, last = path.read_text().splitlines()
-    last = json.dumps(json.loads(last) | {"data/unreadable": 3, "data/too_long": 1200})
+    lost = {"train/spikes": 2, "train/lost_steps": 8, "compute/lost_flops": 1e6, "compute/train_flops": 8e6}
+    last = json.dumps(json.loads(last) | {"data/unreadable": 3, "data/too_long": 1200} | lost)
     path.write_text("\n".join([*rows, last]) + "\n")
+    assert "  lost steps  spikes: 2, 8 steps lost, 12.5 % of FLOPs" in told(run.run_dir)
     assert "  lost data   documents: 3 unreadable, 1,200 longer than the context" in told(run.run_dir)
     other = write_run(tmp_path, name="other", job={}, attempts=[running()], steps=20)
     line = next(line for line in told(run.run_dir, other.run_dir) if line.startswith("tiny "))
