@@ -19,14 +19,22 @@ parameter ends with the name of its shard: `<layer>.weight.<shard>`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from parallel.collectives import ONE_RANK, TensorParallel, combine, combine_gradient, gather_rows, sum_
+from parallel.collectives import (
+    ONE_RANK,
+    TensorParallel,
+    combine,
+    combine_gradient,
+    gather_rows,
+    sum_,
+)
+from parallel.layer_norm import sliced_layer_norm
 from parallel.logical import LogicalTensor, mark
 from parallel.megatron import (
     ColumnParallelLinear,
@@ -40,6 +48,10 @@ from parallel.precision import at_least_fp32
 Initialise = Callable[[Tensor, str], Any]
 """A function that fills the whole (uncut) weight of a shard in place. It gets the shard's name too, and so
 decides whether shards start equal."""
+
+
+def _zero(bias: Tensor, _: str) -> Tensor:
+    return bias.zero_()
 
 
 def megatron_config() -> ModelParallelConfig:
@@ -96,8 +108,25 @@ class _SlicedLinear(torch.autograd.Function):
         return grad_x, None, None, *grad_weights
 
 
+class _SlicedBias(torch.autograd.Function):
+    """Adds its own bias to every slice of x, in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: tuple[int, ...], *biases: Tensor) -> Tensor:
+        ctx.rows = rows
+        ctx.mark_dirty(x)
+        for piece, bias in zip(x.split(rows), biases, strict=True):
+            piece.add_(bias)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return grad, None, *(piece.sum(0) for piece in grad.split(ctx.rows))
+
+
 class TowerColumnParallelLinear(ColumnParallelLinear):
-    """x @ weight[tower].T without bias; weights [out, in] are cut along `out` over tensor-parallel ranks.
+    """x @ weight[tower].T, plus bias[tower] if asked for; weights [out, in] and biases are cut along `out`
+    over tensor-parallel ranks.
 
     It extends the layer of megatron-core 0.16.1 (tensor_parallel/layers.py) that has no weight of its own.
     """
@@ -111,11 +140,12 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
         *,
         blocks: Sequence[int] = (),
         weight: nn.ParameterDict | None = None,
+        bias: bool = False,
         tp: TensorParallel = ONE_RANK,
     ) -> None:
         """`blocks`: numbers of output rows that are cut over ranks by themselves, so that a rank has its part
         of queries, of keys and of values, or of gate and of up. Empty: one block. `weight`: the weights of
-        another layer, which this one shares; None: it makes its own."""
+        another layer, which this one shares; None: it makes its own. Biases start at zero."""
         super().__init__(
             in_features,
             out_features,
@@ -130,13 +160,20 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
         self.shards, self.tp = tuple(shards), tp
         whole = LogicalTensor((out_features, in_features), 0, tuple(blocks))
         self.weight = tower_shards(shards, initialise, whole, tp) if weight is None else weight
+        if bias:
+            del self.bias  # the base class has registered the name
+            of_bias = LogicalTensor((out_features,), 0, tuple(blocks))
+            self.bias = tower_shards(shards, _zero, of_bias, tp)
 
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "rows in"], counts: tuple[int, ...]
     ) -> Float[Tensor, "tokens out_local"]:
         """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel."""
         rows = rows_of_shards(counts, self.shards)
-        return _SlicedLinear.apply(x, rows, self.tp, *(self.weight[name] for name in self.shards))
+        out = _SlicedLinear.apply(x, rows, self.tp, *(self.weight[name] for name in self.shards))
+        if self.bias is None:
+            return out
+        return _SlicedBias.apply(out, rows, *(self.bias[name] for name in self.shards))
 
     def in_parts(
         self, xs: Sequence[Tensor], counts: Sequence[tuple[int, ...]], outputs: Sequence[int]
@@ -147,10 +184,15 @@ class TowerColumnParallelLinear(ColumnParallelLinear):
         """
         # The weights are split at once, because the gradient of a slice would be as large as the whole.
         parts = zip(*(self.weight[name].split(list(outputs)) for name in self.shards), strict=True)
-        return [
-            _SlicedLinear.apply(x, rows_of_shards(of_part, self.shards), ONE_RANK, *part)
-            for x, of_part, part in zip(xs, counts, parts, strict=True)
+        rows = [rows_of_shards(of_part, self.shards) for of_part in counts]
+        outs = [
+            _SlicedLinear.apply(x, of_part, ONE_RANK, *part)
+            for x, of_part, part in zip(xs, rows, parts, strict=True)
         ]
+        if self.bias is None:
+            return outs
+        parts = zip(*(self.bias[name].split(list(outputs)) for name in self.shards), strict=True)
+        return [_SlicedBias.apply(*each, *part) for *each, part in zip(outs, rows, parts, strict=True)]
 
     # There is no state beside the weights; megatron-core's empty entry breaks DeepSpeed's universal
     # checkpoint.
@@ -245,27 +287,50 @@ class TowerEmbedding(VocabParallelEmbedding):
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
+NormKind = Literal["rms", "layer"]
+"""RMSNorm has a weight, LayerNorm a weight and a bias."""
+
+
 class TowerNorm(nn.Module):
-    """RMSNorm over features with one weight per tower, computed in fp32.
+    """RMSNorm or LayerNorm over features with one weight (and bias) per tower, computed in fp32.
 
     Every tensor-parallel rank holds all weights; with sequence parallel it normalises its own chunk of the
     stream.
     """
 
     def __init__(
-        self, features: int, shards: Sequence[str], eps: float, *, tp: TensorParallel = ONE_RANK
+        self,
+        features: int,
+        shards: Sequence[str],
+        eps: float,
+        *,
+        kind: NormKind = "rms",
+        tp: TensorParallel = ONE_RANK,
     ) -> None:
         super().__init__()
         self.eps = eps
         self.shards, self.tp = tuple(shards), tp
         self.weight = nn.ParameterDict([(name, nn.Parameter(torch.ones(features))) for name in shards])
+        self.bias = norm_biases(kind, shards, features)
 
     def forward(
         self, x: Float[Tensor, "rows features"], counts: tuple[int, ...]
     ) -> Float[Tensor, "rows features"]:
         """`counts`: rows per tower of the whole stream; `x` is a chunk of it with sequence parallel."""
         rows = self.tp.chunk_counts(rows_of_shards(counts, self.shards))
-        return _SlicedNorm.apply(x, rows, self.eps, self.tp, *(self.weight[name] for name in self.shards))
+        weights = [self.weight[name] for name in self.shards]
+        if self.bias is None:
+            return _SlicedNorm.apply(x, rows, self.eps, self.tp, *weights)
+        biases = [self.bias[name] for name in self.shards]
+        tp = self.tp if self.tp.sequence_parallel else ONE_RANK  # else every rank sees all rows
+        return sliced_layer_norm(x, rows, weights, biases, self.eps, tp)
+
+
+def norm_biases(kind: NormKind, shards: Sequence[str], features: int) -> nn.ParameterDict | None:
+    """The biases of a norm, which start at zero; None for RMSNorm, which has none."""
+    if kind == "rms":
+        return None
+    return nn.ParameterDict([(name, nn.Parameter(torch.zeros(features))) for name in shards])
 
 
 class _SlicedNorm(torch.autograd.Function):

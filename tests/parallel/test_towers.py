@@ -60,9 +60,36 @@ def test_each_tower_multiplies_its_own_slice(kind: type, dtype: torch.dtype) -> 
     assert absent is not None and absent.shape == (6, 4) and not absent.any()
 
 
+def draw_biases(module: torch.nn.Module) -> None:
+    """Values in place of the zeros that biases start with."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.startswith("bias."):
+                parameter.copy_(torch.linspace(-1, 1, parameter.shape[0]))
+
+
+def test_each_tower_adds_its_own_bias() -> None:
+    plain, layer = (TowerColumnParallelLinear(4, 6, TOWERS, fill(0), bias=b).double() for b in (False, True))
+    x, grad = torch.randn(8, 4, dtype=torch.float64), torch.randn(8, 6, dtype=torch.float64)
+    assert torch.equal(layer(x, COUNTS), plain(x, COUNTS)), "biases start at zero"
+    draw_biases(layer)
+    make_shards_differ(layer)
+    biases = torch.cat([layer.bias[t].expand(n, -1) for t, n in zip(TOWERS, COUNTS, strict=True)])
+    with torch.no_grad():
+        for name in TOWERS:
+            plain.weight[name].copy_(layer.weight[name])
+    out = layer(x, COUNTS)
+    assert torch.equal(out, plain(x, COUNTS) + biases)
+    out.backward(grad)
+    for name, rows in zip(TOWERS, grad.split(COUNTS), strict=True):
+        assert_close(layer.bias[name].grad, rows.sum(0), name, floor=1.0)
+
+
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shards", [TOWERS, ("shared",)], ids=["towers", "shared"])
-def test_parts_of_the_outputs_of_other_rows(shards: tuple[str, ...]) -> None:
-    layer = TowerColumnParallelLinear(4, 7, shards, fill(0)).double()
+def test_parts_of_the_outputs_of_other_rows(shards: tuple[str, ...], bias: bool) -> None:
+    layer = TowerColumnParallelLinear(4, 7, shards, fill(0), bias=bias).double()
+    draw_biases(layer)
     make_shards_differ(layer)
     x = torch.randn(8, 4, dtype=torch.float64, requires_grad=True)
     rows = torch.tensor([0, 2, 3, 6])
@@ -114,12 +141,14 @@ def test_a_token_has_the_row_of_its_tower(dtype: torch.dtype) -> None:
 
 
 def test_parameters_are_named_by_shard_and_nothing_else_is_saved() -> None:
-    for layer in (
-        TowerColumnParallelLinear(4, 6, TOWERS, fill(0)),
-        TowerRowParallelLinear(4, 6, TOWERS, fill(0)),
-        TowerNorm(4, TOWERS, 1e-5),
+    for layer, kinds in (
+        (TowerColumnParallelLinear(4, 6, TOWERS, fill(0)), ["weight"]),
+        (TowerColumnParallelLinear(4, 6, TOWERS, fill(0), bias=True), ["weight", "bias"]),
+        (TowerRowParallelLinear(4, 6, TOWERS, fill(0)), ["weight"]),
+        (TowerNorm(4, TOWERS, 1e-5), ["weight"]),
+        (TowerNorm(4, TOWERS, 1e-5, kind="layer"), ["weight", "bias"]),
     ):
-        names = [f"weight.{name}" for name in TOWERS]
+        names = [f"{kind}.{name}" for kind in kinds for name in TOWERS]
         assert [name for name, _ in layer.named_parameters()] == names
         assert list(layer.state_dict()) == names
         layer.load_state_dict(layer.state_dict(), strict=True)
@@ -154,16 +183,22 @@ def test_norm_equals_its_formula(dtype: torch.dtype) -> None:
     assert not got[2].any()
 
 
-def gated_pair(size: int, sequence_parallel: bool, dtype: torch.dtype, untied: bool) -> dict[str, Any]:
+def gated_pair(size: int, sequence_parallel: bool, dtype: torch.dtype, more: bool) -> dict[str, Any]:
     """Embedding, norm, column-parallel gate and value, row-parallel layer: whole, or one rank's part."""
     tp = ONE_RANK
     if size > 1:
         tp = world.start(ParallelConfig(tp=size, sequence_parallel=sequence_parallel)).tensor_parallel
         assert tp.sequence_parallel == sequence_parallel
-    embedding = TowerEmbedding(12, 4, TOWERS if untied else ("shared",), fill(1), tp=tp).to(dtype)
-    norm = TowerNorm(4, TOWERS, 1e-5, tp=tp).to(dtype)
-    up = TowerColumnParallelLinear(4, 16, TOWERS, fill(2), blocks=(8, 8), tp=tp).to(dtype)
+    embedding = TowerEmbedding(12, 4, TOWERS if more else ("shared",), fill(1), tp=tp).to(dtype)
+    norm = TowerNorm(4, TOWERS, 1e-5, kind="layer" if more else "rms", tp=tp).to(dtype)
+    up = TowerColumnParallelLinear(4, 16, TOWERS, fill(2), blocks=(8, 8), bias=more, tp=tp).to(dtype)
     down = TowerRowParallelLinear(8, 4, TOWERS, fill(3), tp=tp).to(dtype)
+    draw_biases(norm)
+    if up.bias is not None:
+        with torch.no_grad():
+            for parameter in up.bias.values():
+                whole = torch.linspace(-1, 1, 16)
+                parameter.copy_(logical_of(parameter).cut(whole, tp.rank, tp.size))
     for layer in (embedding, norm, up, down):
         make_shards_differ(layer)
     x = embedding(torch.tensor([0, 11, 4, 5, 3, 7, 7, 2]), COUNTS)
@@ -192,13 +227,13 @@ def gated_pair(size: int, sequence_parallel: bool, dtype: torch.dtype, untied: b
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 @pytest.mark.parametrize("tp", [2, 4])
-@pytest.mark.parametrize("untied", [False, True], ids=["shared embedding", "embedding per tower"])
+@pytest.mark.parametrize("more", [False, True], ids=["", "embedding per tower, LayerNorm, biases"])
 def test_tensor_parallel_ranks_equal_one_process(
-    untied: bool, tp: int, sequence_parallel: bool, dtype: torch.dtype
+    more: bool, tp: int, sequence_parallel: bool, dtype: torch.dtype
 ) -> None:
     """Forward, input gradients, and every shard's gradient is its slice of the whole one."""
-    whole = gated_pair(1, False, dtype, untied)
-    ranks = run_on_ranks(gated_pair, tp, tp, sequence_parallel, dtype, untied)
+    whole = gated_pair(1, False, dtype, more)
+    ranks = run_on_ranks(gated_pair, tp, tp, sequence_parallel, dtype, more)
 
     for name, expected in whole["rows"].items():
         rows = [rank["rows"][name] for rank in ranks]
