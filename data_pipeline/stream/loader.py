@@ -42,6 +42,8 @@ class StepBatch:
     unreadable: tuple[str, ...]
     """ "folder/shard/key" of documents whose bytes, as this rank read them, are not those indexed (crc32):
     padding without loss stands in their place."""
+    sequences: tuple[range, ...] = ()
+    """Of each micro-batch, the numbers of its sequences in the global batch: no layout changes them."""
 
 
 class Loader:
@@ -72,7 +74,8 @@ class Loader:
         self._state = self._read_to = state or stream.start()
         stream.check(self._state)
         self._stream, self._prepare = stream, prepare
-        self._positions = np.arange(dp_rank, stream.sequences_per_step, dp_size)
+        self._sequences = range(dp_rank, stream.sequences_per_step, dp_size)
+        self._positions = np.array(self._sequences)
         self._weights = sequence_weights(stream.sequences_per_step)[self._positions]
         self._micro_batch_sequences = micro_batch_sequences
         self._thread = ThreadPoolExecutor(1, "read data") if prefetch_steps else None
@@ -101,7 +104,8 @@ class Loader:
         share = plan.take(self._positions)
         batch, contents, unreadable = read(self._stream, share)
         size = self._micro_batch_sequences
-        micro_batches = tuple(batch.rows(i, i + size) for i in range(0, batch.num_sequences, size))
+        starts = range(0, batch.num_sequences, size)
+        micro_batches = tuple(batch.rows(i, i + size) for i in starts)
         step = StepBatch(
             micro_batches,
             inputs=tuple(self._prepare(micro_batch) for micro_batch in micro_batches),
@@ -111,6 +115,7 @@ class Loader:
             epochs=self._stream.epochs(after),
             digest=step_digest(contents, share.weight, self._weights, np.diff(share.first)),
             unreadable=unreadable,
+            sequences=tuple(self._sequences[i : i + size] for i in starts),
         )
         self._read_to = after
         return step

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pretrain.models import depth_accounting
-from pretrain.models.config import SHARED_TOWER, ModelConfig, Part
+from pretrain.models.config import SHARED_TOWER, ModelConfig, Norm, Part
 from pretrain.models.depth_accounting import Skipped
 
 MODULES = ("embedding", "attention", "feed_forward", "norm", "head")
-"""QK-norm weights belong to attention; norm is the norms of the residual stream and the final one. Models
-with depth routers have a sixth, "depth"."""
+"""QK-norm weights and biases of queries, keys and values belong to attention; norm is the norms of the
+residual stream and the final one. Models with depth routers have a sixth, "depth"."""
 
 TRAIN_FACTOR = 3
 """FLOPs of forward and backward over those of forward."""
@@ -35,9 +35,13 @@ class Cost:
 def module_costs(config: ModelConfig) -> dict[str, Cost]:
     """Cost of each of MODULES."""
     d, layers = config.d_model, config.num_layers
-    qkv = d * (config.num_heads + 2 * config.kv_heads) * config.head_dim
     attention_out = d * config.num_heads * config.head_dim
-    qk_norm = 2 * config.head_dim if config.qk_norm else 0
+    attention: dict[Part, int] = {
+        "qkv": config.qkv_features * (d + config.qkv_bias),
+        "qk_norm": _norm_parameters(config.query_key_norm, 2 * config.head_dim),
+        "attention_out": attention_out,
+    }
+    norm = _norm_parameters(config.norm, d)
 
     def untied(numbers: Mapping[Part, int]) -> dict[str, int]:
         """Weight shard -> parameters, of parts with `numbers` in each shard."""
@@ -51,7 +55,6 @@ def module_costs(config: ModelConfig) -> dict[str, Cost]:
         return dict.fromkeys(config.towers, flops)
 
     table = config.vocab_tokens * d
-    attention: dict[Part, int] = {"qkv": qkv, "qk_norm": qk_norm, "attention_out": attention_out}
     feed_forward = {s: layers * config.feed_forward_parameters(s) for s in config.shards_of("feed_forward")}
     of_feed_forward = {
         m: 2 * layers * config.feed_forward_parameters(tower, active=True)
@@ -66,14 +69,19 @@ def module_costs(config: ModelConfig) -> dict[str, Cost]:
         "embedding": Cost(untied({"embedding": table}), same(0)),
         "attention": Cost(
             untied({part: layers * number for part, number in attention.items() if number}),
-            same(2 * layers * (qkv + attention_out)),
+            same(2 * layers * (config.qkv_features * d + attention_out)),
         ),
         "feed_forward": Cost(feed_forward, of_feed_forward),
-        "norm": Cost(untied({"block_norm": 2 * layers * d, "final_norm": d}), same(0)),
+        "norm": Cost(untied({"block_norm": 2 * layers * norm, "final_norm": norm}), same(0)),
         # Tied to the embedding, it has no parameters of its own, and its products all the same.
         "head": Cost({} if config.tied_embeddings else untied({"head": table}), same(2 * table)),
         **depth,
     }
+
+
+def _norm_parameters(kind: Norm | None, features: int) -> int:
+    """Of one norm over `features`; None: there is no norm."""
+    return {None: 0, "rms": 1, "layer": 2}[kind] * features
 
 
 def total_parameters(config: ModelConfig) -> int:

@@ -37,6 +37,7 @@ class Attention(nn.Module):
             config.shards_of("qkv"),
             weights.normal(f"{name}.qkv"),
             blocks=[count * config.head_dim for count in whole],
+            bias=config.qkv_bias,
             tp=tp,
         )
         self.qk = NormRotate(
@@ -44,8 +45,8 @@ class Attention(nn.Module):
             heads,
             kv_heads,
             config.shards_of("qk_norm"),
-            norm=config.qk_norm,
-            eps=config.norm_eps,
+            norm=config.query_key_norm,
+            eps=config.query_key_eps,
             tp=tp,
         )
         self.out = TowerRowParallelLinear(

@@ -2,10 +2,11 @@
 
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pretrain.models.depth_config import DepthBlockConfig, DepthConfig
 from pretrain.models.experts_config import ExpertsConfig, Size
+from pretrain.models.rope_config import RopeScalingConfig
 
 MAX_LAYERS = 4_096
 """Four times the deepest decoder that was published (DeepNet, arXiv 2203.00555). Accounts list every layer,
@@ -22,6 +23,7 @@ SHORTHANDS: dict[str, tuple[Part, ...]] = {
 }
 """Names that stand for several parts in `untied`."""
 UntiedPart = Part | Literal["attention", "norm"]
+Norm = Literal["rms", "layer"]
 
 SHARED_TOWER = "shared"
 """Name of the one weight shard of a part that all towers share (embedding, head, tied parts)."""
@@ -64,9 +66,24 @@ class ModelConfig(BaseModel):
     """What blocks with depth routers do, one for the tokens of all modalities."""
     norm_placement: Literal["post", "pre"] = "post"
     """post: norm on the sublayer output before the residual add (MoT Eq. 1-2); pre: Llama."""
-    qk_norm: bool = True
+    norm: Norm = "rms"
+    """Norms of sublayers and the final norm: RMSNorm, or LayerNorm, which has a bias too."""
+    qk_norm: bool | Norm = True
+    """Norm of queries and keys, over the features of a head: true or "rms" is RMSNorm, "layer" LayerNorm
+    (Chameleon, arXiv 2405.09818), false none."""
     norm_eps: float = Field(1e-5, gt=0)
+    qk_norm_eps: float | None = Field(None, gt=0)
+    """eps of the norm of queries and keys. None: norm_eps."""
+    qkv_bias: bool = False
+    """Whether the projections to queries, keys and values have biases (Qwen2)."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability that a feature of a sublayer's output is 0 in a training step, before it is added to the
+    residual stream; the others are divided by 1 - dropout. Post norms come before it."""
+    embedding_dropout: float = Field(0.0, ge=0, lt=1)
+    """The same for the output of the embedding."""
     rope_theta: float = Field(10_000.0, gt=0)
+    rope_scaling: RopeScalingConfig | None = None
+    """None: the frequencies of RoPE are not scaled."""
     init_std: float = Field(0.02, gt=0)
     mup_base_width: Size | None = None
     """d_model of the model at which learning rate and init_std were tuned. Initial values, rates, weight
@@ -74,6 +91,12 @@ class ModelConfig(BaseModel):
     Adam): see width_ratio. None, or d_model itself: nothing is scaled."""
     z_loss: float = Field(0.0, ge=0)
     """Weight of log^2 Z per token (Chameleon: 1e-5)."""
+
+    @field_validator("qk_norm")
+    @classmethod
+    def _one_name(cls, qk_norm: bool | Norm) -> bool | Norm:
+        """One value for RMSNorm, so that equal models compare equal."""
+        return True if qk_norm == "rms" else qk_norm
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -98,6 +121,7 @@ class ModelConfig(BaseModel):
         if any("." in name for name in self.towers.values()):
             raise ValueError(f"tower names may not contain a dot: {sorted(set(self.towers.values()))}")
         self._check_weights()
+        self._check_elements()
         for tower in self.experts:
             if tower not in self.tower_names:
                 raise ValueError(f'experts."{tower}": no such tower; legal: {", ".join(self.tower_names)}')
@@ -129,6 +153,18 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 "tied_embeddings = true gives the head the embedding's weights, so both are untied or none: "
                 f"untied names one of them: {list(self.untied)}"
+            )
+
+    def _check_elements(self) -> None:
+        if self.qk_norm_eps is not None and not self.qk_norm:
+            raise ValueError(
+                f"qk_norm_eps = {self.qk_norm_eps}, but qk_norm = false: queries and keys have no norm; "
+                'leave qk_norm_eps out, or set qk_norm = true or "layer"'
+            )
+        if self.rope_scaling and self.rope_scaling.kind == "yarn" and self.rope_theta <= 1:
+            raise ValueError(
+                f'rope_theta = {self.rope_theta} with rope_scaling.kind = "yarn": its ramp goes from fast '
+                "pairs to slow ones, which are slow only if rope_theta is more than 1 (Llama: 10000)"
             )
 
     def _check_depth(self) -> None:
@@ -196,6 +232,26 @@ class ModelConfig(BaseModel):
     @property
     def head_dim(self) -> int:
         return self.head_size or self.d_model // self.num_heads
+
+    @property
+    def query_key_norm(self) -> Norm | None:
+        """The kind of `qk_norm`; None: queries and keys have no norm."""
+        if isinstance(self.qk_norm, bool):
+            return "rms" if self.qk_norm else None
+        return self.qk_norm
+
+    @property
+    def query_key_eps(self) -> float:
+        return self.norm_eps if self.qk_norm_eps is None else self.qk_norm_eps
+
+    @property
+    def qkv_features(self) -> int:
+        """Features of a token's queries, keys and values together."""
+        return (self.num_heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def has_dropout(self) -> bool:
+        return self.dropout > 0 or self.embedding_dropout > 0
 
     @property
     def ffn_width(self) -> int:

@@ -1,5 +1,7 @@
 """The decoder: one list of layers for dense and sparse models alike."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from pretrain.models.block import SUBLAYERS, Block, Sublayer
 from pretrain.models.config import ModelConfig
 from pretrain.models.cross_entropy import linear_cross_entropy
 from pretrain.models.depth import DepthRouting
+from pretrain.models.dropout import StreamDropout
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.query_key import rotary_table
@@ -116,7 +119,7 @@ class Decoder(nn.Module):
             )
         if last in held:
             self.final_norm = TowerNorm(
-                config.d_model, config.shards_of("final_norm"), config.norm_eps, tp=tp
+                config.d_model, config.shards_of("final_norm"), config.norm_eps, kind=config.norm, tp=tp
             )
             tied = self.embedding if config.tied_embeddings else None
             assert tied is not None or not config.tied_embeddings, "parallel/layout.py refuses such stages"
@@ -138,11 +141,26 @@ class Decoder(nn.Module):
         """
         stream = x if self.embedding is None else self.embedding(inputs.input_ids, inputs.routing.counts)
         assert stream is not None, "a stage without the embedding continues from the one before"
-        angles = torch.promote_types(stream.dtype, torch.float32)
-        rotary = rotary_table(inputs.positions, self.config.head_dim, self.config.rope_theta, angles)
+        config, angles = self.config, torch.promote_types(stream.dtype, torch.float32)
+        rotary = rotary_table(
+            inputs.positions, config.head_dim, config.rope_theta, angles, config.rope_scaling
+        )
+        dropout = self._dropout(inputs)
+        if dropout is not None and self.embedding is not None and config.embedding_dropout:
+            of_embedding = replace(dropout.of_chunk(self.embedding.tp), rate=config.embedding_dropout)
+            stream = of_embedding(stream, "embedding")
         layers: dict[int, BlockReport] = {}
         for index, block in enumerate(self.blocks):
             if isinstance(block, Block):
-                stream, layers[index] = block(stream, inputs.routing, inputs.mask, rotary, inputs)
+                of_block = dropout if config.dropout else None
+                stream, layers[index] = block(stream, inputs.routing, inputs.mask, rotary, inputs, of_block)
         hidden = stream if self.final_norm is None else self.final_norm(stream, inputs.routing.counts)
         return hidden, RouterReport(layers)
+
+    def _dropout(self, inputs: ModelInputs) -> StreamDropout | None:
+        """Dropout for the whole sorted stream, at the rate of sublayers; None: nothing is dropped."""
+        if not (self.training and self.config.has_dropout):
+            return None
+        assert inputs.dropout is not None, "inputs of a training step do not say which masks they draw"
+        numbers = inputs.dropout.numbers(inputs.routing.to_sorted, self.config.context_tokens)
+        return StreamDropout(self.config.dropout, inputs.dropout, numbers)

@@ -14,6 +14,7 @@ from pretrain.models.accounting import visible_pairs
 from pretrain.models.attention_mask import AttentionMask, mask_documents
 from pretrain.models.config import ModelConfig
 from pretrain.models.depth_selection import TokenTable, token_table
+from pretrain.models.dropout import DropoutDraw
 from pretrain.models.routing_state import RoutingState
 
 
@@ -46,6 +47,8 @@ class ModelInputs:
     """On the host; only for models with depth routing."""
     routing_state: RoutingState = field(default_factory=RoutingState)
     """By what routers choose tokens."""
+    dropout: DropoutDraw | None = None
+    """Which masks a training step draws; None: nothing is dropped, as in evaluation."""
     report_ran: bool = False
     """Whether the forward pass also reports which tokens ran in blocks with depth routers."""
     modality_weights: Float[Tensor, " modalities"] | None = None

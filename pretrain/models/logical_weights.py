@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pretrain.models.config import ModelConfig, Part
+from pretrain.models.config import ModelConfig, Norm, Part
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Layer:
 
     @property
     def cut(self) -> bool:
-        """Whether tensor-parallel ranks hold parts of it; what each holds whole is not decayed either."""
-        return is_decayed(self.stem, self.shape)
+        """Whether tensor-parallel ranks hold parts of it. Of what is not decayed, only a matrix's bias is."""
+        return is_decayed(self.stem, self.shape) or self.stem.endswith(".qkv.bias")
 
     def names(self, model: ModelConfig) -> dict[str, str]:
         """Shard -> logical name."""
@@ -69,24 +69,33 @@ def counted_layers(model: ModelConfig, *, apart: bool) -> Iterator[tuple[Layer, 
     for index, modalities in kinds:
         for layer in _block(model, f"blocks.{index}.", modalities):
             yield layer, 1 if apart else alike[modalities]
-    yield Layer("final_norm.weight", "final_norm", (model.d_model,)), 1
+    for layer in _norm("final_norm", "final_norm", model.norm, model.d_model):
+        yield layer, 1
     if not model.tied_embeddings:
         yield Layer("head.weight", "head", (model.vocab_tokens, model.d_model)), 1
 
 
 def _block(model: ModelConfig, at: str, routed: Iterable[str]) -> Iterator[Layer]:
     """A block with depth routers of the modalities `routed`."""
-    d = model.d_model
-    queries, keys = model.num_heads * model.head_dim, model.kv_heads * model.head_dim
+    d, queries = model.d_model, model.num_heads * model.head_dim
     for modality in routed:
         yield Layer(f"{at}depth.{modality}.weight", "depth", (d,), (model.towers[modality],))
-    yield Layer(at + "attention.qkv.weight", "qkv", (queries + 2 * keys, d))
-    if model.qk_norm:
-        yield Layer(at + "attention.qk.weight", "qk_norm", (2 * model.head_dim,))
+    yield Layer(at + "attention.qkv.weight", "qkv", (model.qkv_features, d))
+    if model.qkv_bias:
+        yield Layer(at + "attention.qkv.bias", "qkv", (model.qkv_features,))
+    if model.query_key_norm:
+        yield from _norm(at + "attention.qk", "qk_norm", model.query_key_norm, 2 * model.head_dim)
     yield Layer(at + "attention.out.weight", "attention_out", (d, queries))
-    yield Layer(at + "attention_norm.weight", "block_norm", (d,))
+    yield from _norm(at + "attention_norm", "block_norm", model.norm, d)
     yield from _feed_forward(model, at + "feed_forward.")
-    yield Layer(at + "feed_forward_norm.weight", "block_norm", (d,))
+    yield from _norm(at + "feed_forward_norm", "block_norm", model.norm, d)
+
+
+def _norm(stem: str, part: Part, kind: Norm, features: int) -> Iterator[Layer]:
+    """A weight, and of LayerNorm a bias."""
+    yield Layer(f"{stem}.weight", part, (features,))
+    if kind == "layer":
+        yield Layer(f"{stem}.bias", part, (features,))
 
 
 def _feed_forward(model: ModelConfig, at: str) -> Iterator[Layer]:

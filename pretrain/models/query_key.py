@@ -1,5 +1,5 @@
-"""What queries and keys go through before they meet: RMSNorm per head with one weight per tower, then
-RoPE."""
+"""What queries and keys go through before they meet: RMSNorm or LayerNorm per head with one weight (and
+bias) per tower, then RoPE."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,22 +9,33 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
 from parallel.collectives import ONE_RANK, TensorParallel, sum_
+from parallel.layer_norm import sliced_layer_norm
 from parallel.precision import at_least_fp32
 from parallel.routing import Routing
+from parallel.towers import NormKind, norm_biases
+from pretrain.models.rope import scaled_frequencies
+from pretrain.models.rope_config import RopeScalingConfig
 
 Rotary = Complex[Tensor, "tokens 1 pairs"]
 """exp(i angle), the turn of each of a head's head_dim / 2 pairs at each token: complex64, or complex128 of a
-model in fp64."""
+model in fp64. Its magnitude is 1, but for yarn scaling."""
 
 
 def rotary_table(
-    positions: Int[Tensor, " tokens"], head_dim: int, theta: float, dtype: torch.dtype = torch.float32
+    positions: Int[Tensor, " tokens"],
+    head_dim: int,
+    theta: float,
+    dtype: torch.dtype = torch.float32,
+    scaling: RopeScalingConfig | None = None,
 ) -> Rotary:
     """Turns of RoPE (Su et al. 2021, Eq. 34) for positions, on their device. `dtype`: of the angles."""
     # No buffer: an engine that casts the module to bf16 would cast the frequencies with it.
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=dtype) / head_dim
-    angles = positions.to(dtype)[:, None, None] * theta**-exponents
-    return torch.polar(torch.ones_like(angles), angles)
+    frequencies = theta**-exponents
+    if scaling is not None:
+        frequencies = scaled_frequencies(frequencies, theta, scaling)
+    angles = positions.to(dtype)[:, None, None] * frequencies
+    return torch.polar(torch.full_like(angles, 1.0 if scaling is None else scaling.magnitude), angles)
 
 
 class NormRotate(nn.Module):
@@ -43,18 +54,20 @@ class NormRotate(nn.Module):
         kv_heads: int,
         shards: Sequence[str],
         *,
-        norm: bool,
+        norm: NormKind | None,
         eps: float,
         tp: TensorParallel = ONE_RANK,
     ) -> None:
         """`num_heads`, `kv_heads`: of this tensor-parallel rank. All ranks hold all norm weights."""
         super().__init__()
         self.num_heads, self.kv_heads, self.eps, self.tp = num_heads, kv_heads, eps, tp
-        self.shards = tuple(shards) if norm else ()
+        self.head_dim, self.shards = head_dim, tuple(shards) if norm else ()
         self.weight = nn.ParameterDict(
             [(name, nn.Parameter(torch.ones(2 * head_dim))) for name in self.shards]
         )
         """Per tower: the weight of query heads, then the weight of key heads."""
+        self.bias = norm_biases(norm or "rms", shards, 2 * head_dim)
+        """As `weight`."""
 
     def forward(
         self,
@@ -70,7 +83,22 @@ class NormRotate(nn.Module):
         rows = routing.counts if len(weights) > 1 else (qkv.shape[0],)
         orders = (None, None) if routing.identity else (routing.to_sequence, routing.to_sorted)
         heads = heads or (self.num_heads, self.kv_heads)
+        if self.bias is not None:
+            qkv, weights = self._layer_normed(qkv, rows, heads), []
         return _NormRotate.apply(qkv, rotary, *orders, rows, heads, self.eps, self.tp, *weights)
+
+    def _layer_normed(self, qkv: Tensor, rows: tuple[int, ...], heads: tuple[int, int]) -> Tensor:
+        """`qkv`, sorted by tower, after LayerNorm of its query heads and of its key heads."""
+        assert self.bias is not None
+        weights, biases = (
+            zip(*(of[name].chunk(2) for name in self.shards), strict=True) for of in (self.weight, self.bias)
+        )
+        normed, start = [], 0
+        for count, weight, bias in zip(heads, weights, biases, strict=True):
+            part = qkv.narrow(1, start, count * self.head_dim).unflatten(1, (count, self.head_dim))
+            normed.append(sliced_layer_norm(part, rows, weight, bias, self.eps, self.tp))
+            start += count * self.head_dim
+        return torch.cat([*(part.flatten(1) for part in normed), qkv[:, start:]], dim=1)
 
 
 class _NormRotate(torch.autograd.Function):

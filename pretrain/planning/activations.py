@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from parallel.engine_memory import element_bytes
 from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
-from pretrain.models.config import ModelConfig
+from pretrain.models.config import ModelConfig, Norm
 
 
 def sublayer_activations(
@@ -21,17 +21,19 @@ def sublayer_activations(
 
     Let T be the tokens, R the tokens of this rank's chunk (T / tp with sequence parallel, else T), b the
     bytes of an element, and q, k, f and heads the sizes on this rank. Both sublayers keep 2 R d b for the
-    inputs of their first matrix and norm (parallel/towers.py) and 4 R for the norm's scale in fp32. Attention
-    keeps T (q + 2 k) b twice (once without QK-norm), for QKV before and after norm and rotation, and 4 T
-    heads of scales (models/query_key.py); T q b twice (once if one tower serves all modalities), for its
-    output in sequence and in sorted order, and 4 T heads of log-sums (models/attention.py). Feed-forward
-    keeps 3 T f b: gate, up and their product (models/feed_forward.py).
+    inputs of their first matrix and norm (parallel/towers.py) and 4 R for the norm's scale in fp32, 8 R for
+    LayerNorm's scale and mean. Attention keeps T (q + 2 k) b twice (once without QK-norm), for QKV before and
+    after norm and rotation, and 4 T heads of scales, 8 T heads with LayerNorm (models/query_key.py); T q b
+    twice (once if one tower serves all modalities), for its output in sequence and in sorted order, and 4 T
+    heads of log-sums (models/attention.py). Feed-forward keeps 3 T f b: gate, up and their product
+    (models/feed_forward.py).
 
     With depth routers, R and T become C = run_share T, the tokens that run, on every rank; T stays for keys
     and values with keys = "all", and for all of attention if only the feed-forward is skipped. In addition a
     block keeps T d b and 12 T for the stream and its scores; T d b with scale = "all", else C d b, for the
     factors of the gates, and 4 T for gates; C d b unless scale = "selected", for the source of torch's
-    index_copy; 4 C head_dim for rotary angles; 24 C for the positions of the tokens that run.
+    index_copy; 4 C head_dim for rotary angles; 24 C for the positions of the tokens that run, and with
+    dropout 8 C for their numbers in the global batch.
     """
     model, b = config.model, element_bytes(config.precision)
     tokens, rows = layout.micro_batch_sequences * model.context_tokens, rows_on_rank(config, layout)
@@ -45,6 +47,7 @@ def sublayer_activations(
     gated = {"selected": ran, "all_as_released": 2 * ran, "all": tokens + ran}[block.scale]
     routing = (tokens + gated) * model.d_model * b
     routing += 16 * tokens + ran * (24 if whole_attention else 24 + 4 * model.head_dim)
+    routing += _number_bytes(model) * ran
     attention = _attention(config, layout, rows, queries, keys)
     if queries < keys and model.qk_norm:  # norms and rotation then do not copy the values
         attention -= keys * model.kv_heads * model.head_dim // layout.tp * b
@@ -58,15 +61,26 @@ def _attention(config: RunConfig, layout: ParallelConfig, rows: int, queries: in
     # With depth routing the tokens of one tower are sorted too, by modality.
     orders = 2 if len(model.tower_names) > 1 or model.depth else 1
     qkv = (queries * query_width + 2 * keys * key_width) * b * (2 if model.qk_norm else 1)
-    scales = (queries * model.num_heads + keys * model.kv_heads) // tp * 4 if model.qk_norm else 0
+    scales = (queries * model.num_heads + keys * model.kv_heads) // tp * _scale_bytes(model.query_key_norm)
     output = queries * query_width * b * orders + queries * model.num_heads // tp * 4
-    return rows * (2 * model.d_model * b + 4) + qkv + scales + output
+    return rows * (2 * model.d_model * b + _scale_bytes(model.norm)) + qkv + scales + output
+
+
+def _scale_bytes(norm: Norm | None) -> int:
+    """Bytes of fp32 numbers that a norm keeps of a row beside its input: the scale, and of LayerNorm the
+    mean."""
+    return {None: 0, "rms": 4, "layer": 8}[norm]
+
+
+def _number_bytes(model: ModelConfig) -> int:
+    """Bytes that dropout keeps of a token: its number in the global batch. Masks are hashed a second time."""
+    return 8 if model.has_dropout else 0
 
 
 def _feed_forward(config: RunConfig, layout: ParallelConfig, rows: int, tokens: int) -> int:
     """Bytes that a feed-forward of `tokens` keeps; `rows` of them enter its norm."""
     model, b = config.model, element_bytes(config.precision)
-    norm = rows * (model.d_model * b + 4)
+    norm = rows * (model.d_model * b + _scale_bytes(model.norm))
     if model.experts:
         return norm + max(_experts_activations(config, layout, s, tokens) for s in model.tower_names)
     return norm + rows * model.d_model * b + 3 * tokens * model.ffn_width // layout.tp * b
@@ -97,7 +111,7 @@ def head_activations(config: RunConfig, layout: ParallelConfig) -> int:
     """
     model, b, rows = config.model, element_bytes(config.precision), rows_on_rank(config, layout)
     of_weights = len(model.shards_of("head")) * model.vocab_tokens * model.d_model // layout.tp * b
-    return 2 * rows * model.d_model * b + 4 * rows + of_weights
+    return rows * (2 * model.d_model * b + _scale_bytes(model.norm)) + of_weights
 
 
 def stage_activations(
@@ -126,7 +140,7 @@ def stage_activations(
             recompute = max(recompute, sum(kept_by))
         else:
             kept += sum(kept_by[half] for half in (0, 1) if 2 * layer + 2 - half in in_blocks)
-    kept += tokens * model.head_dim // 2 * 8
+    kept += tokens * (model.head_dim // 2 * 8 + _number_bytes(model))
     kept += head_activations(config, layout) if last else hidden
     return in_flight * kept + recompute
 
@@ -138,9 +152,9 @@ def _routed_input(config: RunConfig, layout: ParallelConfig, run_share: float) -
     """
     model, tokens = config.model, layout.micro_batch_sequences * config.model.context_tokens
     streams = 2 if model.depth_block.parts == "feed_forward" else 1
-    return tokens * (streams * model.d_model * element_bytes(config.precision) + 16) + 24 * round(
-        run_share * tokens
-    )
+    return tokens * (streams * model.d_model * element_bytes(config.precision) + 16) + (
+        24 + _number_bytes(model)
+    ) * round(run_share * tokens)
 
 
 def hidden_bytes(config: RunConfig, layout: ParallelConfig) -> int:

@@ -43,6 +43,7 @@ from pretrain.evaluation.losses import (
     tokens_that_ran,
 )
 from pretrain.metrics import Sums
+from pretrain.models.dropout import DropoutDraw
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.router_report import RouterReport
 from pretrain.models.routing_state import RoutingState
@@ -177,9 +178,14 @@ def next_batch(config: RunConfig, loader: Loader, data: Stream, state: TrainStat
 
 
 def inputs_of_step(config: RunConfig, batch: StepBatch, state: TrainState) -> list[ModelInputs]:
-    """What the engine trains on: the inputs made ahead, with the RoutingState, which only now is known."""
+    """What the engine trains on: the inputs made ahead, with the RoutingState, which only now is known, and
+    the dropout of the step."""
     routing_state = RoutingState(thresholds=state.thresholds, progress=state.step / config.num_steps)
-    return [replace(inputs, routing_state=routing_state) for inputs in batch.inputs]
+    inputs = [replace(inputs, routing_state=routing_state) for inputs in batch.inputs]
+    if not config.model.has_dropout:
+        return inputs
+    draws = (DropoutDraw(config.seed, state.step, numbers) for numbers in batch.sequences)
+    return [replace(each, dropout=draw) for each, draw in zip(inputs, draws, strict=True)]
 
 
 def advance(

@@ -19,6 +19,7 @@ it, so the tokens that run are computed as in the source. Routers that the targe
 Importing this module imports no torch.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from data_pipeline.shards.vocabulary import Vocabulary
 from pretrain.config import RunConfig
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import Layer, layers, logical_shapes
+from pretrain.models.rope_config import RopeScalingConfig
 from pretrain.run_files import CHECKPOINTS
 from pretrain.weights.folder import LazyTensor, WeightSource, check_tensors, find_corruption, open_weights
 
@@ -41,6 +43,7 @@ _SAME = {
     "num_layers": "num_layers", "d_model": "d_model", "num_heads": "num_heads", "num_kv_heads": "kv_heads",
     "head_size": "head_dim", "ffn_hidden": "ffn_width", "norm_placement": "norm_placement",
     "qk_norm": "qk_norm", "norm_eps": "norm_eps", "rope_theta": "rope_theta", "mup_base_width": "base_width",
+    "norm": "norm", "qk_norm_eps": "query_key_eps", "qkv_bias": "qkv_bias", "rope_scaling": "rope_scaling",
 }  # fmt: skip
 """Key of [model] -> attribute that must be equal in source and target, since it decides what weights mean."""
 
@@ -148,14 +151,28 @@ def _check_model(source: WeightSource, target: ModelConfig) -> None:
     if target.tied_embeddings and not source.model.tied_embeddings:
         changed["tied_embeddings"] = (True, False)
     if changed:
-        listed = "; ".join(f"model.{key} = {new}, there {old}" for key, (new, old) in changed.items())
-        fix = " ".join(f"model.{key}={str(old).lower()}" for key, (_, old) in changed.items())
-        raise ConfigError(f"{source.path} is another model: {listed}. For its weights set {fix}")
+        listed = "; ".join(
+            f"model.{key} = {_toml(new)}, there {_toml(old)}" for key, (new, old) in changed.items()
+        )
+        fix = " ".join(
+            f"model.{key}={_toml(old).lower()}" for key, (_, old) in changed.items() if old is not None
+        )
+        left_out = [f"model.{key}" for key, (_, old) in changed.items() if old is None]
+        told = [f"set {fix}"] * bool(fix) + [f"leave out {', '.join(left_out)}"] * bool(left_out)
+        raise ConfigError(f"{source.path} is another model: {listed}. For its weights {' and '.join(told)}")
     if target.vocab_tokens < (rows := source.model.vocab_tokens):
         raise ConfigError(
             f"model.vocab_tokens = {target.vocab_tokens}, but {source.path} has rows for {rows} ids, and "
             f"ids are never dropped: set model.vocab_tokens={rows} or more"
         )
+
+
+def _toml(value: object) -> str:
+    """The value of a key of [model] for a message; a table as TOML has it inline."""
+    if not isinstance(value, RopeScalingConfig):
+        return "none" if value is None else str(value)
+    keys = value.model_dump(exclude_none=True).items()
+    return "{" + ", ".join(f"{key} = {json.dumps(each)}" for key, each in keys) + "}"
 
 
 def _origins(source: WeightSource, target: ModelConfig, new_towers: Mapping[str, str]) -> dict[str, set[str]]:

@@ -26,7 +26,7 @@ def _assert_close(found: dict[str, Any], expected: dict[str, Any]) -> None:
 def test_a_run_goes_on_over_other_axes(tmp_path: Path) -> None:
     write_tiny_data(tmp_path / "data")
     values = tiny_run(tmp_path / "data", tmp_path / "runs")
-    values["model"]["num_layers"] = 2
+    values["model"] |= {"num_layers": 2, "norm": "layer", "qkv_bias": True, "dropout": 0.1}
     values["parallel"]["micro_batch_sequences"] = 1
     path = tmp_path / "tiny.toml"
     path.write_text(toml_text(values))

@@ -25,17 +25,19 @@ from pretrain.config import OptimizerConfig
 from pretrain.models.accounting import sublayer_costs
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
+from pretrain.models.dropout import DropoutDraw
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
 from pretrain.train.optimizer import parameter_groups
 from tests.numerics.choice_margin import LEAST_MARGIN, choice_margin
 from tests.numerics.plain_loop import EPS, MAX_GRAD_NORM, OPTIMIZER, assert_same, deviation, plain_steps
-from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_batch, tiny_config
+from tests.pretrain.models.random_batch import DENSE, ELEMENTS, MOT, depth_tables, random_batch, tiny_config
 
 Towers = Literal[
     "dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward", "top_k",
-    "depth_experts", "grouped", "wide", "muon", "untied", "tied_embeddings", "weighted",
+    "depth_experts", "grouped", "wide", "muon", "untied", "tied_embeddings", "elements", "untied_elements",
+    "depth_elements", "weighted",
 ]  # fmt: skip
 TOWERS: tuple[Towers, ...] = ("dense", "mot")
 _TOKEN_CHOICE = {"num_experts": 3, "routing": "token_choice", "top_k": 2}
@@ -119,10 +121,12 @@ def learning_rate_at(step: int) -> float:
 def model_config(towers: Towers) -> ModelConfig:
     """Cut into 2 stages inside a block, into 4 inside each; with depth routing between blocks."""
     modalities = DENSE if towers in ("dense", "moe", "pmod", "depth_feed_forward") else MOT
-    table = _DEPTH.get(towers.removesuffix("_experts"))
+    elements = ELEMENTS if towers.endswith("elements") else {}
+    weights = _WEIGHTS.get(towers.removesuffix("_elements"), {})
+    table = _DEPTH.get(towers.removesuffix("_experts").removesuffix("_elements"))
     depth = depth_tables(("text", "image"), **table) if table else {}
     base_width = 8 if towers == "wide" else None
-    others = {"experts": _EXPERTS.get(towers, {}), **_WEIGHTS.get(towers, {})}
+    others = {"experts": _EXPERTS.get(towers, {}), **weights, **elements}
     return tiny_config(modalities, num_layers=3, z_loss=1e-3, mup_base_width=base_width, **others, **depth)
 
 
@@ -148,7 +152,11 @@ def micro_batches(
         )
         for number, present in enumerate(PRESENT[step % len(PRESENT)])
     ]
-    return [replace(each, loss_weights=each.loss_weights.to(dtype)) for each in inputs]
+    draws = [DropoutDraw(SEED, step, (number,)) for number in range(len(inputs))]
+    return [
+        replace(each, loss_weights=each.loss_weights.to(dtype), dropout=draw)
+        for each, draw in zip(inputs, draws, strict=True)
+    ]
 
 
 def groups_of(module: Pretraining, towers: Towers = "mot") -> list[ParameterGroup]:

@@ -47,9 +47,9 @@ TOY_BF16 = [name for name in TOY if name != "dp2 ZeRO-0"]
 
 
 def _decoder(w: world.World, layout: ParallelConfig) -> Any:
-    """Three towers in everything but two kinds of norms."""
-    config = layouts.model_config("untied")
-    engine = layouts.engine_of(w, "untied", layout, prefix="decoder.")
+    """Three towers in everything but two kinds of norms, LayerNorm, biases and dropout."""
+    config = layouts.model_config("untied_elements")
+    engine = layouts.engine_of(w, "untied_elements", layout, prefix="decoder.")
     return engine, lambda step: layouts.share(w, layouts.micro_batches(config, step))
 
 

@@ -47,7 +47,7 @@ def test_embedding_and_head_of_every_tower(sequence_parallel: bool) -> None:
 
 @pytest.mark.parametrize(
     ("zero_stage", "sequence_parallel", "towers"),
-    [(1, True, "mot"), (2, False, "dense"), (3, False, "mot")],
+    [(1, True, "elements"), (2, False, "dense"), (3, False, "mot")],
 )
 def test_with_zero_in_fp32(zero_stage: int, sequence_parallel: bool, towers: Towers) -> None:
     layout = {"tp": 2, "zero_stage": zero_stage, "sequence_parallel": sequence_parallel}

@@ -13,16 +13,18 @@ from parallel.logical import logical_of
 from parallel.testing import run_on_ranks
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
+from pretrain.models.dropout import DropoutDraw
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from tests.pretrain.models.precision import PRECISIONS, assert_close
-from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
+from tests.pretrain.models.random_batch import DENSE, ELEMENTS, MOT, random_batch, tiny_config
 
 PRESENT = {"all": (0, 1, 2), "no speech": (0, 1), "speech alone": (2,)}
 MODELS = {
     "dense, pre norm": tiny_config(DENSE, norm_placement="pre", qk_norm=False),
     "mot, post norm": tiny_config(MOT, z_loss=1e-3),
     "mot, tied attention": tiny_config(MOT, untied=("feed_forward", "norm")),
+    "elements": tiny_config(MOT, **ELEMENTS),
 }
 
 
@@ -46,7 +48,8 @@ def _pass(
         batch = random_batch(config, sequences=2, seed=4, present=present, padding_tokens=3)
         module.zero_grad(set_to_none=True)
         inputs = build_inputs(batch, config)
-        inputs = replace(inputs, loss_weights=inputs.loss_weights.to(dtype))
+        draw = DropoutDraw(seed=1, step=2, sequences=range(2))
+        inputs = replace(inputs, loss_weights=inputs.loss_weights.to(dtype), dropout=draw)
         objective, stats, _ = module(inputs)
         objective.backward()
         grads = {n: (p.grad, logical_of(p)) for n, p in module.named_parameters()}
@@ -76,9 +79,10 @@ def test_every_shard_is_its_slice(model: str, layout: tuple[int, bool], dtype: t
                 assert_close(grad, expected, f"{name}: {parameter}", floor=largest, fp32=5e-5)
 
 
-def test_recomputed_activations_change_nothing() -> None:
+@pytest.mark.parametrize("model", ["mot, post norm", "elements"])
+def test_recomputed_activations_change_nothing(model: str) -> None:
     layout = ParallelConfig(tp=2)
-    kept, again = (run_on_ranks(_pass, 2, MODELS["mot, post norm"], layout, c)[1] for c in (False, True))
+    kept, again = (run_on_ranks(_pass, 2, MODELS[model], layout, c)[1] for c in (False, True))
     for name in PRESENT:
         for parameter, (grad, _) in kept[name][2].items():
             assert torch.equal(grad, again[name][2][parameter][0]), parameter

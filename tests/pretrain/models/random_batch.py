@@ -15,6 +15,13 @@ MOT = {"text": "text", "image": "image", "speech": "speech"}
 IMAGE_SPEECH_SHARED = {"text": "text", "image": "other", "speech": "other"}
 TWO_TOWERS = {"text": "text", "image": "image"}
 
+ELEMENTS: dict[str, Any] = {
+    "norm": "layer", "qk_norm": "layer", "qk_norm_eps": 1e-4, "qkv_bias": True, "dropout": 0.2,
+    "embedding_dropout": 0.1,
+    "rope_scaling": {"kind": "yarn", "factor": 4.0, "original_context_tokens": 64},
+}  # fmt: skip
+"""Keys of a model config that change what a block is made of: none has its default."""
+
 
 def tiny_config(towers: dict[str, str], **changes: object) -> ModelConfig:
     """2 layers, d_model 16, 4 heads in 2 groups, 40 ids."""

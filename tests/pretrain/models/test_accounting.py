@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,13 @@ from pretrain.models.accounting import (
 from pretrain.models.attention_mask import visible
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
+from pretrain.models.dropout import DropoutDraw
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.train.expert_steps import rows_taken
 from tests.pretrain.models.random_batch import (
     DENSE,
+    ELEMENTS,
     IMAGE_SPEECH_SHARED,
     MOT,
     TWO_TOWERS,
@@ -53,6 +56,8 @@ CONFIGS = {
     "tied_per_tower": (MOT, {"untied": ["embedding", "head"], "tied_embeddings": True}),
     "wide_heads": (MOT, {"head_size": 6}),
     "wide": (MOT, {"ffn_hidden": None, "d_model": 24}),
+    "elements": (MOT, ELEMENTS),
+    "layer_norm_tied": (MOT, {"norm": "layer", "qkv_bias": True, "untied": ["feed_forward"]}),
     "moe_4x": (DENSE, {"experts": {"all": {"num_experts": 4}}}),
     "moe_tied": (DENSE, {"experts": {"all": {"num_experts": 4}}, "untied": []}),
     "wider_capacity": (MOT, {"experts": {"text": {"num_experts": 3, "capacity_factor": 1.25}}}),
@@ -66,7 +71,7 @@ configs = pytest.mark.parametrize(("towers", "changes"), CONFIGS.values(), ids=C
 
 def module_of(name: str) -> str:
     """The ledger's module of a decoder's parameter."""
-    layer = name.split(".weight.")[0]
+    layer = name.rpartition(".")[0].removesuffix(".weight").removesuffix(".bias")
     if layer.endswith("_norm"):
         return "norm"
     return layer if layer in MODULES else layer.split(".")[2]
@@ -95,6 +100,7 @@ def test_parameters_equal_those_counted(towers: dict[str, str], changes: dict) -
 def test_flops_equal_torchs_counter(towers: dict[str, str], changes: dict, present: tuple | None) -> None:
     config = tiny_config(towers, **changes)
     inputs = build_inputs(random_batch(config, padding_tokens=0, present=present), config)
+    inputs = replace(inputs, dropout=DropoutDraw(0, 0, range(2)))
     tokens = dict(zip(config.modalities, inputs.input_tokens, strict=True))
     # Attention as plain products, the one form that torch's counter knows on CPU: it has every pair of a
     # document.

@@ -5,6 +5,7 @@ from pretrain.models.config import PARTS, ModelConfig
 
 VALUES = {"num_layers": 2, "d_model": 96, "num_heads": 4, "context_tokens": 64, "vocab_tokens": 100}
 MOT = {"text": "text", "image": "image", "speech": "speech"}
+YARN = {"kind": "yarn", "factor": 4.0, "original_context_tokens": 64}
 
 
 def model(**changes: object) -> ModelConfig:
@@ -60,6 +61,9 @@ def test_feed_forward_width_is_the_published_one(d_model: int, width: int) -> No
         ({"towers": {"text": "shared"}}, '"shared"'),
         ({"towers": {"text": "a.b"}}, "dot"),
         ({"towers": {}}, "towers"),
+        ({"qk_norm": False, "qk_norm_eps": 1e-6}, "qk_norm_eps = 1e-06, but qk_norm = false"),
+        ({"rope_scaling": YARN, "rope_theta": 1.0}, 'rope_theta = 1.0 with rope_scaling.kind = "yarn"'),
+        ({"dropout": 1.0}, "dropout"),
         ({"untied": ["norm", "norm"]}, "twice"),
         ({"untied": ["attention", "qkv"]}, r"names qkv twice: .*\"attention\" stands for qkv, qk_norm, att"),
         ({"untied": ["attention_norm"]}, "untied"),

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from parallel.routing import route
+from parallel.towers import NormKind
 from pretrain.models.query_key import NormRotate, rotary_table
 from tests.pretrain.models.precision import PRECISIONS, assert_close
 
@@ -13,7 +14,7 @@ TOWERS = ("text", "image", "speech")
 ROUTING = route(np.array([0, 2, 2, 0, 2, 0, 2, 2], np.uint8), (0, 1, 2), 3)
 
 
-def module(norm: bool, shards: tuple[str, ...] = TOWERS) -> NormRotate:
+def module(norm: NormKind | None, shards: tuple[str, ...] = TOWERS) -> NormRotate:
     made = NormRotate(HEAD_DIM, HEADS, KV_HEADS, shards, norm=norm, eps=1e-3)
     with torch.no_grad():
         for index, parameter in enumerate(made.parameters()):
@@ -25,14 +26,20 @@ def plain(made: NormRotate, qkv: Tensor, positions: Tensor) -> Tensor:
     """The same with autograd, step by step."""
     q, k, v = qkv.unflatten(1, (-1, HEAD_DIM)).split((HEADS, KV_HEADS, KV_HEADS), dim=1)
     if made.shards:
-        weights = [made.weight[name] for name in made.shards]
-        rows = torch.cat([w.expand(n, -1) for w, n in zip(weights, COUNTS, strict=True)]).unsqueeze(1)
-        for_q, for_k = rows.chunk(2, dim=-1)
 
-        def norm(x: Tensor, weight: Tensor) -> Tensor:
-            return x * (x.square().mean(-1, keepdim=True) + 1e-3).rsqrt() * weight
+        def per_row(of: torch.nn.ParameterDict) -> tuple[Tensor, Tensor]:
+            pieces = [of[name].expand(n, -1) for name, n in zip(made.shards, COUNTS, strict=True)]
+            for_q, for_k = torch.cat(pieces).unsqueeze(1).chunk(2, dim=-1)
+            return for_q, for_k
 
-        q, k = norm(q, for_q), norm(k, for_k)
+        if made.bias is not None:
+            q, k = (x - x.mean(-1, keepdim=True) for x in (q, k))
+        q, k = (
+            x * (x.square().mean(-1, keepdim=True) + 1e-3).rsqrt() * weight
+            for x, weight in zip((q, k), per_row(made.weight), strict=True)
+        )
+        if made.bias is not None:
+            q, k = (x + bias for x, bias in zip((q, k), per_row(made.bias), strict=True))
     angles = positions[:, None, None] * 100.0 ** (-torch.arange(0, HEAD_DIM, 2, dtype=qkv.dtype) / HEAD_DIM)
 
     def rotate(x: Tensor) -> Tensor:
@@ -44,8 +51,8 @@ def plain(made: NormRotate, qkv: Tensor, positions: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
-@pytest.mark.parametrize("norm", [True, False])
-def test_equals_norm_then_rope_with_gradients(norm: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("norm", ["rms", "layer", None])
+def test_equals_norm_then_rope_with_gradients(norm: NormKind | None, dtype: torch.dtype) -> None:
     made = module(norm).to(dtype)
     positions = torch.tensor([0, 1, 2, 0, 50, 2, 1, 3])
     qkv = torch.randn(8, (HEADS + 2 * KV_HEADS) * HEAD_DIM, dtype=dtype, requires_grad=True)
@@ -57,12 +64,12 @@ def test_equals_norm_then_rope_with_gradients(norm: bool, dtype: torch.dtype) ->
     wanted, got = torch.autograd.grad(expected, of, grad), torch.autograd.grad(out, of, grad)
     for number, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
         assert_close(ours, theirs, f"gradient {number}")
-    if norm:
-        assert not got[2].any(), "the absent tower has a zero gradient"
+    for (name, _), gradient in zip(made.named_parameters(), got[1:], strict=True):
+        assert gradient.any() == (not name.endswith(".image")), "the absent tower has a zero gradient"
 
 
 def test_one_tower_stays_in_place() -> None:
-    tied, untied = module(True, ("shared",)), module(True)
+    tied, untied = module("rms", ("shared",)), module("rms")
     qkv = torch.randn(8, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
     rotary = rotary_table(torch.arange(8), HEAD_DIM, 100.0)
     one_tower = route(np.zeros(8, np.uint8), (0,), 1)
@@ -73,8 +80,9 @@ def test_one_tower_stays_in_place() -> None:
     assert torch.equal(untied(qkv, only_text, rotary), in_place)  # the first shard has the same weight
 
 
-def test_bf16_is_computed_in_fp32_and_rounded_once() -> None:
-    made = module(True)
+@pytest.mark.parametrize("norm", ["rms", None])
+def test_bf16_is_computed_in_fp32_and_rounded_once(norm: NormKind | None) -> None:
+    made = module(norm)
     qkv = torch.randn(8, (HEADS + 2 * KV_HEADS) * HEAD_DIM).bfloat16()
     rotary = rotary_table(torch.arange(8), HEAD_DIM, 100.0)
     wide = made(qkv.float(), ROUTING, rotary)

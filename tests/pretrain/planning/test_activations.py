@@ -1,5 +1,6 @@
 """What a plan says is kept, against what real decoders save."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ from pretrain.config import RunConfig
 from pretrain.models.block import Block
 from pretrain.models.decoder import Decoder
 from pretrain.models.depth import Chosen
+from pretrain.models.dropout import DropoutDraw
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.router_report import BlockReport
 from pretrain.planning import activations
-from tests.pretrain.models.random_batch import DENSE, MOT, depth_tables, random_batch
+from tests.pretrain.models.random_batch import DENSE, ELEMENTS, MOT, depth_tables, random_batch
 from tests.pretrain.planning.test_layout_plan import run_config
 
 
@@ -35,6 +37,7 @@ def saved_bytes(config: RunConfig, tp: TensorParallel) -> tuple[int, dict[int, f
         config.model, sequences=sequences, document_tokens=(length, length), padding_tokens=0
     )
     inputs = build_inputs(batch, config.model)
+    inputs = replace(inputs, dropout=DropoutDraw(0, 0, range(sequences)))
     given = [*module.parameters(), *(v for v in vars(inputs).values() if isinstance(v, torch.Tensor))]
     given += [inputs.routing.to_sorted, inputs.routing.to_sequence]
     known = {tensor.untyped_storage().data_ptr() for tensor in given}
@@ -112,6 +115,8 @@ DEPTH: dict[str, RunConfig] = {
     "stream scaled": depth(keys="selected", scale="all"),
     "stream scaled as in code": depth(keys="selected", scale="all_as_released"),
     "feed-forward": depth(parts="feed_forward"),
+    "elements": depth(ELEMENTS),
+    "elements, checkpointed": depth(ELEMENTS, activation_checkpointing=True),
     "dense towers in bf16": depth({"towers": DENSE}, "bf16"),
     "checkpointed": depth(activation_checkpointing=True),
     "checkpointed feed-forward": depth(parts="feed_forward", activation_checkpointing=True),
@@ -123,6 +128,8 @@ CASES: dict[str, RunConfig] = {
     "tied embeddings": run_config({"tied_embeddings": True}, micro_batch_sequences=2),
     "dense": run_config({"towers": DENSE}, micro_batch_sequences=2),
     "pre-norm, no QK-norm": run_config({"norm_placement": "pre", "qk_norm": False}, micro_batch_sequences=2),
+    "elements": run_config(ELEMENTS, micro_batch_sequences=2),
+    "elements in bf16": run_config(ELEMENTS, "bf16", micro_batch_sequences=2),
     "bf16": run_config(precision="bf16", micro_batch_sequences=2),
     "all heads": run_config({"num_kv_heads": None}, micro_batch_sequences=2),
     "moe 4x": run_config({"towers": DENSE, "experts": {"all": FOUR}}, micro_batch_sequences=2),
@@ -160,10 +167,11 @@ def _saved_on_a_rank(config: RunConfig) -> tuple[int, dict[int, float]]:
     [
         run_config(micro_batch_sequences=2, tp=2),
         run_config(micro_batch_sequences=2, tp=2, sequence_parallel=False),
+        run_config(ELEMENTS, micro_batch_sequences=2, tp=2),
         depth(tp=2),
         depth(tp=2, parts="feed_forward", activation_checkpointing=True),
     ],
-    ids=["sequence parallel", "whole stream", "depth", "depth checkpointed"],
+    ids=["sequence parallel", "whole stream", "elements", "depth", "depth checkpointed"],
 )
 def test_activations_of_tensor_parallel_ranks(config: RunConfig) -> None:
     for kept, run in run_on_ranks(_saved_on_a_rank, 2, config):

@@ -12,7 +12,7 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.pretraining import Pretraining
 from pretrain.planning import layout_plan
 from pretrain.train.optimizer import parameter_groups
-from tests.pretrain.models.random_batch import DENSE, MOT
+from tests.pretrain.models.random_batch import DENSE, ELEMENTS, MOT
 
 
 def run_config(model: dict[str, Any] | None = None, precision: str = "fp32", **parallel: Any) -> RunConfig:
@@ -36,6 +36,7 @@ def run_config(model: dict[str, Any] | None = None, precision: str = "fp32", **p
         {"untied": ["attention"]},
         {"untied": ["qkv", "embedding", "head", "final_norm"]},
         {"qk_norm": False},
+        ELEMENTS,
         {"experts": {"image": {"num_experts": 4}}},
     ],
 )

@@ -140,6 +140,7 @@ def test_a_dense_model_may_share_what_it_had_once() -> None:
     assert torch.equal(made.tensors[f"{attention}.shared"].read(), source.tensors[f"{attention}.all"].read())
 
 
+LINEAR = {"kind": "linear", "factor": 2.0}
 REFUSED: dict[str, tuple[WeightSource, dict[str, str], dict[str, Any], dict[str, Any], str]] = {
     "towers merged": (numbered(MOT), DENSE, {}, {}, r"text, image, speech, the target one .*be merged"),
     "two merged": (numbered(MOT), IMAGE_SPEECH_SHARED, {}, {}, r'\("other"\); towers cannot be merged'),
@@ -173,6 +174,16 @@ REFUSED: dict[str, tuple[WeightSource, dict[str, str], dict[str, Any], dict[str,
         r"model.ffn_hidden=24 model.qk_norm=true",
     ),
     "another angle": (numbered(DENSE), MOT, {"rope_theta": 7.0}, {}, "set model.rope_theta=10000.0"),
+    "angles scaled": (
+        numbered(DENSE), MOT, {"qk_norm_eps": 0.1, "rope_scaling": LINEAR},
+        {}, "qk_norm_eps = 0.1, there 1e-05; "
+        r'model.rope_scaling = {kind = "linear", factor = 2.0}, there none. '
+        "For its weights set model.qk_norm_eps=1e-05 and leave out model.rope_scaling",
+    ),
+    "angles not scaled": (
+        numbered(DENSE, rope_scaling=LINEAR), MOT, {"rope_scaling": None}, {},
+        r'For its weights set model.rope_scaling={kind = "linear", factor = 2.0}',
+    ),
     "fewer ids": (numbered(DENSE), MOT, {"vocab_tokens": 39}, {}, "set model.vocab_tokens=40 or more"),
     "ids that moved to nobody knows where": (
         numbered({"text": "text", "speech": "speech"}), MOT, {}, {"new_towers": {"image": "text"}},
