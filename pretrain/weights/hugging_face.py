@@ -1,7 +1,8 @@
-"""Dense decoders in the layout of Hugging Face: Llama, or Qwen3 if queries and keys are normalised.
+"""Dense decoders in the layout of Hugging Face: Llama; Qwen3 if queries and keys are normalised; Qwen2 if
+their projections have biases.
 
 A Motley decoder is such a model if its norms stand before the sublayers (`norm_placement = "pre"`) and every
-part has one weight shard. Three things differ (transformers 5.23, models/llama and models/qwen3). In Motley,
+part has one weight shard. Three things differ (transformers 5.23, models/llama, qwen2 and qwen3). In Motley,
 queries, keys and values are one tensor, and so are gate and up. Motley's RoPE rotates the pairs
 (x[2i], x[2i + 1]) of a head, Hugging Face's the pairs (x[i], x[i + head_dim / 2]), so the rows of queries and
 keys are in another order. Importing this module imports no torch.
@@ -18,13 +19,14 @@ from data_pipeline.shards.vocabulary import BOS, EOS, PAD
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import layers
 from pretrain.weights.folder import LazyTensor, WeightSource, check_tensors, read_tensors
+from pretrain.weights.hugging_face_rope import read_rope, rope_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG = "config.json"
 _TOWER, _EMBEDDING, _HEAD = "text", "model.embed_tokens.weight", "lm_head.weight"
-_HEAD_DIM = {"llama": None, "qwen3": 128}
+_HEAD_DIM = {"llama": None, "qwen2": None, "qwen3": 128}
 """By model_type, head_dim if config.json has none; None: hidden_size / num_attention_heads."""
 _NAMES = {
     "num_layers": "num_hidden_layers", "d_model": "hidden_size", "num_heads": "num_attention_heads",
@@ -33,8 +35,8 @@ _NAMES = {
 """Motley's key -> the required field of config.json."""
 _EXPRESSIBLE: dict[str, tuple[Any, str]] = {
     "hidden_act": ("silu", "feed-forwards are SwiGLU"),
-    "attention_bias": (False, "no layer has a bias"),
-    "mlp_bias": (False, "no layer has a bias"),
+    "attention_bias": (False, "attention's output projection has no bias"),
+    "mlp_bias": (False, "feed-forwards have no biases"),
     "use_sliding_window": (False, "attention sees the whole document"),
     "quantization_config": (None, "weights must not be quantised; fetch the original model"),
 }
@@ -72,14 +74,18 @@ def parts(model: ModelConfig) -> dict[str, list[TensorPart]]:
     result = {}
     for layer in layers(model):
         (name,) = layer.names(model).values()
-        *block, stem = layer.stem.removesuffix(".weight").split(".", 2)
-        prefix = f"model.layers.{block[1]}." if block else ""
-        result[name] = [TensorPart(f"{prefix}{theirs}.weight", *rest) for theirs, *rest in table[stem]]
+        stem, _, kind = layer.stem.rpartition(".")
+        *block, stem = stem.split(".", 2)
+        prefix, dims = f"model.layers.{block[1]}." if block else "", len(layer.shape)
+        result[name] = [
+            TensorPart(f"{prefix}{theirs}.{kind}", shape[:dims], *rest)
+            for theirs, shape, *rest in table[stem]
+        ]
     return result
 
 
 def open_hugging_face(folder: Path) -> WeightSource:
-    """Open a Llama or Qwen3 folder (config.json and safetensors) as a dense model with Motley's names.
+    """Open a Llama, Qwen2 or Qwen3 folder (config.json and safetensors) as a dense model with Motley's names.
 
     Raises ConfigError, naming the field of config.json, for a model that Motley's decoder cannot compute.
     """
@@ -105,23 +111,15 @@ def read_model(path: Path, fields: Mapping[str, Any]) -> ModelConfig:
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in _HEAD_DIM:
         raise ConfigError(
-            f'{path}: model_type = "{kind}" cannot be expressed; legal: {", ".join(_HEAD_DIM)} (Qwen 2 and '
-            "2.5 add biases, others attend, normalise or choose experts in ways that no layer here does)"
+            f'{path}: model_type = "{kind}" cannot be expressed; legal: {", ".join(_HEAD_DIM)} (others '
+            "attend, normalise or choose experts in ways that no layer here does)"
         )
     for field, (legal, why) in _EXPRESSIBLE.items():
         if (value := fields.get(field)) not in (None, legal):
             raise ConfigError(f"{path}: {field} = {value} cannot be expressed: {why}; legal: {legal}")
-    rope = (
-        fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    )  # rope_scaling is the name before version 5
-    scaling = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if scaling != "default" or rope.get("partial_rotary_factor", 1) != 1:
-        raise ConfigError(
-            f"{path}: rope_scaling = {rope} cannot be expressed: RoPE turns all pairs by unscaled angles; "
-            "import a model without scaling, such as the one that this one was extended from"
-        )
     if absent := [field for field in (*_NAMES.values(), "intermediate_size") if fields.get(field) is None]:
         raise ConfigError(f"{path}: {', '.join(absent)}: required, but missing; fetch the file again")
+    theta, scaling = read_rope(path, fields)
     values = {key: fields[name] for key, name in _NAMES.items()} | {
         "num_kv_heads": fields.get("num_key_value_heads"),
         "head_size": fields.get("head_dim") or _HEAD_DIM[kind],
@@ -129,7 +127,9 @@ def read_model(path: Path, fields: Mapping[str, Any]) -> ModelConfig:
         "towers": {_TOWER: _TOWER},
         "norm_placement": "pre",
         "qk_norm": kind == "qwen3",
-        "rope_theta": rope.get("rope_theta", fields.get("rope_theta", 10_000.0)),
+        "qkv_bias": kind == "qwen2",
+        "rope_theta": theta,
+        "rope_scaling": scaling,
         "tied_embeddings": bool(fields.get("tie_word_embeddings")),
     }
     return validate(ModelConfig, values, source=str(path))
@@ -138,19 +138,10 @@ def read_model(path: Path, fields: Mapping[str, Any]) -> ModelConfig:
 def to_hugging_face(source: WeightSource) -> tuple[WeightSource, dict[str, Any]]:
     """(weights with Hugging Face's names, config.json). Raises ConfigError for a model of another kind."""
     model, theirs = source.model, {}
-    split = list(model.untied) if len(model.tower_names) > 1 else []
-    if split or model.experts or model.depth or model.norm_placement != "pre":
-        why = (
-            f"model.depth of {', '.join(model.depth)}: every token runs in all of their layers"
-            if model.depth
-            else f"model.experts of {', '.join(model.experts)}: they have one feed-forward"
-            if model.experts
-            else f"model.untied = {split} over towers {', '.join(model.tower_names)}: they have one set of "
-            "weights"
-            if split
-            else f'model.norm_placement = "{model.norm_placement}": their norms stand before the sublayers'
+    if why := _inexpressible(model):
+        raise ConfigError(
+            f"{source.path} cannot be expressed as Llama, Qwen2 or Qwen3 ({why}); use --format motley"
         )
-        raise ConfigError(f"{source.path} cannot be expressed as Llama or Qwen3 ({why}); use --format motley")
     for name, joined in parts(model).items():
         for number, part in enumerate(joined):
             read = partial(_cut, source.tensors[name], joined, number, model.head_dim)
@@ -161,9 +152,30 @@ def to_hugging_face(source: WeightSource) -> tuple[WeightSource, dict[str, Any]]
     return replace(source, tensors=theirs), config_of(model)
 
 
+def _inexpressible(model: ModelConfig) -> str | None:
+    """What a model has that no layout of Hugging Face's has a place for; None: there is one for all of it."""
+    split = list(model.untied) if len(model.tower_names) > 1 else []
+    if model.depth:
+        return f"model.depth of {', '.join(model.depth)}: every token runs in all of their layers"
+    if model.experts:
+        return f"model.experts of {', '.join(model.experts)}: they have one feed-forward"
+    if split:
+        towers = ", ".join(model.tower_names)
+        return f"model.untied = {split} over towers {towers}: they have one set of weights"
+    if model.norm_placement != "pre":
+        return f'model.norm_placement = "{model.norm_placement}": their norms stand before the sublayers'
+    if model.norm != "rms" or model.query_key_norm not in (None, "rms"):
+        return f'model.norm = "{model.norm}" and model.qk_norm = {model.qk_norm}: their norms are RMSNorm'
+    if model.query_key_norm and model.query_key_eps != model.norm_eps:
+        return f"model.qk_norm_eps = {model.qk_norm_eps}: their norms share norm_eps = {model.norm_eps}"
+    if model.query_key_norm and model.qkv_bias:
+        return "model.qkv_bias beside model.qk_norm: Qwen2 has the biases, Qwen3 the norms"
+    return None
+
+
 def config_of(model: ModelConfig) -> dict[str, Any]:
     """The content of config.json, in a form that transformers 4 and 5 read."""
-    kind = "qwen3" if model.qk_norm else "llama"
+    kind = "qwen3" if model.query_key_norm else "qwen2" if model.qkv_bias else "llama"
     return {
         "architectures": [f"{kind.capitalize()}ForCausalLM"],
         "model_type": kind,
@@ -172,7 +184,7 @@ def config_of(model: ModelConfig) -> dict[str, Any]:
         "head_dim": model.head_dim,
         "intermediate_size": model.ffn_width,
         "rope_theta": model.rope_theta,
-        "rope_scaling": None,
+        "rope_scaling": rope_fields(model.rope_scaling),
         "initializer_range": model.init_std,
         "tie_word_embeddings": model.tied_embeddings and model.width_ratio == 1,
         **{field: legal for field, (legal, _) in _EXPRESSIBLE.items() if legal is not None},

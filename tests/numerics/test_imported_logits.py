@@ -1,4 +1,4 @@
-"""Imported Llama and Qwen3 models compute what transformers computes; exported ones too."""
+"""Imported Llama, Qwen2 and Qwen3 models compute what transformers computes; exported ones too."""
 
 import sys
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, modeling_rope_utils
 
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
@@ -45,7 +45,9 @@ def widened(reference: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(sys.modules[type(reference).__module__], "torch", _WideTorch())
     wide = reference.double()
     rotary = wide.model.rotary_emb
-    rotary.inv_freq, _ = rotary.compute_default_rope_parameters(wide.config)
+    monkeypatch.setattr(modeling_rope_utils, "torch", _WideTorch())
+    scaled = modeling_rope_utils.ROPE_INIT_FUNCTIONS.get(rotary.rope_type)
+    rotary.inv_freq, _ = (scaled or rotary.compute_default_rope_parameters)(wide.config)
     assert rotary.inv_freq.dtype == torch.float64
     return wide
 
@@ -134,7 +136,9 @@ def test_exported_again_it_is_the_same_model(tmp_path: Path, kind: str, dtype: D
         assert torch.equal(reference_logits(back.eval(), batch), reference_logits(reference, batch))
 
 
-@pytest.mark.parametrize(("kind", "wider"), [("llama", 1), ("qwen3", 1), ("qwen3", 2)])
+@pytest.mark.parametrize(
+    ("kind", "wider"), [("llama", 1), ("llama3.1", 1), ("qwen2.5_yarn", 1), ("qwen3", 1), ("qwen3", 2)]
+)
 def test_a_motley_model_exported_computes_the_same_in_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, wider: int
 ) -> None:
@@ -145,7 +149,7 @@ def test_a_motley_model_exported_computes_the_same_in_transformers(
     drawn = Decoder(model, seed=4)
     with torch.no_grad():
         for name, parameter in drawn.named_parameters():
-            if "norm" in name or ".qk." in name:
+            if "norm" in name or ".qk." in name or ".bias." in name:
                 parameter.uniform_(0.5, 1.5)
     tensors = {name: LazyTensor(tuple(p.shape), p.detach) for name, p in drawn.named_parameters()}
     source = WeightSource(tmp_path / "run", model, tensors, "run")
