@@ -239,7 +239,7 @@ class RunConfig(_Frozen):
     parallel: ParallelConfig = ParallelConfig()
     every_steps: EveryStepsConfig = EveryStepsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    spike: SpikeConfig = SpikeConfig()
+    spike: SpikeConfig = SpikeConfig.model_validate({})
 
     @field_validator("runs_dir")
     @classmethod
