@@ -5,7 +5,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pretrain.comparison.findings import ALL, Contrast, Findings, systems
+from pretrain.comparison.costs import systems
+from pretrain.comparison.effects import ENOUGH_RUNS
+from pretrain.comparison.findings import ALL, Contrast, Findings
 from pretrain.quantities import format_tokens, join, percent
 
 ENOUGH_SEEDS = 5
@@ -42,14 +44,23 @@ def _of_scope(findings: Findings) -> Iterator[Caveat]:
         last = findings.plan.runs[0].config.num_steps
         yield Caveat(
             f"Interim: no seed has finished in all arms. Everything is cut at step {scope.until_step} of "
-            f"{last}, in the middle of the learning-rate schedule.",
+            f"{last}, in the middle of the learning-rate schedule. There is no interval: a level is that of "
+            "one look, at the end.",
             grave=True,
         )
-    elif scope.left_out:
+    elif scope.unfinished:
         yield Caveat(
-            f"Left out, because they have not finished: {join(scope.left_out)}. The report rests on "
-            f"{join([f'seed {s}' for s in scope.seeds])}; if runs failed because they diverged, that "
-            "flatters their arm.",
+            f"Not finished yet: {join(scope.unfinished)}. The intervals are those of the runs that "
+            "finished; who "
+            "looks now and again later claims more often than they say.",
+            grave=True,
+        )
+    for name, end in scope.lost.items():
+        yield Caveat(
+            f"{name} {end.kind}{f': {end.why}' if end.why else ''}. It is left out of the means and "
+            "counts against "
+            "its arm: an arm that lost more of its runs than another is not called better than it, or "
+            "equivalent.",
             grave=True,
         )
 
@@ -119,25 +130,38 @@ def _of_records(findings: Findings) -> Iterator[Caveat]:
 
 def _of_seeds(findings: Findings) -> Iterator[Caveat]:
     """Caveats about the number of seeds and of verdicts."""
-    n, confidence = len(findings.seeds), findings.plan.config.confidence
-    if n == 1:
+    config, plan = findings.plan.config, findings.plan
+    n = min(len(findings.runs(arm)) for arm in plan.arms)
+    if n < ENOUGH_RUNS:
         yield Caveat(
-            "One seed: there is no interval, and a difference of this size may be chance.", grave=True
-        )
-        return
-    if n == 2:
-        yield Caveat(
-            "Two seeds: intervals by Student's t have one degree of freedom and are very wide; that nothing "
-            "is detectable then says little.",
+            f"{'One seed' if n == 1 else f'{n} seeds'}: there is no interval, and a difference of this "
+            "size may "
+            f"be chance. A verdict needs {ENOUGH_RUNS} seeds, better {ENOUGH_SEEDS}.",
             grave=True,
         )
-    elif n < ENOUGH_SEEDS:
-        yield Caveat(f"{n} seeds: intervals are wide, and rest on differences being about normal.")
-    tests = len(findings.modalities) * len(findings.plan.others)
-    if tests > 1:
+        return
+    if findings.scope.interim:
+        return
+    if n < ENOUGH_SEEDS:
+        yield Caveat(f"{n} seeds: intervals are wide, and rest on losses being about normal.")
+    yield Caveat(
+        "Intervals hold what another seed would change, over one fixed set of held-out documents. "
+        "Other documents "
+        "would change the losses too."
+    )
+    if any(not effect.primary and effect.modality != ALL for effect in findings.effects.values()):
         yield Caveat(
-            f"{tests} verdicts at {percent(confidence)} each: were there no difference at all, at least one "
-            f"would claim one with a chance of up to {percent(1 - confidence**tests)}."
+            "Exploratory contrasts hold one by one. Of many, some will leave out zero where there is nothing."
+        )
+    if wide := sorted(
+        {e.contrast for e in findings.effects.values() if e.spreads_differ and e.modality != ALL}
+    ):
+        yield Caveat(
+            f"The arms spread differently over seeds in contrasts of {join(wide)}, whose intervals "
+            "take Welch's "
+            "error where it is larger. With few seeds they may still be too narrow: at "
+            f"{percent(config.confidence)} "
+            "a false claim is then up to twice as likely as stated, with five seeds an arm."
         )
 
 
@@ -191,7 +215,9 @@ def _of_compute(findings: Findings) -> Iterator[Caveat]:
         )
     if plan.config.concurrent_runs > 1:
         yield Caveat(
-            f"{plan.config.concurrent_runs} runs at a time: seconds are those of a machine that was shared."
+            f"{plan.config.concurrent_runs} runs at a time: seconds are those of a machine that was "
+            "shared. Do not "
+            "quote them."
         )
 
 
@@ -228,8 +254,8 @@ def _of_matching(findings: Findings) -> Iterator[Caveat]:
     if findings.plan.runs[0].config.optimizer.schedule.kind != "constant":
         yield Caveat(
             "Step matching reads the faster arm in the middle of its learning-rate schedule and the slower "
-            "one at its end: it understates what is saved. A run planned for the shorter length would do "
-            "better."
+            "one at its end: it understates what is saved, s under a cosine by 3 to 10 % of s. A run planned "
+            "for the shorter length would do better."
         )
 
 

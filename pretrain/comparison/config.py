@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from data_pipeline.files.atomic import write_json
 from data_pipeline.files.json_file import read_object
 from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, set_key, validate
+from pretrain.comparison.contrasts import Difference, all_differences, check_contrasts
 from pretrain.comparison.matched_flops import match_flops
 from pretrain.config import RunConfig, differences
 from pretrain.run_files import METRICS
@@ -38,8 +39,8 @@ SET_BY_MATCH = (
 """Keys that are equal in all arms, so that they see the same batches in the same order and the same
 evaluation. Under match = "train_flops", total_tokens is set so that an arm spends the training FLOPs of the
 baseline."""
-EXECUTION = ("concurrent_runs", "threads_per_run")
-"""Fields of a comparison that may change between two calls of `motley compare`."""
+EXECUTION = ("concurrent_runs", "threads_per_run", "pilot_deviation")
+"""Fields of a comparison that may change between two calls of `motley compare`: they decide nothing."""
 
 
 class CompareConfig(BaseModel):
@@ -60,7 +61,10 @@ class CompareConfig(BaseModel):
     baseline: str
     vary: tuple[str, ...] = Field(min_length=1)
     """Dotted keys in which arms may differ; the key of a table covers all keys below it."""
-    seeds: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    """The seeds that every arm runs. A verdict needs three; one or two are an observation."""
+    extra_baseline_seeds: tuple[NonNegativeInt, ...] = ()
+    """More seeds, which the baseline runs alone. Every contrast with the baseline gains by them."""
     match: Literal["tokens", "train_flops"] = "tokens"
     """The budget that is equal in all arms. train_flops: an arm has as many steps as the baseline's training
     FLOPs allow, and its schedule is stretched over them (pretrain/comparison/matched_flops.py)."""
@@ -69,6 +73,19 @@ class CompareConfig(BaseModel):
     choose which tokens run is judged by the loss of its causal form, any other arm by its eval/loss.
     eval/loss: an arm is judged under its own rule, which flatters one that looks ahead."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Chance that the intervals of all primary contrasts in all modalities hold together."""
+    margin: float = Field(0.005, gt=0, lt=1)
+    """Share of the baseline's loss below which a difference does not matter. Arms whose interval lies within
+    it are equivalent."""
+    contrasts: dict[str, Difference] = {}
+    """Further contrasts by name: [a, b] is arm a minus arm b, [[a, b], [c, d]] is an interaction, (a minus b)
+    minus (c minus d). The contrast of an arm with the baseline is there anyway, under the arm's name."""
+    primary: tuple[str, ...] | None = Field(None, min_length=1)
+    """Names of the contrasts that are verdicts. Their intervals hold together; other contrasts are
+    exploratory, and their intervals hold one by one. None: every arm with the baseline."""
+    pilot_deviation: dict[str, PositiveFloat] = {}
+    """By modality, the expected standard deviation over seeds of the final loss, in nats per token. From it
+    follows the smallest difference that the comparison is likely to see, which is printed before it runs."""
     concurrent_runs: PositiveInt = 1
     """Number of runs at a time, on this machine or in an array of Slurm jobs."""
     threads_per_run: PositiveInt | None = None
@@ -82,11 +99,17 @@ class CompareConfig(BaseModel):
     def _check(self) -> "CompareConfig":
         if self.baseline not in self.arms:
             raise ValueError(f'baseline = "{self.baseline}" is no arm; arms: {", ".join(self.arms)}')
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds = {list(self.seeds)} names a seed twice; equal seeds give equal runs")
+        seeds = [*self.seeds, *self.extra_baseline_seeds]
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(
+                f"seeds = {list(self.seeds)}, extra_baseline_seeds = "
+                f"{list(self.extra_baseline_seeds)}: a seed is "
+                "named twice; equal seeds give equal runs"
+            )
         for arm in self.arms:
             if not re.fullmatch(NAME_PATTERN, arm):
                 raise ValueError(f'arms."{arm}": it names folders; use letters, digits, "_", "-" and "."')
+        check_contrasts(tuple(self.arms), self.baseline, self.contrasts, self.primary, NAME_PATTERN)
         for key in self.vary:
             for fixed in (*SET_BY_COMPARISON, *SET_BY_MATCH):
                 if _covers(key, fixed) or _covers(fixed, key):
@@ -97,6 +120,16 @@ class CompareConfig(BaseModel):
                     )
                     raise ValueError(f'vary names "{key}", but {why}; take it out of `vary`')
         return self
+
+    @property
+    def differences(self) -> dict[str, Difference]:
+        """All contrasts by name: every arm with the baseline, then those that the file names."""
+        return all_differences(tuple(self.arms), self.baseline, self.contrasts)
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """Names of the primary contrasts."""
+        return self.primary or tuple(arm for arm in self.arms if arm != self.baseline)
 
 
 @dataclass(frozen=True)
@@ -114,7 +147,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """A comparison and all its runs, ordered by seed and, within a seed, by arm."""
+    """A comparison and all its runs, ordered by seed and, within a seed, by arm; extra seeds come last."""
 
     path: Path
     """The comparison file."""
@@ -178,10 +211,11 @@ def make_plan(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonPlan
         key = override.partition("=")[0].strip()
         _refuse_clash(config, key, source=f'override "{override}"')
         apply_override(base, override)
+    grid = [(arm, seed) for seed in config.seeds for arm in config.arms]
+    grid += [(config.baseline, seed) for seed in config.extra_baseline_seeds]
     runs = tuple(
         _resolve_run(config, base, arm, seed, source=f'{base_path} with {path}: arms."{arm}"')
-        for seed in config.seeds
-        for arm in config.arms
+        for arm, seed in grid
     )
     plan = ComparisonPlan(path=path, overrides=tuple(overrides), config=config, runs=runs)
     _check_arms(plan)

@@ -3,7 +3,6 @@
 This module imports no torch.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,29 +10,26 @@ import numpy as np
 from jaxtyping import Float
 
 from pretrain.comparison.config import ComparisonPlan
+from pretrain.comparison.contrasts import weights
+from pretrain.comparison.effects import Effect, effects
 from pretrain.comparison.results import (
     AXES,
     HELD_OUT,
     Curve,
     Fingerprints,
     RunResult,
-    Scope,
     aligned,
     compare_fingerprints,
-    scope_of,
 )
+from pretrain.comparison.scope import Scope, scope_of
 from pretrain.comparison.statistics import (
     Crossing,
-    Interval,
     Match,
-    PairedDifference,
     RatioEstimate,
-    bootstrap_slope,
     crossings,
     gap_noise,
     gap_trend,
     match_curves,
-    paired_difference,
     ratio_over_seeds,
     together_from,
     wobble,
@@ -66,8 +62,6 @@ class Matching:
     """One match per seed."""
     slope: RatioEstimate | None
     end: RatioEstimate | None
-    within_run: Interval | None
-    """With one seed: interval of s from the noise along the curves, which says nothing about other seeds."""
 
     @property
     def end_reached(self) -> bool:
@@ -87,11 +81,16 @@ class Contrast:
     arm: str
     baseline: str
     modality: str
-    final: PairedDifference
+    final: Effect
+    """The difference of the final held-out losses."""
+    differences: tuple[float, ...]
+    """Final losses of the arm minus the baseline's, by seed that both have."""
+    seeds: tuple[int, ...]
+    """The seeds that both have."""
     base_loss: float
-    """The baseline's mean final held-out loss over the seeds, in nats per token."""
+    """The baseline's mean final held-out loss over its runs, in nats per token."""
     other_loss: float
-    """The arm's mean final held-out loss over the seeds, in nats per token."""
+    """The arm's mean final held-out loss over its runs, in nats per token."""
     matching: dict[str, Matching]
     """Step matching by axis: "steps", "flops", "seconds"."""
     gap_tokens: Float[np.ndarray, " points"]
@@ -108,17 +107,23 @@ class Contrast:
     """Change of the gap in nats as tokens double, late in the run; nan with too few evaluations."""
     same_data: bool
     """Whether the arms are proven to have read the same data, without which nothing is decided."""
+    lost_more: str | None
+    """The one of the two arms of which a larger share of the runs failed or diverged; None if neither."""
 
     @property
     def leader(self) -> str:
-        """The arm whose mean final loss is lower."""
-        return self.arm if self.final.mean < 0 else self.baseline
+        """The arm whose estimated final loss is lower."""
+        return self.arm if self.final.estimate < 0 else self.baseline
 
     @property
     def winner(self) -> str | None:
-        """The arm that is detectably lower; None without a detectable difference, as with one seed, and where
-        the arms are not proven to have read the same data."""
-        return self.leader if self.same_data and self.final.detectable else None
+        """The arm that a verdict calls better.
+
+        None without a detectable difference, in exploratory contrasts, where the arms are not proven to have
+        read the same data, and where the lower arm lost more of its runs.
+        """
+        decided = self.final.outcome in ("lower", "higher") and self.final.primary and self.same_data
+        return self.leader if decided and self.lost_more != self.leader else None
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class Findings:
     plan: ComparisonPlan
     scope: Scope
     results: tuple[RunResult, ...]
-    """The runs of the seeds in scope."""
+    """The runs in scope."""
     fingerprints: Fingerprints
     modalities: tuple[str, ...]
     """The modalities that were evaluated, in the vocabulary's order, without ALL."""
@@ -154,11 +159,23 @@ class Findings:
     by_rule: dict[tuple[str, str], ArmLoss]
     """Final losses under the rule of training, by (arm, modality or ALL), for arms that look ahead."""
     contrasts: tuple[Contrast, ...]
-    """The contrasts of every arm but the baseline: its modalities in order, then ALL."""
+    """The contrasts of every arm but the baseline with it: its modalities in order, then ALL."""
+    effects: dict[tuple[str, str], Effect]
+    """All effects by (contrast, modality or ALL), those between other arms and interactions included."""
 
     def runs(self, arm: str) -> tuple[RunResult, ...]:
         """The runs of an arm, in the order of the seeds."""
         return tuple(r for r in self.results if r.arm == arm)
+
+    def pairs(self, arm: str) -> tuple[tuple[RunResult, RunResult], ...]:
+        """The runs of the baseline and of an arm, by seed that both have."""
+        base = {run.seed: run for run in self.runs(self.plan.config.baseline)}
+        return tuple((base[run.seed], run) for run in self.runs(arm) if run.seed in base)
+
+    def lost_more(self, contrast: str) -> str | None:
+        """The arm of a contrast that lost a larger share of its runs than another arm of it; None if none."""
+        arms = weights(self.plan.config.differences[contrast])
+        return lost_more(self.plan, self.scope, list(arms))
 
     def curves(self, arm: str, metric: str) -> tuple[Curve, ...]:
         """The curve of every seed, in order, at the steps that all of them have."""
@@ -180,7 +197,7 @@ class Findings:
 def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
     """The findings of a comparison. Raises ConfigError while no seed has been evaluated in all arms."""
     scope = scope_of(plan, results)
-    in_scope = tuple(r for r in results if r.seed in scope.seeds)
+    in_scope = tuple(r for r in results if r.planned.name in scope.used)
 
     def measured(metric: str) -> bool:
         return all(len(run.curve(metric, until=scope.until(run))) for run in in_scope)
@@ -197,6 +214,15 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
 
     fingerprints = compare_fingerprints(in_scope)
     look_ahead = [arm for arm in plan.arms if not plan.run(arm, scope.seeds[0]).config.model.is_causal]
+    losses = {(arm, m): loss(arm, metric_name(m)) for arm in plan.arms for m in (*modalities, ALL)}
+    by_run = _final_losses(in_scope, losses)
+    all_effects = effects(
+        plan.config,
+        [(run.arm, run.seed) for run in in_scope],
+        {m: [by_run[run.arm, run.seed, m] for run in in_scope] for m in (*modalities, ALL)},
+        family=modalities,
+        interim=scope.interim,
+    )
     return Findings(
         plan=plan,
         scope=scope,
@@ -204,7 +230,7 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
         fingerprints=fingerprints,
         modalities=modalities,
         directions=directions,
-        losses={(arm, m): loss(arm, metric_name(m)) for arm in plan.arms for m in (*modalities, ALL)},
+        losses=losses,
         conditional={
             (arm, name): loss(arm, name)
             for arm in plan.arms
@@ -217,11 +243,39 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
             for m in (*modalities, ALL)
         },
         contrasts=tuple(
-            _contrast(plan, scope, in_scope, arm, modality, same_data=fingerprints.proven)
+            _contrast(
+                plan, scope, in_scope, all_effects[arm, modality], losses, same_data=fingerprints.proven
+            )
             for arm in plan.others
             for modality in (*modalities, ALL)
         ),
+        effects=all_effects,
     )
+
+
+def lost_more(plan: ComparisonPlan, scope: Scope, arms: Sequence[str]) -> str | None:
+    """The arm of which the largest share of the planned runs was lost; None if it is the same in all."""
+    share = {
+        arm: sum(scope.ends[r.name].lost for r in plan.runs if r.arm == arm)
+        / sum(r.arm == arm for r in plan.runs)
+        for arm in arms
+    }
+    worst = max(share, key=lambda arm: share[arm])
+    return worst if share[worst] > min(share.values()) else None
+
+
+def _final_losses(
+    results: Sequence[RunResult], losses: dict[tuple[str, str], ArmLoss]
+) -> dict[tuple[str, int, str], float]:
+    """The final losses by (arm, seed, modality)."""
+    seeds: dict[str, list[int]] = {}
+    for run in results:
+        seeds.setdefault(run.arm, []).append(run.seed)
+    return {
+        (arm, seed, modality): value
+        for (arm, modality), loss in losses.items()
+        for seed, value in zip(seeds[arm], loss.per_seed, strict=True)
+    }
 
 
 def _arm_loss(curves: Sequence[Curve]) -> ArmLoss:
@@ -241,31 +295,30 @@ def _contrast(
     plan: ComparisonPlan,
     scope: Scope,
     results: Sequence[RunResult],
-    arm: str,
-    modality: str,
+    final: Effect,
+    losses: dict[tuple[str, str], ArmLoss],
     *,
     same_data: bool,
 ) -> Contrast:
-    confidence = plan.config.confidence
-    metric = metric_name(modality)
-    base, other = (
-        [r.curve(metric, until=scope.until(r)) for r in results if r.arm == name]
-        for name in (plan.config.baseline, arm)
-    )
-    final = paired_difference(
-        [float(c.values[-1]) for c in base], [float(c.values[-1]) for c in other], confidence
-    )
+    """The contrast of an arm with the baseline; its curves are those of the seeds that both have."""
+    confidence, baseline, arm = plan.config.confidence, plan.config.baseline, final.contrast
+    metric = metric_name(final.modality)
+    curves = {(r.arm, r.seed): r.curve(metric, until=scope.until(r)) for r in results}
+    seeds = tuple(seed for name, seed in curves if name == arm and (baseline, seed) in curves)
+    base, other = ([curves[name, seed] for seed in seeds] for name in (baseline, arm))
     gaps = _gaps(base, other, at_flops=plan.config.match == "train_flops")
     gap, noise = gaps.mean(axis=0), gap_noise(gaps, confidence)
     tokens, base_mean = base[0].tokens, np.mean([c.values for c in base], axis=0)
     least = 2 * wobble(gap)
     return Contrast(
         arm=arm,
-        baseline=plan.config.baseline,
-        modality=modality,
+        baseline=baseline,
+        modality=final.modality,
         final=final,
-        base_loss=float(np.mean([c.values[-1] for c in base])),
-        other_loss=float(np.mean([c.values[-1] for c in other])),
+        differences=tuple(float(o.values[-1] - b.values[-1]) for b, o in zip(base, other, strict=True)),
+        seeds=seeds,
+        base_loss=losses[baseline, final.modality].mean,
+        other_loss=losses[arm, final.modality].mean,
         matching={axis: _matching(base, other, axis, confidence) for axis in AXES},
         gap_tokens=tokens,
         gap=gap,
@@ -275,6 +328,7 @@ def _contrast(
         together_from=together_from(tokens, gap, least),
         trend=gap_trend(tokens, gap),
         same_data=same_data,
+        lost_more=lost_more(plan, scope, [arm, baseline]),
     )
 
 
@@ -300,100 +354,4 @@ def _matching(base: Sequence[Curve], other: Sequence[Curve], axis: str, confiden
         matches=matches,
         slope=ratio_over_seeds([m.slope for m in matches], confidence),
         end=ratio_over_seeds([m.end_ratio for m in matches], confidence),
-        within_run=bootstrap_slope(matches[0], confidence=confidence) if len(matches) == 1 else None,
-    )
-
-
-# --------------------------------------------------------------------------------------------------- systems
-
-
-@dataclass(frozen=True)
-class ArmSystem:
-    """The cost of an arm; values are means over the seeds unless said otherwise."""
-
-    step_s: float
-    """Seconds of a step, median over the rows of a run."""
-    tokens_per_s: float
-    """Slots of the whole run over its seconds in steps and waits for data."""
-    wait_frac: float
-    mfu_frac: float | None
-    peak_bytes: float
-    """Largest peak over the seeds."""
-    train_s: float
-    train_flops: float
-    flops_lost_to_spikes: float
-    flops_per_target: float
-    """Training FLOPs, but for lost ones, per target, a slot that holds a token."""
-    fill_frac: float
-    epochs: float
-
-
-def systems(findings: Findings) -> dict[str, ArmSystem]:
-    """The cost of every arm, from the rows of its runs."""
-    return {arm: _system(findings.runs(arm), findings.scope) for arm in findings.plan.arms}
-
-
-def _system(runs: Sequence[RunResult], scope: Scope) -> ArmSystem:
-    def series(name: str) -> list[np.ndarray]:
-        """The values of a metric in every run that has it."""
-        curves = [run.curve(name, until=scope.until(run)).values for run in runs]
-        return [values for values in curves if len(values)]
-
-    def last(name: str) -> float:
-        return _mean([float(values[-1]) for values in series(name)])
-
-    def median(name: str) -> float:
-        return _mean([_median_after_start(values) for values in series(name)])
-
-    mfu, train_s, flops = median("speed/mfu_frac"), last("time/train_s"), last("compute/train_flops")
-    step_s, wait_s = median("time/step_s"), median("time/data_wait_s")
-    targets = _mean([_targets(run, scope) for run in runs])
-    lost = _mean([run.lost("compute/lost_flops", until=scope.until(run)) for run in runs])
-    return ArmSystem(
-        step_s=step_s,
-        tokens_per_s=last("tokens") / train_s if train_s else math.nan,
-        wait_frac=wait_s / (step_s + wait_s) if step_s else math.nan,
-        mfu_frac=mfu if math.isfinite(mfu) else None,
-        peak_bytes=max((float(values.max()) for values in series("memory/peak_bytes")), default=math.nan),
-        train_s=train_s,
-        train_flops=flops,
-        flops_lost_to_spikes=lost,
-        flops_per_target=(flops - lost) / targets if targets else math.nan,
-        fill_frac=_mean([float(values.mean()) for values in series("data/fill_frac")]),
-        epochs=last("data/epoch"),
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean of the finite values; nan if there are none."""
-    finite = [value for value in values if math.isfinite(value)]
-    return float(np.mean(finite)) if finite else math.nan
-
-
-def _median_after_start(values: np.ndarray) -> float:
-    """The median without the first row, which holds start-up (allocation, compilation), if there are more."""
-    return float(np.median(values[1:] if len(values) > 1 else values))
-
-
-def _targets(run: RunResult, scope: Scope) -> float:
-    """Number of targets of all modalities that the run has learned from."""
-    names = {name for row in run.rows for name in row if name.startswith("train/tokens/")}
-    return sum(float(run.curve(name, until=scope.until(run)).values[-1]) for name in names)
-
-
-def step_time_ratio(findings: Findings, arm: str) -> RatioEstimate | None:
-    """The ratio of an arm's median step time to the baseline's, over the seeds; None if one is unknown."""
-
-    def medians(name: str) -> list[float]:
-        return [
-            _median_after_start(values)
-            for run in findings.runs(name)
-            if len(values := run.curve("time/step_s", until=findings.scope.until(run)).values)
-        ]
-
-    base, other = medians(findings.plan.config.baseline), medians(arm)
-    if len(base) != len(other) or not base:
-        return None
-    return ratio_over_seeds(
-        [o / b for b, o in zip(base, other, strict=True)], findings.plan.config.confidence
     )

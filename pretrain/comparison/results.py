@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -153,52 +152,11 @@ def _load(planned: PlannedRun, causally: bool) -> RunResult:
 
 
 @dataclass(frozen=True)
-class Scope:
-    """The seeds that a report uses, and the step up to which it uses them."""
-
-    seeds: tuple[int, ...]
-    until_step: int
-    """Last step of the baseline; `until` gives that of any run."""
-    interim: bool
-    """Whether no seed has finished in all arms; curves then end at the last step that all have evaluated."""
-    left_out: tuple[str, ...]
-    """Planned runs that have not finished."""
-    share: Fraction
-    """Share of the steps of a run that the report covers."""
-
-    def until(self, run: RunResult) -> int:
-        """Last step of a run that the report covers."""
-        return int(self.share * run.planned.config.num_steps)
-
-
-def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
-    """The seeds that finished in all arms; while there are none, the seeds that all arms have evaluated.
-
-    Raises ConfigError if there is nothing to report on yet.
-    """
-    finished = [s for s in plan.config.seeds if all(r.finished for r in results if r.seed == s)]
-    left_out = tuple(r.planned.name for r in results if not r.finished)
-    num_steps = plan.run(plan.config.baseline, plan.config.seeds[0]).config.num_steps
-    if finished:
-        return Scope(tuple(finished), num_steps, False, left_out, Fraction(1))
-    evaluated = [s for s in plan.config.seeds if all(r.last_eval_step > 0 for r in results if r.seed == s)]
-    if not evaluated:
-        raise ConfigError(
-            f"{plan.directory}: nothing to report on: no seed has been evaluated in all arms "
-            f"({', '.join(plan.arms)}); missing or unfinished: {', '.join(left_out)}"
-        )
-    share = min(
-        Fraction(r.last_eval_step, r.planned.config.num_steps) for r in results if r.seed in evaluated
-    )
-    return Scope(tuple(evaluated), int(share * num_steps), True, left_out, share)
-
-
-@dataclass(frozen=True)
 class Fingerprints:
     """Evidence that arms read the same data in the same order: a run chains a hash over all it reads."""
 
     compared: dict[int, int]
-    """By seed, the number of logged steps at which the hashes of all arms were compared."""
+    """By seed of two runs or more, the number of logged steps at which the hashes of all were compared."""
     last: dict[int, str]
     """By seed, the hash at the last of these steps."""
     broken: tuple[str, ...]
@@ -209,7 +167,7 @@ class Fingerprints:
 
     @property
     def proven(self) -> bool:
-        """Whether hashes were compared for every seed, and all were equal."""
+        """Whether hashes were compared for every such seed, and all were equal."""
         return not self.broken and bool(self.compared) and all(self.compared.values())
 
 
@@ -223,6 +181,8 @@ def compare_fingerprints(results: Iterable[RunResult]) -> Fingerprints:
     last: dict[int, str] = {}
     broken = []
     for seed, runs in by_seed.items():
+        if len(runs) == 1:
+            continue
         common = sorted(set.intersection(*(set(hashes) for _, hashes in runs)))
         compared[seed] = len(common)
         (first, ours), *others = runs

@@ -14,7 +14,7 @@ from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from parallel.launch import child_environment
 from pretrain.comparison.config import ComparisonPlan, PlannedRun, check_same_plan, make_plan, write_plan
-from pretrain.comparison.report.digest import digest_line
+from pretrain.comparison.report.digest import SUMMARY_FORMAT, digest_line
 from pretrain.comparison.run_queue import Outcome, RunCommand, lock_comparison, run_commands
 from pretrain.config import RunConfig
 from pretrain.run_dir import check_config, finished_step
@@ -57,6 +57,7 @@ def run_comparison(
     with lock_comparison(plan.directory):
         write_plan(plan)
         print(_announcement(plan, todo, concurrent_runs), file=out, flush=True)
+        print(detectable_line(plan), file=out, flush=True)
         commands = [_command(plan, run, concurrent_runs) for run in todo]
         outcomes = run_commands(commands, concurrent_runs=concurrent_runs, out=out)
     failed = [outcome for outcome in outcomes if not outcome.done and not outcome.stopped]
@@ -84,18 +85,20 @@ def report(plan: ComparisonPlan, out: TextIO) -> Path:
 
 
 def print_verdict(plan: ComparisonPlan, page: Path, out: TextIO) -> None:
-    """Print the headlines of a report, a sentence per modality, grave caveats and the path of the page."""
+    """Print how many runs finished, headlines, a sentence per modality, grave caveats and the page's path."""
     stated = read_object(
-        page.parent / "summary.json", {"headlines": dict, "contrasts": list, "caveats": list},
+        page.parent / "summary.json",
+        {"runs": str, "headlines": dict, "contrasts": list, "named_contrasts": list, "caveats": list},
         advice=f"remove {page.parent}, and the same command writes it again",
-    )  # fmt: skip
+    )
     modalities = plan.runs[0].config.model.modalities
-    lines = [""]
+    lines = ["", f"{plan.config.name}: {stated['runs']}"]
     for arm, headline in stated["headlines"].items():
         sentences = [
             c["sentence"] for c in stated["contrasts"] if c["arm"] == arm and c["modality"] in modalities
         ]
         lines += [headline, *(f"  {sentence}" for sentence in sentences), ""]
+    lines += [c["sentence"] for c in stated["named_contrasts"] if c["modality"] in modalities]
     lines += [f"  Mind: {caveat['text']}" for caveat in stated["caveats"] if caveat["grave"]]
     lines.append(f"Report: {page.resolve()}")
     print("\n".join(lines), file=out, flush=True)
@@ -103,7 +106,7 @@ def print_verdict(plan: ComparisonPlan, page: Path, out: TextIO) -> None:
 
 def finished_page(plan: ComparisonPlan) -> Path | None:
     """The page of the report if it is newer than the rows of all runs and belongs to an unchanged
-    summary.json; None if it must be written."""
+    summary.json of this version; None if it must be written."""
     page = plan.directory / "report" / "index.html"  # the page is the last file of a report
     summary = page.parent / "summary.json"
     metrics = [run.config.run_dir / "metrics.jsonl" for run in plan.runs]
@@ -111,7 +114,10 @@ def finished_page(plan: ComparisonPlan) -> Path | None:
         return None
     if any(path.stat().st_mtime_ns > page.stat().st_mtime_ns for path in metrics):
         return None
-    return page if page.read_bytes().endswith(digest_line(summary.read_bytes()).encode()) else None
+    if not page.read_bytes().endswith(digest_line(summary.read_bytes()).encode()):
+        return None
+    same = read_object(summary, {"format": int})["format"] == SUMMARY_FORMAT
+    return page if same else None
 
 
 def _report_finished(
@@ -170,6 +176,9 @@ def _command(plan: ComparisonPlan, run: PlannedRun, concurrent_runs: int) -> Run
 def _announcement(plan: ComparisonPlan, todo: Sequence[PlannedRun], concurrent_runs: int) -> str:
     """The lines that are printed before runs start: the question, the arms and the budget."""
     config, first = plan.config, plan.runs[0].config
+    more = (
+        f" + {len(config.extra_baseline_seeds)} of {config.baseline}" if config.extra_baseline_seeds else ""
+    )
     done = len(plan.runs) - len(todo)
     steps = {run.arm: run.config.num_steps for run in plan.runs}
     length = f"{first.num_steps} steps, {first.total_tokens:,} tokens each"
@@ -177,9 +186,28 @@ def _announcement(plan: ComparisonPlan, todo: Sequence[PlannedRun], concurrent_r
         length = f"equal FLOPs ({', '.join(f'{arm}: {count} steps' for arm, count in steps.items())})"
     return (
         f"{config.name}: {config.question}\n"
-        f"{len(config.arms)} arms ({', '.join(plan.arms)}) x {len(config.seeds)} seed(s) = "
+        f"{len(config.arms)} arms ({', '.join(plan.arms)}) x {len(config.seeds)} seed(s){more} = "
         f"{len(plan.runs)} runs of {length}; "
         f"{concurrent_runs} at a time"
         + (f"; {done} done already" if done else "")
         + f"\nPlan: {plan.directory / 'comparison.json'}"
+    )
+
+
+def detectable_line(plan: ComparisonPlan) -> str:
+    """The line that says, before runs start, how small a difference the comparison is likely to see."""
+    from pretrain.comparison.effects import ENOUGH_RUNS, PILOT_DEVIATION, detectable  # scipy
+
+    effects, config = detectable(plan), plan.config
+    if effects is None:
+        return f"A verdict needs {ENOUGH_RUNS} seeds of each arm. With fewer this is an observation."
+    count = len(config.verdicts) * len(plan.runs[0].config.model.modalities)
+    unknown = [m for m in plan.runs[0].config.model.modalities if m not in effects]
+    listed = ", ".join(f"{m} {nats:.3f}" for m, nats in effects.items()) or "unknown"
+    source = "pilot_deviation" if config.pilot_deviation else f"deviations over seeds {PILOT_DEVIATION}"
+    more = f"; pilot_deviation tells those of {', '.join(unknown)}" if unknown else ""
+    return (
+        f"Likely to be seen (80 % chance, {count} verdicts jointly at {100 * config.confidence:g} %), "
+        "in nats per "
+        f"token: {listed} ({source}{more})"
     )

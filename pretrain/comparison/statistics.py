@@ -1,8 +1,8 @@
-"""The statistics of a comparison, as pure functions over the loss curves of two arms.
+"""The statistics of loss curves of two arms, as pure functions: step matching, crossings, gaps.
 
-A curve is pairs (x, loss) with rising x: optimizer steps, tokens, FLOPs or seconds. Runs of one seed read the
-same data in the same order, so arms are compared in pairs, seed by seed, and the effect of the data order on
-the loss cancels. This module imports no torch.
+A curve is pairs (x, loss) with rising x: optimizer steps, tokens, FLOPs or seconds. Curves are compared in
+pairs, seed by seed. Final losses are compared in pretrain/comparison/simultaneous.py. This module imports no
+torch.
 """
 
 import math
@@ -23,26 +23,6 @@ class Interval:
 
     low: float
     high: float
-
-    def covers(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """Losses of an arm minus those of the baseline, seed by seed; negative if the arm is lower."""
-
-    differences: tuple[float, ...]
-    mean: float
-    relative: float
-    """The mean over the mean loss of the baseline."""
-    interval: Interval | None
-    """Interval of the mean; None with one seed, whose difference says nothing about the spread."""
-
-    @property
-    def detectable(self) -> bool:
-        """Whether the interval of the mean leaves out 0."""
-        return self.interval is not None and not self.interval.covers(0.0)
 
 
 @dataclass(frozen=True)
@@ -96,29 +76,14 @@ def smooth(y: Float[Array, " points"], window: int) -> Float[Array, " points"]:
 
 
 def student_interval(values: Sequence[float], confidence: float) -> Interval | None:
-    """Interval of the mean of independent values by Student's t; None for fewer than two values."""
+    """Interval of the mean of independent values by Student's t; None for fewer than three values, whose
+    interval would be wider than any difference."""
     n = len(values)
-    if n < 2:
+    if n < 3:
         return None
     mean = float(np.mean(values))
     half = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Interval(mean - half, mean + half)
-
-
-def paired_difference(
-    base: Sequence[float], other: Sequence[float], confidence: float = 0.95
-) -> PairedDifference:
-    """The paired difference of two arms' final losses, given in the same order of seeds."""
-    if len(base) != len(other) or not base:
-        raise ValueError(f"{len(base)} baseline losses and {len(other)} of the other arm: pairs are needed")
-    differences = tuple(b - a for a, b in zip(base, other, strict=True))
-    mean = float(np.mean(differences))
-    return PairedDifference(
-        differences=differences,
-        mean=mean,
-        relative=mean / float(np.mean(base)),
-        interval=student_interval(differences, confidence),
-    )
 
 
 def first_reach(x: Float[Array, " points"], y: Float[Array, " points"], level: float) -> float:
@@ -186,29 +151,6 @@ def ratio_over_seeds(ratios: Sequence[float | None], confidence: float = 0.95) -
     )
 
 
-def bootstrap_slope(
-    match: Match, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> Interval | None:
-    """Percentile interval of s over the evaluations of one pair of runs; None below 8 points.
-
-    Neighbouring points of a curve are not independent, so blocks of about sqrt(points) points are resampled
-    (moving-block bootstrap, Kuensch 1989). The interval covers the noise along the curves, not the difference
-    to another seed.
-    """
-    usable = np.isfinite(match.other_x) & (match.base_x > 0)
-    t, u = match.base_x[usable], match.other_x[usable]
-    n = len(t)
-    if n < 8:
-        return None
-    block = max(2, round(math.sqrt(n)))
-    generator = np.random.Generator(np.random.Philox(seed))
-    starts = generator.integers(0, n - block + 1, size=(resamples, -(-n // block)))
-    index = (starts[:, :, None] + np.arange(block)).reshape(resamples, -1)[:, :n]
-    slopes = (t[index] * u[index]).sum(axis=1) / (t[index] ** 2).sum(axis=1)
-    low, high = np.quantile(slopes, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(float(low), float(high))
-
-
 def crossings(
     x: Float[Array, " points"],
     base_y: Float[Array, " points"],
@@ -252,9 +194,9 @@ def together_from(x: Float[Array, " points"], gap: Float[Array, " points"], nois
 
 
 def gap_noise(gaps: Float[Array, "seeds points"], confidence: float = 0.95) -> Float[Array, " points"]:
-    """Half width of the interval of the mean gap over the seeds, per point; zeros with one seed."""
+    """Half width of the interval of the mean gap over the seeds, per point; zeros below three seeds."""
     n = len(gaps)
-    if n < 2:
+    if n < 3:
         return np.zeros(gaps.shape[1])
     return stats.t.ppf(0.5 + confidence / 2, n - 1) * gaps.std(axis=0, ddof=1) / math.sqrt(n)
 

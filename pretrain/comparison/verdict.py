@@ -4,8 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.comparison.findings import Contrast, Findings, Matching
+from pretrain.comparison.effects import Effect
+from pretrain.comparison.findings import ALL, Contrast, Findings, Matching
+from pretrain.comparison.statistics import RatioEstimate
 from pretrain.quantities import format_tokens, join, percent, ratio, signed
+
+MATCHED = {"tokens": "steps", "train_flops": "flops"}
+"""The axis of step matching along which arms were matched; steps are tokens times a constant."""
+MATCH_UNIT = {"tokens": "tokens", "train_flops": "training FLOPs"}
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,7 @@ class Verdict:
     modality: str
     winner: str | None
     outcome: str
-    """The result in a few words, such as "MoT better" or "no detectable difference"."""
+    """The result in a few words, such as "MoT better", "equivalent within 0.5 %" or "inconclusive"."""
     difference: str
     """The difference to the baseline in nats per token, with its interval; "" where nothing is decided."""
     relative: str
@@ -34,49 +40,106 @@ class Verdict:
 
 def verdict(findings: Findings, contrast: Contrast) -> Verdict:
     """The verdict on a contrast; it claims a winner only beyond the noise of the seeds."""
-    n, final = len(findings.seeds), contrast.final
     if not contrast.same_data:
         outcome = "not decided, because the arms are not proven to have read the same data"
         return Verdict(contrast.modality, None, outcome, "", "undecided", "", "")
-    if n == 1:
-        outcome = f"{contrast.leader} lower in the one seed that ran"
-    elif contrast.winner is None:
-        outcome = "no detectable difference"
-    elif contrast.winner == contrast.arm:
-        outcome = f"{contrast.arm} better"
-    else:
-        outcome = f"{contrast.arm} worse"
-    difference = f"{signed(final.mean)} nats per token"
-    if final.interval is not None:
-        level = percent(findings.plan.config.confidence)
-        difference += f", {level} interval {signed(final.interval.low)} to {signed(final.interval.high)}"
     return Verdict(
         modality=contrast.modality,
         winner=contrast.winner,
-        outcome=outcome,
-        difference=difference,
-        relative=f"{signed(100 * final.relative, 1)} %",
-        compute=_compute(contrast),
+        outcome=outcome_text(findings, contrast.final),
+        difference=difference_text(findings, contrast.final),
+        relative=f"{signed(100 * contrast.final.relative, 1)} %",
+        compute=_compute(findings, contrast),
         crossing=_crossing(findings, contrast),
     )
 
 
-def _compute(contrast: Contrast) -> str:
-    """A sentence on the steps that the arm needed for the baseline's final loss."""
-    arm, base = contrast.arm, contrast.baseline
-    steps, seconds = contrast.matching["steps"], contrast.matching["seconds"]
-    if steps.end is None:
+def outcome_text(findings: Findings, effect: Effect) -> str:
+    """The outcome of an effect in a few words. Between two arms it names the arm, else it tells the sign."""
+    config = findings.plan.config
+    first, second = config.differences[effect.contrast]
+    arm, base = (first, second) if isinstance(first, str) and isinstance(second, str) else (None, None)
+    lower = f"{arm if effect.estimate < 0 else base} lower" if arm else _sign(effect)
+    if effect.outcome == "observation":
+        return f"{lower} {_observed(findings)}: an observation"
+    if not effect.primary:
+        return f"exploratory: {lower if effect.outcome in ('lower', 'higher') else effect.outcome}"
+    if effect.outcome == "inconclusive":
+        return "inconclusive"
+    lost = findings.lost_more(effect.contrast)
+    leader = arm if effect.estimate < 0 else base
+    if lost and (effect.outcome == "equivalent" or arm is None or lost == leader):
+        result = "equivalent" if effect.outcome == "equivalent" else lower
+        return f"{result} in the runs that finished, but {lost_text(findings, lost)}: not decided"
+    if effect.outcome == "equivalent":
+        return f"equivalent within {_share(config.margin)}"
+    better = "better" if effect.outcome == "lower" else "worse"
+    text = f"{arm} {better}" if arm else _sign(effect)
+    return text + (f", by less than {_share(config.margin)}" if effect.within_margin else "")
+
+
+def _sign(effect: Effect) -> str:
+    return "below 0" if effect.estimate < 0 else "above 0"
+
+
+def _observed(findings: Findings) -> str:
+    """What an observation was seen in."""
+    if findings.scope.interim:
+        return "so far"
+    n = min(len(findings.runs(arm)) for arm in findings.plan.arms)
+    return "in the one seed that ran" if n == 1 else f"over {n} seeds"
+
+
+def _share(value: float) -> str:
+    """0.005 -> "0.5 %"."""
+    return f"{100 * value:g} %"
+
+
+def difference_text(findings: Findings, effect: Effect) -> str:
+    """The difference in nats, with its interval."""
+    text = f"{signed(effect.estimate)} nats per token"
+    if effect.interval is None:
+        return text
+    kind = "joint " if effect.primary else ""
+    level = percent(findings.plan.config.confidence)
+    low, high = signed(effect.interval.low), signed(effect.interval.high)
+    return f"{text}, {level} {kind}interval {low} to {high}"
+
+
+def runs_text(findings: Findings) -> str:
+    """How many of the planned runs finished, and what became of the others."""
+    scope = findings.scope
+    text = f"{scope.num_finished} of {len(scope.ends)} runs finished"
+    kinds = [(kind, [n for n, e in scope.ends.items() if e.kind == kind]) for kind in ("diverged", "failed")]
+    return text + "".join(f", {join(names)} {kind}" for kind, names in kinds if names)
+
+
+def lost_text(findings: Findings, arm: str) -> str:
+    """ "mot lost 1 of its 5 runs"."""
+    ends = [findings.scope.ends[run.name] for run in findings.plan.runs if run.arm == arm]
+    return f"{arm} lost {sum(end.lost for end in ends)} of its {len(ends)} runs"
+
+
+def _compute(findings: Findings, contrast: Contrast) -> str:
+    """A sentence on what the arm needed for the baseline's final loss, in the unit that was matched."""
+    arm, base, match = contrast.arm, contrast.baseline, findings.plan.config.match
+    matching, unit = contrast.matching[MATCHED[match]], MATCH_UNIT[match]
+    if matching.end is None:
         return "Step matching: no point at which both had the same loss."
-    reached = sum(m.end_reached for m in steps.matches)
-    if steps.end_reached:
-        text = f"{arm} reached {base}'s final loss after {percent(steps.end.value)} of the steps"
-        if seconds.end is not None:
-            text += f" and {percent(seconds.end.value)} of the seconds"
-        return f"{text} that {base} took."
+    reached = sum(m.end_reached for m in matching.matches)
+    if matching.end_reached:
+        after = f"{_percents(matching.end)} of the {unit} that {base} took"
+        return f"{arm} reached {base}'s final loss after {after}."
     if reached:
-        return f"{arm} reached {base}'s final loss in {reached} of {len(steps.matches)} seeds."
-    share = percent(1 / steps.end.value)
-    return f"{arm} never reached {base}'s final loss; {base} had {arm}'s after {share} of the steps."
+        return f"{arm} reached {base}'s final loss in {reached} of {len(matching.matches)} seeds."
+    share = percent(1 / matching.end.value)
+    return f"{arm} never reached {base}'s final loss; {base} had {arm}'s after {share} of the {unit}."
+
+
+def _percents(estimate: RatioEstimate) -> str:
+    interval = estimate.interval
+    text = percent(estimate.value)
+    return text + (f" ({percent(interval.low)} to {percent(interval.high)})" if interval else "")
 
 
 def _crossing(findings: Findings, contrast: Contrast) -> str:
@@ -117,61 +180,97 @@ def overall(findings: Findings) -> str:
         return headline(findings, plan.others[0])
     if not findings.fingerprints.proven:
         return _not_decided(findings, "the arms")
-    if len(findings.seeds) == 1:
-        return f"{_after(findings)} and in one seed: an observation of {len(plan.arms)} arms, not a verdict."
+    if all(effect.outcome == "observation" for effect in findings.effects.values()):
+        seen = f"{_at(findings)}, {_observed(findings)}"
+        return f"{seen}: an observation of {len(plan.arms)} arms, not a verdict."
     parts = []
     for modality in findings.modalities:
         contrasts = [findings.contrast(arm, modality) for arm in plan.others]
-        better = [c.arm for c in contrasts if c.winner == c.arm]
-        worse = [c.arm for c in contrasts if c.winner == c.baseline]
-        results = [f"better {join(better)}" if better else "", f"worse {join(worse)}" if worse else ""]
-        text = ", ".join(filter(None, results)) or "no arm differs detectably"
-        parts.append(f"on {modality} {text}")
-    return f"{_after(findings)} against {plan.config.baseline}: {'; '.join(parts)}."
+        by_result = {
+            "better": [c.arm for c in contrasts if c.winner == c.arm],
+            "worse": [c.arm for c in contrasts if c.winner == c.baseline],
+            "equivalent": [c.arm for c in contrasts if _equivalent(c)],
+        }
+        text = ", ".join(f"{result} {join(arms)}" for result, arms in by_result.items() if arms)
+        parts.append(f"on {modality} {text or 'no arm decided'}")
+    return f"{_at(findings)} against {plan.config.baseline}: {'; '.join(parts)} {joint_text(findings)}."
 
 
-def _after(findings: Findings) -> str:
-    """The beginning of a sentence, with the budget of the runs."""
-    after = f"After {format_tokens(findings.tokens)}"
+def _equivalent(contrast: Contrast) -> bool:
+    """Whether a verdict calls the arms equivalent."""
+    return contrast.final.outcome == "equivalent" and contrast.final.primary and contrast.lost_more is None
+
+
+def joint_text(findings: Findings) -> str:
+    """ "(21 verdicts, jointly at 95 %)": with what chance all verdicts are right together."""
+    config = findings.plan.config
+    number = len(config.verdicts) * len(findings.modalities)
+    return (
+        f"({number} verdict{'s' * (number > 1)}, {'jointly ' * (number > 1)}at {percent(config.confidence)})"
+    )
+
+
+def _at(findings: Findings) -> str:
+    """The beginning of a sentence, with what was matched and what of it the runs have had."""
+    tokens = format_tokens(findings.tokens)
+    at = f"At equal tokens ({tokens.removesuffix(' tokens')} a run)"
     if findings.plan.config.match == "train_flops":
-        baseline = findings.plan.config.baseline
-        after = f"For the training FLOPs of {baseline} over {format_tokens(findings.tokens)},"
-    return after + (" of an unfinished comparison" if findings.scope.interim else "")
+        at = f"At equal training FLOPs ({findings.plan.config.baseline}: {tokens})"
+    return at + (" of an unfinished comparison" if findings.scope.interim else "")
 
 
 def _not_decided(findings: Findings, arms: str) -> str:
     """The sentence about a comparison whose arms read different data, or may have."""
     why = "did not read" if findings.fingerprints.broken else "are not proven to have read"
-    return f"{_after(findings)} nothing is decided between {arms}: they {why} the same data."
+    return f"{_at(findings)} nothing is decided between {arms}: they {why} the same data."
 
 
 def headline(findings: Findings, arm: str) -> str:
     """One sentence that says in which modalities an arm is better or worse than the baseline."""
-    base, after = findings.plan.config.baseline, _after(findings)
+    base, at = findings.plan.config.baseline, _at(findings)
     contrasts = [findings.contrast(arm, m) for m in findings.modalities]
     if not findings.fingerprints.proven:
         return _not_decided(findings, f"{arm} and {base}")
-    if len(findings.seeds) == 1:
-        lower = [c.modality for c in contrasts if c.leader == arm]
-        higher = [c.modality for c in contrasts if c.leader != arm]
-        parts = [f"lower on {join(lower)}" if lower else "", f"higher on {join(higher)}" if higher else ""]
+    if all(c.final.outcome == "observation" or not c.final.primary for c in contrasts):
+        parts = [
+            f"{word} on {join(names)}"
+            for word, leads in (("lower", True), ("higher", False))
+            if (names := [c.modality for c in contrasts if (c.leader == arm) is leads])
+        ]
+        seen = "an observation" if contrasts[0].final.outcome == "observation" else "an exploratory contrast"
         return (
-            f"{after} and in one seed {arm}'s held-out loss is {' and '.join(p for p in parts if p)} than "
-            f"{base}'s: an observation, not a verdict."
+            f"{at}, {_observed(findings)}, {arm}'s held-out loss is {' and '.join(parts)} than {base}'s: "
+            f"{seen}, not a verdict."
         )
-    better = [c.modality for c in contrasts if c.winner == arm]
-    worse = [c.modality for c in contrasts if c.winner == base]
-    open_ = [c.modality for c in contrasts if c.winner is None]
-    if not better and not worse:
-        return f"{after} there is no detectable difference between {arm} and {base} on {join(open_)}."
-    parts = [f"better on {join(better)}" if better else "", f"worse on {join(worse)}" if worse else ""]
-    text = f"{after} {arm} is {' and '.join(p for p in parts if p)} than {base}"
-    return text + (f"; no detectable difference on {join(open_)}." if open_ else ".")
+    results = {
+        f"better than {base}": [c.modality for c in contrasts if c.winner == arm],
+        f"worse than {base}": [c.modality for c in contrasts if c.winner == base],
+        f"equivalent to {base}": [c.modality for c in contrasts if _equivalent(c)],
+    }
+    decided = [f"{result} on {join(names)}" for result, names in results.items() if names]
+    open_ = [c.modality for c in contrasts if c.winner is None and not _equivalent(c)]
+    text = f"{at} {arm} is {', '.join(decided)}" if decided else f"{at}, {arm} against {base}"
+    if open_:
+        text += f"{'; ' if decided else ': '}inconclusive on {join(open_)}"
+    if (lost := findings.lost_more(arm)) is not None:
+        text += f"; {lost_text(findings, lost)}"
+    return f"{text} {joint_text(findings)}."
+
+
+def named_effects(findings: Findings) -> tuple[tuple[str, tuple[Effect, ...]], ...]:
+    """The contrasts that the file names, with their effects by modality and over ALL."""
+    return tuple(
+        (name, tuple(findings.effects[name, m] for m in (*findings.modalities, ALL)))
+        for name in findings.plan.config.contrasts
+    )
 
 
 def slope_text(matching: Matching) -> str:
-    """s with its interval, such as "0.62 [0.55, 0.70]"; "none" if there is no s."""
-    if matching.slope is None:
-        return "none"
-    value, interval = matching.slope.value, matching.slope.interval or matching.within_run
-    return ratio(value) + (f" [{ratio(interval.low)}, {ratio(interval.high)}]" if interval else "")
+    """s with its interval over the seeds, such as "0.62 [0.55, 0.70]"; "none" if there is no s."""
+    return "none" if matching.slope is None else ratio_text(matching.slope)
+
+
+def ratio_text(estimate: RatioEstimate) -> str:
+    """A ratio with its interval over the seeds, if there is one."""
+    interval = estimate.interval
+    return ratio(estimate.value) + (f" [{ratio(interval.low)}, {ratio(interval.high)}]" if interval else "")

@@ -23,7 +23,7 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import PLAN, ComparisonPlan, PlannedRun, make_plan, write_plan
-from pretrain.comparison.run import check_runs, run_comparison, unfinished
+from pretrain.comparison.run import check_runs, detectable_line, run_comparison, unfinished
 from pretrain.comparison.run_queue import lock_comparison
 from pretrain.run_dir import check_writable
 from slurm.commands import cancel, in_queue, sbatch, state_in_queue
@@ -238,6 +238,7 @@ def _submission_summary(
             f"  status    motley status {plan.directory}    (squeue -j {','.join(ids)})",
             f"  output    {folder}/job_*.out; attempts: <run>/{FOLDER}/attempts.jsonl",
             f"  stop      motley cancel {plan.directory}; the same command then submits what is missing",
+            f"  verdict   {detectable_line(plan)}",
         ]
     )
 

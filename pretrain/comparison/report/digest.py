@@ -1,6 +1,9 @@
-"""The digest of summary.json at the end of a report's page. This module imports no torch."""
+"""The format of summary.json, and its digest at the end of a page. This module imports no torch."""
 
 import hashlib
+
+SUMMARY_FORMAT = 2
+"""Format of summary.json. 2 has the ends of all runs, joint intervals and named contrasts."""
 
 
 def digest_line(summary: bytes) -> str:

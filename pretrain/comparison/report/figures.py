@@ -2,22 +2,19 @@
 
 import io
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pretrain.comparison.findings import Contrast, Findings, conditional_gain_name, metric_name
+from pretrain.comparison.findings import Contrast, Findings, conditional_gain_name
 from pretrain.comparison.results import Curve
 from pretrain.comparison.statistics import smooth
-from pretrain.comparison.verdict import overall
 from pretrain.quantities import MINUS, format_tokens, percent, signed, with_prefix
 
 ARM_COLOURS = ("#0868AC", "#C8500A", "#007A5E", "#A0417F", "#7A6200", "#3F8FBF", "#555555", "#B02A4A")
@@ -59,7 +56,6 @@ STYLE: dict[Any, Any] = {
 }
 
 Draw = Callable[[Axes], None]
-MATCH_UNIT = {"tokens": "tokens", "train_flops": "training FLOPs"}
 
 
 def colour(findings: Findings, arm: str) -> str:
@@ -117,7 +113,8 @@ def _set_margins(figure: Figure, ax: Axes) -> None:
 
 def draw_curves(ax: Axes, findings: Findings, metric: str, axis: str, *, title: str, window: int = 1) -> None:
     """Draw a metric of all arms: the mean over the seeds, and a band from the lowest to the highest seed."""
-    ends, tops = [], []
+    ends: list[tuple[float, float, str, str]] = []
+    shown: list[np.ndarray] = []
     for arm in findings.plan.arms:
         curves = [c for c in findings.curves(arm, metric) if len(c)]
         if not curves:
@@ -128,15 +125,20 @@ def draw_curves(ax: Axes, findings: Findings, metric: str, axis: str, *, title: 
         if len(curves) > 1:
             ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=shade, alpha=0.18, linewidth=0)
         ax.plot(x, mean, color=shade, linewidth=1.8)
-        tops.append(values.max(axis=0)[_settled(x)])
+        shown.append(values[:, _settled(x)])
         name = arm
         if window == 1:  # a smoothed curve ends in one noisy row, so its end is not labelled
             ax.plot(x[-1:], mean[-1:], "o", color=shade, markersize=3.5, clip_on=False)
             name = f"{arm} {mean[-1]:.3f}"
         ends.append((float(x[-1]), float(mean[-1]), name, shade))
     ax.set_title(title)
-    low, high = min(top.min() for top in tops), max(top.max() for top in tops)
-    ax.set_ylim(low - 0.08 * (high - low), high + 0.04 * (high - low))
+    if not shown:
+        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=MUTED)
+        ax.set_axis_off()
+        return
+    low, high = min(values.min() for values in shown), max(values.max() for values in shown)
+    room = (high - low) or 1e-3
+    ax.set_ylim(low - 0.08 * room, high + 0.04 * room)
     ax.set_xlim(0, max(x for x, *_ in ends))
     _x_axis(ax, axis)
     ax.yaxis.set_major_locator(MaxNLocator(5))
@@ -298,26 +300,27 @@ def draw_matching(ax: Axes, findings: Findings, contrast: Contrast, axis: str = 
 def draw_forest(
     ax: Axes, findings: Findings, contrasts: Sequence[Contrast], by: Literal["modality", "arm"]
 ) -> None:
-    """Draw final differences, a row per contrast: the seeds, their mean and its interval.
+    """Draw final differences, a row per contrast: the seeds, the estimate and its interval.
 
     The contrasts are of one arm or of one modality; `by` names the attribute that differs. The marker of a
-    detectable difference is filled.
+    verdict (better, worse) is filled. The band is the margin below which arms are equivalent.
     """
     base = findings.plan.config.baseline
     ax.axvline(0, color=MUTED, linewidth=0.9)
     extent = [0.0]
     for row, contrast in enumerate(contrasts):
         y, final, shade = len(contrasts) - 1 - row, contrast.final, colour(findings, contrast.arm)
-        extent += final.differences
-        if len(final.differences) > 1:
-            height = np.full(len(final.differences), y + 0.2)
-            ax.plot(final.differences, height, "o", color=shade, markersize=3, alpha=0.5)
+        extent += [*contrast.differences, final.estimate]
+        ax.fill_between([-final.margin, final.margin], y - 0.3, y + 0.3, color=RULE, alpha=0.6, linewidth=0)
+        if len(contrast.differences) > 1:
+            height = np.full(len(contrast.differences), y + 0.2)
+            ax.plot(contrast.differences, height, "o", color=shade, markersize=3, alpha=0.5)
         fill = shade if contrast.winner else PAPER
-        ax.plot([final.mean], [y], "D", color=shade, markerfacecolor=fill, markersize=5.5, zorder=3)
+        ax.plot([final.estimate], [y], "D", color=shade, markerfacecolor=fill, markersize=5.5, zorder=3)
         if final.interval is not None:
-            ax.plot([final.interval.low, final.interval.high], [y, y], color=shade, linewidth=1.6)
-            extent += [final.interval.low, final.interval.high] if len(final.differences) > 2 else []
-    # An interval from two seeds may be a hundred times the difference, so it may leave the picture.
+            ends = [final.interval.low, final.interval.high]
+            ax.plot(ends, [y, y], color=shade, linewidth=1.6, linestyle="-" if final.primary else ":")
+            extent += ends
     reach = 1.15 * float(np.abs(extent).max()) or 1e-3
     ax.set_xlim(-reach, reach)
     ax.set_ylim(-0.6, len(contrasts) - 0.4)
@@ -327,7 +330,7 @@ def draw_forest(
     ax.spines["left"].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, 2 if reach > 0.04 else 3)))
-    level = f", {percent(findings.plan.config.confidence)} interval" if len(findings.seeds) > 1 else ""
+    level = f", {_interval_name(findings, contrasts)}" if contrasts[0].final.interval else ""
     arm, left, right = contrasts[0].arm, "lower", "higher"
     if by == "modality":
         ax.set_xlabel(f"{arm} {MINUS} {base}, nats per token{level}")
@@ -339,61 +342,6 @@ def draw_forest(
         ax.text(x, 1.02, text, transform=ax.transAxes, ha=ha, va="bottom", color=MUTED, fontsize=7.5)
 
 
-# ------------------------------------------------------------------------------------------- the one picture
-
-
-def summary_png(findings: Findings) -> bytes:
-    """The picture for a README, as PNG.
-
-    For two arms it shows held-out curves per modality over a forest of the final differences. More arms would
-    hide each other's curves, so it then shows a forest per modality.
-    """
-    others, columns, n = findings.plan.others, len(findings.modalities), len(findings.seeds)
-    many = len(others) > 1
-    with matplotlib.rc_context(STYLE):
-        height = 1.7 + 0.36 * len(others) if many else 5.2
-        figure = Figure(figsize=(3.75 * columns, height), layout="constrained", facecolor=PAPER)
-        title = textwrap.wrap(findings.plan.config.question if many else overall(findings), 34 * columns)
-        # The head is measured in inches, so that it is the same in pictures of any height.
-        below = 1 - (0.55 + 0.21 * (len(title) - 1)) / height
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, rect=(0.005, 0.01, 0.99, below))  # type: ignore[union-attr]
-        if many:
-            _forests(figure, findings)
-        else:
-            _curves_and_forest(figure, findings)
-        top = 1 - 0.13 / height
-        figure.text(0.012, top, "\n".join(title), fontsize=11.5, fontweight="bold", va="top", color=INK)
-        order = (
-            "same data in the same order" if findings.fingerprints.proven else "DATA NOT PROVEN TO BE EQUAL"
-        )
-        facts = f"{n} seed{'s' * (n > 1)}, {order}, {format_tokens(findings.tokens)} a run"
-        if many:
-            base = findings.plan.config.baseline
-            unit = MATCH_UNIT[findings.plan.config.match]
-            facts = f"Final held-out loss against {base}, equal {unit}. {facts} of {base}"
-        figure.text(0.012, below + 0.18 / height, facts, fontsize=8.5, va="top", color=MUTED)
-        buffer = io.BytesIO()
-        FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=180, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _forests(figure: Figure, findings: Findings) -> None:
-    for column, ax in enumerate(np.atleast_1d(figure.subplots(1, len(findings.modalities)))):
-        modality = findings.modalities[column]
-        draw_forest(ax, findings, [findings.contrast(arm, modality) for arm in findings.plan.others], "arm")
-        if column:
-            ax.set_yticklabels([])
-
-
-def _curves_and_forest(figure: Figure, findings: Findings) -> None:
-    arm = findings.plan.others[0]
-    grid = figure.add_gridspec(2, len(findings.modalities), height_ratios=(3, 1.15))
-    for column, modality in enumerate(findings.modalities):
-        ax = figure.add_subplot(grid[0, column])
-        draw_curves(ax, findings, metric_name(modality), "tokens", title=modality)
-        relative = findings.contrast(arm, modality).final.relative
-        ax.set_title(f"{arm} {signed(100 * relative, 1)} %", loc="right", color=MUTED, fontweight="normal")
-        if column == 0:
-            ax.set_ylabel("held-out loss, nats per token")
-    contrasts = [findings.contrast(arm, m) for m in findings.modalities]
-    draw_forest(figure.add_subplot(grid[1, :]), findings, contrasts, "modality")
+def _interval_name(findings: Findings, contrasts: Sequence[Contrast]) -> str:
+    joint = "joint " if all(contrast.final.primary for contrast in contrasts) else ""
+    return f"{percent(findings.plan.config.confidence)} {joint}interval{'s' * (len(contrasts) > 1)}"

@@ -8,10 +8,22 @@ from dataclasses import asdict
 from typing import Any
 
 from pretrain.comparison.caveats import caveats
-from pretrain.comparison.findings import ALL, ArmLoss, Contrast, Findings, step_time_ratio, systems
+from pretrain.comparison.costs import step_time_ratio, systems
+from pretrain.comparison.effects import Effect
+from pretrain.comparison.findings import ALL, ArmLoss, Contrast, Findings
+from pretrain.comparison.report.digest import SUMMARY_FORMAT
 from pretrain.comparison.results import AXES, HELD_OUT
 from pretrain.comparison.statistics import Interval, RatioEstimate
-from pretrain.comparison.verdict import headline, overall, verdict
+from pretrain.comparison.verdict import (
+    difference_text,
+    headline,
+    named_effects,
+    outcome_text,
+    overall,
+    runs_text,
+    verdict,
+)
+from pretrain.quantities import signed
 
 CURVE_COLUMNS = ("arm", "seed", "step", "tokens", "train_flops", "train_s", "metric", "value")
 FINAL_COLUMNS = ("arm", "seed", "metric", "step", "loss_nats_per_token")
@@ -23,7 +35,7 @@ def summary(findings: Findings) -> dict[str, Any]:
     plan = findings.plan
     return _plain(
         {
-            "format": 1,
+            "format": SUMMARY_FORMAT,
             "name": plan.config.name,
             "question": plan.config.question,
             "match": plan.config.match,
@@ -32,13 +44,24 @@ def summary(findings: Findings) -> dict[str, Any]:
             "baseline": plan.config.baseline,
             "arms": list(plan.arms),
             "seeds": list(findings.seeds),
+            "extra_baseline_seeds": list(plan.config.extra_baseline_seeds),
+            "margin": plan.config.margin,
+            "primary": list(plan.config.verdicts),
             "interim": findings.scope.interim,
-            "left_out": list(findings.scope.left_out),
+            "runs": runs_text(findings),
+            "run_ends": {name: asdict(end) for name, end in findings.scope.ends.items()},
             "step": findings.scope.until_step,
             "tokens": findings.tokens,
             "overall": overall(findings),
             "headlines": {arm: headline(findings, arm) for arm in plan.others},
             "contrasts": [_contrast(findings, c) for c in findings.contrasts],
+            "named_contrasts": [
+                {"contrast": name, "modality": effect.modality, "outcome": outcome_text(findings, effect)}
+                | {"sentence": f"{name}, {effect.modality}: {_named_sentence(findings, effect)}"}
+                | _effect(effect)
+                for name, by_modality in named_effects(findings)
+                for effect in by_modality
+            ],
             "final_losses": _losses(findings.losses, "modality"),
             "by_rule": _losses(findings.by_rule, "modality"),
             "conditional": _losses(findings.conditional, "metric"),
@@ -70,14 +93,12 @@ def _contrast(findings: Findings, contrast: Contrast) -> dict[str, Any]:
         "lower": contrast.leader,
         "outcome": words.outcome,
         "sentence": words.sentence,
-        "difference_nats": final.mean,
-        "difference_frac": final.relative,
-        "interval_nats": _interval(final.interval),
-        "differences_per_seed": final.differences,
+        **_effect(final),
+        "seeds": contrast.seeds,
+        "differences_per_seed": contrast.differences,
         "step_matching": {
             axis: {
                 "s": _ratio(m.slope),
-                "s_interval_within_run": _interval(m.within_run),
                 "end_point_ratio": _ratio(m.end),
                 "end_point_reached": m.end_reached,
                 "never_reached_frac": m.never_reached_frac,
@@ -94,6 +115,24 @@ def _contrast(findings: Findings, contrast: Contrast) -> dict[str, Any]:
         ],
         "gap_per_doubling_nats": contrast.trend,
     }
+
+
+def _effect(effect: Effect) -> dict[str, Any]:
+    """The numbers of an effect. A joint interval holds together with all others that are joint."""
+    return {
+        "primary": effect.primary,
+        "difference_nats": effect.estimate,
+        "difference_frac": effect.relative,
+        "interval_nats": _interval(effect.interval),
+        "interval_is_joint": effect.primary,
+        "margin_nats": effect.margin,
+        "spreads_differ": effect.spreads_differ,
+    }
+
+
+def _named_sentence(findings: Findings, effect: Effect) -> str:
+    share = f"{signed(100 * effect.relative, 1)} %"
+    return f"{outcome_text(findings, effect)}, {share} ({difference_text(findings, effect)})."
 
 
 def _interval(interval: Interval | None) -> list[float] | None:
@@ -141,13 +180,13 @@ def final_csv(findings: Findings) -> str:
     """The held-out losses of all runs at the last step."""
     lines = []
     for run in findings.results:
+        at = findings.runs(run.arm).index(run)
         for modality in (*findings.modalities, ALL):
-            loss = findings.losses[run.arm, modality].per_seed[findings.seeds.index(run.seed)]
+            loss = findings.losses[run.arm, modality].per_seed[at]
             lines.append((run.arm, run.seed, modality, findings.scope.until(run), loss))
         for (arm, metric), loss in findings.conditional.items():
             if arm == run.arm:
-                value = loss.per_seed[findings.seeds.index(run.seed)]
-                step = findings.scope.until(run)
+                value, step = loss.per_seed[at], findings.scope.until(run)
                 lines.append((run.arm, run.seed, metric.removeprefix(HELD_OUT), step, value))
     return _csv(FINAL_COLUMNS, lines)
 
@@ -160,7 +199,7 @@ def step_matching_csv(findings: Findings) -> str:
     lines = []
     for contrast in findings.contrasts:
         for axis in AXES:
-            for seed, match in zip(findings.seeds, contrast.matching[axis].matches, strict=True):
+            for seed, match in zip(contrast.seeds, contrast.matching[axis].matches, strict=True):
                 for x, reached in zip(match.base_x, match.other_x, strict=True):
                     at = float(reached) if math.isfinite(reached) else ""
                     lines.append(

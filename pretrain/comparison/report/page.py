@@ -18,10 +18,10 @@ from data_pipeline.files.atomic import atomic_file
 from pretrain import quantities
 from pretrain.comparison.caveats import caveats
 from pretrain.comparison.findings import Findings
-from pretrain.comparison.report import figures, files, tables
+from pretrain.comparison.report import figures, files, picture, tables
 from pretrain.comparison.report.digest import digest_line
 from pretrain.comparison.results import HELD_OUT
-from pretrain.comparison.verdict import headline, overall, verdicts
+from pretrain.comparison.verdict import MATCH_UNIT, headline, overall, runs_text, verdicts
 
 TRAIN_SMOOTHING_ROWS = 9
 """Number of rows in the moving mean of training curves; held-out curves are not smoothed."""
@@ -40,7 +40,7 @@ def write_report(findings: Findings, folder: Path) -> Path:
         "curves.csv": files.curves_csv(findings).encode(),
         "final.csv": files.final_csv(findings).encode(),
         "step_matching.csv": files.step_matching_csv(findings).encode(),
-        "summary.png": figures.summary_png(findings),
+        "summary.png": picture.summary_png(findings),
         "index.html": page(findings).encode() + digest_line(summary).encode(),
     }
     for name, content in contents.items():
@@ -67,7 +67,9 @@ def page(findings: Findings) -> str:
         first=plan.runs[0].config,
         q=quantities,
         overall=overall(findings),
-        matched=figures.MATCH_UNIT[plan.config.match],
+        matched=MATCH_UNIT[plan.config.match],
+        runs=runs_text(findings),
+        decided=any(effect.interval for effect in findings.effects.values()),
         overview=tables.overview_table(findings),
         headlines={arm: headline(findings, arm) for arm in plan.others},
         verdicts={arm: verdicts(findings, arm) for arm in plan.others},
@@ -77,6 +79,7 @@ def page(findings: Findings) -> str:
         design=tables.design_table(findings),
         losses=tables.loss_table(findings),
         matching={arm: tables.matching_table(findings, arm) for arm in plan.others},
+        named=tables.contrast_table(findings),
         rules=tables.rule_table(findings),
         conditional=tables.conditional_table(findings),
         system=tables.system_table(findings),

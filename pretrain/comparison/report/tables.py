@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pretrain.comparison.contrasts import difference_text
+from pretrain.comparison.costs import step_time_ratio, systems
+from pretrain.comparison.effects import Effect
 from pretrain.comparison.findings import (
     ALL,
     ArmLoss,
@@ -12,16 +15,13 @@ from pretrain.comparison.findings import (
     Matching,
     conditional_gain_name,
     conditional_loss_name,
-    step_time_ratio,
-    systems,
 )
 from pretrain.comparison.results import AXES
-from pretrain.comparison.statistics import RatioEstimate
-from pretrain.comparison.verdict import slope_text
+from pretrain.comparison.verdict import named_effects, outcome_text, ratio_text, slope_text
 from pretrain.config import RunConfig, differences
 from pretrain.models import accounting
 from pretrain.models.config import ModelConfig
-from pretrain.quantities import count, duration, flops, format_bytes, percent, ratio, signed, with_prefix
+from pretrain.quantities import count, duration, flops, format_bytes, percent, signed, with_prefix
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def design_table(findings: Findings) -> Table:
         row("of these in steps lost to spikes", lambda arm, _: flops(cost[arm].flops_lost_to_spikes))
     row("learning rate", lambda _, c: _learning_rate(c))
     row("precision", lambda _, c: c.precision)
-    row("seeds", lambda *_: ", ".join(map(str, findings.seeds)))
+    row("seeds", lambda arm, _: ", ".join(str(run.seed) for run in findings.runs(arm)))
     row("time in training steps", lambda arm, _: duration(cost[arm].train_s))
     row("tokens per second", lambda arm, _: count(cost[arm].tokens_per_s))
     base = configs[plan.config.baseline]
@@ -116,30 +116,59 @@ def _at(config: RunConfig, dotted_key: str) -> Any:
 def loss_table(findings: Findings) -> dict[str, Table]:
     """By arm, the table of its final held-out losses and the baseline's, with difference and interval."""
     base = findings.plan.config.baseline
-    level = percent(findings.plan.config.confidence)
     out = {}
     for arm in findings.plan.others:
         rows = []
         for modality in (*findings.modalities, ALL):
             final = findings.contrast(arm, modality).final
-            interval = final.interval
             cells = (
                 loss_text(findings.losses[base, modality]),
                 loss_text(findings.losses[arm, modality]),
-                signed(final.mean),
-                f"{signed(interval.low)} to {signed(interval.high)}" if interval else "none (one seed)",
+                signed(final.estimate),
+                _interval_text(final),
                 f"{signed(100 * final.relative, 2)} %",
             )
             rows.append(("all targets" if modality == ALL else modality, cells))
-        columns = (base, arm, "difference", f"{level} interval", "relative")
+        columns = (base, arm, "difference", _interval_heading(findings), "relative")
         out[arm] = Table(columns, tuple(rows), "final held-out loss")
     return out
+
+
+def _interval_heading(findings: Findings) -> str:
+    return f"{percent(findings.plan.config.confidence)} interval"
+
+
+def _interval_text(effect: Effect) -> str:
+    """The interval of an effect; ** marks one that holds by itself and not jointly."""
+    if effect.interval is None:
+        return "none (an observation)"
+    mark = "" if effect.primary else " **"
+    return f"{signed(effect.interval.low)} to {signed(effect.interval.high)}{mark}"
+
+
+def contrast_table(findings: Findings) -> Table | None:
+    """The contrasts that the file names, a row per contrast and modality; None if it names none."""
+    rows = []
+    for name, effects in named_effects(findings):
+        text = difference_text(findings.plan.config.differences[name])
+        for effect in effects:
+            modality = "all targets" if effect.modality == ALL else effect.modality
+            cells = (
+                text,
+                outcome_text(findings, effect),
+                signed(effect.estimate),
+                _interval_text(effect),
+                f"{signed(100 * effect.relative, 2)} %",
+            )
+            rows.append((f"{name}, {modality}", cells))
+    columns = ("contrast", "outcome", "difference", _interval_heading(findings), "relative")
+    return Table(columns, tuple(rows), "final held-out loss") if rows else None
 
 
 def overview_table(findings: Findings) -> Table:
     """The final held-out losses of all arms, with their relative differences to the baseline.
 
-    A * marks a detectable difference.
+    A * marks a verdict: better or worse than the baseline.
     """
     columns = (*findings.modalities, ALL)
 
@@ -203,12 +232,7 @@ def _end_text(matching: Matching) -> str:
     if matching.end is None:
         return "none"
     mark = "" if matching.end_reached else " *"
-    return _ratio_text(matching.end) + mark
-
-
-def _ratio_text(estimate: RatioEstimate) -> str:
-    interval = estimate.interval
-    return ratio(estimate.value) + (f" [{ratio(interval.low)}, {ratio(interval.high)}]" if interval else "")
+    return ratio_text(matching.end) + mark
 
 
 def conditional_table(findings: Findings) -> Table | None:
@@ -237,7 +261,7 @@ def system_table(findings: Findings) -> Table:
         if arm == plan.config.baseline:
             return "1"
         estimate = ratios[arm]
-        return _ratio_text(estimate) if estimate else "n/a"
+        return ratio_text(estimate) if estimate else "n/a"
 
     def cells(value: Any) -> tuple[str, ...]:
         return tuple(value(cost[arm]) for arm in plan.arms)

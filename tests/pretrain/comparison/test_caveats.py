@@ -36,7 +36,8 @@ def test_a_clean_comparison_has_only_what_its_size_brings(texts: Callable[..., t
     grave, other = texts(seeds=(1, 2, 3, 4, 5), multiplier=better)
     assert grave == ""
     assert [line.split(":")[0] for line in other.splitlines()] == [
-        "3 verdicts at 95 % each",
+        "Intervals hold what another seed would change, over one fixed set of held-out documents. Other "
+        "documents would change the losses too.",
         "Step matching reads the faster arm in the middle of its learning-rate schedule and the slower one "
         "at its end",
     ]
@@ -46,11 +47,11 @@ def test_a_clean_comparison_has_only_what_its_size_brings(texts: Callable[..., t
     ("how", "expected"),
     [
         ({"seeds": (1,)}, "One seed"),
-        ({"seeds": (1, 2)}, "Two seeds"),
+        ({"seeds": (1, 2)}, "2 seeds: there is no interval"),
         ({"until": lambda arm, seed: 300}, "cut at step 300 of 600"),
         (
             {"until": lambda arm, seed: 300 if (arm, seed) == ("mot", 2) else None},
-            "have not finished: mot_seed2",
+            "Not finished yet: mot_seed2",
         ),
         ({"commit": lambda arm: arm}, "made by 2 versions of the code"),
         ({"device": lambda arm: arm}, "differ in device or layout"),

@@ -29,6 +29,33 @@ def test_arms_times_seeds_with_one_directory_each(comparison_files: Callable[...
     assert plan.run("mot", 3).config.run_dir == plan.directory / "mot_seed3"
 
 
+def test_the_baseline_may_have_more_seeds(comparison_files: Callable[..., Files]) -> None:
+    plan = make_plan(comparison_files(edit=lambda t: "extra_baseline_seeds = [8, 9]\n" + t).comparison)
+    assert [run.name for run in plan.runs[6:]] == ["dense_seed8", "dense_seed9"]
+
+
+def test_five_seeds_are_the_default(comparison_files: Callable[..., Files]) -> None:
+    plan = make_plan(comparison_files(edit=lambda t: t.replace("seeds =", "# seeds =")).comparison)
+    assert plan.config.seeds == (1, 2, 3, 4, 5) and plan.config.margin == 0.005
+
+
+def test_contrasts_are_named_and_the_primary_ones_are_the_verdicts(
+    comparison_files: Callable[..., Files],
+) -> None:
+    def edit(text: str) -> str:
+        third = '[arms.pair.model]\ntowers = {text = "text", image = "other", speech = "other"}\n'
+        return (
+            'primary = ["pair", "mot_or_pair"]\n'
+            + text
+            + third
+            + '[contrasts]\nmot_or_pair = ["mot", "pair"]\n'
+        )
+
+    config = make_plan(comparison_files(edit=edit).comparison).config
+    assert list(config.differences) == ["mot", "pair", "mot_or_pair"]
+    assert config.verdicts == ("pair", "mot_or_pair")
+
+
 def test_a_comparison_is_told_from_a_run(comparison_files: Callable[..., Files]) -> None:
     files = comparison_files()
     assert is_comparison(files.comparison) and not is_comparison(files.base)
@@ -74,7 +101,7 @@ MISTAKES = {
         "is no arm; arms: dense",
     ),
     "no seed": (lambda t: t.replace("[1, 2, 3]", "[]"), "seeds"),
-    "a seed twice": (lambda t: t.replace("[1, 2, 3]", "[1, 1]"), "names a seed twice"),
+    "a seed twice": (lambda t: t.replace("[1, 2, 3]", "[1, 1]"), "a seed is named twice"),
     "one arm": (lambda t: t.replace("[arms.mot]", ""), "arms"),
     "a table of its own": (lambda t: t.replace("[arms.dense.model]", "[dense]"), "dense: unknown key"),
     "no such base": (lambda t: t.replace("base.toml", "basis.toml"), "basis.toml: no such file"),
@@ -109,6 +136,32 @@ MISTAKES = {
     ),
     "vary the seed": (lambda t: t.replace('["model.towers"]', '["seed"]'), "the comparison sets it"),
     "an arm with a slash": (lambda t: t.replace("[arms.mot]", '[arms."m/t"]'), "names folders"),
+    "a seed of the baseline twice": (
+        lambda t: "extra_baseline_seeds = [3]\n" + t,
+        r"extra_baseline_seeds = \[3\]: a seed is named twice",
+    ),
+    "a margin in per cent": (lambda t: "margin = 1\n" + t, "margin"),
+    "a contrast of no arm": (
+        lambda t: t + '[contrasts]\nx = ["mot", "mott"]\n',
+        r'contrasts.x: "mott" is no arm; arms: dense, mot',
+    ),
+    "a contrast of an arm with itself": (
+        lambda t: t + '[contrasts]\nx = ["mot", "mot"]\n',
+        "contrasts.x: mot \u2212 mot is always 0",
+    ),
+    "a contrast that is there anyway": (
+        lambda t: t + '[contrasts]\nx = ["dense", "mot"]\n',
+        'contrasts.x is the contrast "mot" again',
+    ),
+    "a contrast with the name of an arm": (
+        lambda t: t + '[contrasts]\nmot = ["dense", "mot"]\n',
+        r'contrasts\."mot": use letters, .* no name of an arm',
+    ),
+    "a contrast of three arms": (lambda t: t + '[contrasts]\nx = ["a", "b", "c"]\n', "contrasts.x"),
+    "a verdict on no contrast": (
+        lambda t: 'primary = ["dense"]\n' + t,
+        'primary: "dense" is no contrast; contrasts: mot',
+    ),
     "an arm that is no run": (lambda t: t + "model.towers.text = 3\n", r'arms."mot": model.towers.text'),
 }
 

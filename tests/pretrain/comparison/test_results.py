@@ -1,4 +1,4 @@
-"""Reading runs back, and which of them a report may rest on."""
+"""Reading runs back."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import ComparisonPlan
-from pretrain.comparison.results import aligned, compare_fingerprints, load_results, scope_of
+from pretrain.comparison.results import aligned, compare_fingerprints, load_results
 from pretrain.run_identity import draw_identity
 
 MakePlan = Callable[..., ComparisonPlan]
@@ -91,32 +91,6 @@ def test_metrics_or_config_of_another_run_are_refused(synthetic_plan: MakePlan, 
         load_results(plan)
 
 
-def test_only_seeds_that_finished_in_all_arms_count(synthetic_plan: MakePlan, write_runs: Write) -> None:
-    plan = synthetic_plan()
-    write_runs(plan, until=lambda arm, seed: {("mot", 2): 400, ("dense", 3): 0}.get((arm, seed)))
-    scope = scope_of(plan, load_results(plan))
-    assert (scope.seeds, scope.until_step, scope.interim) == ((1,), 600, False)
-    assert scope.left_out == ("mot_seed2", "dense_seed3")
-
-
-def test_an_unfinished_comparison_is_cut_where_all_arms_were_evaluated(
-    synthetic_plan: MakePlan, write_runs: Write
-) -> None:
-    plan = synthetic_plan(seeds=(1, 2))
-    write_runs(plan, until=lambda arm, seed: {("dense", 1): 450, ("mot", 1): 330}.get((arm, seed), 0))
-    scope = scope_of(plan, load_results(plan))
-    assert (scope.seeds, scope.until_step, scope.interim) == ((1,), 320, True)
-
-
-def test_nothing_to_report_on_is_said(synthetic_plan: MakePlan, write_runs: Write) -> None:
-    plan = synthetic_plan(seeds=(1,))
-    write_runs(plan, until=lambda arm, seed: 0 if arm == "mot" else None)
-    with pytest.raises(
-        ConfigError, match=r"no seed has been evaluated in all arms \(dense, mot\).*mot_seed1"
-    ):
-        scope_of(plan, load_results(plan))
-
-
 def test_equal_fingerprints_prove_equal_data(synthetic_plan: MakePlan, write_runs: Write) -> None:
     plan = synthetic_plan(seeds=(1, 2))
     write_runs(plan)
@@ -143,6 +117,13 @@ def test_a_run_that_went_back_is_named(synthetic_plan: MakePlan, write_runs: Wri
         run.record["spikes"] = {"events": [{"step": 60, "why": "so", "back_to": back_to}]}
     (text,) = compare_fingerprints(results).broken
     assert text.endswith("by step 10; mot went back to a checkpoint and on with later data (on_spike)")
+
+
+def test_a_seed_of_one_run_has_nothing_to_prove(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(seeds=(1,), edit=lambda text: "extra_baseline_seeds = [7]\n" + text)
+    write_runs(plan)
+    prints = compare_fingerprints(load_results(plan))
+    assert prints.proven and prints.compared == {1: 60}
 
 
 def test_the_documents_that_differ_are_named(synthetic_plan: MakePlan, write_runs: Write) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import ComparisonPlan
-from pretrain.comparison.run import run_comparison, unfinished
+from pretrain.comparison.report.digest import digest_line
+from pretrain.comparison.run import detectable_line, finished_page, run_comparison, unfinished
 from pretrain.comparison.run_queue import lock_comparison
 from tools.cli import main
 
@@ -25,8 +26,13 @@ def test_report_only_reports_on_what_has_run_and_starts_nothing(
     out = io.StringIO()
     assert run_comparison(plan.path, plan.overrides, report_only=True, to=out) == 0
     lines = out.getvalue().splitlines()
-    assert lines[1].startswith("After 205 k tokens of an unfinished comparison mot is better on text")
-    assert "  text: mot better" in out.getvalue() and "  Mind: Interim" in out.getvalue()
+    assert lines[1] == "dense_vs_mot: 0 of 4 runs finished"
+    assert lines[2].startswith(
+        "At equal tokens (205 k a run) of an unfinished comparison, so far, mot's held-out"
+    )
+    assert (
+        "  text: mot lower so far: an observation" in out.getvalue() and "  Mind: Interim" in out.getvalue()
+    )
     report = plan.directory / "report" / "index.html"
     assert lines[-1] == f"Report: {report}" and report.is_file()
     assert json.loads((report.parent / "summary.json").read_text())["interim"] is True
@@ -40,6 +46,7 @@ def test_a_finished_comparison_is_not_run_again(
     assert unfinished(plan) == []
     out = io.StringIO()
     assert run_comparison(plan.path, plan.overrides, to=out) == 0
+    assert "A verdict needs 3 seeds of each arm" in out.getvalue()
     assert "; 2 done already" in out.getvalue() and "Report: " in out.getvalue()
     page = plan.directory / "report" / "index.html"
     written = page.stat().st_mtime_ns
@@ -54,6 +61,13 @@ def test_a_finished_comparison_is_not_run_again(
     once_more = io.StringIO()
     assert good != summary.read_text() and run_comparison(plan.path, plan.overrides, to=once_more) == 0
     assert once_more.getvalue() == out.getvalue() and summary.read_text() == good
+    summary.write_text(good.replace('"format": 2', '"format": 1'))
+    digest = f"{digest_line(summary.read_bytes())}"
+    page.write_text(page.read_text().rsplit("<!-- ", 1)[0] + digest)
+    assert finished_page(plan) is None, "a report of an earlier version is written anew"
+    page.write_text(page.read_text().rsplit("<!-- ", 1)[0] + digest_line(good.encode()))
+    summary.write_text(good)
+    assert finished_page(plan) == page
     written = page.stat().st_mtime_ns
     metrics = plan.runs[0].config.run_dir / "metrics.jsonl"
     os.utime(metrics, ns=(written + 1, written + 1))
@@ -97,6 +111,21 @@ def test_a_layout_that_cannot_be_is_refused_where_runs_are_started(
     with pytest.raises(ConfigError, match=r'arms."dense", with processes_per_run = 3: .* cannot be split'):
         run_comparison(plan.path, words)
     assert not plan.directory.exists()
+
+
+def test_how_small_a_difference_may_be_seen_is_told_first(
+    synthetic_plan: Callable[..., ComparisonPlan],
+) -> None:
+    line = detectable_line(synthetic_plan())
+    assert line.startswith(
+        "Likely to be seen (80 % chance, 3 verdicts jointly at 95 %), in nats per token: text 0.1"
+    )
+    assert "deviations over seeds" in line
+    pilot = synthetic_plan(
+        edit=lambda text: "pilot_deviation = {text = 0.01, image = 0.01, speech = 0.01}\n" + text
+    )
+    assert detectable_line(pilot).endswith("(pilot_deviation)")
+    assert detectable_line(synthetic_plan(seeds=(1, 2))).endswith("With fewer this is an observation.")
 
 
 def test_fewer_than_one_run_at_a_time_is_refused(synthetic_plan: Callable[..., ComparisonPlan]) -> None:

@@ -1,6 +1,5 @@
 """Figures are looked at by people; tests hold what a person would not see: ids, colours, labels, sizes."""
 
-import io
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from functools import partial
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from pretrain.comparison.findings import Findings
 from pretrain.comparison.report import figures
@@ -89,7 +87,7 @@ def test_a_crossing_is_marked_with_its_tokens(findings: Callable[..., Findings])
 
 
 def test_a_wide_interval_leaves_the_curve_readable(findings: Callable[..., Findings]) -> None:
-    f = findings(shift=crossing, seed_noise=0.2)  # two seeds: the band is about 100 times the gap
+    f = findings(seeds=(1, 2, 3), shift=crossing, seed_noise=0.6)  # the band is about 10 times the gap
     ax = Figure().add_subplot()
     contrast = f.contrast("mot", "text")
     figures.draw_gap(ax, f, contrast)
@@ -130,13 +128,6 @@ def test_forest_of_a_modality_has_a_row_for_every_arm(findings: Callable[..., Fi
     assert [label.get_text() for label in ax.get_yticklabels()] == ["pair", "mot"]
     diamonds = [line for line in ax.lines if line.get_marker() == "D"]
     assert [line.get_color() for line in diamonds] == [figures.colour(f, arm) for arm in ("mot", "pair")]
-    assert Image.open(io.BytesIO(figures.summary_png(f))).width > 1800
-
-
-def test_the_picture_for_a_readme_is_large_and_wide(findings: Callable[..., Findings]) -> None:
-    image = Image.open(io.BytesIO(figures.summary_png(findings(seeds=(1,)))))
-    assert image.width > 1800 and 1.8 < image.width / image.height < 2.6
-    assert image.convert("RGB").getpixel((2, 2)) == (255, 255, 255)
 
 
 def test_no_label_stands_where_a_longer_curve_may_pass(findings: Callable[..., Findings]) -> None:
@@ -144,3 +135,28 @@ def test_no_label_stands_where_a_longer_curve_may_pass(findings: Callable[..., F
     ax = Figure().add_subplot()
     figures.draw_curves(ax, f, "eval/loss/text", "seconds", title="text")
     assert [text.xy[0] for text in ax.texts] == pytest.approx([600 * 0.201] * 2)  # type: ignore[attr-defined]
+
+
+def test_no_curve_lies_below_the_axis(findings: Callable[..., Findings]) -> None:
+    f = findings(seed_noise=0.1)
+    ax = Figure().add_subplot()
+    figures.draw_curves(ax, f, "eval/loss/text", "tokens", title="text")
+    lowest = min(c.values.min() for arm in f.plan.arms for c in f.curves(arm, "eval/loss/text"))
+    assert ax.get_ylim()[0] < lowest
+
+
+def test_a_metric_that_no_run_has_is_an_empty_panel(findings: Callable[..., Findings]) -> None:
+    ax = Figure().add_subplot()
+    figures.draw_curves(ax, findings(), "train/loss/video", "tokens", title="video")
+    assert texts(ax) == ["not measured"] and ax.get_title() == "video"
+
+
+def test_the_forest_shows_the_margin_and_fills_verdicts_only(findings: Callable[..., Findings]) -> None:
+    f = findings(
+        seeds=(1, 2, 3), noise=0.004, multiplier=lambda arm, m: 2.0 if (arm, m) == ("mot", "image") else 1.0
+    )
+    ax = Figure().add_subplot()
+    figures.draw_forest(ax, f, [f.contrast("mot", m) for m in f.modalities], "modality")
+    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
+    assert [d.get_markerfacecolor() != figures.PAPER for d in diamonds] == [False, True, False]
+    assert len(ax.collections) == 3 and ax.get_xlabel().endswith("95 % joint intervals")

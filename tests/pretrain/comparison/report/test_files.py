@@ -13,7 +13,7 @@ from pretrain.comparison.results import load_results
 
 @pytest.fixture
 def findings(synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]) -> Findings:
-    plan = synthetic_plan(seeds=(1, 2))
+    plan = synthetic_plan()
     write_runs(plan, multiplier=lambda arm, m: 2.0 if (arm, m) == ("mot", "image") else 1.0, noise=0.002)
     return find(plan, load_results(plan))
 
@@ -29,8 +29,12 @@ def test_summary_is_strict_json_with_the_numbers_of_the_page(findings: Findings)
     assert image["step_matching"]["steps"]["s"]["value"] == pytest.approx(0.5, rel=0.02)
     assert image["interval_nats"][0] < image["difference_nats"] < image["interval_nats"][1]
     assert [c["modality"] for c in values["contrasts"]] == ["text", "image", "speech", "all"]
-    assert values["same_data"]["proven"] and values["same_data"]["steps_compared"] == {"1": 60, "2": 60}
-    assert values["headlines"]["mot"].startswith("After 614 k tokens")
+    assert values["same_data"]["proven"] and values["same_data"]["steps_compared"] == {
+        "1": 60,
+        "2": 60,
+        "3": 60,
+    }
+    assert values["headlines"]["mot"].startswith("At equal tokens (614 k a run) mot is")
     assert values["systems"]["dense"]["mfu_frac"] == 0.31
 
 
@@ -63,12 +67,12 @@ def test_final_losses_per_run(findings: Findings) -> None:
         findings.losses["dense", "speech"].per_seed[1]
     )
     # per run: three modalities, all targets, a loss and a gain in six directions
-    assert len(lines) == 4 * (3 + 1 + 12)
+    assert len(lines) == 6 * (3 + 1 + 12)
 
 
 def test_step_matching_points_with_gaps_where_nothing_was_reached(findings: Findings) -> None:
     lines = rows(step_matching_csv(findings))
-    assert len(lines) == 4 * 3 * 2 * 30  # contrasts, axes, seeds, evaluations
+    assert len(lines) == 4 * 3 * 3 * 30  # contrasts, axes, seeds, evaluations
     image = [r for r in lines if (r["modality"], r["axis"], r["seed"]) == ("image", "steps", "1")]
     assert image[0]["arm_x"] == ""  # mot was below that at its first evaluation
     assert float(image[-1]["arm_x"]) == pytest.approx(300, rel=0.05)  # half of 600; noise on a flat curve

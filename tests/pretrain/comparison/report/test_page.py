@@ -97,6 +97,35 @@ def test_three_arms_are_each_compared_with_the_baseline(findings: Callable[..., 
     assert "var(--arm2)" in html
 
 
+def test_a_modality_that_is_held_out_but_not_trained_on_has_an_empty_training_panel(
+    findings: Callable[..., Findings],
+) -> None:
+    f = findings(until=lambda *_: None)
+    for run in f.results:
+        for row in run.rows:
+            row.pop("train/loss/speech", None)
+    html = page(find(f.plan, f.results))
+    assert html.count("not measured") == 1 and "train-loss-tokens-speech" in html
+
+
+def test_lost_runs_and_named_contrasts_are_told(
+    synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
+) -> None:
+    third = '[arms.pair.model]\ntowers = {text = "text", image = "other", speech = "other"}\n'
+    named = '[contrasts]\nsplit = ["mot", "pair"]\n'
+    plan = synthetic_plan(edit=lambda text: text + third + named)
+    write_runs(plan, noise=0.004, until=lambda *run: 300 if run == ("mot", 2) else None)
+    results = load_results(plan)
+    results[1].record["status"] = "failed"  # mot_seed1 finished; what its record says now is no matter
+    results[4].record["status"] = "failed"
+    results[4].record["attempts"][-1]["reason"] = "exit code 9"
+    html = unescape(page(find(plan, results))).replace("\u00a0", " ")
+    head = html[html.index("<body>") : html.index('class="panels"')]
+    assert "8 of 9 runs finished, mot_seed2 failed" in head
+    assert "mot_seed2 failed: exit code 9. It is left out of the means and counts against its arm" in head
+    assert "split, text" in html and "mot \u2212 pair" in html
+
+
 def test_without_conditional_losses_the_section_is_left_out(
     findings: Callable[..., Findings], synthetic_plan: Callable[..., ComparisonPlan]
 ) -> None:
