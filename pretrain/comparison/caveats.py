@@ -51,16 +51,20 @@ def _of_scope(findings: Findings) -> Iterator[Caveat]:
     elif scope.unfinished:
         yield Caveat(
             f"Not finished yet: {join(scope.unfinished)}. The intervals are those of the runs that "
-            "finished; who "
-            "looks now and again later claims more often than they say.",
+            "finished; who looks now and again later claims more often than they say.",
+            grave=True,
+        )
+    if scope.failed:
+        yield Caveat(
+            f"Every run of {join(scope.failed)} failed: no figure and no table shows "
+            f"{'it' if len(scope.failed) == 1 else 'them'}.",
             grave=True,
         )
     for name, end in scope.lost.items():
         yield Caveat(
-            f"{name} {end.kind}{f': {end.why}' if end.why else ''}. It is left out of the means and "
-            "counts against "
-            "its arm: an arm that lost more of its runs than another is not called better than it, or "
-            "equivalent.",
+            f"{name} {end.kind}{f': {end.why}' if end.why else ''}. It is left out of the means and counts "
+            "against its arm: an arm that lost more of its runs than another is not called better than it, "
+            "or equivalent.",
             grave=True,
         )
 
@@ -134,9 +138,8 @@ def _of_seeds(findings: Findings) -> Iterator[Caveat]:
     n = min(len(findings.runs(arm)) for arm in plan.arms)
     if n < ENOUGH_RUNS:
         yield Caveat(
-            f"{'One seed' if n == 1 else f'{n} seeds'}: there is no interval, and a difference of this "
-            "size may "
-            f"be chance. A verdict needs {ENOUGH_RUNS} seeds, better {ENOUGH_SEEDS}.",
+            f"{'One seed' if n == 1 else f'{n} seeds'}: there is no interval, and a difference of this size "
+            f"may be chance. A verdict needs {ENOUGH_RUNS} seeds, better {ENOUGH_SEEDS}.",
             grave=True,
         )
         return
@@ -145,9 +148,8 @@ def _of_seeds(findings: Findings) -> Iterator[Caveat]:
     if n < ENOUGH_SEEDS:
         yield Caveat(f"{n} seeds: intervals are wide, and rest on losses being about normal.")
     yield Caveat(
-        "Intervals hold what another seed would change, over one fixed set of held-out documents. "
-        "Other documents "
-        "would change the losses too."
+        "Intervals hold what another seed would change, over one fixed set of held-out documents. Other "
+        "documents would change the losses too."
     )
     if any(not effect.primary and effect.modality != ALL for effect in findings.effects.values()):
         yield Caveat(
@@ -157,11 +159,10 @@ def _of_seeds(findings: Findings) -> Iterator[Caveat]:
         {e.contrast for e in findings.effects.values() if e.spreads_differ and e.modality != ALL}
     ):
         yield Caveat(
-            f"The arms spread differently over seeds in contrasts of {join(wide)}, whose intervals "
-            "take Welch's "
-            "error where it is larger. With few seeds they may still be too narrow: at "
-            f"{percent(config.confidence)} "
-            "a false claim is then up to twice as likely as stated, with five seeds an arm."
+            f"The arms spread differently over seeds in contrasts of {join(wide)}, whose intervals take "
+            "Welch's error where it is larger. With few seeds they may still be too narrow: at "
+            f"{percent(config.confidence)} a false claim is then up to twice as likely as stated with five "
+            "seeds an arm, and up to four times with three."
         )
 
 
@@ -215,9 +216,8 @@ def _of_compute(findings: Findings) -> Iterator[Caveat]:
         )
     if plan.config.concurrent_runs > 1:
         yield Caveat(
-            f"{plan.config.concurrent_runs} runs at a time: seconds are those of a machine that was "
-            "shared. Do not "
-            "quote them."
+            f"{plan.config.concurrent_runs} runs at a time: seconds are those of a machine that was shared. "
+            "Do not quote them."
         )
 
 

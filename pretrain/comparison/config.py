@@ -16,7 +16,7 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.json_file import read_object
 from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, set_key, validate
-from pretrain.comparison.contrasts import Difference, all_differences, check_contrasts
+from pretrain.comparison.contrasts import Difference, all_differences, check_contrasts, weights
 from pretrain.comparison.matched_flops import match_flops
 from pretrain.config import RunConfig, differences
 from pretrain.run_files import METRICS
@@ -102,9 +102,8 @@ class CompareConfig(BaseModel):
         seeds = [*self.seeds, *self.extra_baseline_seeds]
         if len(set(seeds)) != len(seeds):
             raise ValueError(
-                f"seeds = {list(self.seeds)}, extra_baseline_seeds = "
-                f"{list(self.extra_baseline_seeds)}: a seed is "
-                "named twice; equal seeds give equal runs"
+                f"seeds = {list(self.seeds)}, extra_baseline_seeds = {list(self.extra_baseline_seeds)}: "
+                "a seed is named twice; equal seeds give equal runs"
             )
         for arm in self.arms:
             if not re.fullmatch(NAME_PATTERN, arm):
@@ -129,7 +128,9 @@ class CompareConfig(BaseModel):
     @property
     def verdicts(self) -> tuple[str, ...]:
         """Names of the primary contrasts."""
-        return self.primary or tuple(arm for arm in self.arms if arm != self.baseline)
+        if self.primary is not None:
+            return self.primary
+        return tuple(arm for arm in self.arms if arm != self.baseline)
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,20 @@ class ComparisonPlan:
 
     def run(self, arm: str, seed: int) -> PlannedRun:
         return next(run for run in self.runs if (run.arm, run.seed) == (arm, seed))
+
+    def without(self, arms: Sequence[str]) -> "ComparisonPlan":
+        """The plan without some arms, which are not the baseline, and without their contrasts."""
+        if not arms:
+            return self
+        gone = {name for name, d in self.config.differences.items() if set(weights(d)) & set(arms)}
+        config = self.config.model_copy(
+            update={
+                "arms": {arm: table for arm, table in self.config.arms.items() if arm not in arms},
+                "contrasts": {n: d for n, d in self.config.contrasts.items() if n not in gone},
+                "primary": tuple(name for name in self.config.verdicts if name not in gone),
+            }
+        )
+        return replace(self, config=config, runs=tuple(run for run in self.runs if run.arm not in arms))
 
 
 class PlanRecord(BaseModel):

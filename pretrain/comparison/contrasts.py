@@ -54,9 +54,8 @@ def check_contrasts(
     for name, difference in named.items():
         if name in arms or not re.fullmatch(pattern, name):
             raise ValueError(
-                f'contrasts."{name}": use letters, digits, "_", "-" and ".", and no name of an arm, '
-                "which stands "
-                f"for the contrast of that arm with the baseline"
+                f'contrasts."{name}": use letters, digits, "_", "-" and ".", and no name of an arm, which '
+                "stands for the contrast of that arm with the baseline"
             )
         parts = weights(difference)
         if unknown := [arm for arm in parts if arm not in arms]:

@@ -3,6 +3,7 @@
 This module imports no torch.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -44,7 +45,7 @@ class Effect:
     relative: float
     """The estimate over the mean loss of the baseline."""
     interval: Interval | None
-    """None where an arm has fewer than ENOUGH_RUNS runs, and in an unfinished comparison."""
+    """None in an unfinished comparison, and where an arm has fewer than ENOUGH_RUNS runs or all diverged."""
     outcome: Outcome | Literal["observation"]
     margin: float
     """Difference in nats below which arms are equivalent."""
@@ -58,8 +59,8 @@ class Effect:
 
 
 def design_of(config: CompareConfig, runs: Sequence[Run], contrasts: Sequence[str]) -> Design:
-    """The design of runs and of contrasts by name."""
-    arms = list(config.arms)
+    """The design of runs and of contrasts by name, over the arms that have a run."""
+    arms = [arm for arm in config.arms if any(arm == other for other, _ in runs)]
     seeds = sorted({seed for _, seed in runs})
     rows = np.zeros((len(contrasts), len(arms)))
     for row, name in zip(rows, contrasts, strict=True):
@@ -79,24 +80,25 @@ def effects(
     *,
     family: Sequence[str],
     interim: bool = False,
+    diverged: Sequence[str] = (),
 ) -> dict[tuple[str, str], Effect]:
     """The effects by (contrast, modality), from the final losses by modality, given in the order of `runs`.
 
     `family`: the modalities whose intervals hold together; others are exploratory. An unfinished comparison
-    (`interim`) has no intervals: a level is that of one look.
+    (`interim`) has no intervals: a level is that of one look. Arms of which every run `diverged` have none
+    either, and their losses take no part in the fit of the others.
     """
-    design = design_of(config, runs, list(config.differences))
     table = np.array([losses[modality] for modality in losses], float)
-    estimates, single, joint, differ = _estimates(config, runs, table, design, len(family))
-    has_interval = _enough(design) & (design.dof > 0) & (not interim)
+    fitted = _estimates(config, runs, table, len(family), diverged)
     of_baseline = np.array([arm == config.baseline for arm, _ in runs])
     out = {}
     for o, modality in enumerate(losses):
         base = float(table[o, of_baseline].mean())
-        for c, name in enumerate(config.differences):
+        for name, (estimates, single, joint, differ) in fitted.items():
             primary = name in config.verdicts and modality in family
-            estimate, half = float(estimates[o, c]), float((joint if primary else single)[o, c])
-            interval = Interval(estimate - half, estimate + half) if has_interval[c] else None
+            estimate, half = float(estimates[o]), float((joint if primary else single)[o])
+            decided = math.isfinite(half) and not interim
+            interval = Interval(estimate - half, estimate + half) if decided else None
             margin = config.margin * base
             out[name, modality] = Effect(
                 contrast=name,
@@ -105,29 +107,48 @@ def effects(
                 estimate=estimate,
                 relative=estimate / base,
                 interval=interval,
-                outcome=outcome(interval.low, interval.high, config.margin * base)
-                if interval
-                else "observation",
+                outcome=outcome(interval.low, interval.high, margin) if interval else "observation",
                 margin=margin,
-                spreads_differ=bool(differ[o, c]),
+                spreads_differ=bool(differ[o]),
             )
     return out
 
 
 def _estimates(
-    config: CompareConfig, runs: Sequence[Run], table: np.ndarray, design: Design, num_outcomes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """By outcome and contrast: estimates, single and joint half widths, and whether spreads differ.
+    config: CompareConfig,
+    runs: Sequence[Run],
+    table: np.ndarray,
+    num_outcomes: int,
+    diverged: Sequence[str],
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """By contrast, for every outcome: estimates, single and joint half widths, and whether spreads differ.
 
-    Without a degree of freedom there are no half widths (nan), and the estimates are differences of means.
+    Without a fit there are no half widths (nan), and an estimate is a difference of means.
     """
-    if design.dof == 0:
-        means = table @ design.indicators[0] / design.num_runs
-        unknown = np.full((len(table), len(design.weights)), np.nan)
-        return means @ design.weights.T, unknown, unknown, np.zeros(unknown.shape, bool)
-    fitted, alpha = fit(table, design), 1 - config.confidence
-    level = local_level(design_of(config, runs, config.verdicts), alpha, num_outcomes)
-    return fitted.estimates, half_widths(fitted, alpha), half_widths(fitted, level), fitted.spreads_differ
+    sound = np.array([arm not in diverged for arm, _ in runs])
+    means = {
+        arm: table[:, [arm == other for other, _ in runs]].mean(axis=1) for arm in {arm for arm, _ in runs}
+    }
+    nothing, alike = np.full(len(table), np.nan), np.zeros(len(table), bool)
+    out: dict[str, tuple[np.ndarray, ...]] = {
+        name: (sum(w * means[arm] for arm, w in weights(difference).items()), nothing, nothing, alike)
+        for name, difference in config.differences.items()
+    }
+    names = [name for name, d in config.differences.items() if not set(weights(d)) & set(diverged)]
+    of_fit = [run for run, counts in zip(runs, sound, strict=True) if counts]
+    if not names or (design := design_of(config, of_fit, names)).dof == 0:
+        return out
+    fitted, alpha = fit(table[:, sound], design), 1 - config.confidence
+    verdicts = [name for name in names if name in config.verdicts]
+    single = half_widths(fitted, alpha)
+    joint = single
+    if verdicts:
+        joint = half_widths(fitted, local_level(design_of(config, of_fit, verdicts), alpha, num_outcomes))
+    few = ~_enough(design)
+    single, joint = np.where(few, np.nan, single), np.where(few, np.nan, joint)
+    for c, name in enumerate(names):
+        out[name] = tuple(part[:, c] for part in (fitted.estimates, single, joint, fitted.spreads_differ))
+    return out
 
 
 def _enough(design: Design) -> np.ndarray:

@@ -119,8 +119,8 @@ class Contrast:
     def winner(self) -> str | None:
         """The arm that a verdict calls better.
 
-        None without a detectable difference, in exploratory contrasts, where the arms are not proven to have
-        read the same data, and where the lower arm lost more of its runs.
+        None where the difference is not decided, in exploratory contrasts, where the arms are not proven to
+        have read the same data, and where the lower arm lost more of its runs.
         """
         decided = self.final.outcome in ("lower", "higher") and self.final.primary and self.same_data
         return self.leader if decided and self.lost_more != self.leader else None
@@ -144,6 +144,7 @@ class Findings:
     """Everything that a report states."""
 
     plan: ComparisonPlan
+    """The plan without the arms of which every run failed (`scope.failed`)."""
     scope: Scope
     results: tuple[RunResult, ...]
     """The runs in scope."""
@@ -197,6 +198,7 @@ class Findings:
 def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
     """The findings of a comparison. Raises ConfigError while no seed has been evaluated in all arms."""
     scope = scope_of(plan, results)
+    plan = plan.without(scope.failed)
     in_scope = tuple(r for r in results if r.planned.name in scope.used)
 
     def measured(metric: str) -> bool:
@@ -222,6 +224,7 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
         {m: [by_run[run.arm, run.seed, m] for run in in_scope] for m in (*modalities, ALL)},
         family=modalities,
         interim=scope.interim,
+        diverged=scope.diverged,
     )
     return Findings(
         plan=plan,

@@ -187,8 +187,7 @@ def _announcement(plan: ComparisonPlan, todo: Sequence[PlannedRun], concurrent_r
     return (
         f"{config.name}: {config.question}\n"
         f"{len(config.arms)} arms ({', '.join(plan.arms)}) x {len(config.seeds)} seed(s){more} = "
-        f"{len(plan.runs)} runs of {length}; "
-        f"{concurrent_runs} at a time"
+        f"{len(plan.runs)} runs of {length}; {concurrent_runs} at a time"
         + (f"; {done} done already" if done else "")
         + f"\nPlan: {plan.directory / 'comparison.json'}"
     )
@@ -208,6 +207,5 @@ def detectable_line(plan: ComparisonPlan) -> str:
     more = f"; pilot_deviation tells those of {', '.join(unknown)}" if unknown else ""
     return (
         f"Likely to be seen (80 % chance, {count} verdicts jointly at {100 * config.confidence:g} %), "
-        "in nats per "
-        f"token: {listed} ({source}{more})"
+        f"in nats per token: {listed} ({source}{more})"
     )

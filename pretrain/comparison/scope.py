@@ -85,6 +85,10 @@ class Scope:
     """Names of the runs that are used."""
     share: Fraction
     """Share of the steps of a run that the report covers."""
+    diverged: tuple[str, ...] = ()
+    """Arms of which every finished run diverged. They are shown, and take no part in the statistics."""
+    failed: tuple[str, ...] = ()
+    """Arms of which every run failed. They have no final loss, and only words tell of them."""
 
     def until(self, run: RunResult) -> int:
         """Last step of a run that the report covers."""
@@ -110,13 +114,23 @@ def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
     """All runs that finished and did not diverge, if they include a whole seed of all arms.
 
     Otherwise the seeds that all arms have evaluated, cut at a common share of the steps. An arm whose
-    finished runs have all diverged is shown with these. Raises ConfigError if there is nothing to report on.
+    finished runs have all diverged is shown with these. An arm whose runs have all failed is left out, if two
+    others remain. Raises ConfigError if there is nothing to report on.
     """
     ends = run_ends(results)
+    failed = [
+        a for a in plan.others if {ends[r.planned.name].kind for r in results if r.arm == a} == {"failed"}
+    ]
+    if len(failed) > len(plan.arms) - 2:
+        failed = []
+    plan, results = plan.without(failed), [r for r in results if r.arm not in failed]
     usable = {r.planned.name for r in results if ends[r.planned.name].kind == "finished"}
+    diverged = []
     for arm in plan.arms:
-        if not any(r.arm == arm and r.planned.name in usable for r in results):
-            usable |= {r.planned.name for r in results if r.arm == arm and r.finished}
+        own = {r.planned.name for r in results if r.arm == arm and r.finished}
+        if own and not own & usable:
+            diverged.append(arm)
+            usable |= own
     num_steps = plan.run(plan.config.baseline, plan.config.seeds[0]).config.num_steps
 
     def whole(names: set[str]) -> tuple[int, ...]:
@@ -125,7 +139,9 @@ def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
         )
 
     if seeds := whole(usable):
-        return Scope(seeds, num_steps, False, ends, frozenset(usable), Fraction(1))
+        return Scope(
+            seeds, num_steps, False, ends, frozenset(usable), Fraction(1), tuple(diverged), tuple(failed)
+        )
     evaluated = whole({r.planned.name for r in results if r.last_eval_step > 0})
     if not evaluated:
         missing = [name for name, end in ends.items() if end.kind != "finished"]
@@ -136,4 +152,4 @@ def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
     used = [r for r in results if r.seed in evaluated]
     share = min(Fraction(r.last_eval_step, r.planned.config.num_steps) for r in used)
     names = frozenset(r.planned.name for r in used)
-    return Scope(evaluated, int(share * num_steps), True, ends, names, share)
+    return Scope(evaluated, int(share * num_steps), True, ends, names, share, failed=tuple(failed))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pretrain.comparison.contrasts import weights
 from pretrain.comparison.effects import Effect
 from pretrain.comparison.findings import ALL, Contrast, Findings, Matching
 from pretrain.comparison.statistics import RatioEstimate
@@ -61,6 +62,10 @@ def outcome_text(findings: Findings, effect: Effect) -> str:
     arm, base = (first, second) if isinstance(first, str) and isinstance(second, str) else (None, None)
     lower = f"{arm if effect.estimate < 0 else base} lower" if arm else _sign(effect)
     if effect.outcome == "observation":
+        if diverged := [
+            name for name in weights(config.differences[effect.contrast]) if name in findings.scope.diverged
+        ]:
+            return f"not decided, for {lost_text(findings, diverged[0])}"
         return f"{lower} {_observed(findings)}: an observation"
     if not effect.primary:
         return f"exploratory: {lower if effect.outcome in ('lower', 'higher') else effect.outcome}"
@@ -231,6 +236,8 @@ def headline(findings: Findings, arm: str) -> str:
     contrasts = [findings.contrast(arm, m) for m in findings.modalities]
     if not findings.fingerprints.proven:
         return _not_decided(findings, f"{arm} and {base}")
+    if diverged := [name for name in (arm, base) if name in findings.scope.diverged]:
+        return f"{at} nothing is decided between {arm} and {base}: {lost_text(findings, diverged[0])}."
     if all(c.final.outcome == "observation" or not c.final.primary for c in contrasts):
         parts = [
             f"{word} on {join(names)}"

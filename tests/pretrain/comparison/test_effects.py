@@ -97,6 +97,24 @@ def test_a_look_in_between_has_no_level(plan: ComparisonPlan) -> None:
     assert {effect.outcome for effect in found(plan, {"mot": -1.0}, interim=True).values()} == {"observation"}
 
 
+def test_an_arm_whose_runs_all_diverged_leaves_the_fit_of_the_others_alone(plan: ComparisonPlan) -> None:
+    runs = runs_of(plan)
+    table = losses(runs, {"mot": -0.2})
+    wild = {
+        m: [9.0 + 3 * seed if arm == "pair" else v for (arm, seed), v in zip(runs, values, strict=True)]
+        for m, values in table.items()
+    }
+    out = effects(plan.config, runs, wild, family=FAMILY, diverged=["pair"])
+    assert out["pair", "text"].outcome == out["between", "text"].outcome == "observation"
+    assert out["pair", "text"].estimate == pytest.approx(16, abs=0.1)
+    few = [run for run in runs if run[0] != "pair"]
+    alone = {m: [v for (arm, _), v in zip(runs, t, strict=True) if arm != "pair"] for m, t in table.items()}
+    rest = plan.without(["pair"]).config
+    assert rest.verdicts == ("mot",) and list(rest.differences) == ["mot"]
+    assert out["mot", "text"] == effects(rest, few, alone, family=FAMILY)["mot", "text"]
+    assert out["mot", "text"].outcome == "lower"
+
+
 def test_an_interaction_is_a_difference_of_differences(synthetic_plan: MakePlan) -> None:
     fourth = THIRD.replace("pair", "both").replace("other", "rest") + '"model.untied" = ["attention"]\n'
     named = '[contrasts]\ncross = [["both", "pair"], ["mot", "dense"]]\n'

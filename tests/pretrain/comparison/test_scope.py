@@ -104,4 +104,4 @@ def test_an_arm_whose_runs_all_diverged_is_shown_with_them(
                 row["train/loss"] += 2.0
     scope = scope_of(plan, found)
     assert set(scope.lost) == {"mot_seed1", "mot_seed2"} and scope.num_finished == 2
-    assert scope.seeds == (1, 2) and not scope.interim
+    assert scope.seeds == (1, 2) and not scope.interim and scope.diverged == ("mot",)

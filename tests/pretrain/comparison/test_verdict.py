@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+from pretrain.comparison.caveats import caveats
 from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import Findings, find
 from pretrain.comparison.results import RunResult, load_results
@@ -107,11 +108,48 @@ def test_a_seed_that_one_arm_lacks_stays_in_the_other(synthetic_plan: MakePlan, 
     assert f.contrast("mot", "image").winner == "mot"
 
 
+THIRD = '[arms.pair.model]\ntowers = {text = "text", image = "other", speech = "other"}\n'
+
+
+def test_an_arm_whose_runs_all_diverged_takes_no_verdict_from_the_others(
+    synthetic_plan: MakePlan, write_runs: Write
+) -> None:
+    plan = synthetic_plan(edit=lambda text: text + THIRD)
+    write_runs(plan, multiplier=mixed, noise=0.004)
+    results = load_results(plan)
+    for run in results:
+        if run.arm == "pair":
+            for row in run.rows[-8:]:
+                row["train/loss"] += 2.0
+                row |= {name: float("nan") for name in row if name.startswith("eval/loss")}
+    f = find(plan, results)
+    assert runs_text(f) == "6 of 9 runs finished, pair_seed1, pair_seed2 and pair_seed3 diverged"
+    assert f.contrast("mot", "image").winner == "mot"
+    assert headline(f, "pair").endswith(
+        "nothing is decided between pair and dense: pair lost 3 of its 3 runs."
+    )
+    assert verdicts(f, "pair")[0].outcome == "not decided, for pair lost 3 of its 3 runs"
+
+
+def test_an_arm_whose_runs_all_failed_is_told_in_words(synthetic_plan: MakePlan, write_runs: Write) -> None:
+    plan = synthetic_plan(edit=lambda text: text + THIRD)
+    write_runs(plan, multiplier=mixed, noise=0.004, until=lambda arm, _: 300 if arm == "pair" else None)
+    results = load_results(plan)
+    for run in results:
+        if run.arm == "pair":
+            run.record["status"] = "failed"
+            run.record["attempts"][-1]["reason"] = "step 301 is not finite"
+    f = find(plan, results)
+    assert f.plan.arms == ("dense", "mot") and not f.scope.interim
+    assert runs_text(f) == "6 of 9 runs finished, pair_seed1, pair_seed2 and pair_seed3 failed"
+    assert f.contrast("mot", "image").winner == "mot"
+    assert caveats(f)[0].text.startswith("Every run of pair failed: ")
+
+
 def test_named_contrasts_are_told(make_findings: Callable[..., Findings]) -> None:
-    third = '[arms.pair.model]\ntowers = {text = "text", image = "other", speech = "other"}\n'
     named = '[contrasts]\nsplit = ["mot", "pair"]\nbend = [["mot", "dense"], ["dense", "pair"]]\n'
     f = make_findings(
-        edit=lambda text: 'primary = ["mot", "split", "bend"]\n' + text + third + named,
+        edit=lambda text: 'primary = ["mot", "split", "bend"]\n' + text + THIRD + named,
         multiplier=mixed,
         noise=0.004,
     )
@@ -163,10 +201,9 @@ def test_slope_text(make_findings: Callable[..., Findings]) -> None:
 
 
 def test_all_arms_in_one_sentence(make_findings: Callable[..., Findings]) -> None:
-    third = '[arms.pair.model]\ntowers = {text = "text", image = "other", speech = "other"}\n'
     speed = {("mot", "image"): 2.0, ("pair", "image"): 0.5, ("pair", "text"): 2.0}
     f = make_findings(
-        edit=lambda text: text + third, multiplier=lambda arm, m: speed.get((arm, m), 1.0), noise=1e-4
+        edit=lambda text: text + THIRD, multiplier=lambda arm, m: speed.get((arm, m), 1.0), noise=1e-4
     )
     assert overall(f) == (
         "At equal tokens (614 k a run) against dense: on text better pair, equivalent mot; "
@@ -175,9 +212,8 @@ def test_all_arms_in_one_sentence(make_findings: Callable[..., Findings]) -> Non
 
 
 def test_nothing_is_decided_on_different_data(make_findings: Callable[..., Findings]) -> None:
-    third = '[arms.pair.model]\ntowers = {text = "text", image = "other", speech = "other"}\n'
     f = make_findings(
-        edit=lambda text: text + third,
+        edit=lambda text: text + THIRD,
         multiplier=lambda arm, _: 3.0 if arm == "mot" else 1.0,
         noise=1e-4,
         fingerprint_salt=lambda arm: "other" if arm == "mot" else "",
