@@ -4,7 +4,6 @@ This module imports no torch.
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,17 +13,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TextIO
 
 from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.progress import Progress
 from parallel.exit_codes import ExitCode
 from parallel.launch import die_with_parent
+from pretrain.newest_rows import last_row
 
 POLL_S = 0.5
 LOG_EVERY_S = 30.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
-_METRICS_TAIL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -204,26 +203,6 @@ def failure(outcome: Outcome, *, lines: int = 20) -> str:
     how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
     tail = outcome.log.read_text(errors="replace").splitlines()[-lines:] if outcome.log.exists() else []
     return "\n".join([f"{how}; the end of {outcome.log}:", *(f"    {line}" for line in tail)])
-
-
-def last_row(metrics: Path) -> dict[str, Any]:
-    """The last whole row of a metrics.jsonl that may be growing; {} if there is none."""
-    return next(rows_from_end(metrics), {})
-
-
-def rows_from_end(metrics: Path) -> Iterator[dict[str, Any]]:
-    """The whole rows in the last 64 KiB of a metrics.jsonl that may be growing, newest first."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _METRICS_TAIL_BYTES))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and "step" in row:
-                yield row
 
 
 def _steps_done(command: RunCommand) -> int:

@@ -1,7 +1,7 @@
 """How the runs of a comparison ended, and which of them a report uses. This module imports no torch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -110,6 +110,13 @@ class Scope:
         return {name: end for name, end in self.ends.items() if end.lost}
 
 
+def _failed_arms(plan: ComparisonPlan, ends: Mapping[str, RunEnd]) -> tuple[str, ...]:
+    """The arms of which every run failed; none if fewer than two others would remain."""
+    kinds = {arm: {ends[run.name].kind for run in plan.runs if run.arm == arm} for arm in plan.others}
+    failed = tuple(arm for arm, ended in kinds.items() if ended == {"failed"})
+    return failed if len(failed) <= len(plan.arms) - 2 else ()
+
+
 def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
     """All runs that finished and did not diverge, if they include a whole seed of all arms.
 
@@ -118,11 +125,7 @@ def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
     others remain. Raises ConfigError if there is nothing to report on.
     """
     ends = run_ends(results)
-    failed = [
-        a for a in plan.others if {ends[r.planned.name].kind for r in results if r.arm == a} == {"failed"}
-    ]
-    if len(failed) > len(plan.arms) - 2:
-        failed = []
+    failed = _failed_arms(plan, ends)
     plan, results = plan.without(failed), [r for r in results if r.arm not in failed]
     usable = {r.planned.name for r in results if ends[r.planned.name].kind == "finished"}
     diverged = []
@@ -139,9 +142,7 @@ def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
         )
 
     if seeds := whole(usable):
-        return Scope(
-            seeds, num_steps, False, ends, frozenset(usable), Fraction(1), tuple(diverged), tuple(failed)
-        )
+        return Scope(seeds, num_steps, False, ends, frozenset(usable), Fraction(1), tuple(diverged), failed)
     evaluated = whole({r.planned.name for r in results if r.last_eval_step > 0})
     if not evaluated:
         missing = [name for name, end in ends.items() if end.kind != "finished"]
@@ -152,4 +153,4 @@ def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
     used = [r for r in results if r.seed in evaluated]
     share = min(Fraction(r.last_eval_step, r.planned.config.num_steps) for r in used)
     names = frozenset(r.planned.name for r in used)
-    return Scope(evaluated, int(share * num_steps), True, ends, names, share, failed=tuple(failed))
+    return Scope(evaluated, int(share * num_steps), True, ends, names, share, failed=failed)

@@ -16,8 +16,9 @@ from parallel.exit_codes import ExitCode
 from parallel.launch import LaunchError, RankFacts, own_arguments, rank_facts
 from parallel.rank_end import EndRecord, behind, kind_of_error, one_line
 from pretrain.config import RunConfig, load
+from pretrain.newest_rows import heldout_text
 from pretrain.run_dir import RunDir
-from pretrain.run_files import LOGS
+from pretrain.run_files import LOGS, METRICS
 from pretrain.train.checks import check_run
 from pretrain.train.rank_log import Terminal, log_rank
 from pretrain.train.stop_signal import StopSignal
@@ -73,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         status, reason = ("done", "all steps done") if code == ExitCode.DONE else ("stopped", stopped)
         opened.close(code=code, kind=status, status=status, reason=reason, message=reason, step=state.step)
         if opened.run is not None:
-            print(_last_line(config, state, reason, code), flush=True)
+            print(_last_lines(config, state, reason, code), flush=True)
         return code
     except Exception as error:
         stop.enter("over")
@@ -131,11 +132,14 @@ def _train(
     return train(config, world, run, stop)
 
 
-def _last_line(config: RunConfig, state: "TrainState", reason: str, code: ExitCode) -> str:
-    """What rank 0 says last: how far the run is, and what of its data was lost."""
+def _last_lines(config: RunConfig, state: "TrainState", reason: str, code: ExitCode) -> str:
+    """What rank 0 says last: held-out losses, how far the run is, and what of its data was lost."""
+    losses = heldout_text(config.run_dir / METRICS)
+    heldout = f"{config.run_dir}: held-out loss {losses}\n" if losses else ""
     go_on = "" if code == ExitCode.DONE else "; the same command goes on from there"
     lost = f"; {len(state.unreadable)} documents could not be read" if state.unreadable else ""
-    return f"{config.run_dir}: {reason}, step {state.step} of {config.num_steps} is saved{lost}{go_on}"
+    saved = f"{config.run_dir}: {reason}, step {state.step} of {config.num_steps} is saved{lost}{go_on}"
+    return heldout + saved
 
 
 def _explain(error: Exception) -> tuple[int, str | None]:

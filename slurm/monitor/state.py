@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.run_queue import rows_from_end
 from pretrain.config import RunConfig
+from pretrain.newest_rows import rows_from_end
 from pretrain.run_files import LOCK, METRICS, RECORD
 from slurm.commands import Queued, final_state, in_queue
 from slurm.monitor.targets import RunTarget

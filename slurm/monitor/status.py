@@ -13,7 +13,9 @@ from typing import TextIO
 from data_pipeline.files.printable import printable
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.models.accounting import aligned
+from pretrain.newest_rows import heldout_text
 from pretrain.quantities import count, duration, percent
+from pretrain.run_files import METRICS
 from slurm.monitor.state import RunState, ask_queue, read_state, seconds
 from slurm.monitor.targets import ComparisonTarget, RunTarget, target, targets_under
 from slurm.records import Attempt
@@ -151,6 +153,7 @@ def page(state: RunState) -> list[str]:
         facts["loss"] = (
             f"{row['train/loss']:.4f} nats/token ({', '.join(parts)}) at step {count(row['step'])}"
         )
+    facts["held-out"] = heldout_text(state.directory / METRICS)
     facts["lost data"] = _lost(state)
     facts["lost steps"] = _spikes(state)
     facts["left"] = None if state.left_s is None else duration(state.left_s)

@@ -165,6 +165,8 @@ def test_ranks_of_one_command_train_log_and_end(tmp_path: Path, write_run: Calla
     assert "tiny: 5/5 step, text" in result.stderr and "tokens/s" in result.stderr
     assert "Warning" not in result.stderr
     assert f"{run_dir}: all steps done, step 5 of 5 is saved" in result.stdout
+    heldout = read_rows(run_dir / "metrics.jsonl")[-1]["eval/loss"]
+    assert f"{run_dir}: held-out loss {heldout:.4f} (text " in result.stdout
     assert "tiny: 5/5 step, text" in (run_dir / "logs" / "rank0.log").read_text()
     assert (run_dir / "logs" / "rank1.log").exists()
     rows = read_rows(run_dir / "metrics.jsonl")

@@ -18,11 +18,10 @@ from pretrain.comparison.run_queue import (
     Outcome,
     RunCommand,
     failure,
-    last_row,
     lock_comparison,
-    rows_from_end,
     run_commands,
 )
+from pretrain.newest_rows import last_row
 
 
 def job(tmp_path: Path, name: str, code: str, num_steps: int = 2) -> RunCommand:
@@ -179,16 +178,6 @@ def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
         pass
     with lock_comparison(tmp_path):  # and let go of
         pass
-
-
-def test_last_row_is_the_last_whole_one(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert last_row(path) == {}
-    path.write_text("")
-    assert last_row(path) == {}
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "tra')
-    assert last_row(path) == {"step": 2}
-    assert list(rows_from_end(path)) == [{"step": 2}, {"step": 1}]
 
 
 def test_a_failure_without_a_log_is_still_told(tmp_path: Path) -> None:

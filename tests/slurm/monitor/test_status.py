@@ -54,6 +54,16 @@ def test_a_page_of_one_run(tmp_path: Path, in_queue: dict[str, Queued]) -> None:
     assert f"motley logs {run.run_dir}" in text and "goodput: seconds of the steps that" in text
 
 
+def test_held_out_losses_stand_on_the_page(tmp_path: Path, in_queue: dict[str, Queued]) -> None:
+    run = write_run(tmp_path, job={}, attempts=[running()], steps=20)
+    assert not any("held-out" in line for line in told(run.run_dir))
+    path = run.run_dir / "metrics.jsonl"
+    rows = path.read_text().splitlines()
+    rows[-2] = json.dumps(json.loads(rows[-2]) | {"eval/loss": 2.0, "eval/loss/text": 2.5})
+    path.write_text("\n".join(rows) + "\n")
+    assert "  held-out    2.0000 (text 2.5000) nats/token at step 18" in told(run.run_dir)
+
+
 def test_data_that_a_run_lost_stands_on_its_page_and_in_the_table(
     tmp_path: Path, in_queue: dict[str, Queued]
 ) -> None:
