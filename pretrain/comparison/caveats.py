@@ -54,6 +54,13 @@ def _of_scope(findings: Findings) -> Iterator[Caveat]:
             "finished; who looks now and again later claims more often than they say.",
             grave=True,
         )
+    for addition in findings.added:
+        yield Caveat(
+            f"{join(addition.runs)} {'was' if len(addition.runs) == 1 else 'were'} added after "
+            f"{addition.finished} runs had finished. Who adds runs after seeing results claims more often "
+            "than the intervals say: their level is nominal.",
+            grave=True,
+        )
     if scope.failed:
         yield Caveat(
             f"Every run of {join(scope.failed)} failed: no figure and no table shows "

@@ -12,19 +12,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from data_pipeline.files.atomic import write_json
-from data_pipeline.files.json_file import read_object
 from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, set_key, validate
 from pretrain.comparison.contrasts import Difference, all_differences, check_contrasts, weights
 from pretrain.comparison.matched_flops import match_flops
 from pretrain.config import RunConfig, differences
-from pretrain.run_files import METRICS
 
-PLAN = "comparison.json"
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-SHOWN = 20
-"""Number of differences that an error lists."""
 SET_BY_COMPARISON = ("name", "seed")
 SET_BY_MATCH = (
     "total_tokens",
@@ -39,8 +33,6 @@ SET_BY_MATCH = (
 """Keys that are equal in all arms, so that they see the same batches in the same order and the same
 evaluation. Under match = "train_flops", total_tokens is set so that an arm spends the training FLOPs of the
 baseline."""
-EXECUTION = ("concurrent_runs", "threads_per_run", "pilot_deviation")
-"""Fields of a comparison that may change between two calls of `motley compare`: they decide nothing."""
 
 
 class CompareConfig(BaseModel):
@@ -189,16 +181,6 @@ class ComparisonPlan:
         return replace(self, config=config, runs=tuple(run for run in self.runs if run.arm not in arms))
 
 
-class PlanRecord(BaseModel):
-    """The content of comparison.json: the resolved plan, which is written before anything runs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    comparison: CompareConfig
-    runs: dict[str, RunConfig]
-
-
 def is_comparison(path: str | Path) -> bool:
     """Whether a TOML file is a comparison (it has arms) and not a run. Raises ConfigError for a bad file."""
     return "arms" in load_toml(path)
@@ -322,54 +304,3 @@ def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _dotted_keys(table: Mapping[str, Any]) -> list[str]:
     return [key for key, _ in _leaves(table)]
-
-
-# ------------------------------------------------------------------------------------------- comparison.json
-
-
-def plan_record(plan: ComparisonPlan) -> PlanRecord:
-    """The content of the plan's comparison.json."""
-    return PlanRecord(comparison=plan.config, runs={run.name: run.config for run in plan.runs})
-
-
-def write_plan(plan: ComparisonPlan) -> None:
-    """Write comparison.json. Raises ConfigError if the directory was made by another plan."""
-    target = plan.directory / PLAN
-    if target.exists():
-        check_same_plan(plan)
-    elif plan.directory.exists() and any(plan.directory.glob(f"*/{METRICS}")):
-        raise ConfigError(
-            f"{plan.directory}: holds runs but no comparison.json, so it was not made by a comparison; "
-            f"move it away, or choose another name in {plan.path}"
-        )
-    plan.directory.mkdir(parents=True, exist_ok=True)
-    write_json(target, plan_record(plan).model_dump(mode="json"))
-
-
-def check_same_plan(plan: ComparisonPlan) -> None:
-    """Raise ConfigError, with all differences outside EXECUTION, if comparison.json is not of this plan."""
-    target = plan.directory / PLAN
-    try:
-        values = read_object(target, advice=f"move {plan.directory} away and start again")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{target}: no such file: nothing has run yet; leave out --report-only to start the comparison"
-        ) from None
-    ours, theirs = plan_record(plan), validate(PlanRecord, values, source=str(target))
-    lines = [f"  run {name}: only there" for name in theirs.runs.keys() - ours.runs.keys()]
-    lines += [f"  run {name}: only in {plan.path.name}" for name in ours.runs.keys() - theirs.runs.keys()]
-    pairs = [("comparison", ours.comparison, theirs.comparison)]
-    pairs += [(name, ours.runs[name], theirs.runs[name]) for name in ours.runs if name in theirs.runs]
-    lines += [
-        f"  {where}.{key}: {now!r} in {plan.path.name}, {then!r} there"
-        for where, planned, written in pairs
-        for key, now, then in differences(planned, written)
-        if not (where == "comparison" and key in EXECUTION)
-    ]
-    if lines:
-        more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        raise ConfigError(
-            f"{plan.directory}: made by another plan of this name:\n"
-            + "\n".join(sorted(lines[:SHOWN]) + more)
-            + "\nGive the comparison another name, or move that directory away."
-        )

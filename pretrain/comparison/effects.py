@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from pretrain.comparison.config import CompareConfig, ComparisonPlan
-from pretrain.comparison.contrasts import weights
+from pretrain.comparison.contrasts import Difference, weights
 from pretrain.comparison.simultaneous import (
     Design,
     Outcome,
@@ -131,7 +131,7 @@ def _estimates(
     }
     nothing, alike = np.full(len(table), np.nan), np.zeros(len(table), bool)
     out: dict[str, tuple[np.ndarray, ...]] = {
-        name: (sum(w * means[arm] for arm, w in weights(difference).items()), nothing, nothing, alike)
+        name: (_total(means, difference), nothing, nothing, alike)
         for name, difference in config.differences.items()
     }
     names = [name for name, d in config.differences.items() if not set(weights(d)) & set(diverged)]
@@ -149,6 +149,11 @@ def _estimates(
     for c, name in enumerate(names):
         out[name] = tuple(part[:, c] for part in (fitted.estimates, single, joint, fitted.spreads_differ))
     return out
+
+
+def _total(means: Mapping[str, np.ndarray], difference: Difference) -> np.ndarray:
+    """The difference of the arms' mean losses, by outcome."""
+    return np.sum([weight * means[arm] for arm, weight in weights(difference).items()], axis=0)
 
 
 def _enough(design: Design) -> np.ndarray:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.contrasts import weights
 from pretrain.comparison.effects import Effect, effects
+from pretrain.comparison.plan_file import Addition
 from pretrain.comparison.results import (
     AXES,
     HELD_OUT,
@@ -163,6 +164,8 @@ class Findings:
     """The contrasts of every arm but the baseline with it: its modalities in order, then ALL."""
     effects: dict[tuple[str, str], Effect]
     """All effects by (contrast, modality or ALL), those between other arms and interactions included."""
+    added: tuple[Addition, ...]
+    """Runs that were added after others had finished. The level of the intervals is then nominal."""
 
     def runs(self, arm: str) -> tuple[RunResult, ...]:
         """The runs of an arm, in the order of the seeds."""
@@ -195,8 +198,11 @@ class Findings:
         return self.scope.until_step * self.plan.runs[0].config.tokens_per_step
 
 
-def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
-    """The findings of a comparison. Raises ConfigError while no seed has been evaluated in all arms."""
+def find(plan: ComparisonPlan, results: Sequence[RunResult], added: Sequence[Addition] = ()) -> Findings:
+    """The findings of a comparison, to which runs may have been `added`.
+
+    Raises ConfigError while no seed has been evaluated in all arms.
+    """
     scope = scope_of(plan, results)
     plan = plan.without(scope.failed)
     in_scope = tuple(r for r in results if r.planned.name in scope.used)
@@ -217,15 +223,7 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
     fingerprints = compare_fingerprints(in_scope)
     look_ahead = [arm for arm in plan.arms if not plan.run(arm, scope.seeds[0]).config.model.is_causal]
     losses = {(arm, m): loss(arm, metric_name(m)) for arm in plan.arms for m in (*modalities, ALL)}
-    by_run = _final_losses(in_scope, losses)
-    all_effects = effects(
-        plan.config,
-        [(run.arm, run.seed) for run in in_scope],
-        {m: [by_run[run.arm, run.seed, m] for run in in_scope] for m in (*modalities, ALL)},
-        family=modalities,
-        interim=scope.interim,
-        diverged=scope.diverged,
-    )
+    all_effects = _effects(plan, scope, in_scope, losses, modalities)
     return Findings(
         plan=plan,
         scope=scope,
@@ -253,6 +251,7 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult]) -> Findings:
             for modality in (*modalities, ALL)
         ),
         effects=all_effects,
+        added=tuple(added),
     )
 
 
@@ -265,6 +264,25 @@ def lost_more(plan: ComparisonPlan, scope: Scope, arms: Sequence[str]) -> str | 
     }
     worst = max(share, key=lambda arm: share[arm])
     return worst if share[worst] > min(share.values()) else None
+
+
+def _effects(
+    plan: ComparisonPlan,
+    scope: Scope,
+    results: Sequence[RunResult],
+    losses: dict[tuple[str, str], ArmLoss],
+    modalities: Sequence[str],
+) -> dict[tuple[str, str], Effect]:
+    """All effects, by (contrast, modality or ALL), from the final losses of all runs in scope."""
+    by_run = _final_losses(results, losses)
+    return effects(
+        plan.config,
+        [(run.arm, run.seed) for run in results],
+        {m: [by_run[run.arm, run.seed, m] for run in results] for m in (*modalities, ALL)},
+        family=modalities,
+        interim=scope.interim,
+        diverged=scope.diverged,
+    )
 
 
 def _final_losses(

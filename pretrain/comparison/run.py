@@ -13,7 +13,8 @@ from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from parallel.launch import child_environment
-from pretrain.comparison.config import ComparisonPlan, PlannedRun, check_same_plan, make_plan, write_plan
+from pretrain.comparison.config import ComparisonPlan, PlannedRun, make_plan
+from pretrain.comparison.plan_file import additions, check_same_plan, write_plan
 from pretrain.comparison.report.digest import SUMMARY_FORMAT, digest_line
 from pretrain.comparison.run_queue import Outcome, RunCommand, lock_comparison, run_commands
 from pretrain.config import RunConfig
@@ -79,7 +80,8 @@ def report(plan: ComparisonPlan, out: TextIO) -> Path:
     from pretrain.comparison.report.page import write_report
     from pretrain.comparison.results import load_results
 
-    page = write_report(find(plan, load_results(plan)), plan.directory / "report")
+    findings = find(plan, load_results(plan), additions(plan))
+    page = write_report(findings, plan.directory / "report")
     print_verdict(plan, page, out)
     return page
 

@@ -210,9 +210,8 @@ def joint_text(findings: Findings) -> str:
     """ "(21 verdicts, jointly at 95 %)": with what chance all verdicts are right together."""
     config = findings.plan.config
     number = len(config.verdicts) * len(findings.modalities)
-    return (
-        f"({number} verdict{'s' * (number > 1)}, {'jointly ' * (number > 1)}at {percent(config.confidence)})"
-    )
+    level = f"{'a nominal ' * bool(findings.added)}{percent(config.confidence)}"
+    return f"({number} verdict{'s' * (number > 1)}, {'jointly ' * (number > 1)}at {level})"
 
 
 def _at(findings: Findings) -> str:

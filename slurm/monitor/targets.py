@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.files.toml_config import ConfigError, validate
-from pretrain.comparison.config import PLAN, is_comparison, make_plan
+from pretrain.comparison.config import is_comparison, make_plan
+from pretrain.comparison.plan_file import PLAN
 from pretrain.config import RunConfig, load
 from pretrain.run_files import CONFIG, RECORD
 from slurm.records import FOLDER, last_submission, read_json

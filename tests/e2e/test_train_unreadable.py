@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.shards.index import TokenSource
-from pretrain.comparison.config import make_plan, write_plan
+from pretrain.comparison.config import make_plan
 from pretrain.comparison.findings import find
+from pretrain.comparison.plan_file import write_plan
 from pretrain.comparison.report.files import summary
 from pretrain.comparison.results import load_results
 from pretrain.comparison.verdict import overall

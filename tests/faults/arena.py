@@ -16,7 +16,8 @@ from typing import Any
 from data_pipeline.files.atomic import write_json
 from parallel.testing import run_on_ranks
 from pretrain.checkpoint.folder import checkpoints
-from pretrain.comparison.config import make_plan, write_plan
+from pretrain.comparison.config import make_plan
+from pretrain.comparison.plan_file import write_plan
 from pretrain.config import load
 from pretrain.metrics import read_rows
 from pretrain.run_dir import FREE_KEYS

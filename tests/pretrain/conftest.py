@@ -14,8 +14,9 @@ import pytest
 
 from parallel.testing import run_on_ranks
 from pretrain.checkpoint.folder import file_digest
-from pretrain.comparison.config import ComparisonPlan, make_plan, write_plan
+from pretrain.comparison.config import ComparisonPlan, make_plan
 from pretrain.comparison.findings import Findings, find
+from pretrain.comparison.plan_file import write_plan
 from pretrain.comparison.results import load_results
 
 BASE = """

@@ -16,7 +16,8 @@ import pytest
 from data_pipeline.files.atomic import write_json
 from data_pipeline.tokenize.prepare import tokenize
 from parallel.launch import child_environment
-from pretrain.comparison.config import make_plan, write_plan
+from pretrain.comparison.config import make_plan
+from pretrain.comparison.plan_file import write_plan
 from pretrain.comparison.run import run_comparison
 from slurm.records import read_attempts
 from tests.data_pipeline.raw_documents import CONFIG, write_raw

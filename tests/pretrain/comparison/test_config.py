@@ -1,6 +1,5 @@
 """What a comparison file may say. Most tests are mistakes that people make."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import check_same_plan, is_comparison, make_plan, write_plan
+from pretrain.comparison.config import is_comparison, make_plan
 from pretrain.models.accounting import train_flops
 from tests.pretrain.tiny_data import write_tiny_data
 
@@ -202,47 +201,6 @@ def test_an_override_that_would_be_lost_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make_plan(comparison_files().comparison, [override])
-
-
-def test_the_plan_is_written_before_anything_runs_and_binds(comparison_files: Callable[..., Files]) -> None:
-    files = comparison_files()
-    plan = make_plan(files.comparison)
-    write_plan(plan)
-    written = json.loads((plan.directory / "comparison.json").read_text())
-    assert written["comparison"]["question"] == plan.config.question
-    assert written["runs"]["mot_seed2"]["model"]["towers"]["image"] == "image"
-    write_plan(make_plan(files.comparison))  # the same plan goes on
-    write_plan(
-        make_plan(files.comparison, ["comparison.concurrent_runs=2"])
-    )  # how it is run is no part of it
-    for change, shown in (
-        ("optimizer.learning_rate=2e-3", r"dense_seed1.optimizer.learning_rate: 0.002 .* 0.001 there"),
-        ("comparison.seeds=[1, 2]", r"comparison.seeds: .*\n  run dense_seed3: only there"),
-        ("comparison.question=Another", "comparison.question: 'Another'"),
-    ):
-        with pytest.raises(ConfigError, match=shown):
-            write_plan(make_plan(files.comparison, [change]))
-    assert json.loads((plan.directory / "comparison.json").read_text())["comparison"]["concurrent_runs"] == 2
-
-
-def test_a_directory_with_foreign_runs_is_refused(
-    synthetic_plan: Callable[..., Any], write_runs: Callable[..., None]
-) -> None:
-    plan = synthetic_plan(seeds=(1,))
-    write_runs(plan)
-    (plan.directory / "comparison.json").unlink()
-    with pytest.raises(ConfigError, match=r"holds runs but no comparison\.json"):
-        write_plan(plan)
-
-
-def test_a_plan_that_was_never_made_or_was_edited_is_named(synthetic_plan: Callable[..., Any]) -> None:
-    plan = synthetic_plan(seeds=(1,))
-    with pytest.raises(ConfigError, match="nothing has run yet"):
-        check_same_plan(plan)
-    plan.directory.mkdir(parents=True)
-    (plan.directory / "comparison.json").write_text("{")
-    with pytest.raises(ConfigError, match="not valid JSON"):
-        check_same_plan(plan)
 
 
 SHIPPED = sorted(Path("pretrain/configs/compare").glob("*.toml"))

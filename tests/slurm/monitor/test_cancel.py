@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pretrain.comparison.config import make_plan, write_plan
+from pretrain.comparison.config import make_plan
+from pretrain.comparison.plan_file import write_plan
 from slurm.commands import Queued
 from slurm.monitor import cancel as module
 from slurm.monitor.cancel import cancel_jobs

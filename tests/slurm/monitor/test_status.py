@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import make_plan, write_plan
+from pretrain.comparison.config import make_plan
+from pretrain.comparison.plan_file import write_plan
 from slurm.commands import Queued
 from slurm.monitor import state
 from slurm.monitor.status import status

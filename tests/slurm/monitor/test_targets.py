@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import make_plan, write_plan
+from pretrain.comparison.config import make_plan
+from pretrain.comparison.plan_file import write_plan
 from slurm.monitor.targets import ComparisonTarget, RunTarget, run_target, target, targets_under
 from slurm.records import read_json
 from tests.pretrain.conftest import comparison_files  # noqa: F401
