@@ -56,13 +56,17 @@ class Attention(nn.Module):
             weights.residual(f"{name}.out"),
             tp=tp,
         )
+        self.name = name
 
     def forward(
         self, x: Float[Tensor, "rows d_model"], routing: Routing, mask: AttentionMask, rotary: Rotary
     ) -> Float[Tensor, "rows d_model"]:
         """`x`, `rotary` and the result are sorted by tower; `mask` is in sequence order."""
         qkv = self.qk(self.qkv(x, routing.counts), routing, rotary)
-        seen = attend(qkv, mask, self.heads)
+        if mask.past is None:
+            seen = attend(qkv, mask, self.heads)
+        else:
+            seen = mask.past.attend(self.name, qkv, mask, self.heads)
         return self.out(sequence_to_sorted(seen, routing), routing.counts)
 
     def of_queries(
@@ -85,7 +89,11 @@ class Attention(nn.Module):
         q = self.qk(q, chosen.routing, rotary.index_select(0, chosen.rows), heads=(heads, 0))
         k = self.qk(k, routing, rotary, heads=(0, kv_heads))
         assert isinstance(chosen.mask, QueryMask)
-        seen = attend_queries(q, k, sorted_to_sequence(v, routing), chosen.mask, self.heads)
+        v, mask = sorted_to_sequence(v, routing), chosen.mask
+        if mask.past is None:
+            seen = attend_queries(q, k, v, mask, self.heads)
+        else:
+            seen = mask.past.attend_queries(self.name, q, k, v, mask, self.heads)
         return self.out(sequence_to_sorted(seen, chosen.routing), chosen.routing.counts)
 
 

@@ -8,15 +8,40 @@ itself whole) would join in `visible`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int, Integer
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128
 """Side of a block of flex attention, in tokens: its default, and what its kernels are tuned for."""
+
+
+class Past(Protocol):
+    """Attention that also looks at keys and values of earlier passes, and remembers those of this pass. A
+    document of the pass may continue one of an earlier pass; arguments are those of `attend` and
+    `attend_queries` (pretrain/models/attention.py), with the name of the attention layer."""
+
+    def attend(
+        self,
+        layer: str,
+        qkv: Float[Tensor, "tokens features"],
+        mask: "AttentionMask",
+        heads: tuple[int, int, int],
+    ) -> Float[Tensor, "tokens query_features"]: ...
+
+    def attend_queries(
+        self,
+        layer: str,
+        q: Float[Tensor, "chosen query_features"],
+        k: Float[Tensor, "tokens kv_features"],
+        v: Float[Tensor, "tokens kv_features"],
+        mask: "QueryMask",
+        heads: tuple[int, int, int],
+    ) -> Float[Tensor, "chosen query_features"]: ...
 
 
 @dataclass(frozen=True)
@@ -29,11 +54,14 @@ class AttentionMask:
     """Lengths of the documents, flat over the sequences: they add up to B * S."""
     block_mask: BlockMask | None = None
     """On CUDA: `visible` and its blocks, for flex attention. None: attention goes segment by segment."""
+    past: Past | None = None
+    """Where the documents begin in earlier passes: how they are attended to. None: they begin here."""
 
     def to(self, device: torch.device) -> "AttentionMask":
         """On `device`, in the form that its attention kernel takes."""
         moved = replace(self, documents=self.documents.to(device, non_blocking=True))
-        return moved.with_blocks() if device.type == "cuda" and self.segments else moved
+        flex = device.type == "cuda" and self.segments and self.past is None
+        return moved.with_blocks() if flex else moved
 
     def with_blocks(self) -> "AttentionMask":
         """The same mask for flex attention. Block lists are made on the host from the documents' lengths."""
@@ -61,10 +89,12 @@ class QueryMask:
     """(queries, tokens) of each document."""
     block_mask: BlockMask | None = None
     """As of AttentionMask."""
+    past: Past | None = None
+    """As of AttentionMask."""
 
     def to(self, device: torch.device) -> "QueryMask":
         """On `device`, in the form that its attention kernel takes."""
-        if device.type != "cuda" or not self.offsets.shape[0]:
+        if device.type != "cuda" or not self.offsets.shape[0] or self.past is not None:
             return replace(self, offsets=self.offsets.to(device), documents=self.documents.to(device))
         return self.with_blocks(device)
 

@@ -108,6 +108,7 @@ class DepthRouting(nn.Module):
             inputs.routing.counts,
             keys=self.config.keys,
             with_tokens=self.with_experts,
+            past=inputs.mask.past,
         )
         counts = {
             modality: _counts(on_host, gates[first:end], keep[first:end], table, slice(first, end))

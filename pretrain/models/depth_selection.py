@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_pipeline.stream.batch import Batch
 from parallel.routing import Routing, tokens_of_towers
-from pretrain.models.attention_mask import AttentionMask, QueryMask, mask_queries
+from pretrain.models.attention_mask import AttentionMask, Past, QueryMask, mask_queries
 from pretrain.models.depth_config import DepthConfig
 
 
@@ -117,8 +117,10 @@ def choose_tokens(
     *,
     keys: str,
     with_tokens: bool = False,
+    past: Past | None = None,
 ) -> ChosenTokens:
-    """`runs`: in sorted order, of towers of `counts` tokens. `with_tokens`: with `Routing.tokens`."""
+    """`runs`: in sorted order, of towers of `counts` tokens. `with_tokens`: with `Routing.tokens`. `past`: of
+    the mask of all tokens."""
     (rows,) = np.nonzero(runs)
     offsets = table.offsets[rows]
     to_sequence = np.argsort(offsets, kind="stable")
@@ -140,10 +142,10 @@ def choose_tokens(
     segments = table.segments[offsets]
     if keys == "selected":
         lengths = tuple(np.unique(segments, return_counts=True)[1].tolist())
-        mask = AttentionMask(torch.from_numpy(segments.astype(np.int32))[None], lengths)
+        mask = AttentionMask(torch.from_numpy(segments.astype(np.int32))[None], lengths, past=past)
         seen = np.arange(rows.size) - np.searchsorted(segments, segments) + 1
     else:
-        mask = mask_queries(offsets, table.segments)
+        mask = replace(mask_queries(offsets, table.segments), past=past)
         seen = offsets - np.searchsorted(table.segments, segments) + 1
     return ChosenTokens(torch.from_numpy(rows), routing, mask, int(seen[filled[to_sequence]].sum()))
 
