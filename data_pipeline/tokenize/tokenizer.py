@@ -29,6 +29,11 @@ class TokenizerConfig(BaseModel):
         """Number of codes that the settings ask for, of which fitting may make fewer; None: it makes any."""
         return None
 
+    @property
+    def content_codes(self) -> int | None:
+        """Number of codes that every content becomes; None: it depends on the content."""
+        return None
+
 
 class Tokenizer(Protocol):
     """A fitted tokenizer. What content is, such as str or uint8 [H, W, 3], is the tokenizer's own affair."""
@@ -98,6 +103,8 @@ class Medium:
     """Ending of the file that `show` makes."""
     show: Callable[[list[tuple[Any, Any]]], bytes] | None = None
     """(content, decoded content) pairs -> a file to look at or to listen to."""
+    file: Callable[[Any], bytes] | None = None
+    """One content -> the same kind of file."""
 
 
 def fingerprint_of(settings: Mapping[str, Any], *contents: bytes) -> str:

@@ -36,6 +36,10 @@ class PatchConfig(TokenizerConfig):
     def asked_size(self) -> int:
         return self.num_codes
 
+    @property
+    def content_codes(self) -> int:
+        return (self.size_px // self.patch_px) ** 2
+
     @model_validator(mode="after")
     def _check(self) -> "PatchConfig":
         if self.size_px % self.patch_px:

@@ -151,9 +151,14 @@ def _framed(picture: np.ndarray, zoom: int) -> np.ndarray:
 
 
 def _show(pairs: list[tuple[np.ndarray, np.ndarray]]) -> bytes:
+    return png(picture_page(pairs))
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A PNG file of a picture, uint8 [H, W, 3]."""
     buffer = io.BytesIO()
-    Image.fromarray(picture_page(pairs)).save(buffer, "PNG")
+    Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-PICTURES = Medium(_measure, _summary, num_shown=12, suffix="png", show=_show)
+PICTURES = Medium(_measure, _summary, num_shown=12, suffix="png", show=_show, file=png)

@@ -70,10 +70,14 @@ def _summary(figures: Mapping[str, float]) -> str | None:
 def _show(pairs: list[tuple[np.ndarray, np.ndarray]]) -> bytes:
     """A WAV file in which each wave is followed by its decoded copy."""
     pause = np.zeros(int(_PAUSE_S * RATE_HZ), np.float32)
-    sounds = [sound for wave, decoded in pairs for sound in (wave, pause, decoded, pause)]
+    return wav(np.concatenate([sound for pair in pairs for wave in pair for sound in (wave, pause)]))
+
+
+def wav(wave: np.ndarray) -> bytes:
+    """A WAV file of 16 bits of a wave in -1 .. 1 at RATE_HZ."""
     buffer = io.BytesIO()
-    wavfile.write(buffer, RATE_HZ, np.round(np.concatenate(sounds) * 32767).astype(np.int16))
+    wavfile.write(buffer, RATE_HZ, np.round(wave * 32767).astype(np.int16))
     return buffer.getvalue()
 
 
-WAVES = Medium(_measure, _summary, num_shown=4, suffix="wav", show=_show)
+WAVES = Medium(_measure, _summary, num_shown=4, suffix="wav", show=_show, file=wav)
