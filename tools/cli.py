@@ -14,7 +14,7 @@ from data_pipeline.files.os_errors import is_misplaced, os_error_text
 from data_pipeline.files.printable import printable_output
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
-from tools.model_verbs import Verbs, add_bench, add_models, add_overrides, add_weights
+from tools.model_verbs import Verbs, add_bench, add_generate, add_models, add_overrides, add_weights
 
 
 def _demo_corpus(args: argparse.Namespace) -> int:
@@ -136,7 +136,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the installed version and exit")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (_add_data, _add_runs, _add_monitoring, _add_compare, add_weights, add_models, add_bench):
+    own = (_add_data, _add_runs, _add_monitoring, _add_compare)
+    for add in (*own, add_weights, add_generate, add_models, add_bench):
         add(verbs)
     return top
 

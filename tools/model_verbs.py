@@ -40,13 +40,44 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _generate(args: argparse.Namespace) -> int:
+    from pretrain.generation.generate import Request, generate
+    from pretrain.generation.sampling import Sampling
+
+    request = Request(
+        parts=args.parts, heldout=args.heldout, goal=args.to, samples=args.samples,
+        max_tokens=args.max_tokens, guidance=args.guidance,
+        sampling=Sampling(args.temperature, args.top_k, args.top_p, args.seed),
+    )  # fmt: skip
+    generate(
+        Path(args.src), request, Path(args.out), None if args.tokenizers is None else Path(args.tokenizers)
+    )
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from pretrain.generation.choices import evaluate_choices
+
+    out, tokenizers = (None if path is None else Path(path) for path in (args.out, args.tokenizers))
+    evaluate_choices(Path(args.src), Path(args.choices), out, tokenizers)
+    return 0
+
+
+class _AddPart(argparse.Action):
+    """Append (modality, value) to the parts of the prompt, in the order of the command line."""
+
+    def __call__(self, _: argparse.ArgumentParser, args: argparse.Namespace, value: Any, *__: object) -> None:
+        args.parts = [*args.parts, (self.const, value)]
+
+
 def _describe(args: argparse.Namespace) -> int:
     from pretrain.config import load
     from pretrain.models.accounting import describe
+    from pretrain.models.decoding_accounting import describe_decoding
     from pretrain.planning.optimizer_groups import describe_groups
 
     config = load(args.run, args.overrides)
-    print(describe(config.model))
+    print(f"{describe(config.model)}\n\n{describe_decoding(config.model)}")
     print(f"\n{describe_groups(config)}")
     return 0
 
@@ -114,6 +145,45 @@ def add_weights(verbs: Verbs) -> None:
         help="the tower of SRC that a new tower starts as, such as image=text; once for each new tower",
     )
     verb.set_defaults(work=_import)
+
+
+_TOKENIZERS = "their folder (default: beside the run's data)"
+
+
+def add_generate(verbs: Verbs) -> None:
+    """generate and evaluate."""
+    verb = verbs.add_parser(
+        "generate", help="let a trained model write, draw and speak behind a prompt; files and one page"
+    )
+    verb.add_argument("src", help="a run (its directory or RUN.toml), a checkpoint, or a folder of weights")
+    verb.add_argument("--out", required=True, help="folder to write; must not exist")
+    prompt = verb.add_argument_group("the prompt: parts in this order, or held-out documents")
+    for flag, modality, value in (("prompt", "text", "TEXT"), ("image", "", "FILE"), ("speech", "", "FILE")):
+        prompt.add_argument(
+            f"--{flag}", action=_AddPart, dest="parts", const=modality or flag, metavar=value, default=[],
+            help="a part of the prompt; any number of times",
+        )  # fmt: skip
+    prompt.add_argument("--heldout", type=int, metavar="N", help="continue N held-out documents from a cut")
+    how = verb.add_argument_group("the samples")
+    how.add_argument("--to", default="free", help="text, image, speech, ... or free (default %(default)s)")
+    how.add_argument("--samples", type=int, default=1, help="per prompt (default %(default)s)")
+    how.add_argument("--temperature", type=float, default=1.0, help="0: greedy (default %(default)s)")
+    how.add_argument("--top-k", type=int, help="draw from the K likeliest ids (default: all)")
+    how.add_argument(
+        "--top-p", type=float, default=1.0, help="... from as few as hold P (default %(default)s)"
+    )
+    how.add_argument("--guidance", type=float, help="for models trained with dropped conditions")
+    how.add_argument("--seed", type=int, default=1, help="(default %(default)s)")
+    how.add_argument("--max-tokens", type=int, help="per sample (default: as many as the context holds)")
+    verb.add_argument("--tokenizers", metavar="DIR", help=_TOKENIZERS)
+    verb.set_defaults(work=_generate)
+
+    verb = verbs.add_parser("evaluate", help="which of several options a model finds likeliest: its accuracy")
+    verb.add_argument("src", help="as of generate")
+    verb.add_argument("--choices", required=True, metavar="FILE", help="JSON lines; see docs/generate.md")
+    verb.add_argument("--out", metavar="FILE", help="JSON lines to write: log-likelihoods of every question")
+    verb.add_argument("--tokenizers", metavar="DIR", help=_TOKENIZERS)
+    verb.set_defaults(work=_evaluate)
 
 
 def add_models(verbs: Verbs) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from pretrain.evaluation.losses import (
     routing_states,
     tokens_that_ran,
 )
+from pretrain.generation.trained_model import load_decoder
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.router_report import RouterReport, no_counts
@@ -35,11 +35,6 @@ from pretrain.run_files import CHECKPOINTS, CONFIG
 from pretrain.train import depth_steps, expert_steps
 from pretrain.weights.folder import WeightSource
 from pretrain.weights.sources import open_source
-
-if TYPE_CHECKING:
-    from pretrain.models.decoder import Decoder
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspecti
     texts = heldout_texts(
         data, num_sequences=config.evaluate.heldout_sequences, context_tokens=model.context_tokens
     )
-    decoder = _decoder(config, source)
+    decoder = load_decoder(source, config.precision)
     device = next(decoder.parameters()).device
 
     def report_of(inputs: Iterable[ModelInputs]) -> RouterReport:
@@ -184,17 +179,6 @@ def _selection(
             "out, or train with another model.depth gate, such as tanh"
         )
     return forms[1], "thresholds, the causal form of its rules"
-
-
-def _decoder(config: RunConfig, source: WeightSource) -> "Decoder":
-    """The decoder with the weights of `source`, on a GPU if there is one."""
-    from pretrain.models.decoder import Decoder
-
-    decoder = Decoder(config.model, seed=config.seed)
-    for name, parameter in decoder.named_parameters():
-        parameter.copy_(source.tensors[name].read())
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return decoder.to(device, _DTYPES[config.precision]).eval()
 
 
 def _depth_rows(model: ModelConfig, report: RouterReport, progress: float) -> tuple[DepthRow, ...]:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,19 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
             error.filename, error.filename2 = str(path), None
         raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` behind the block: `path` is absent or whole."""
+    writing = path.with_name(f"writing.{path.name}")
+    try:
+        shutil.rmtree(writing, ignore_errors=True)  # a killed writer may have left it
+        writing.mkdir(parents=True)
+        yield writing
+        os.rename(writing, path)
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def _continue_group(
     ids: list[list[int]] = [[] for _ in group]
     places, active = [Place()] * len(group), list(range(len(group)))
     while True:
-        on_host = logits.double().cpu().numpy()[:, : grammar.vocabulary.size]
+        on_host = logits[:, : grammar.vocabulary.size].double().cpu().numpy()
         for row, i in enumerate(active):
             allowed = grammar.allowed(places[i], rooms[prompt_of[i]] - len(ids[i]))
             token = draw(probabilities(on_host[row], allowed, sampling), random[i].random())

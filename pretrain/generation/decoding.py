@@ -73,10 +73,10 @@ def read_tokens(
     device = next(decoder.parameters()).device
     hidden, report = decoder.hidden(inputs.to(device))
     ends = np.cumsum([len(each) for each in ids]) - 1
-    return _logits_at(decoder, hidden, inputs, ends), report
+    return logits_at(decoder, hidden, inputs, ends), report
 
 
-def _logits_at(
+def logits_at(
     decoder: Decoder, hidden: Float[Tensor, "tokens d_model"], inputs: ModelInputs, offsets: np.ndarray
 ) -> Float[Tensor, "offsets vocab"]:
     """Logits of the tokens at `offsets` in sequence order; `inputs` are on the host."""

@@ -13,8 +13,6 @@ no torch, because names, shapes and digests are checked before any rank starts.
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from data_pipeline.files.atomic import usual_mode, write_json
+from data_pipeline.files.atomic import atomic_folder, usual_mode, write_json
 from data_pipeline.files.os_errors import naming
 from data_pipeline.files.printable import first_names
 from data_pipeline.files.toml_config import ConfigError, load_toml, validate
@@ -164,28 +162,24 @@ def write_folder(
     file are held in memory at a time: at most `file_bytes`, or one tensor.
     """
     check_out(out, source.path)
-    writing = out.with_name(f"writing.{out.name}")
     sizes = {name: _BYTES[dtype] * math.prod(tensor.shape) for name, tensor in source.tensors.items()}
     files, entries = _cut_into_files(sizes, file_bytes), {}
     try:
-        shutil.rmtree(writing, ignore_errors=True)  # a killed writer may have left it
-        writing.mkdir(parents=True)
-        for name, tensors in files.items():
-            with naming(writing / name):
-                _write_file(writing / name, {tensor: source.tensors[tensor] for tensor in tensors}, dtype)
-                entries[name] = synced_file_digest(writing / name)
-        if len(files) > 1:
-            file_of = {tensor: name for name, tensors in files.items() for tensor in tensors}
-            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": file_of}
-            write_json(writing / INDEX, index)
-        for name, value in description.items():
-            more = {"dtype": dtype, "files": entries} if name == MODEL else {}
-            write_json(writing / name, {**value, **more})
-        os.rename(writing, out)
+        with atomic_folder(out) as writing:
+            for name, tensors in files.items():
+                with naming(writing / name):
+                    of_file = {tensor: source.tensors[tensor] for tensor in tensors}
+                    _write_file(writing / name, of_file, dtype)
+                    entries[name] = synced_file_digest(writing / name)
+            if len(files) > 1:
+                file_of = {tensor: name for name, tensors in files.items() for tensor in tensors}
+                index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": file_of}
+                write_json(writing / INDEX, index)
+            for name, value in description.items():
+                more = {"dtype": dtype, "files": entries} if name == MODEL else {}
+                write_json(writing / name, {**value, **more})
     except (OSError, SafetensorError) as error:  # SafetensorError wraps the message of an OSError
         raise ConfigError(f"{out}: cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
     return sorted(out.iterdir())
 
 

@@ -19,6 +19,8 @@ TORCH_FREE = (
     "pretrain.planning.text",
     "pretrain.models.config",
     "pretrain.models.accounting",
+    "pretrain.models.decoding_accounting",
+    "pretrain.generation.grammar",
     "parallel.engine_memory",
     "parallel.layout",
     "parallel.partition",

@@ -23,7 +23,8 @@ from slurm.profile import Profile
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 EXAMPLE_PAGES = tuple(
-    ROOT / f"docs/{name}.md" for name in ("slurm", "data", "compare", "train", "limits", "extending")
+    ROOT / f"docs/{name}.md"
+    for name in ("slurm", "data", "compare", "train", "limits", "extending", "generate")
 )
 """Pages that begin with an example, up to their first heading of the second level."""
 PAGES = (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))

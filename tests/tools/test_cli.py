@@ -21,6 +21,8 @@ VERBS = (
     "compare",
     "export",
     "import",
+    "generate",
+    "evaluate",
     "inspect",
     "describe",
     "plan",

@@ -65,10 +65,10 @@ def test_greedy_ids_are_the_likeliest_of_one_pass() -> None:
 def test_a_sample_depends_on_seed_and_number_alone() -> None:
     """Not on what is drawn beside it; another seed gives others."""
     decoder = perturbed(MODEL).double()
-    whole = continued(decoder)
-    assert flat(continued(decoder, sequences_at_once=2)) == flat(whole)
-    assert flat(continued(decoder, samples=1)) == flat([of_prompt[:1] for of_prompt in whole])
-    assert flat(continued(decoder, seed=2)) != flat(whole)
+    whole = continued(decoder, max_tokens=8)
+    assert flat(continued(decoder, max_tokens=8, sequences_at_once=4)) == flat(whole)
+    assert flat(continued(decoder, max_tokens=8, samples=1)) == flat([of_prompt[:1] for of_prompt in whole])
+    assert flat(continued(decoder, max_tokens=8, seed=2)) != flat(whole)
     assert len(set(flat(whole))) == 9
 
 

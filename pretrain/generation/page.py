@@ -1,0 +1,44 @@
+"""The page of samples: one HTML file that needs no network, with pictures and sound inside of it."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from pretrain.generation.pieces import Piece
+
+_TYPES = {"png": "image/png", "wav": "audio/wav"}
+
+
+@dataclass(frozen=True)
+class ShownPrompt:
+    """What the page shows of one prompt."""
+
+    name: str
+    pieces: Sequence[Piece]
+    truth: Sequence[Piece] | None
+    samples: Sequence[Sequence[Piece]]
+
+
+def page(title: str, about: Sequence[str], prompts: Sequence[ShownPrompt]) -> str:
+    """The whole page. `about`: lines below the title. Equal arguments give equal bytes."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"data_uri": _data_uri, "visible": _visible}
+    return environment.get_template("page.html.j2").render(title=title, about=about, prompts=prompts)
+
+
+def _data_uri(piece: Piece) -> str:
+    return f"data:{_TYPES[piece.suffix]};base64,{base64.b64encode(piece.file).decode()}"
+
+
+def _visible(text: str) -> str:
+    """The text with a sign in the place of characters that HTML does not take."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

@@ -1,0 +1,157 @@
+"""A trained model with all that it needs to speak: its decoder, its tokenizers, its vocabulary, its rules."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards import tar
+from data_pipeline.shards.vocabulary import TEXT, Vocabulary
+from data_pipeline.tokenize.tokenizer import Tokenizer
+from data_pipeline.tokenize.tokenizer_set import TOKENIZERS, load_tokenizers, vocabulary_of
+from pretrain.checkpoint.folder import STATE
+from pretrain.config import RunConfig, load
+from pretrain.evaluation.losses import routing_states
+from pretrain.models.config import ModelConfig
+from pretrain.models.decoder import Decoder
+from pretrain.models.routing_state import RoutingState
+from pretrain.run_files import CONFIG
+from pretrain.weights.folder import WeightSource
+from pretrain.weights.sources import open_source
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """Made by `open_model`."""
+
+    source: WeightSource
+    decoder: Decoder
+    """On a GPU if there is one."""
+    tokenizers: Mapping[str, Tokenizer]
+    vocabulary: Vocabulary
+    routing_state: RoutingState
+    """The causal form of the rules by which the model chooses tokens, as evaluations use it."""
+    heldout: Path | None
+    """The folder of the run's held-out token shards; None for weights without a run."""
+
+    @property
+    def span_codes(self) -> dict[str, int]:
+        """Modality -> codes of each of its spans, of those whose spans are all equally long."""
+        found = {name: tokenizer.config.content_codes for name, tokenizer in self.tokenizers.items()}
+        return {name: codes for name, codes in found.items() if codes is not None}
+
+
+def open_model(path: Path, tokenizers: Path | None = None) -> TrainedModel:
+    """Open a run (its directory or TOML file: the newest checkpoint), a checkpoint, or a folder of weights.
+
+    `tokenizers`: their folder; None: beside the data of the run. Raises ConfigError.
+    """
+    path = load(path).run_dir if path.is_file() else path
+    run = next((folder for folder in (path, *path.parents[1:2]) if (folder / CONFIG).is_file()), None)
+    config = None if run is None else load(run / CONFIG)
+    # Of a run they come first, since hashing a checkpoint takes long.
+    opened = None if config is None else _tokenizers_of_run(path, config, tokenizers)
+    source = open_source(path)
+    if opened is None:
+        opened = _tokenizers_of_weights(path, tokenizers)
+    vocabulary = vocabulary_of(opened)
+    _check_vocabulary(source, vocabulary, tokenizers)
+    return TrainedModel(
+        source=source,
+        decoder=load_decoder(source, "fp32" if config is None else config.precision),
+        tokenizers=opened,
+        vocabulary=vocabulary,
+        routing_state=routing_state_of(source, config),
+        heldout=None if config is None or config.data.heldout is None else Path(config.data.heldout),
+    )
+
+
+@torch.no_grad()
+def load_decoder(source: WeightSource, precision: str) -> Decoder:
+    """The decoder with the weights of `source`, on a GPU if there is one. `precision`: of RunConfig."""
+    decoder = Decoder(source.model)
+    for name, parameter in decoder.named_parameters():
+        parameter.copy_(source.tensors[name].read())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return decoder.to(device, _DTYPES[precision]).eval()
+
+
+def _tokenizers_of_weights(path: Path, folder: Path | None) -> dict[str, Tokenizer]:
+    if folder is None:
+        raise ConfigError(
+            f"{path}: weights alone do not say which tokenizers made their ids; name the folder with "
+            "--tokenizers DIR"
+        )
+    return load_tokenizers(folder)
+
+
+def _tokenizers_of_run(path: Path, config: RunConfig, folder: Path | None) -> dict[str, Tokenizer]:
+    """The tokenizers in `folder`, or beside the data of a run; the same that made the data, where that is
+    there."""
+    data = Path(config.data.train[0].path)
+    places = [folder] if folder else [data / TOKENIZERS, data.parent / TOKENIZERS]
+    found = next((place for place in places if (place / TEXT).is_dir()), None)
+    if found is None:
+        raise ConfigError(
+            f"{path}: no tokenizers in {' or '.join(map(str, places))}, so ids cannot become text, pictures "
+            "or sound; name the folder that `motley tokenize` wrote with --tokenizers DIR"
+        )
+    tokenizers = load_tokenizers(found)
+    try:
+        made_by = tar.read_manifest(data)["tokenizers"]
+    except tar.ShardError:  # the data is gone; sizes are compared by the caller
+        return tokenizers
+    for modality, entry in made_by.items():
+        own = tokenizers[modality].fingerprint if modality in tokenizers else "missing"
+        if own != entry["fingerprint"]:
+            raise ConfigError(
+                f"{found / modality}: fingerprint {own}, but {data} was made by {entry['fingerprint']}: not "
+                "the tokenizer that the model was trained with; name the folder of that with --tokenizers DIR"
+            )
+    return tokenizers
+
+
+def _check_vocabulary(source: WeightSource, vocabulary: Vocabulary, folder: Path | None) -> None:
+    """Raise ConfigError unless the tokenizers make the ids that the model was trained on."""
+    model, where = source.model, folder or "the tokenizers"
+    expected = None if source.vocabulary is None else dict(source.vocabulary)
+    if vocabulary.modalities != model.modalities or expected not in (None, dict(vocabulary.sizes)):
+        raise ConfigError(
+            f"{source.path}: trained on ids {expected or list(model.modalities)}, but {where} make "
+            f"{dict(vocabulary.sizes)}; name the tokenizers of its data with --tokenizers DIR"
+        )
+    if vocabulary.size > model.vocab_tokens:
+        raise ConfigError(
+            f"{source.path}: {model.vocab_tokens} ids, but {where} make {vocabulary.size}; name the "
+            "tokenizers of its data with --tokenizers DIR"
+        )
+
+
+def routing_state_of(source: WeightSource, config: RunConfig | None) -> RoutingState:
+    """What routers choose by behind the last step. Raises ConfigError where no causal choice is known."""
+    model = source.model
+    if not _chooses(model):
+        return RoutingState()
+    if not model.has_causal_form:
+        gates = ", ".join(m for m, depth in model.depth.items() if not depth.has_causal_gate)
+        raise ConfigError(
+            f"{source.path}: the gates of {gates} depend on later tokens, which do not exist when a token is "
+            "written; train with another model.depth gate, such as tanh"
+        )
+    if config is None:
+        raise ConfigError(
+            f"{source.path}: the model chooses tokens by thresholds, which weights do not hold; name the run "
+            "directory or its checkpoint"
+        )
+    thresholds = json.loads((source.path / STATE).read_text())["state"]["thresholds"]
+    return routing_states(model, thresholds, (source.step or 0) / config.num_steps)[-1][1]
+
+
+def _chooses(model: ModelConfig) -> bool:
+    """Whether thresholds decide which tokens run, or which experts take them."""
+    return bool(model.depth) or not all(experts.causal for experts in model.experts.values())

@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
+from data_pipeline.tokenize.tokenizer_set import load_tokenizers
+from pretrain.generation.grammar import FREE
+from pretrain.generation.prompts import cut_at, heldout_prompts, prompt_of
+from tests.pretrain.tiny_data import VOCABULARY, document, write_tokens
+
+IMAGE, SPEECH = VOCABULARY.start("image"), VOCABULARY.start("speech")
+WHOLE = np.array([BOS, 8, 9, BOI, IMAGE, IMAGE + 1, EOI, 10, BOS_SPEECH, SPEECH, EOS_SPEECH, EOS])
+TEXT_ALONE = np.array([BOS, 8, 9, 10, 11, EOS])
+IMAGE_ALONE = np.array([BOS, BOI, IMAGE, EOI, EOS])
+
+
+def test_documents_are_cut_before_the_first_part_of_the_goal_that_follows_another() -> None:
+    assert cut_at(WHOLE, VOCABULARY, FREE) == (3, 12)
+    assert cut_at(WHOLE, VOCABULARY, "image") == (3, 7)
+    assert cut_at(WHOLE, VOCABULARY, "text") == (7, 8)
+    assert cut_at(WHOLE, VOCABULARY, "speech") == (8, 11)
+    assert cut_at(TEXT_ALONE, VOCABULARY, FREE) == (3, 6)
+    assert cut_at(TEXT_ALONE, VOCABULARY, "text") == (3, 5)
+    assert cut_at(TEXT_ALONE, VOCABULARY, "image") is None
+    assert cut_at(IMAGE_ALONE, VOCABULARY, FREE) is None
+
+
+def test_heldout_prompts_are_beginnings_with_their_truth(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    write_tokens(tmp_path, [document(rng) for _ in range(20)])
+    source = TokenSource.open(tmp_path)
+    documents = {source.name(i): source.read(i).tolist() for i in range(20)}
+    for goal in (FREE, "image"):
+        found = heldout_prompts(source, 4, goal, 64)
+        assert len({prompt.name for prompt in found}) == 4
+        for prompt in found:
+            assert prompt.truth is not None
+            both = [*prompt.ids.tolist(), *prompt.truth.tolist()]
+            assert both == documents[prompt.name][: len(both)]
+            assert goal == FREE or (prompt.truth[0], prompt.truth[-1]) == (BOI, EOI)
+    assert [p.name for p in heldout_prompts(source, 2, FREE, 64)] == [
+        p.name for p in heldout_prompts(source, 4, FREE, 64)
+    ][:2]
+    with pytest.raises(ConfigError, match=r"--heldout 21: .* has .* documents in which a part follows"):
+        heldout_prompts(source, 21, FREE, 64)
+    with pytest.raises(ConfigError, match="0 documents in which a part of image follows another part within"):
+        heldout_prompts(source, 1, "image", 1)
+
+
+def test_parts_are_encoded_in_their_order(speaker: Path) -> None:
+    tokenizers = load_tokenizers(speaker / "tokenizers")
+    a, b = tokenizers["text"].encode("A red 3"), tokenizers["text"].encode(" left")
+    found = prompt_of([("text", "A red 3"), ("text", ""), ("text", " left")], tokenizers)
+    assert found.ids.tolist() == [BOS, *a, *b] and found.truth is None
+    with pytest.raises(ConfigError, match=r"--image x\.png: the model knows no image, only text"):
+        prompt_of([("image", "x.png")], {"text": tokenizers["text"]})

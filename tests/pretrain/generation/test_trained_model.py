@@ -1,0 +1,98 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.files.toml_config import ConfigError, validate
+from pretrain.checkpoint.folder import STATE
+from pretrain.config import RunConfig
+from pretrain.generation.trained_model import open_model, routing_state_of
+from pretrain.models.routing_state import RoutingState
+from pretrain.run_files import CONFIG
+from pretrain.weights.folder import WeightSource
+from tests.pretrain.models.random_batch import depth_tables
+from tests.pretrain.tiny_data import tiny_run
+from tests.pretrain.tiny_tokenizers import write_tokenized_data
+from tests.toml_text import toml_text
+
+
+def test_weights_open_with_their_tokenizers(speaker: Path) -> None:
+    model = open_model(speaker / "weights", speaker / "tokenizers")
+    assert model.span_codes == {"image": 4} and model.heldout is None
+    for name, parameter in model.decoder.named_parameters():
+        torch.testing.assert_close(parameter, model.source.tensors[name].read(), rtol=0, atol=0)
+    with pytest.raises(ConfigError, match="--tokenizers DIR"):
+        open_model(speaker / "weights")
+    with pytest.raises(ConfigError, match="no tokenizers here"):
+        open_model(speaker / "weights", speaker)
+
+
+def test_tokenizers_that_were_changed_or_make_other_ids_are_refused(speaker: Path, tmp_path: Path) -> None:
+    shutil.copytree(speaker / "tokenizers", tmp_path / "fewer")
+    shutil.rmtree(tmp_path / "fewer" / "speech")
+    with pytest.raises(ConfigError, match=r"trained on ids .*'speech': 4.*, but .*fewer make"):
+        open_model(speaker / "weights", tmp_path / "fewer")
+    changed = Path(shutil.copytree(speaker / "tokenizers", tmp_path / "changed")) / "image" / "codebook.npy"
+    np.save(changed, np.load(changed)[::-1])
+    with pytest.raises(ConfigError, match="its files were changed after they were saved"):
+        open_model(speaker / "weights", tmp_path / "changed")
+
+
+def write_run(folder: Path) -> Path:
+    """The directory of a run that has not begun, over data with tokenizers."""
+    vocabulary = write_tokenized_data(folder / "data")
+    values = tiny_run(folder / "data", folder / "runs")
+    values["model"]["vocab_tokens"] = vocabulary.size
+    config = validate(RunConfig, values, source="test")
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / CONFIG).write_text(config.model_dump_json())
+    return config.run_dir
+
+
+def test_a_run_is_told_what_it_lacks(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    data = tmp_path / "data"
+    with pytest.raises(ConfigError, match="tiny has no checkpoint yet"):
+        open_model(run)
+    manifest = (data / "train" / "manifest.json").read_text()
+    changed = json.loads(manifest)
+    changed["tokenizers"]["image"]["fingerprint"] = "0123"
+    (data / "train" / "manifest.json").write_text(json.dumps(changed))
+    with pytest.raises(ConfigError, match=r"tokenizers/image: fingerprint \w+, but .*train was made by 0123"):
+        open_model(run)
+    (data / "tokenizers").rename(tmp_path / "away")
+    with pytest.raises(ConfigError, match=r"no tokenizers in .*train/tokenizers or .*data/tokenizers"):
+        open_model(run)
+    (data / "train" / "manifest.json").write_text(manifest)
+    with pytest.raises(ConfigError, match="tiny has no checkpoint yet"):
+        open_model(run, tmp_path / "away")
+    path = tmp_path / "run.toml"
+    path.write_text(toml_text(tiny_run(tmp_path, tmp_path / "nowhere")))
+    with pytest.raises(ConfigError, match="no weights"):
+        open_model(path)
+
+
+DEPTH = {"schedule": "constant", "mean_ratio": 0.5, "rule": "top_k", "dense_frac": 0.5, "ramp_frac": 0.25}
+
+
+def test_routers_choose_by_the_thresholds_of_the_checkpoint(tmp_path: Path) -> None:
+    """In the causal form, at the ratios of its step."""
+    values = tiny_run(tmp_path, tmp_path)
+    values["model"] |= depth_tables(["image"], **DEPTH)
+    config = validate(RunConfig, values, source="test")
+    thresholds = {"blocks.0.depth.image": 0.125}
+    (tmp_path / STATE).write_text(json.dumps({"state": {"thresholds": thresholds}}))
+    source = WeightSource(tmp_path, config.model, {}, "tiny", step=12)
+    assert routing_state_of(source, config) == RoutingState(causal=True, thresholds=thresholds, progress=0.5)
+    with pytest.raises(ConfigError, match="by thresholds, which weights do not hold; name the run"):
+        routing_state_of(source, None)
+    values["model"] |= depth_tables(["image"], **DEPTH, gate="softmax")
+    softmax = validate(RunConfig, values, source="test").model
+    with pytest.raises(ConfigError, match="the gates of image depend on later tokens"):
+        routing_state_of(replace(source, model=softmax), config)
+    dense = validate(RunConfig, tiny_run(tmp_path, tmp_path), source="test").model
+    assert routing_state_of(replace(source, model=dense), None) == RoutingState()
