@@ -199,12 +199,8 @@ def visible_pairs(document_tokens: Iterable[int]) -> int:
     return sum(n * (n + 1) // 2 for n in document_tokens)
 
 
-def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
-    """Table of parameters and FLOPs, for a person. Attention's pairs are counted for documents of
-    `document_tokens` tokens (None: one document fills the context)."""
-    length = document_tokens or config.context_tokens
-    costs = module_costs(config)
-    shards = tuple(dict.fromkeys(name for cost in costs.values() for name in cost.parameters))
+def _shape_lines(config: ModelConfig) -> list[str]:
+    """What the layers of the model are, for a person."""
     towers = ", ".join(f"{modality} -> {tower}" for modality, tower in config.towers.items())
     tied = [part for part in config.tied_parts if part not in ("embedding", "head")]
     apart = [part for part in ("embedding", "head") if config.shards_of(part) == config.tower_names]
@@ -213,7 +209,7 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
         f"{e.experts_per_token:g} a token"
         for tower, e in config.experts.items()
     ]
-    lines = [
+    return [
         f"{config.num_layers} layers, d_model {config.d_model}, {config.num_heads} heads of"
         f" {config.head_dim} ({config.kv_heads} for keys and values), feed-forward {config.ffn_width},"
         f" context {config.context_tokens}, vocabulary {config.vocab_tokens}",
@@ -223,8 +219,16 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
         + ("; the head has the embedding's weights" if config.tied_embeddings else ""),
         *experts,
         *(depth_accounting.describe(config, modality) for modality in config.depth),
-        "",
     ]
+
+
+def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
+    """Table of parameters and FLOPs, for a person. Attention's pairs are counted for documents of
+    `document_tokens` tokens (None: one document fills the context)."""
+    length = document_tokens or config.context_tokens
+    costs = module_costs(config)
+    shards = tuple(dict.fromkeys(name for cost in costs.values() for name in cost.parameters))
+    lines = [*_shape_lines(config), ""]
     rows = [["parameters", *shards, "all"]]
     for module, cost in costs.items():
         numbers = [cost.parameters.get(shard, 0) for shard in shards]

@@ -16,7 +16,14 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.router_report import RouterReport
 from pretrain.models.routing_state import RoutingState
 from tests.numerics.test_naive_depth import perturbed
-from tests.pretrain.models.random_batch import DENSE, IMAGE_SPEECH_SHARED, MOT, depth_tables, tiny_config
+from tests.pretrain.models.random_batch import (
+    DENSE,
+    ELEMENTS,
+    IMAGE_SPEECH_SHARED,
+    MOT,
+    depth_tables,
+    tiny_config,
+)
 from tests.pretrain.tiny_data import VOCABULARY, part
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -41,6 +48,7 @@ MODELS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "attention_tied": (MOT, {"untied": ["feed_forward", "norm"], "tied_embeddings": True}),
     "head_untied": (MOT, {"untied": ["qkv", "embedding", "head", "final_norm"]}),
     "wide": (MOT, {"mup_base_width": 8}),
+    "elements": (MOT, ELEMENTS),
     "token_choice": (MOT, {"experts": {"image": _TOKEN_CHOICE}}),
     "expert_choice": (MOT, {"experts": {"text": {"num_experts": 4}, "image": {"num_experts": 2}}}),
     "depth": (MOT, _depth()),
@@ -126,7 +134,7 @@ def token_by_token(
 def test_token_by_token_equals_one_pass(name: str) -> None:
     towers, changes = MODELS[name]
     model = tiny_config(towers, context_tokens=64, vocab_tokens=VOCABULARY.size, **changes)
-    state, decoder = routing_of(model), perturbed(model)
+    state, decoder = routing_of(model), perturbed(model).eval()
     for dtype in (torch.float64, torch.float32)[: 2 if name in IN_FP32 else 1]:
         decoder = decoder.to(dtype)
         expected, expected_ran = in_one_pass(decoder, state)
