@@ -4,7 +4,8 @@ of the cache. FLOPs as in accounting.py. Imports no torch.
 Tokens that depth routers let skip are counted as expected after warm-up, and experts as on average.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from pretrain.models.accounting import (
     aligned,
@@ -22,9 +23,12 @@ def prefill_flops(config: ModelConfig, tokens: Mapping[str, int], pairs: int, *,
     """FLOPs of one pass over prompts of `tokens` (modality -> count), whose masks show `pairs` pairs in all.
     The head works on the last token of each prompt alone."""
     total, power = sum(tokens.values()), 2 if config.depth_block.keys == "selected" else 1
-    weighted = [[count * r for r in _ratios(config, m)] for m, count in tokens.items()]
     # Layers' worth of pairs: those of queries that run, with "selected" keys those of keys that run, too.
-    seen = sum((sum(layer) / total) ** power for layer in zip(*weighted, strict=True))
+    seen = sum(
+        layers
+        * (sum(count * ratio for count, ratio in zip(tokens.values(), ratios, strict=True)) / total) ** power
+        for ratios, layers in _layers_alike(config, tokens).items()
+    )
     linear = sum(count * sum(flops_per_token(config, m).values()) for m, count in tokens.items())
     return linear - _head_flops(config) * (total - prompts) + _pair_flops(config, pairs * seen)
 
@@ -32,12 +36,17 @@ def prefill_flops(config: ModelConfig, tokens: Mapping[str, int], pairs: int, *,
 def decoded_token_flops(config: ModelConfig, modality: str, earlier: Mapping[str, int]) -> int:
     """FLOPs of one token of the modality behind `earlier` tokens (modality -> count), head included."""
     selected = config.depth_block.keys == "selected"
-    keys = [1.0] * config.num_layers  # a token that runs sees itself
-    for m, count in earlier.items():
-        shares = _ratios(config, m) if selected else [1.0] * config.num_layers
-        keys = [number + count * share for number, share in zip(keys, shares, strict=True)]
-    pairs = sum(ratio * number for ratio, number in zip(_ratios(config, modality), keys, strict=True))
+    pairs = 0.0
+    for (ratio, *shares), layers in _layers_alike(config, (modality, *earlier)).items():
+        shown = shares if selected else [1.0] * len(shares)
+        keys = sum(count * share for count, share in zip(earlier.values(), shown, strict=True))
+        pairs += layers * ratio * (1 + keys)  # a token that runs sees itself
     return sum(flops_per_token(config, modality).values()) + _pair_flops(config, pairs)
+
+
+def _layers_alike(config: ModelConfig, modalities: Iterable[str]) -> Counter[tuple[float, ...]]:
+    """Number of layers by the shares of the modalities' tokens that attend in them."""
+    return Counter(zip(*(_ratios(config, modality) for modality in modalities), strict=True))
 
 
 def _ratios(config: ModelConfig, modality: str) -> list[float]:
