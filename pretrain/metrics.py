@@ -358,7 +358,8 @@ class TensorBoardView:
         # "attempt" sorts behind the digits with which names of earlier versions go on.
         name = f"events.out.tfevents.attempt_{attempt:06d}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
-        self._writer = RecordWriter(self._path.open("wb"))
+        self._file = self._path.open("wb")
+        self._writer = RecordWriter(self._file)
         self._put(file_version="brain.Event:2")
         self.purge(purge_from_step)
 
@@ -369,9 +370,13 @@ class TensorBoardView:
 
     def _put(self, **fields: Any) -> None:
         event = self._event_pb2.Event(wall_time=time.time(), **fields)
-        with naming(self._path):
-            self._writer.write(event.SerializeToString())
-            self._writer.flush()
+        try:
+            with naming(self._path):
+                self._writer.write(event.SerializeToString())
+                self._writer.flush()
+        except OSError:
+            self._file.raw.close()  # or Python 3.13 tries again at the end, and prints another error
+            raise
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write the numbers among `values` as scalars."""

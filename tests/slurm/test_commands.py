@@ -35,7 +35,10 @@ def test_the_state_of_a_job_that_is_ours(install: Install) -> None:
         commands.state_in_queue("812", "tiny")
 
 
-def test_what_a_job_inherits_is_not_what_answers_are_asked_in(install: Install, tmp_path: Path) -> None:
+def test_what_a_job_inherits_is_not_what_answers_are_asked_in(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
     install(sbatch=f"echo \"$LC_ALL $*\" >'{tmp_path}'/seen; echo '17;east'", scontrol='echo "$LC_ALL $*"')
     assert commands.sbatch(["--nodes=2"], tmp_path / "job") == 17
     seen = (tmp_path / "seen").read_text()
