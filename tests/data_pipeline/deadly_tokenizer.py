@@ -30,7 +30,7 @@ def obey(data: bytes, _: Any = None) -> bytes:
         case b"memory":
             np.ones(1 << 33, np.uint8)
         case b"stack":
-            return obey(data)
+            return obey(data, None)  # without a default, whose calls Python 3.13.0 does not count
         case b"error":
             raise KeyError("\x1b[2J")
     return data

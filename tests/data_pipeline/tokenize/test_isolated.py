@@ -14,7 +14,7 @@ from data_pipeline.tokenize.isolated import LOST_IN_A_ROW, Refused, use_samples
 from data_pipeline.tokenize.limits import Limits
 from tests.data_pipeline.deadly_tokenizer import obey
 
-LIMITS = Limits(sample_timeout_s=2, sample_memory_gib=0.5)
+LIMITS = Limits(sample_timeout_s=1, sample_memory_gib=0.5)
 
 
 def shard_of(path: Path, *contents: bytes) -> Path:
@@ -45,7 +45,7 @@ def test_each_kind_of_end_costs_its_sample_alone(tmp_path: Path) -> None:
     faults = {
         b"crash": "its decoder crashed (SIGSEGV)",
         b"exit": "its decoder exited with 3",
-        b"hang": "its decoder took longer than limits.sample_timeout_s = 2",
+        b"hang": "its decoder took longer than limits.sample_timeout_s = 1",
         b"memory": "MemoryError in ",
         b"stack": "RecursionError in ",
         b"error": r"KeyError in deadly_tokenizer.py:",
