@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from parallel.logical import LogicalTensor, logical_of
 from parallel.optimizer import OptimizerSpec
+from parallel.weight_average import EMA
 from parallel.world import World
 
 PARAMETER = "parameter"
@@ -117,7 +118,6 @@ def load_fragments(
     `counters`: every state gets its own copy of them; None removes all states. Learning rates and other
     settings of the groups stay as they are. All ranks call it.
     """
-    zero = deepspeed_engine.optimizer
     states = deepspeed_engine.basic_optimizer.state
     for master, group in _masters(deepspeed_engine):
         if counters is None:
@@ -130,6 +130,33 @@ def load_fragments(
             state[name].fill_(counters[name])
     with torch.no_grad():
         fill(local_fragments(deepspeed_engine, named_parameters, world, optimizer))
+    _update_weights(deepspeed_engine)
+
+
+def swap_averages(deepspeed_engine: Any) -> None:
+    """Exchange weights and their averages, so that forward passes use the averages; a second call undoes the
+    first bit for bit. Nothing happens before the first update. All ranks call it."""
+    states = deepspeed_engine.basic_optimizer.state
+    with torch.no_grad():
+        for master, _ in _masters(deepspeed_engine):
+            average = states[master].get(EMA) if master in states else None
+            if average is None:
+                continue
+            pairs = zip(master.view(-1).split(_SWAPPED), average.view(-1).split(_SWAPPED), strict=True)
+            for weights, averaged in pairs:
+                kept = weights.clone()
+                weights.copy_(averaged)
+                averaged.copy_(kept)
+    _update_weights(deepspeed_engine)
+
+
+_SWAPPED = 1 << 22
+"""Elements that are exchanged at a time, of which there is a copy meanwhile."""
+
+
+def _update_weights(deepspeed_engine: Any) -> None:
+    """Bring the model's own weights up to date with the tensors that the optimizer updates."""
+    zero = deepspeed_engine.optimizer
     if hasattr(zero, "update_lp_params"):  # stages 1 and 2, BF16_Optimizer
         zero.update_lp_params()
     elif hasattr(zero, "fp16_groups"):  # stage 3

@@ -3,14 +3,14 @@
 import contextlib
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
 from parallel.deepspeed_config import PERSISTENT_ELEMENTS, deepspeed_config
 from parallel.engine import MicroBatch, NothingToLearn, ParameterGroup, Refuse, StepResult
-from parallel.fragments import Fragment, counters, load_fragments, local_fragments
+from parallel.fragments import Fragment, counters, load_fragments, local_fragments, swap_averages
 from parallel.gradient_norm import GradientNorm
 from parallel.layout import Precision
 from parallel.optimizer import OptimizerSpec
@@ -175,6 +175,14 @@ class ZeroEngine:
     def _sum_stats(self, local: Sequence[torch.Tensor]) -> list[float]:
         """Return stats summed over micro-batches and data-parallel ranks; all ranks get equal sums."""
         return self.world.sum_over_dp(torch.stack(list(local)).sum(dim=0).tolist())
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, forward passes use the averages of weights (parallel/weight_average.py), and `fragments`
+        have the two exchanged. All ranks enter and leave it. After an error the two stay exchanged."""
+        swap_averages(self.deepspeed)
+        yield
+        swap_averages(self.deepspeed)
 
     def fragments(self) -> list[Fragment]:
         return local_fragments(self.deepspeed, self.named_parameters, self.world, self.optimizer)

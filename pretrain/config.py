@@ -21,6 +21,7 @@ from parallel.adamw import adamw
 from parallel.layout import ParallelConfig, Precision, check_layout
 from parallel.muon import MuonSettings, muon
 from parallel.optimizer import OptimizerSpec
+from parallel.weight_average import with_average
 from pretrain import parameter_settings
 from pretrain.models.config import SHARED_TOWER, ModelConfig
 
@@ -153,6 +154,9 @@ class OptimizerConfig(_Frozen):
     groups: tuple[ParameterGroupConfig, ...] = ()
     """Settings by name. The last table that matches a parameter wins over earlier ones and over `towers`."""
     muon: MuonConfig = MuonConfig.model_validate({})
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Decay per update of an exponential moving average of the weights, which is evaluated and saved beside
+    them. None: there is none."""
 
     @model_validator(mode="after")
     def _check(self) -> "OptimizerConfig":
@@ -167,10 +171,13 @@ class OptimizerConfig(_Frozen):
     @property
     def spec(self) -> OptimizerSpec:
         """The optimizer as engines, checkpoints and plans know it."""
+        numbers = {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps}
         if self.kind == "adamw":
-            return adamw(beta1=self.beta1, beta2=self.beta2, eps=self.eps)
-        shared = self.muon.model_dump(include=set(MuonSettings.__dataclass_fields__))
-        return muon(MuonSettings(**shared), beta1=self.beta1, beta2=self.beta2, eps=self.eps)
+            spec = adamw(**numbers)
+        else:
+            shared = self.muon.model_dump(include=set(MuonSettings.__dataclass_fields__))
+            spec = muon(MuonSettings(**shared), **numbers)
+        return spec if self.ema_decay is None else with_average(spec, self.ema_decay)
 
 
 class SpikeConfig(_Frozen):

@@ -131,6 +131,11 @@ METRICS = (
     Metric("data/unreadable", "documents", "cumulative", "documents not read as indexed, over all attempts"),
     Metric("data/unreadable_documents", "names", "list", f"those of data/unreadable that were new {_SINCE}"),
 )
+METRICS += tuple(
+    Metric(f"eval/ema{m.name[4:]}", m.unit, m.reduction, f"{m.name} of the moving average of weights")
+    for m in METRICS
+    if m.name.startswith("eval/")
+)
 
 _NAME = "[A-Za-z0-9-]+"
 _PATTERNS = tuple(

@@ -20,15 +20,21 @@ _TORCH_NAMES: dict[Dtype, str] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def export(
-    source: Path, out: Path, *, layout: Literal["motley", "llama"], dtype: Dtype, file_gb: float
+    source: Path,
+    out: Path,
+    *,
+    layout: Literal["motley", "llama"],
+    dtype: Dtype,
+    file_gb: float,
+    ema: bool = False,
 ) -> None:
     """Write weights of a run, a checkpoint or a folder of weights as a new folder.
 
-    `layout`: "motley", or "llama" for the layout of Hugging Face. Raises ConfigError, and then leaves OUT as
-    it was.
+    `layout`: "motley", or "llama" for the layout of Hugging Face. `ema`: the moving averages of the weights,
+    which runs with optimizer.ema_decay have. Raises ConfigError, and then leaves OUT as it was.
     """
     check_out(out, source)
-    weights = open_source(source)
+    weights = open_source(source, ema=ema)
     description: Mapping[str, object] = {MODEL: about_model(weights)}
     if layout == "llama":
         weights, config = to_hugging_face(weights)

@@ -10,7 +10,10 @@ Verbs = Any  # of argparse, whose type is private
 def _export(args: argparse.Namespace) -> int:
     from tools.exchange import export
 
-    export(Path(args.src), Path(args.out), layout=args.format, dtype=args.dtype, file_gb=args.file_gb)
+    export(
+        Path(args.src), Path(args.out),
+        layout=args.format, dtype=args.dtype, file_gb=args.file_gb, ema=args.ema,
+    )  # fmt: skip
     return 0
 
 
@@ -114,9 +117,7 @@ def add_weights(verbs: Verbs) -> None:
     )
 
     verb = verbs.add_parser("export", parents=[files], help="a checkpoint's weights -> safetensors files")
-    verb.add_argument(
-        "src", help="a run directory (its newest checkpoint), a checkpoint, or exported weights"
-    )
+    verb.add_argument("src", help="a run (its newest checkpoint), a checkpoint, or exported weights")
     verb.add_argument("out", help="folder to write; must not exist")
     verb.add_argument(
         "--format",
@@ -125,6 +126,7 @@ def add_weights(verbs: Verbs) -> None:
         help="motley: any model, for `motley import` and initial_weights; llama: a dense pre-norm model in "
         "Hugging Face's layout, Qwen3's if it has QK-norm (default %(default)s)",
     )
+    verb.add_argument("--ema", action="store_true", help="the averages (optimizer.ema_decay)")
     verb.set_defaults(work=_export)
 
     verb = verbs.add_parser(

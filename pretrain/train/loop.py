@@ -229,7 +229,6 @@ def evaluate_if_due(
 
     All ranks call it and get the same, but for time/eval_s, in seconds.
     """
-    every = config.every_steps
     row: dict[str, Any] = {}
     began = time.perf_counter()
 
@@ -237,22 +236,47 @@ def evaluate_if_due(
         _, report = engine.eval_step(inputs)
         return report
 
-    for prefix, rule in routing_states(config.model, state.thresholds, state.step / config.num_steps):
-        if is_due(config, state, every.eval):
-            stop.enter("evaluation")
-            row |= heldout_losses(engine, heldout, prefix, rule)
-        if is_due(config, state, every.eval_conditional or every.eval):
-            stop.enter("conditional evaluation")
-            row |= conditional_losses(engine, heldout, prefix, rule)
-            if heldout.images is not None:
-                ran = tokens_that_ran(report_of, heldout.images, rule, world)
-                meter.picture(state.step, f"{prefix}/image_tokens", heldout.images, ran)
+    rules = routing_states(config.model, state.thresholds, state.step / config.num_steps)
+    for prefix, rule in rules:
+        losses, conditional = losses_if_due(config, engine, heldout, state, stop, prefix, rule)
+        row |= losses
+        if conditional and heldout.images is not None:
+            ran = tokens_that_ran(report_of, heldout.images, rule, world)
+            meter.picture(state.step, f"{prefix}/image_tokens", heldout.images, ran)
     if not row:
         return row
+    if config.optimizer.ema_decay is not None:
+        with engine.averaged():
+            for prefix, rule in rules:
+                name = f"eval/ema{prefix.removeprefix('eval')}"
+                row |= losses_if_due(config, engine, heldout, state, stop, name, rule)[0]
     return row | {
         "time/eval_s": time.perf_counter() - began,
         "data/heldout_fingerprint": heldout.fingerprint,
     }
+
+
+def losses_if_due(
+    config: RunConfig,
+    engine: ZeroEngine,
+    heldout: Heldout,
+    state: TrainState,
+    stop: StopSignal,
+    prefix: str,
+    rule: RoutingState,
+) -> tuple[dict[str, float], bool]:
+    """(held-out and conditional losses of the weights that the engine has, as far as they are due; whether
+    conditional ones are)."""
+    every = config.every_steps
+    row: dict[str, float] = {}
+    if is_due(config, state, every.eval):
+        stop.enter("evaluation")
+        row |= heldout_losses(engine, heldout, prefix, rule)
+    conditional = is_due(config, state, every.eval_conditional or every.eval)
+    if conditional:
+        stop.enter("conditional evaluation")
+        row |= conditional_losses(engine, heldout, prefix, rule)
+    return row, conditional
 
 
 def save(checkpoints: CheckpointWriter, state: TrainState, meter: Meter, stop: StopSignal) -> int:

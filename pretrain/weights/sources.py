@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards import tar
+from parallel.weight_average import EMA
 from pretrain.checkpoint.folder import CheckpointError, checkpoints, find_corruption, read_manifest
 from pretrain.config import RunConfig, load
 from pretrain.models.logical_weights import logical_shapes
@@ -23,17 +24,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def open_source(path: Path) -> WeightSource:
-    """The weights at a path, to be read one by one in this process. Raises ConfigError if there are none."""
+def open_source(path: Path, *, ema: bool = False) -> WeightSource:
+    """The weights at a path, to be read one by one in this process. `ema`: their moving averages, which only
+    runs have (optimizer.ema_decay). Raises ConfigError if there are none."""
+    if ema and any((path / name).is_file() for name in (MODEL, HUGGING_FACE)):
+        raise ConfigError(f"{path} holds no averages of weights; runs and their checkpoints alone do")
     if (path / MODEL).is_file():
         source = open_weights(path)
         if problems := find_changed_weights(path):
             raise ConfigError("; ".join(problems))
         return source
     if (path / RUN).is_file():
-        return _open_run(path, None)
+        return _open_run(path, None, ema)
     if path.is_dir() and path.parent.name == CHECKPOINTS and (path.parents[1] / RUN).is_file():
-        return _open_run(path.parents[1], path)
+        return _open_run(path.parents[1], path, ema)
     if (path / HUGGING_FACE).is_file():
         return open_hugging_face(path)
     raise ConfigError(
@@ -51,8 +55,9 @@ def vocabulary_of(config: RunConfig) -> Mapping[str, int] | None:
         return None
 
 
-def _open_run(run: Path, checkpoint: Path | None) -> WeightSource:
-    """The weights of a checkpoint (None: the newest), after all of its files are checked."""
+def _open_run(run: Path, checkpoint: Path | None, ema: bool) -> WeightSource:
+    """The weights of a checkpoint (None: the newest), or with `ema` the averages of those that are trained,
+    after all of its files are checked."""
     from pretrain.checkpoint.shards import ShardReader
 
     config = load(run / RUN)
@@ -77,9 +82,13 @@ def _open_run(run: Path, checkpoint: Path | None) -> WeightSource:
         check_origin(path, manifest["run"], identity)
     reader, entries = ShardReader(path, manifest["tensors"]), manifest["tensors"].items()
 
+    if ema and not any(EMA in entry["digest"] for _, entry in entries):
+        raise ConfigError(f"{path} holds no averages of weights: they need optimizer.ema_decay, and one step")
+
     def read(name: str) -> "Tensor":
+        averaged = ema and EMA in manifest["tensors"][name]["digest"]
         try:
-            return reader.whole(name)
+            return reader.whole(name, EMA) if averaged else reader.whole(name)
         except CheckpointError as error:  # the check above found its files good
             raise (ConfigError(str(error)) if path.exists() else _gone(path, config)) from None
 

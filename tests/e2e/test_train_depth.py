@@ -41,6 +41,7 @@ def run_file(folder: Path, data: Path, experts: dict[str, Any] | None = None, **
     values = tiny_run(data, folder / "runs")
     values["model"] |= {"num_layers": 2, "depth": {"image": DEPTH | depth, "speech": DEPTH | depth}}
     values["model"] |= {"experts": experts} if experts else {}
+    values["optimizer"] |= {"ema_decay": 0.9}
     (folder / "tiny.toml").write_text(toml_text(values))
     return str(folder / "tiny.toml")
 
@@ -90,8 +91,12 @@ def test_a_rule_that_looks_ahead_is_evaluated_causally_too(tmp_path: Path, data:
     train([run_file(tmp_path, data, rule="top_k")], tmp_path / "out")
     last = curve(tmp_path)[-1]
     names = {name.removeprefix("eval/") for name in last if name.startswith("eval/")}
-    causal = {name.removeprefix("causal/") for name in names if name.startswith("causal/")}
-    assert causal and causal == {name for name in names if not name.startswith("causal/")}
+    causal = {name.replace("causal/", "") for name in names if "causal/" in name}
+    assert causal and causal == {name for name in names if "causal/" not in name}
+    assert {name for name in causal if "ema/" not in name} == {
+        name.removeprefix("ema/") for name in causal if name.startswith("ema/")
+    }
+    assert last["eval/ema/loss"] != last["eval/loss"] == pytest.approx(last["eval/ema/loss"], rel=0.05)
     assert last["eval/causal/loss"] != last["eval/loss"]
     assert last["eval/causal/loss"] == pytest.approx(last["eval/loss"], rel=0.05)
 

@@ -173,6 +173,7 @@ def optimizer_of(towers: Towers) -> OptimizerSpec:
 
 
 def engine_of(w: world.World, towers: Towers, layout: ParallelConfig, **options: Any) -> ZeroEngine:
+    options.setdefault("optimizer", optimizer_of(towers))
     config = model_config(towers)
     bounds = partition(sublayer_costs(config), w.pp_size, config.whole_blocks)
     decoder = Decoder(
@@ -188,7 +189,6 @@ def engine_of(w: world.World, towers: Towers, layout: ParallelConfig, **options:
         module,
         groups_of(module, towers),
         w,
-        optimizer=optimizer_of(towers),
         max_grad_norm=MAX_GRAD_NORM,
         learning_rate_at=learning_rate_at,
         zero_stage=layout.zero_stage,

@@ -13,11 +13,12 @@ from parallel import world
 from parallel.engine import MicroBatch, StepResult
 from parallel.layout import ParallelConfig
 from parallel.testing import run_on_ranks
+from parallel.weight_average import with_average
 from parallel.zero_engine import ZeroEngine
 from pretrain.checkpoint.restore import restore
 from pretrain.checkpoint.save import CheckpointWriter
 from tests.numerics import layouts
-from tests.numerics.plain_loop import assert_same, deviation
+from tests.numerics.plain_loop import OPTIMIZER, assert_same, deviation
 from tests.numerics.test_zero_equals_one_process import engine_of
 from tests.numerics.toy import Toy, toy_groups, toy_step
 
@@ -47,9 +48,11 @@ TOY_BF16 = [name for name in TOY if name != "dp2 ZeRO-0"]
 
 
 def _decoder(w: world.World, layout: ParallelConfig) -> Any:
-    """Three towers in everything but two kinds of norms, LayerNorm, biases and dropout."""
+    """Three towers in everything but two kinds of norms, LayerNorm, biases, dropout, and an average of
+    weights, whose digest in memory a load verifies."""
     config = layouts.model_config("untied_elements")
-    engine = layouts.engine_of(w, "untied_elements", layout, prefix="decoder.")
+    optimizer = with_average(OPTIMIZER, 0.9)
+    engine = layouts.engine_of(w, "untied_elements", layout, prefix="decoder.", optimizer=optimizer)
     return engine, lambda step: layouts.share(w, layouts.micro_batches(config, step))
 
 
@@ -67,7 +70,7 @@ def _decoder_bf16(w: world.World, layout: ParallelConfig) -> Any:
 
 
 def _toy(w: world.World, layout: ParallelConfig) -> Any:
-    engine = engine_of(Toy(), w, layout.zero_stage)
+    engine = engine_of(Toy(), w, layout.zero_stage, optimizer=with_average(OPTIMIZER, 0.9))
     return engine, lambda step: toy_step(step, dp_size=w.dp_size)[w.dp_rank]
 
 

@@ -50,6 +50,7 @@ def _groups(*tables: dict[str, object]) -> dict[str, object]:
         (_groups({"match": "blocks.*.qkv.text", "lr_scale": 2}), r"blocks\.\*\.attention\.qkv\.weight\.text"),
         (_groups({"match": "blocks.9.*", "lr_scale": 2}), r"groups\[0\].match = .* matches no parameter"),
         (_groups({"match": "*norm*", "weight_decay": 0.1}), "routers alone, which are never decayed"),
+        ({"optimizer": {"learning_rate": 1e-3, "ema_decay": 1.0}}, "optimizer.ema_decay = 1.0"),
         ({"optimizer": {"learning_rate": 1e-3, "muon": {"qkv": "heads"}}}, 'but kind = "adamw"; set kind ='),
         (_groups({"match": "head.*"}), '"head.*" sets nothing; add lr_scale, weight_decay or frozen'),
         ({"data": {"train": []}}, "data.train"),

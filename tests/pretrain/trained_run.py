@@ -23,6 +23,7 @@ def run_values(folder: Path) -> dict[str, Any]:
     values["name"] = "dense"
     values["model"] |= {"towers": DENSE, "norm_placement": "pre", "num_layers": 2}
     values["parallel"] |= {"tp": 2, "zero_stage": 2}
+    values["optimizer"] |= {"ema_decay": 0.5}
     return values
 
 

@@ -51,6 +51,8 @@ def test_checkpoint_and_its_export_give_the_same(folder: Path) -> None:
     assert main(["export", str(step), str(folder / "b")]) == 0
     assert main(["export", str(folder / "a"), str(folder / "c")]) == 0
     assert digest(folder / "a") == digest(folder / "b") == digest(folder / "c")
+    assert main(["export", str(folder / "runs/dense"), str(folder / "e"), "--ema"]) == 0
+    assert digest(folder / "e") != digest(folder / "a")
     assert main(["export", str(folder / "a"), str(folder / "d"), "--dtype", "bf16"]) == 0
     assert (folder / "d" / SINGLE).stat().st_size < 0.6 * (folder / "a" / SINGLE).stat().st_size
 

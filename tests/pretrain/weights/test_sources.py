@@ -9,6 +9,9 @@ import torch
 from data_pipeline.files.atomic import write_json
 from data_pipeline.files.toml_config import ConfigError
 from parallel.logical import logical_of
+from parallel.weight_average import EMA
+from pretrain.checkpoint.folder import read_manifest
+from pretrain.checkpoint.shards import ShardReader
 from pretrain.models.decoder import Decoder
 from pretrain.run_identity import draw_identity
 from pretrain.weights.folder import MODEL, about_model, write_folder
@@ -36,6 +39,20 @@ def test_a_checkpoint_gives_what_the_ranks_held(trained: Trained) -> None:
         for name, parameter in decoder.items():
             part = logical_of(parameter).cut(source.tensors[name].read(), rank, 2)
             assert torch.equal(part, parts[name]), name
+
+
+def test_averages_of_a_run_are_a_source_of_their_own(trained: Trained, tmp_path: Path) -> None:
+    folder = trained[0]
+    raw, averaged = open_source(folder / "runs/dense"), open_source(folder / "runs/dense", ema=True)
+    assert averaged.tensors.keys() == raw.tensors.keys()
+    manifest, _ = read_manifest(averaged.path)
+    with ShardReader(averaged.path, manifest["tensors"]) as reader:
+        for name, tensor in averaged.tensors.items():
+            assert torch.equal(tensor.read(), reader.whole(name, EMA)), name
+            assert not torch.equal(tensor.read(), raw.tensors[name].read()), name
+    write_folder(tmp_path / "own", averaged, {MODEL: about_model(averaged)}, dtype="fp32", file_bytes=10**9)
+    with pytest.raises(ConfigError, match="own holds no averages of weights; runs and their checkpoints"):
+        open_source(tmp_path / "own", ema=True)
 
 
 def test_the_newest_checkpoint_is_taken_unless_one_is_named(tmp_path: Path, trained: Trained) -> None:
