@@ -1,7 +1,9 @@
 """How many documents of each source a block of the stream takes: exact shares, no random draw."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 BLOCK_DOCUMENTS = 4000
@@ -19,23 +21,65 @@ def shares(weights: Sequence[float]) -> tuple[Fraction, ...]:
     return tuple(weight / sum(exact) for weight in exact)
 
 
-def block_documents(num_documents: Sequence[int], shares: Sequence[Fraction]) -> Fraction:
-    """Return the number of documents in a block, for sources of `num_documents` drawn by `shares`.
+ORDER = 2
+"""The order of training that new runs have. A run keeps the order that it began with.
 
-    The number is a mean where it is not whole. It is at most BLOCK_DOCUMENTS, and no more than keeps every
-    source from being repeated inside a block (unless that is below MIN_BLOCK_DOCUMENTS). With one source, an
-    epoch is a whole number of blocks. With several, a block holds a whole number of documents of each source,
-    wherever a block that small exists.
+1: blocks of one size, so that a block of several sources may hold the end of an epoch of a source and the
+   beginning of the next, with some documents twice.
+2: a block of several sources ends where an epoch of one of them ends. One source has the order of 1.
+"""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where blocks end, in documents drawn from all sources together."""
+
+    shares: tuple[Fraction, ...]
+    size: Fraction
+    """A block ends at each multiple of so many documents; a mean where it is not whole."""
+    epochs: tuple[int, ...]
+    """A block also ends wherever source i has given a multiple of epochs[i] documents; () in order 1."""
+
+
+def blocks_of(num_documents: Sequence[int], shares: Sequence[Fraction], order: int) -> Blocks:
+    """Return the blocks of sources of `num_documents` drawn by `shares`, in ORDER or an earlier order.
+
+    With one source, an epoch is a whole number of blocks. With several, no block holds a document of a source
+    twice, unless the source gives all its documents within MIN_BLOCK_DOCUMENTS: such a source gives whole
+    epochs between two ends of blocks, as few as take MIN_BLOCK_DOCUMENTS.
     """
+    shares = tuple(shares)
     if len(num_documents) == 1:
         epoch = num_documents[0]
-        return Fraction(epoch, math.ceil(epoch / BLOCK_DOCUMENTS))
-    once = min(n / share for n, share in zip(num_documents, shares, strict=True))
-    target = min(BLOCK_DOCUMENTS, max(once, min(MIN_BLOCK_DOCUMENTS, sum(num_documents))))
+        return Blocks(shares, Fraction(epoch, math.ceil(epoch / BLOCK_DOCUMENTS)), ())
+    if order == 1:
+        once = min(n / share for n, share in zip(num_documents, shares, strict=True))
+        most = min(BLOCK_DOCUMENTS, max(once, min(MIN_BLOCK_DOCUMENTS, sum(num_documents))))
+        return Blocks(shares, _whole_periods(int(most), shares), ())
+    epochs = tuple(
+        n * math.ceil(MIN_BLOCK_DOCUMENTS * share / n) for n, share in zip(num_documents, shares, strict=True)
+    )
+    return Blocks(shares, _whole_periods(BLOCK_DOCUMENTS, shares), epochs)
+
+
+def _whole_periods(most: int, shares: Sequence[Fraction]) -> Fraction:
+    """At most `most` documents of which each source gives a whole number, where a block that small exists."""
     period = math.lcm(*(share.denominator for share in shares))
-    return Fraction(max(1, int(target // period)) * period if period <= BLOCK_DOCUMENTS else int(target))
+    return Fraction(max(1, most // period) * period if period <= BLOCK_DOCUMENTS else most)
 
 
-def drawn_before(block: int, block_documents: Fraction, shares: Sequence[Fraction]) -> tuple[int, ...]:
+def drawn_before(block: int, blocks: Blocks) -> tuple[int, ...]:
     """Documents of each source in blocks 0 ... block - 1: less than one document off the source's share."""
-    return tuple(math.floor(block * block_documents * share) for share in shares)
+    drawn = block * blocks.size
+    if blocks.epochs:  # Two ends may coincide; the block between them is empty.
+        drawn = bisect_left(range(int(drawn)), block, key=lambda documents: _ended(documents, blocks))
+    return tuple(math.floor(drawn * share) for share in blocks.shares)
+
+
+def _ended(documents: int, blocks: Blocks) -> int:
+    """Blocks that have ended when so many documents were drawn."""
+    epochs = sum(
+        documents * share.numerator // share.denominator // epoch
+        for share, epoch in zip(blocks.shares, blocks.epochs, strict=True)
+    )
+    return documents // int(blocks.size) + epochs

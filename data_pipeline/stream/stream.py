@@ -29,11 +29,11 @@ from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import ChangedIndex, ForeignTokenizer, SpanTooLong
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.stream.fingerprint import piece_weights
-from data_pipeline.stream.mixture import block_documents, drawn_before, shares
+from data_pipeline.stream.mixture import ORDER, blocks_of, drawn_before, shares
 from data_pipeline.stream.order import documents_at, key_of, permute
 from data_pipeline.stream.packing import cut, pack
 
-_STATE_FORMAT = 2
+_STATE_FORMAT = 3
 _KEPT_BLOCKS = 2
 
 
@@ -104,18 +104,22 @@ class StreamState:
     context_tokens: int
     sources: tuple[tuple[str, str], ...]
     """(index hash, share) of each source: what the numbers above refer to."""
+    order: int = ORDER
+    """The order that the run began with (mixture.py)."""
 
     def to_json(self) -> str:
         return json.dumps({"format": _STATE_FORMAT, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: str) -> "StreamState":
-        """Raises ConfigError for anything but the output of to_json of this version or of format 1."""
+        """Raises ConfigError for anything but the output of to_json of this version or of formats 1 and 2."""
         try:
             values = json.loads(text)
-            if (number := values.pop("format")) == 1:  # it had the fingerprint, which TrainState has now
+            if (number := values.pop("format")) in (1, 2):  # all streams had order 1 then
+                values["order"] = 1
+            if number == 1:  # it had the fingerprint, which TrainState has now
                 del values["fingerprint"]
-            elif number != _STATE_FORMAT:
+            if number not in (1, 2, _STATE_FORMAT) or values["order"] not in range(1, ORDER + 1):
                 raise ValueError("another format")
             values["sources"] = tuple((str(index), str(share)) for index, share in values["sources"])
             return cls(**values)
@@ -160,7 +164,8 @@ class Stream:
         """Per source, documents that are left out: a span in them (an image, an utterance ...) is longer than
         the context.
         """
-        self._block_documents = block_documents([s.num_documents for s in self.sources], self.shares)
+        num_documents = [source.num_documents for source in self.sources]
+        self._blocks = {order: blocks_of(num_documents, self.shares, order) for order in range(1, ORDER + 1)}
         self._keys = [key_of(seed, 1, i) for i in range(len(self.sources))]
         self._identity = tuple(
             (source.index_hash, str(share)) for source, share in zip(self.sources, self.shares, strict=True)
@@ -212,7 +217,7 @@ class Stream:
         parts: list[BlockPlan] = []
         missing = self.sequences_per_step
         while missing:
-            block = self._block(state.block)
+            block = self._block(state.order, state.block)
             first, last = state.sequence, min(state.sequence + missing, len(block.plan))
             parts.append(block.plan.take(np.arange(first, last)))
             missing -= last - first
@@ -227,8 +232,8 @@ class Stream:
 
     def epochs(self, state: StreamState) -> tuple[float, ...]:
         """Passes over each source so far: documents begun / documents that it has."""
-        before = drawn_before(state.block, self._block_documents, self.shares)
-        begun = self._block(state.block).begun[state.sequence]
+        before = drawn_before(state.block, self._blocks[state.order])
+        begun = self._block(state.order, state.block).begun[state.sequence]
         return tuple(
             (drawn + int(now)) / source.num_documents
             for drawn, now, source in zip(before, begun, self.sources, strict=True)
@@ -252,8 +257,8 @@ class Stream:
             for source, share in zip(self.sources, self.shares, strict=True)
         )
 
-    def _plan_block(self, block: int) -> _Block:
-        source, document, slots = self._draw(block)
+    def _plan_block(self, order: int, block: int) -> _Block:
+        source, document, slots = self._draw(order, block)
         pieces = np.ones(len(document), np.int64)
         start = np.zeros(len(document), np.int64)
         long = np.flatnonzero(slots > self.context_tokens)
@@ -288,10 +293,9 @@ class Stream:
         np.add.at(begun, (sequence + 1, plan.source), plan.start == 0)
         return _Block(plan, np.cumsum(begun, axis=0))
 
-    def _draw(self, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _draw(self, order: int, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(source, document, slots) of the documents of a block."""
-        before = drawn_before(block, self._block_documents, self.shares)
-        after = drawn_before(block + 1, self._block_documents, self.shares)
+        before, after = (drawn_before(number, self._blocks[order]) for number in (block, block + 1))
         drawn = [
             documents_at(a, b - a, source.num_documents, key)
             for a, b, source, key in zip(before, after, self.sources, self._keys, strict=True)

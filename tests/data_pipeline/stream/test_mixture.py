@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from data_pipeline.stream.mixture import (
     BLOCK_DOCUMENTS,
     MIN_BLOCK_DOCUMENTS,
-    block_documents,
+    ORDER,
+    blocks_of,
     drawn_before,
     shares,
 )
@@ -34,36 +35,62 @@ def test_a_weight_is_above_zero(weight: float) -> None:
 )
 def test_every_block_holds_the_exact_mixture(weights: tuple[float, ...]) -> None:
     exact = shares(weights)
-    size = block_documents([10**7] * len(weights), exact)
+    blocks = blocks_of([10**7] * len(weights), exact, ORDER)
     for block in range(50):
-        before, after = drawn_before(block, size, exact), drawn_before(block + 1, size, exact)
-        assert [b - a for a, b in zip(before, after, strict=True)] == [share * size for share in exact]
+        before, after = drawn_before(block, blocks), drawn_before(block + 1, blocks)
+        assert [b - a for a, b in zip(before, after, strict=True)] == [share * blocks.size for share in exact]
 
 
-@given(weights=WEIGHTS, sizes=SIZES, block=st.integers(0, 10**6))
+@given(weights=WEIGHTS, sizes=SIZES, block=st.integers(0, 10**6), order=st.sampled_from([1, 2]))
 def test_no_source_is_ever_a_document_away_from_its_share(
-    weights: list[float], sizes: list[int], block: int
+    weights: list[float], sizes: list[int], block: int, order: int
 ) -> None:
     exact = shares(weights)
-    size = block_documents(sizes[: len(weights)], exact)
-    assert 0 < size <= max(BLOCK_DOCUMENTS, MIN_BLOCK_DOCUMENTS)
-    drawn = drawn_before(block, size, exact)
+    blocks = blocks_of(sizes[: len(weights)], exact, order)
+    assert 0 < blocks.size <= max(BLOCK_DOCUMENTS, MIN_BLOCK_DOCUMENTS)
+    drawn, after = drawn_before(block, blocks), drawn_before(block + 1, blocks)
+    at_most = min(Fraction(count + 1) / share for count, share in zip(drawn, exact, strict=True))
     for count, share in zip(drawn, exact, strict=True):
-        assert 0 <= block * size * share - count < 1
-    assert all(a <= b for a, b in zip(drawn, drawn_before(block + 1, size, exact), strict=True))
+        assert count / share < at_most, "one number of documents, each source's share of it rounded down"
+    assert all(a <= b for a, b in zip(drawn, after, strict=True))
+    assert sum(after) - sum(drawn) <= BLOCK_DOCUMENTS + len(weights)
 
 
-@given(documents=st.integers(1, 10**9))
-def test_an_epoch_of_one_source_is_a_whole_number_of_blocks(documents: int) -> None:
-    size = block_documents([documents], (Fraction(1),))
-    assert size <= BLOCK_DOCUMENTS
-    blocks = documents / size
-    assert blocks.denominator == 1
-    assert drawn_before(int(blocks) * 3, size, (Fraction(1),)) == (3 * documents,)
+@given(documents=st.integers(1, 10**9), order=st.sampled_from([1, 2]))
+def test_an_epoch_of_one_source_is_a_whole_number_of_blocks(documents: int, order: int) -> None:
+    blocks = blocks_of([documents], (Fraction(1),), order)
+    assert blocks.size <= BLOCK_DOCUMENTS
+    in_epoch = documents / blocks.size
+    assert in_epoch.denominator == 1
+    assert drawn_before(int(in_epoch) * 3, blocks) == (3 * documents,)
 
 
-def test_a_block_repeats_no_source_unless_that_is_tiny() -> None:
+@given(weights=WEIGHTS, sizes=st.lists(st.integers(1, 2000), min_size=5, max_size=5))
+def test_no_block_goes_past_the_end_of_an_epoch(weights: list[float], sizes: list[int]) -> None:
+    """Of several sources, the documents of a block are of one epoch, or of the whole epochs of a tiny one."""
+    exact = shares(weights)
+    sizes = sizes[: len(weights)]
+    blocks = blocks_of(sizes, exact, ORDER)
+    before = (0,) * len(weights)
+    for block in range(1, 40):
+        drawn = drawn_before(block, blocks)
+        for first, last, n, share in zip(before, drawn, sizes, exact, strict=True):
+            tiny = len(sizes) > 1 and n < MIN_BLOCK_DOCUMENTS * share
+            together = n * -(-MIN_BLOCK_DOCUMENTS * share // n) if tiny else n
+            assert last == first or first // together == (last - 1) // together
+        before = drawn
+
+
+def test_few_blocks_are_small() -> None:
+    """A source ends a block once in MIN_BLOCK_DOCUMENTS documents at most, whatever its size."""
     exact = shares([0.9, 0.1])
-    size = block_documents([10**6, 200], exact)
-    assert MIN_BLOCK_DOCUMENTS < size <= 2000 and size * exact[1] <= 200
-    assert MIN_BLOCK_DOCUMENTS - 10 < block_documents([10**6, 5], exact) <= MIN_BLOCK_DOCUMENTS
+    for sizes in ([10**6, 200], [10**6, 5], [7, 5]):
+        blocks = blocks_of(sizes, exact, ORDER)
+        assert sum(drawn_before(1000, blocks)) >= 1000 * MIN_BLOCK_DOCUMENTS / (len(sizes) + 1)
+
+
+def test_the_first_order_keeps_its_sizes() -> None:
+    exact = shares([0.9, 0.1])
+    assert [blocks_of(sizes, exact, 1).size for sizes in ([10**6, 200], [10**6, 5], [10**7] * 2)] == [
+        2000, 250, 4000,
+    ]  # fmt: skip
