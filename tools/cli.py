@@ -47,6 +47,13 @@ def _tokenize(args: argparse.Namespace) -> int:
     return 0
 
 
+def _look(args: argparse.Namespace) -> int:
+    from data_pipeline.tokenize.look import look
+
+    print(look(args.src))
+    return 0
+
+
 def _part(text: str) -> tuple[int, int]:
     """ "1/8" -> (1, 8)."""
     k, _, n = text.partition("/")
@@ -143,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_data(verbs: Verbs) -> None:
-    """demo-corpus and tokenize."""
+    """demo-corpus, look and tokenize."""
     verb = verbs.add_parser("demo-corpus", help="write the demo corpus as raw WebDataset shards")
     verb.add_argument("out", help="folder to write train/ and heldout/ shards into")
     verb.add_argument("--documents", type=int, default=20_000, help="documents in all (default %(default)s)")
@@ -151,8 +158,14 @@ def _add_data(verbs: Verbs) -> None:
     verb.add_argument("--processes", type=int, default=None, help="worker processes (default: all cores)")
     verb.set_defaults(work=_demo_corpus)
 
-    verb = verbs.add_parser("tokenize", help="raw WebDataset shards -> token shards, index and manifest")
-    verb.add_argument("src", help="folder of raw shards (*.tar: .json, .N.png, .N.wav)")
+    verb = verbs.add_parser("look", help="name the layout of raw data, and print the config that reads it")
+    verb.add_argument(
+        "src", help="folder, file or pattern of raw data: tars, Parquet, JSON lines, JSON, text"
+    )
+    verb.set_defaults(work=_look)
+
+    verb = verbs.add_parser("tokenize", help="raw data -> token shards, index and manifest")
+    verb.add_argument("src", help="folder, file or pattern of raw data; `motley look` says what is in it")
     verb.add_argument("out", help="folder for token shards")
     verb.add_argument("--config", required=True, help="data.toml: the tokenizers and their settings")
     verb.add_argument("--processes", type=int, default=None, help="worker processes (default: all cores)")

@@ -5,11 +5,12 @@ A token shard holds one file a document, `KEY.ids`: its token ids as raw little-
 vocabulary's dtype. A folder of token shards is described by its `manifest.json`.
 """
 
+import gzip
 import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, Any
@@ -66,7 +67,10 @@ def open_shard(location: Location) -> Any:
     try:
         return _gopen()(location.text, "rb")
     except ValueError as error:
-        raise OSError(str(error)) from None
+        advice = (
+            f'for a scheme that has no reader here, type a command, such as "pipe:aws s3 cp {location} -"'
+        )
+        raise OSError(f"{error}; {advice}") from None
 
 
 def prepare_to_open(locations: Iterable[Location]) -> None:
@@ -81,24 +85,35 @@ def _gopen() -> Any:
     return gopen
 
 
-def read_samples(
-    location: Location, *, max_sample_bytes: int | None = None
-) -> Iterator[tuple[str, dict[str, bytes | None]]]:
-    """(key, {extension: content}) for every sample of a shard, in order.
+def split_name(name: str, _key_before: str = "") -> tuple[str, str]:
+    """("a/0001", "0.png") for "a/0001.0.png": the key ends at the first dot after the last slash."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, extension = file.partition(".")
+    return folder + slash + stem, extension
 
-    Contents that would take a sample above `max_sample_bytes` are not read, and are None. Raises ShardError
-    naming the shard and the sample it broke after, if the tar is cut short or damaged. tarfile itself takes a
-    cut between two files, or a damaged header, for the end of the archive.
+
+def read_samples(
+    location: Location,
+    *,
+    max_sample_bytes: int | None = None,
+    split: Callable[[str, str], tuple[str, str]] = split_name,
+) -> Iterator[tuple[str, dict[str, bytes | None]]]:
+    """(key, {extension: content}) for every sample of a shard, in order. A shard may be compressed by gzip.
+
+    `split`: (name of a member, key of the one before) -> (key, extension). Contents that would take a sample
+    above `max_sample_bytes` are not read, and are None. Raises ShardError naming the shard and the sample it
+    broke after, if the tar is cut short or damaged. tarfile itself takes a cut between two files, or a
+    damaged header, for the end of the archive.
     """
     key, sample, num_bytes = "", dict[str, bytes | None](), 0
     try:
         with open_shard(location) as stream:
-            reader: Any = _ZeroTailReader(stream)  # typeshed asks for more of a file than a stream needs
+            reader: Any = _ZeroTailReader(_decompressed(stream))  # tarfile asks for no more of a file
             with tarfile.open(fileobj=reader, mode="r|") as archive:
                 for member in archive:
                     if not member.isfile():
                         continue
-                    member_key, extension = split_name(member.name)
+                    member_key, extension = split(member.name, key)
                     if member_key != key and sample:
                         yield key, sample
                         sample, num_bytes = {}, 0
@@ -110,11 +125,7 @@ def read_samples(
                         sample[extension] = file.read()
                     elif len(sample) < _MOST_UNREAD:
                         sample[extension] = None
-                reader.drain()
-                if reader.zeros_from > archive.offset:
-                    raise tarfile.ReadError(f"damaged header at byte {archive.offset}")
-                if reader.num_bytes < archive.offset + tarfile.BLOCKSIZE:
-                    raise tarfile.ReadError("it ends without an end-of-archive mark")
+                reader.check_end(archive.offset)
     except OSError as error:
         raise ShardError(f"{location}: cannot be read: {printable(str(error))}") from None
     except Exception as error:  # tarfile raises many kinds for damaged headers
@@ -133,6 +144,24 @@ _MOST_UNREAD = 1000
 """A sample that is too large lists at most so many files that were not read."""
 
 
+def _decompressed(stream: Any) -> Any:
+    """What `stream` holds; the first bytes say whether it is compressed by gzip, whatever its name says."""
+    head = stream.read(2)
+    joined: Any = _Rejoined(head, stream)  # gzip asks for no more of a file than reading
+    return gzip.GzipFile(fileobj=joined) if head == b"\x1f\x8b" else joined
+
+
+class _Rejoined:
+    """A stream whose first bytes were read already."""
+
+    def __init__(self, head: bytes, stream: Any) -> None:
+        self._head, self._stream = head, stream
+
+    def read(self, size: int) -> bytes:
+        head, self._head = self._head[:size], self._head[size:]
+        return head + self._stream.read(size - len(head)) if len(head) < size else head
+
+
 class _ZeroTailReader:
     """Passes reads through, and counts the bytes and the position from which on they are zeros."""
 
@@ -148,16 +177,14 @@ class _ZeroTailReader:
         self.num_bytes += len(data)
         return data
 
-    def drain(self) -> None:
+    def check_end(self, offset: int) -> None:
+        """Read to the end. Raises ReadError unless an archive whose members end at `offset` ends well."""
         while self.read(1 << 20):
             pass
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """("a/0001", "0.png") for "a/0001.0.png": the key ends at the first dot after the last slash."""
-    folder, slash, file = name.rpartition("/")
-    stem, _, extension = file.partition(".")
-    return folder + slash + stem, extension
+        if self.zeros_from > offset:
+            raise tarfile.ReadError(f"damaged header at byte {offset}")
+        if self.num_bytes < offset + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it ends without an end-of-archive mark")
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> dict[str, Any]:
@@ -167,7 +194,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
     """
     documents = 0
     with atomic_file(path) as file:
-        hashing: Any = _HashingWriter(file)  # as above
+        hashing: Any = _HashingWriter(file)  # tarfile asks for no more of a file
         with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
             for key, sample in samples:
                 for extension, content in sample.items():

@@ -6,6 +6,8 @@ kind = "patch_kmeans"                may be left out: registry.KINDS says the de
 num_codes = 512                      keys of the config model in the tokenizer's file
 [limits]                             keys of Limits: what a raw sample may be
 picture_mpx = 20
+[source]                             keys of SourceSettings: where the parts of a document are
+parts = [{image = "jpg"}, {text = "txt"}]
 [video]                              any other modality needs a kind: the module of its tokenizer
 kind = "my_package.video_tokenizer"
 """
@@ -21,12 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, validate
 from data_pipeline.shards.vocabulary import TEXT
+from data_pipeline.tokenize.layout import RAW, SourceSettings
 from data_pipeline.tokenize.limits import Limits
 from data_pipeline.tokenize.registry import KINDS, default_kind, load_kind, named_kind
 from data_pipeline.tokenize.tokenizer import TokenizerConfig
 
-LIMITS = "limits"
-"""The table of a data.toml that is no modality's."""
+LIMITS, SOURCE = "limits", "source"
+"""The tables of a data.toml that are no modality's."""
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -63,18 +66,21 @@ class TokenizeConfig:
     tables: Mapping[str, TokenizerTable]
     settings: TokenizeSettings
     limits: Limits
+    source: SourceSettings = RAW
 
     def values(self, *, exclude: Iterable[str] = ()) -> dict[str, Any]:
-        """All values as JSON, without the settings `exclude`, default kinds and default limits."""
+        """All values as JSON, without the settings `exclude` and defaults of kinds, limits and source."""
         tables = {
             name: {**named_kind(name, table.kind), **table.config.model_dump(mode="json")}
             for name, table in self.tables.items()
         }
         limits = self.limits.model_dump(mode="json", exclude_defaults=True)
+        source = self.source.model_dump(mode="json", exclude_defaults=True)
         return {
             **tables,
             **self.settings.model_dump(mode="json", exclude=set(exclude)),
             **({LIMITS: limits} if limits else {}),
+            **({SOURCE: source} if source else {}),
         }
 
 
@@ -90,7 +96,9 @@ def tokenize_config(values: Mapping[str, Any], source: str) -> TokenizeConfig:
     """The config of values such as a TOML file holds. Raises one ConfigError that lists all mistakes."""
     tables: dict[str, TokenizerTable] = {}
     mistakes: list[str] = []
-    named = (name for name, value in values.items() if isinstance(value, dict) and name != LIMITS)
+    named = (
+        name for name, value in values.items() if isinstance(value, dict) and name not in (LIMITS, SOURCE)
+    )
     for name in modality_order(named):
         try:
             tables[name] = _table(name, values[name], source)
@@ -98,9 +106,11 @@ def tokenize_config(values: Mapping[str, Any], source: str) -> TokenizeConfig:
             mistakes.append(str(error))
     try:
         plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
+        source_given = plain.pop(SOURCE, values.get(SOURCE, {}))
         limits_given = plain.pop(LIMITS, values.get(LIMITS, {}))
         settings = validate(TokenizeSettings, plain, source)
         limits = validate(Limits, limits_given, source, table=LIMITS)
+        layout = validate(SourceSettings, source_given, source, table=SOURCE)
     except ConfigError as error:
         raise ConfigError("\n".join([*mistakes, str(error)])) from None
     if mistakes:
@@ -114,7 +124,7 @@ def tokenize_config(values: Mapping[str, Any], source: str) -> TokenizeConfig:
         raise ConfigError(
             f"{source}: tokenizers_from brings its own settings; remove the tables {list(tables)}"
         )
-    return TokenizeConfig(tables, settings, limits)
+    return TokenizeConfig(tables, settings, limits, layout)
 
 
 def modality_order(names: Iterable[str]) -> list[str]:
@@ -126,7 +136,7 @@ def modality_order(names: Iterable[str]) -> list[str]:
 def _table(name: str, values: Mapping[str, Any], source: str) -> TokenizerTable:
     kind = values.get("kind", default_kind(name))
     if kind is None:
-        legal = [*KINDS, LIMITS, *TokenizeSettings.model_fields]
+        legal = [*KINDS, LIMITS, SOURCE, *TokenizeSettings.model_fields]
         hint = did_you_mean(name, legal, otherwise=".")
         raise ConfigError(
             f"{source}: {name}: unknown key{hint} Legal here: {', '.join(sorted(legal))}, and the table of "

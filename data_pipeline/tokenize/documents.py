@@ -8,6 +8,7 @@ import numpy as np
 
 from data_pipeline.shards.tar import Sample
 from data_pipeline.shards.vocabulary import BOS, EOS, TEXT
+from data_pipeline.tokenize.layout import RAW, SourceSettings
 from data_pipeline.tokenize.limits import Limits, parts_within
 from data_pipeline.tokenize.raw import Part, SampleError
 from data_pipeline.tokenize.roundtrip import add_figures, figures_of
@@ -32,17 +33,19 @@ class DocumentEncoder:
     figures of the round trip.
     """
 
-    def __init__(self, tokenizers: Mapping[str, Tokenizer], limits: Limits) -> None:
-        self.tokenizers, self.limits = tokenizers, limits
+    def __init__(
+        self, tokenizers: Mapping[str, Tokenizer], limits: Limits, source: SourceSettings = RAW
+    ) -> None:
+        self.tokenizers, self.limits, self.source = tokenizers, limits, source
         self.vocabulary = vocabulary_of(tokenizers)
         self.tokens: Counter[str] = Counter()
         self.measured: Counter[str] = Counter()
 
-    def encode(self, sample: Sample) -> Encoded:
-        """The document of a sample, which is not added. Raises SampleError."""
+    def encode(self, sample: Sample, key: str = "") -> Encoded:
+        """The document of a sample of that key, which is not added. Raises SampleError."""
         ids: list[np.ndarray] = [np.array([BOS])]
         measured: Counter[str] = Counter()
-        for part in parts_within(sample, self.limits):
+        for part in parts_within(sample, self.limits, key=key, source=self.source):
             ids += self._encode_part(part, measured)
         document = np.concatenate([*ids, np.array([EOS])])
         if len(document) == 2:

@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.tar import Location, Sample, ShardError, prepare_to_open, read_samples
+from data_pipeline.shards.tar import Location, Sample, ShardError, prepare_to_open
+from data_pipeline.tokenize.layout import RAW, SourceSettings
 from data_pipeline.tokenize.limits import Limits
 from data_pipeline.tokenize.raw import SampleError
+from data_pipeline.tokenize.readers import read_raw
 
 Result = TypeVar("Result")
 LOST_IN_A_ROW = 8
@@ -52,6 +54,7 @@ class _Work:
     use: Callable[[str, Sample], Any]
     limits: Limits
     per_shard: int | None
+    source: SourceSettings
 
 
 class _Note:
@@ -79,19 +82,19 @@ def use_samples(
     limits: Limits,
     *,
     per_shard: int | None = None,
+    source: SourceSettings = RAW,
 ) -> Generator[tuple[Location, str, Result | Refused], None, None]:
     """(shard, key, use(key, sample)) for every sample of the shards, in order; of each shard, for its first
-    `per_shard` samples.
+    `per_shard` samples. `source` says what a sample is.
 
-    A sample is Refused where `use` raises an exception, takes longer than limits.sample_timeout_s, or ends
-    its process. What `use` changes there is lost; its results must be picklable. Raises ShardError for a
-    shard that cannot be read, and ConfigError where LOST_IN_A_ROW samples in a row end their process.
+    A sample is Refused where `use` raises, takes longer than limits.sample_timeout_s, or ends its process.
+    What `use` changes there is lost; its results must be picklable. Raises ShardError for a shard that cannot
+    be read, ConfigError where LOST_IN_A_ROW samples in a row end their process.
     """
     prepare_to_open(shards)
-    work, lost, num_done = _Work(shards, use, limits, per_shard), dict[int, str](), 0
+    work, lost, num_done = _Work(shards, use, limits, per_shard, source), dict[int, str](), 0
     while True:
-        receiver, sender = multiprocessing.Pipe(duplex=False)
-        note = _Note()
+        (receiver, sender), note = multiprocessing.Pipe(duplex=False), _Note()
         child = multiprocessing.get_context("fork").Process(
             target=_child, args=(receiver, sender, note, work, num_done, lost)
         )
@@ -152,7 +155,7 @@ def _child(
     try:
         for index, shard in enumerate(work.shards):
             note.write(index, -1)
-            samples = read_samples(shard, max_sample_bytes=work.limits.sample_bytes)
+            samples = read_raw(shard, work.source, work.limits.sample_bytes)
             for key, sample in islice(samples, work.per_shard):
                 number += 1
                 if number < start:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from data_pipeline.shards.tar import Sample
-from data_pipeline.tokenize.raw import Part, SampleError, parse_document
+from data_pipeline.tokenize.layout import RAW, SourceSettings, parts_of
+from data_pipeline.tokenize.media.sounds import is_compressed_sound, sound_header
+from data_pipeline.tokenize.raw import Part, SampleError
 
 _MIB = 1 << 20
 _RIFF, _WAVE_BYTES = (b"RIFF", b"RIFX", b"RF64"), 12
@@ -26,10 +28,10 @@ class Limits(BaseModel):
     picture_mpx: float = Field(50, gt=0, le=89)
     """Millions of pixels of a picture; Pillow's own bound is 89."""
     wave_s: float = Field(3600, gt=0, le=1e6)
-    """Seconds of a wave file."""
+    """Seconds of a sound."""
     wave_min_hz: PositiveInt = 1000
     wave_max_hz: PositiveInt = 384_000
-    """Sampling rates of wave files."""
+    """Sampling rates of sound."""
     sample_timeout_s: float = Field(60, ge=0.01, le=86_400)
     """Seconds in which a sample must be decoded and encoded."""
     sample_memory_gib: float = Field(4, gt=0, le=1e5)
@@ -46,15 +48,20 @@ class Limits(BaseModel):
         return int(self.sample_mib * _MIB)
 
 
-def parts_within(sample: Sample, limits: Limits) -> list[Part]:
-    """The parts of a sample. Raises SampleError for what the format does not allow, and beyond a limit."""
+def parts_within(
+    sample: Sample, limits: Limits, *, key: str = "", source: SourceSettings = RAW
+) -> list[Part]:
+    """The parts of a sample, as `source` declares them. Raises SampleError for what the layout does not
+    allow, and beyond a limit.
+    """
     read = {name: content for name, content in sample.items() if content is not None}
     if len(read) < len(sample):
         raise SampleError(f"its files are larger than limits.sample_mib = {limits.sample_mib:g}")
-    parts = parse_document(read)
+    parts = parts_of(key, read, source)
     for part in parts:
         if isinstance(part.data, bytes):
             _check_wave(part.data, limits)
+            _check_sound(part.data, limits)
             _check_picture(part.data, limits)
     return parts
 
@@ -84,6 +91,20 @@ def _check_wave(data: bytes, limits: Limits) -> None:
             )
         if num_bytes > limits.wave_s * bytes_per_s:
             raise SampleError(f"the wave file is longer than limits.wave_s = {limits.wave_s:g}")
+
+
+def _check_sound(data: bytes, limits: Limits) -> None:
+    """Raise SampleError for FLAC, MP3 or Ogg of an illegal rate or length, by its header."""
+    if not is_compressed_sound(data):
+        return
+    rate_hz, seconds = sound_header(data)
+    if not limits.wave_min_hz <= rate_hz <= limits.wave_max_hz:
+        raise SampleError(
+            f"the sound has a rate of {rate_hz} Hz; limits.wave_min_hz = {limits.wave_min_hz}, "
+            f"limits.wave_max_hz = {limits.wave_max_hz}"
+        )
+    if seconds > limits.wave_s:
+        raise SampleError(f"the sound is longer than limits.wave_s = {limits.wave_s:g}")
 
 
 def _wave_headers(data: bytes) -> Iterator[tuple[int, int, int]]:

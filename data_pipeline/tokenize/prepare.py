@@ -44,6 +44,7 @@ from data_pipeline.tokenize.claim import PartOfWork, claimed
 from data_pipeline.tokenize.config import TokenizeConfig, load_tokenize_config
 from data_pipeline.tokenize.documents import DocumentEncoder, Encoded
 from data_pipeline.tokenize.isolated import Refused, use_samples
+from data_pipeline.tokenize.layout import SourceSettings
 from data_pipeline.tokenize.limits import Limits
 from data_pipeline.tokenize.raw import SampleError
 from data_pipeline.tokenize.registry import named_kind
@@ -78,6 +79,7 @@ class ShardTask:
     path: Path
     tokenizers: Path
     limits: Limits
+    source: SourceSettings
 
     @property
     def record_path(self) -> Path:
@@ -109,7 +111,7 @@ def tokenize(
         manifests = {
             split.name: _tokenize_split(split, out, config, tokenizers, processes) for split in splits
         }
-        show_roundtrip(splits, tokenizers, out, config.limits)
+        show_roundtrip(splits, tokenizers, out, config.limits, config.source)
     print("\n".join(summary(name, manifest, tokenizers) for name, manifest in manifests.items()))
     return manifests
 
@@ -166,7 +168,7 @@ def read_source(
     Where SRC is a `pipe:`, its commands are said on stderr.
     """
     config = load_tokenize_config(config_path)
-    splits = find_splits(str(src))
+    splits = find_splits(str(src), config.source.files)
     if commands := commands_of(splits):
         more = f", and {len(commands) - 1} like it" if commands[1:] else ""
         print(
@@ -203,6 +205,7 @@ def plan_tasks(split: Split, out: Path, config: TokenizeConfig) -> list[ShardTas
             folder / f"tokens-{number:05d}.tar",
             out / TOKENIZERS,
             config.limits,
+            config.source,
         )
         for number, first in enumerate(range(0, len(shards), per_task))
     ]
@@ -260,7 +263,7 @@ def _worker_tokenizers(folder: Path) -> dict[str, Tokenizer]:
 
 def write_task(task: ShardTask) -> tuple[ShardTask, dict[str, Any]]:
     """Tokenize the raw shards of a task into its token shard, then record it. Runs in a worker."""
-    encoder = DocumentEncoder(_worker_tokenizers(task.tokenizers), task.limits)
+    encoder = DocumentEncoder(_worker_tokenizers(task.tokenizers), task.limits, task.source)
     skipped: list[dict[str, str]] = []
     shard = write_shard(task.path, _encoded(task, encoder, skipped))
     record = {
@@ -283,11 +286,11 @@ def _encoded(
     def encode(key: str, sample: Sample) -> Encoded:
         """The document of a sample. It runs in a process of its own, whose encoder sums up what it needs."""
         _check_key(key)
-        document = encoder.encode(sample)
+        document = encoder.encode(sample, key)
         encoder.add(document)
         return document
 
-    for shard, key, made in use_samples(task.raw_shards, encode, task.limits):
+    for shard, key, made in use_samples(task.raw_shards, encode, task.limits, source=task.source):
         if key in keys:
             made = Refused("its key was there before; keys are not repeated within a token shard")
         keys.add(key)

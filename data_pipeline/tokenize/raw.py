@@ -4,14 +4,15 @@ An ordinary WebDataset tar. Each document is a sample: one `KEY.json`, and besid
 
     000017.json    {"parts": [{"text": "A red 3 left of a blue 5."}, {"image": "0.png"}, {"speech": "0.wav"}]}
     000017.0.png   PNG, JPEG, WebP, GIF, BMP, PPM or TIFF
-    000017.0.wav   PCM of 1,000 to 384,000 Hz, 8 to 32 bits; channels are averaged
+    000017.0.wav   WAV of 8 to 32 bits, FLAC, MP3, Ogg; 1,000 to 384,000 Hz; channels are averaged
 
 `parts` is the document in reading order: text, pictures and utterances interleaved in any number. A part is a
 table with one key, its modality; its value is the text itself, or the name of the file after "KEY.". Any
 modality that has a table in the data config may be a part.
 Other keys beside "parts" are ignored, so shards may carry whatever else their owner needs. Keys hold no
-dots (WebDataset ends the key at the first) and are not repeated within a shard. A sample keeps the limits of
-data_pipeline/tokenize/limits.py.
+dots (WebDataset ends the key at the first; [source] keys_with_dots reads others) and are not repeated within
+a shard. Endings may be in capital letters. Data of other layouts is declared (layout.py). A sample keeps
+the limits of data_pipeline/tokenize/limits.py.
 """
 
 import json
@@ -48,16 +49,33 @@ class Part:
 
 def parse_document(sample: Mapping[str, bytes]) -> list[Part]:
     """The parts of a sample {extension: bytes}. Raises SampleError for what the format does not allow."""
-    if JSON not in sample:
-        raise SampleError(f"no .{JSON} member, only {sorted(sample)}")
+    content = member(sample, JSON)
+    if content is None:
+        raise SampleError(f"no .{JSON} member, only {_listed(sample)}{_ADVICE}")
     try:
-        document = parse_json(sample[JSON])
+        document = parse_json(content)
     except ValueError as error:
         raise SampleError(f".{JSON} is not valid JSON: {error}") from None
     parts = document.get("parts") if isinstance(document, dict) else None
     if not isinstance(parts, list) or not parts:
-        raise SampleError(f'.{JSON} needs a list "parts" with at least one part')
+        raise SampleError(f'.{JSON} needs a list "parts" with at least one part{_ADVICE}')
     return [_parse_part(part, sample) for part in parts]
+
+
+_ADVICE = "; for data of another layout, `motley look` on its folder prints the table [source] that reads it"
+
+
+def _listed(sample: Mapping[str, bytes]) -> str:
+    """The names of a sample's first files; keys with dots make samples of a whole shard."""
+    more = f" and {len(sample) - 5} more" if len(sample) > 5 else ""
+    return f"{sorted(sample)[:5]}{more}"
+
+
+def member(sample: Mapping[str, bytes], ending: str) -> bytes | None:
+    """The member of that ending, in small or capital letters."""
+    if ending in sample:
+        return sample[ending]
+    return next((content for name, content in sample.items() if name.lower() == ending.lower()), None)
 
 
 def _parse_part(part: object, sample: Mapping[str, bytes]) -> Part:
@@ -68,9 +86,10 @@ def _parse_part(part: object, sample: Mapping[str, bytes]) -> Part:
         raise SampleError(f"a part is {{modality: text or name of a file}}; got {part!r:.80}")
     if modality == TEXT:
         return Part(modality, value)
-    if value not in sample:
+    content = member(sample, value)
+    if content is None:
         raise SampleError(f'the {modality} part "{value}" is missing; files here: {sorted(sample)}')
-    return Part(modality, sample[value])
+    return Part(modality, content)
 
 
 def document_sample(parts: Sequence[Part], suffixes: Mapping[str, str]) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from typing import Any
 from data_pipeline.files.atomic import atomic_file
 from data_pipeline.shards.tar import Location, Sample
 from data_pipeline.tokenize.isolated import Refused, use_samples
+from data_pipeline.tokenize.layout import SourceSettings
 from data_pipeline.tokenize.limits import Limits, parts_within
 from data_pipeline.tokenize.registry import KINDS
 from data_pipeline.tokenize.sources import Split
@@ -39,7 +40,11 @@ def add_figures(modality: str, figures: Mapping[str, float], measured: "Counter[
 
 
 def show_roundtrip(
-    splits: list[Split], tokenizers: Mapping[str, Tokenizer], out: Path, limits: Limits
+    splits: list[Split],
+    tokenizers: Mapping[str, Tokenizer],
+    out: Path,
+    limits: Limits,
+    source: SourceSettings,
 ) -> None:
     """Write the missing files of modalities whose medium can be shown: roundtrip.png (originals above their
     decoded copies), roundtrip.wav (in turn). `tokenizers`: those that OUT holds.
@@ -53,7 +58,7 @@ def show_roundtrip(
     }
     if not missing:
         return
-    task = ContentsTask(splits[0].shards[0], out / TOKENIZERS, tuple(missing), limits)
+    task = ContentsTask(splits[0].shards[0], out / TOKENIZERS, tuple(missing), limits, source)
     with run_tasks(first_contents, [task], 1) as results:
         (contents,) = results
     for modality, (path, show) in missing.items():
@@ -76,6 +81,7 @@ class ContentsTask:
     folder: Path
     modalities: tuple[str, ...]
     limits: Limits
+    source: SourceSettings
 
 
 def first_contents(task: ContentsTask) -> dict[str, list[Any]]:
@@ -87,10 +93,10 @@ def first_contents(task: ContentsTask) -> dict[str, list[Any]]:
     num_shown = {name: medium.num_shown for name, medium in media.items() if medium is not None}
     contents: dict[str, list[Any]] = {name: [] for name in num_shown}
 
-    def read(_: str, sample: Sample) -> list[tuple[str, Any]]:
+    def read(key: str, sample: Sample) -> list[tuple[str, Any]]:
         """(modality, content) of each part."""
         found: list[tuple[str, Any]] = []
-        for part in parts_within(sample, task.limits):
+        for part in parts_within(sample, task.limits, key=key, source=task.source):
             if part.modality in num_shown:
                 tokenizer = tokenizers[part.modality]
                 content = tokenizer.read(part.data)
@@ -98,7 +104,7 @@ def first_contents(task: ContentsTask) -> dict[str, list[Any]]:
                 found.append((part.modality, content))
         return found
 
-    with closing(use_samples([task.shard], read, task.limits)) as samples:
+    with closing(use_samples([task.shard], read, task.limits, source=task.source)) as samples:
         for _, _, made in samples:
             for modality, content in () if isinstance(made, Refused) else made:
                 if len(contents[modality]) < num_shown[modality]:

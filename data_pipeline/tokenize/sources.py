@@ -1,11 +1,14 @@
 """Finds raw shards: the splits of a folder, or the URLs of a pattern."""
 
+import os
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from data_pipeline.files.printable import printable
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.tar import Location, Url, check_file_name, typed_location
+from data_pipeline.tokenize.readers import KINDS_OF_FILES, kind_of
 
 
 @dataclass(frozen=True)
@@ -26,49 +29,87 @@ class Split:
         return [self.folder / name for name, _ in self.listing]
 
 
-def find_splits(src: str) -> list[Split]:
-    """The splits of SRC, as a person typed it: one split for every sub-folder that holds tars, or one for SRC
-    itself, which may be a URL such as "https://host/train-{00000..00099}.tar".
+def find_splits(src: str, files: str = "") -> list[Split]:
+    """The splits of SRC, as a person typed it: one for every sub-folder that holds raw shards, or one for SRC
+    itself, which may be a folder, a file, or a pattern of files or URLs such as "raw/train-{00..99}.tar".
 
-    Raises ConfigError where SRC holds no shards, or a file or folder whose name cannot be shown.
+    Raw shards of a folder are those whose names match `files`, or those of the first kind that is there
+    (readers.py). Raises ConfigError where SRC holds none, or a file or folder whose name cannot be shown.
     """
-    location = typed_location(src)
-    if isinstance(location, Url):
-        from braceexpand import braceexpand  # comes with webdataset
+    from braceexpand import UnbalancedBracesError, braceexpand  # comes with webdataset
 
-        return [Split("", None, tuple((url, -1) for url in braceexpand(location.text)))]
+    location = typed_location(src)
+    try:
+        expanded = list(braceexpand(str(location)))
+    except UnbalancedBracesError:
+        expanded = [str(location)]
+    if isinstance(location, Url):
+        return [Split("", None, tuple((url, -1) for url in expanded))]
     root = location.absolute()
+    if not root.exists() and expanded != [str(location)]:
+        return [_files(src, [Path(path).absolute() for path in expanded])]
     if not root.exists():
-        raise ConfigError(f"{src}: no such folder")
+        raise ConfigError(f"{src}: no such folder or file")
     if not root.is_dir():
-        raise ConfigError(f"{src}: not a folder; give the folder that holds the raw shards (*.tar)")
-    own = _tars(root)
-    nested = {child.name: _tars(child) for child in sorted(root.iterdir()) if child.is_dir()}
-    nested = {name: tars for name, tars in nested.items() if tars}
-    for name in nested:
-        check_file_name(name, f"{src}: folder")
-    if own and nested:
-        raise ConfigError(
-            f"{src}: holds shards itself and in {', '.join(nested)}; move them so that it is one or the other"
-        )
-    if own:
-        return [Split("", root, own)]
-    if nested:
-        return [Split(name, root / name, tars) for name, tars in nested.items()]
+        return [_files(src, [root])]
+    return _folder_splits(src, root, files)
+
+
+def _folder_splits(src: str, root: Path, files: str) -> list[Split]:
+    """The splits of a folder: itself, or its sub-folders."""
+    children = [child for child in sorted(root.iterdir()) if child.is_dir()]
+    for endings in [tuple()] if files else [endings for _, endings in KINDS_OF_FILES]:
+        own = _shards(root, files, endings)
+        nested = {child.name: found for child in children if (found := _shards(child, files, endings))}
+        for name in nested:
+            check_file_name(name, f"{src}: folder")
+        if own and nested:
+            raise ConfigError(
+                f"{src}: holds shards itself and in {', '.join(nested)}; move them so that it "
+                "is one or the other"
+            )
+        if own:
+            return [Split("", root, own)]
+        if nested:
+            return [Split(name, root / name, found) for name, found in nested.items()]
     names = sorted(printable(child.name) + "/" * child.is_dir() for child in root.iterdir())[:8]
     raise ConfigError(
-        f"{src}: no *.tar in it nor in its sub-folders; it holds {', '.join(names) or 'nothing'}. Raw data "
-        "is WebDataset shards as described in data_pipeline/tokenize/raw.py; `motley demo-corpus` writes some"
+        f"{src}: no {files or f'file of {_LEGAL}'} in it nor in its sub-folders; it holds "
+        f"{', '.join(names) or 'nothing'}. docs/data.md says which layouts can be read; `motley demo-corpus` "
+        "writes raw data"
     )
 
 
-def _tars(folder: Path) -> tuple[tuple[str, int], ...]:
-    """(name, bytes) of the tars in a folder. Raises ConfigError for one that is no regular file."""
-    paths = sorted(folder.glob("*.tar"))
+_LEGAL = ", ".join(f"*{ending}" for _, endings in KINDS_OF_FILES for ending in endings)
+
+
+def _files(src: str, paths: list[Path]) -> Split:
+    """A split of single files. Raises ConfigError for one that is none, or no raw shard by its ending."""
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError(f"{src}: {path}: no such file, or not a regular one")
+        if kind_of(path.name) is None:
+            raise ConfigError(f"{src}: {path.name} is no raw shard; legal: a folder of them, or {_LEGAL}")
+        check_file_name(path.name, f"{src}: shard")
+    return Split("", root, tuple((str(path.relative_to(root)), path.stat().st_size) for path in paths))
+
+
+def _shards(folder: Path, files: str, endings: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+    """(name, bytes) of the raw shards in a folder: their names match `files`, or have one of `endings`.
+    Raises ConfigError for one that is no regular file.
+    """
+    paths = [
+        path
+        for path in sorted(folder.iterdir())
+        if (fnmatchcase(path.name, files) if files else path.name.lower().endswith(endings))
+    ]
     for path in paths:
         check_file_name(path.name, f"{folder}: shard")
         if not path.is_file():
             raise ConfigError(f"{path}: not a regular file; take it away, or give it another name")
+        if kind_of(path.name) is None:
+            raise ConfigError(f'{path}: [source] files = "{files}" matches it; it must end in {_LEGAL}')
     return tuple((path.name, path.stat().st_size) for path in paths)
 
 

@@ -13,6 +13,7 @@ from data_pipeline.shards.tar import Location, Sample
 from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 from data_pipeline.tokenize.config import TokenizeConfig, TokenizerTable, modality_order
 from data_pipeline.tokenize.isolated import Refused, use_samples
+from data_pipeline.tokenize.layout import SourceSettings
 from data_pipeline.tokenize.limits import Limits, parts_within
 from data_pipeline.tokenize.registry import load_kind, module_of, open_tokenizer, save_tokenizer, saved_kind
 from data_pipeline.tokenize.sources import Split
@@ -78,6 +79,7 @@ class FitTask:
     documents_per_shard: int
     folder: Path
     limits: Limits
+    source: SourceSettings
 
 
 def _fit_all(config: TokenizeConfig, splits: list[Split], draft: Path, processes: int) -> None:
@@ -93,7 +95,9 @@ def _fit_all(config: TokenizeConfig, splits: list[Split], draft: Path, processes
     shards = tuple(split.shards[::every])
     per_shard = -(-settings.fit_documents // len(shards))
     tasks = [
-        FitTask(modality, table, settings.seed, shards, per_shard, draft / modality, config.limits)
+        FitTask(
+            modality, table, settings.seed, shards, per_shard, draft / modality, config.limits, config.source
+        )
         for modality, table in list(config.tables.items())[::-1]  # text, the quickest, is fitted last
     ]
     with (
@@ -139,11 +143,14 @@ def _contents(task: FitTask, definition: TokenizerKind) -> Iterator[Any]:
     count = 0
     unusable: list[str] = []
 
-    def read(_: str, sample: Sample) -> list[Any]:
-        parts = [part for part in parts_within(sample, task.limits) if part.modality == task.modality]
+    def read(key: str, sample: Sample) -> list[Any]:
+        found = parts_within(sample, task.limits, key=key, source=task.source)
+        parts = [part for part in found if part.modality == task.modality]
         return [definition.read(part.data, task.table.config) for part in parts]
 
-    for shard, key, made in use_samples(task.shards, read, task.limits, per_shard=task.documents_per_shard):
+    for shard, key, made in use_samples(
+        task.shards, read, task.limits, per_shard=task.documents_per_shard, source=task.source
+    ):
         if isinstance(made, Refused):
             unusable.append(f"{shard} {printable(key)}: {made.reason}")
             continue
@@ -155,6 +162,8 @@ def _contents(task: FitTask, definition: TokenizerKind) -> Iterator[Any]:
             "Data without text takes its special tokens from other data: set tokenizers_from"
             if task.modality == TEXT
             else f"If there is none in your data, remove the table [{task.modality}]"
+            if not unusable
+            else "`motley look` on the folder says what its samples hold"
         )
         raise ConfigError(
             f"no {task.modality} to fit a tokenizer on in {task.shards[0]} and the shards like it{reason}. "

@@ -12,6 +12,7 @@ from tools.cli import main, parser
 
 VERBS = (
     "demo-corpus",
+    "look",
     "tokenize",
     "train",
     "submit",

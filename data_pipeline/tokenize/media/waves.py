@@ -1,4 +1,4 @@
-"""Sound of raw documents: decoding WAV files, and how many tokens a second of it takes."""
+"""Sound of raw documents: decoding it, and how many tokens a second of it takes."""
 
 import io
 import math
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.io import wavfile
 
+from data_pipeline.tokenize.media.sounds import decode_sound, is_compressed_sound
 from data_pipeline.tokenize.raw import SampleError
 from data_pipeline.tokenize.tokenizer import Medium, Tokenizer
 
@@ -21,12 +22,20 @@ _PAUSE_S = 0.4
 
 
 def read_wave(data: bytes) -> np.ndarray:
-    """float32 [samples] at RATE_HZ in -1 .. 1, channels averaged, of a WAV file. Raises SampleError."""
+    """float32 [samples] at RATE_HZ in -1 .. 1, channels averaged, of a WAV, FLAC, MP3 or Ogg file.
+
+    Raises SampleError.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Reached EOF", category=wavfile.WavFileWarning)
-            warnings.filterwarnings("ignore", message="Chunk", category=wavfile.WavFileWarning)
-            rate_hz, samples = wavfile.read(io.BytesIO(data))
+        if is_compressed_sound(data):
+            rate_hz, samples = decode_sound(data)
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message="Reached EOF", category=wavfile.WavFileWarning)
+                warnings.filterwarnings("ignore", message="Chunk", category=wavfile.WavFileWarning)
+                rate_hz, samples = wavfile.read(io.BytesIO(data))
+    except SampleError:
+        raise
     except Exception as error:  # scipy raises many kinds for damaged files
         raise SampleError(f"the wave file cannot be decoded: {error}") from None
     if np.issubdtype(samples.dtype, np.integer):

@@ -53,8 +53,37 @@ def test_places_without_shards_are_said(tmp_path: Path) -> None:
     assert "holds nothing" in refusal(tmp_path)
     (tmp_path / "photo.jpg").touch()
     (tmp_path / "deep").mkdir()
-    assert "it holds deep/, photo.jpg. Raw data is WebDataset shards" in refusal(tmp_path)
-    assert "not a folder" in refusal(tmp_path / "photo.jpg")
+    assert "it holds deep/, photo.jpg. docs/data.md says which layouts" in refusal(tmp_path)
+    assert "photo.jpg is no raw shard; legal: a folder of them, or *.tar" in refusal(tmp_path / "photo.jpg")
     (tmp_path / "deep" / "a.tar").touch()
     (tmp_path / "b.tar").touch()
     assert "holds shards itself and in deep" in refusal(tmp_path)
+
+
+def test_the_first_kind_of_file_that_is_there_is_read_unless_a_pattern_says_which(tmp_path: Path) -> None:
+    """Such as the tars of img2dataset, which has Parquet and JSON beside them."""
+    for name in ("0.tar", "1.TAR.GZ", "2.tgz", "0.parquet", "0_stats.json", "a.jsonl", "images/note.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (split,) = find_splits(str(tmp_path))
+    assert [name for name, _ in split.listing] == ["0.tar", "1.TAR.GZ", "2.tgz"]
+    (split,) = find_splits(str(tmp_path), "*.jsonl")
+    assert split.shards == [tmp_path / "a.jsonl"]
+    (tmp_path / "picture.jpg").touch()
+    with pytest.raises(
+        ConfigError, match=r'picture.jpg: \[source\] files = "\*.jpg" matches it; it must end in'
+    ):
+        find_splits(str(tmp_path), "*.jpg")
+
+
+def test_a_file_and_a_pattern_of_files_are_one_split(tmp_path: Path) -> None:
+    for name in ("a/0.tar", "a/1.tar", "b/0.tar", "{x}.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (split,) = find_splits(str(tmp_path / "a" / "1.tar"))
+    assert split.name == "" and split.shards == [tmp_path / "a" / "1.tar"]
+    (split,) = find_splits(str(tmp_path / "{a,b}" / "{0..0}.tar"))
+    assert split.shards == [tmp_path / "a" / "0.tar", tmp_path / "b" / "0.tar"]
+    assert find_splits(str(tmp_path / "{x}.tar"))[0].shards == [tmp_path / "{x}.tar"], "a file of that name"
+    assert "1.tar: no such file" in refusal(tmp_path / "b" / "{0..1}.tar")
+    assert "no such folder or file" in refusal(tmp_path / "{a")
