@@ -22,6 +22,7 @@ SAMPLES = 100
 _BYTES_A_TOKEN = 4
 """Of text; byte pairs of English make 3.5 to 4.5."""
 _SHOWN = 8
+_LIMITS = Limits.model_validate({})
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _first_samples(
     shards: list[Location], use: Any, source: SourceSettings
 ) -> list[tuple[Location, str, Any]]:
     per_shard = -(-SAMPLES // len(shards))
-    return list(use_samples(shards, use, Limits(), per_shard=per_shard, source=source))
+    return list(use_samples(shards, use, _LIMITS, per_shard=per_shard, source=source))
 
 
 def _shape(_: str, sample: Sample) -> Shape:
@@ -70,7 +71,7 @@ def _expected(source: SourceSettings) -> Any:
 
     def use(key: str, sample: Sample) -> Expected:
         tokens: Counter[str] = Counter()
-        for part in parts_within(sample, Limits(), key=key, source=source):
+        for part in parts_within(sample, _LIMITS, key=key, source=source):
             tokens[part.modality] += _tokens_of(part.modality, part.data)
         return Expected(dict(tokens))
 

@@ -205,8 +205,8 @@ def _row_sample(row: Mapping[str, Any], most: int) -> Sample:
         items = value if isinstance(value, list) and value else [value]
         contents = [item.get("bytes") if isinstance(item, dict) else item for item in items]
         if all(isinstance(content, bytes) for content in contents):
-            numbered = (f"{name}.{number}" for number in range(len(contents)))
-            members.update(zip(numbered if value is items else (name,), contents, strict=False))
+            for number, content in enumerate(contents):
+                members[f"{name}.{number}" if value is items else name] = bytes(content or b"")
         else:
             values[name] = value
     sample = {**members, JSON: json.dumps(values, default=str).encode()}

@@ -36,12 +36,12 @@ def find_splits(src: str, files: str = "") -> list[Split]:
     Raw shards of a folder are those whose names match `files`, or those of the first kind that is there
     (readers.py). Raises ConfigError where SRC holds none, or a file or folder whose name cannot be shown.
     """
-    from braceexpand import UnbalancedBracesError, braceexpand  # comes with webdataset
+    from braceexpand import braceexpand  # comes with webdataset
 
     location = typed_location(src)
     try:
         expanded = list(braceexpand(str(location)))
-    except UnbalancedBracesError:
+    except ValueError:  # braces without their other half
         expanded = [str(location)]
     if isinstance(location, Url):
         return [Split("", None, tuple((url, -1) for url in expanded))]
