@@ -309,18 +309,10 @@ def draw_forest(
     ax.axvline(0, color=MUTED, linewidth=0.9)
     extent = [0.0]
     for row, contrast in enumerate(contrasts):
-        y, final, shade = len(contrasts) - 1 - row, contrast.final, colour(findings, contrast.arm)
-        extent += [*contrast.differences, final.estimate]
-        ax.fill_between([-final.margin, final.margin], y - 0.3, y + 0.3, color=RULE, alpha=0.6, linewidth=0)
-        if len(contrast.differences) > 1:
-            height = np.full(len(contrast.differences), y + 0.2)
-            ax.plot(contrast.differences, height, "o", color=shade, markersize=3, alpha=0.5)
-        fill = shade if contrast.winner else PAPER
-        ax.plot([final.estimate], [y], "D", color=shade, markerfacecolor=fill, markersize=5.5, zorder=3)
-        if final.interval is not None:
-            ends = [final.interval.low, final.interval.high]
-            ax.plot(ends, [y, y], color=shade, linewidth=1.6, linestyle="-" if final.primary else ":")
-            extent += ends
+        _draw_difference(ax, contrast, len(contrasts) - 1 - row, colour(findings, contrast.arm))
+        interval = contrast.final.interval
+        extent += [*contrast.differences, contrast.final.estimate]
+        extent += [interval.low, interval.high] if interval else []
     reach = 1.15 * float(np.abs(extent).max()) or 1e-3
     ax.set_xlim(-reach, reach)
     ax.set_ylim(-0.6, len(contrasts) - 0.4)
@@ -340,6 +332,20 @@ def draw_forest(
         ax.set_title(contrasts[0].modality, loc="center")
     for x, ha, text in ((0.0, "left", f"\u2190 {left}"), (1.0, "right", f"{right} \u2192")):
         ax.text(x, 1.02, text, transform=ax.transAxes, ha=ha, va="bottom", color=MUTED, fontsize=7.5)
+
+
+def _draw_difference(ax: Axes, contrast: Contrast, y: int, shade: str) -> None:
+    """Draw one final difference at height `y`: the margin, the seeds, the interval and the estimate."""
+    final = contrast.final
+    ax.fill_between([-final.margin, final.margin], y - 0.3, y + 0.3, color=RULE, alpha=0.6, linewidth=0)
+    if len(contrast.differences) > 1:
+        height = np.full(len(contrast.differences), y + 0.2)
+        ax.plot(contrast.differences, height, "o", color=shade, markersize=3, alpha=0.5)
+    fill = shade if contrast.winner else PAPER
+    ax.plot([final.estimate], [y], "D", color=shade, markerfacecolor=fill, markersize=5.5, zorder=3)
+    if final.interval is not None:
+        ends, style = [final.interval.low, final.interval.high], "-" if final.primary else ":"
+        ax.plot(ends, [y, y], color=shade, linewidth=1.6, linestyle=style)
 
 
 def _interval_name(findings: Findings, contrasts: Sequence[Contrast]) -> str:
