@@ -8,9 +8,9 @@ from pretrain.models.depth_config import DepthBlockConfig, DepthConfig
 from pretrain.models.experts_config import ExpertsConfig, Size
 from pretrain.models.rope_config import RopeScalingConfig
 
-MAX_LAYERS = 4_096
-"""Four times the deepest decoder that was published (DeepNet, arXiv 2203.00555). Accounts list every layer,
-so a slip of the keyboard would keep them busy for hours."""
+MAX_LAYERS = 1_024
+"""A little more than the 1,000 of the deepest Transformer that was published (DeepNet, arXiv 2203.00555).
+Accounts list every layer, so a slip of the keyboard would keep them busy for hours."""
 
 Part = Literal[
     "embedding", "qkv", "qk_norm", "attention_out", "feed_forward", "block_norm", "final_norm", "head"
@@ -46,7 +46,7 @@ class ModelConfig(BaseModel):
     context_tokens: Size
     vocab_tokens: Size
     """Rows of embedding and head; at least the size of the data's vocabulary."""
-    towers: dict[str, str] = Field(min_length=1, max_length=64)
+    towers: dict[str, str] = Field(min_length=1, max_length=16)
     """Modality -> tower, in the vocabulary's order of modalities."""
     untied: tuple[UntiedPart, ...] = ("attention", "feed_forward", "norm")
     """Parts with one weight shard per tower; the others share one (MoT Fig. 14). attention: the projections

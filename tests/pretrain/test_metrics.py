@@ -1,16 +1,15 @@
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.checkpoint.folder import file_digest
 from pretrain.metrics import METRICS, MetricsLog, add, losses, metric, read_rows, step_sums, train_row
 from pretrain.run_identity import RunIdentity
+from tests.pretrain.test_tensorboard_view import scalars
 
 
 def _step(**changes):
@@ -92,12 +91,6 @@ def _open(run_dir: Path, step: int = 0, num_rows: int = 0, **how: Any) -> Metric
     return MetricsLog(run_dir, step=step, num_rows=num_rows, **arguments)
 
 
-def _scalars(folder: Path, name: str) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(name)]
-
-
 def test_a_resume_drops_rows_after_its_checkpoint_here_and_in_tensorboard(tmp_path: Path):
     log = _open(tmp_path)
     for step in (2, 4, 6):
@@ -114,7 +107,7 @@ def test_a_resume_drops_rows_after_its_checkpoint_here_and_in_tensorboard(tmp_pa
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert rows[-1] == {"step": 6, "run": "ab12", "train/loss": 7.5}
-    assert _scalars(tmp_path / "tensorboard", "train/loss") == [(2, 5.0), (4, 2.5), (6, 7.5)]
+    assert scalars(tmp_path / "tensorboard", "train/loss") == [(2, 5.0), (4, 2.5), (6, 7.5)]
 
 
 def test_a_log_that_goes_back_drops_rows_that_it_has_written_itself(tmp_path: Path):
@@ -131,27 +124,7 @@ def test_a_log_that_goes_back_drops_rows_that_it_has_written_itself(tmp_path: Pa
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [2, 4]
     assert log.sha256 == file_digest(tmp_path / "metrics.jsonl")["sha256"]
     assert (log.num_rows, log.train_losses) == (2, [5.0, 7.5])
-    assert _scalars(tmp_path / "tensorboard", "train/loss") == [(2, 5.0), (4, 7.5)]
-
-
-def test_after_a_clock_was_set_back_tensorboard_still_shows_all_attempts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    first = _open(tmp_path)
-    first.write(1, {"train/loss": 8.0})
-    first.close()
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    file.rename(
-        file.with_name("events.out.tfevents.2000000000.000000.node1.77")
-    )  # as earlier versions named it
-    for attempt in range(1, 12):
-        monkeypatch.setattr(time, "time", lambda attempt=attempt: 2e9 - 86_400 * attempt)
-        log = _open(tmp_path, step=attempt, num_rows=attempt, attempt=attempt)
-        log.write(attempt + 1, {"train/loss": 8.0 - attempt / 2})
-        log.write(attempt + 2, {"train/loss": 99.0})  # the next attempt does not continue from here
-        log.close()
-    shown = _scalars(tmp_path / "tensorboard", "train/loss")
-    assert shown == [(1 + n, 8.0 - n / 2) for n in range(12)] + [(13, 99.0)]
+    assert scalars(tmp_path / "tensorboard", "train/loss") == [(2, 5.0), (4, 7.5)]
 
 
 def test_a_changed_digit_of_a_row_that_a_checkpoint_counts_on_is_refused(tmp_path: Path):

@@ -30,7 +30,7 @@ from tests.slurm_cluster.conftest import PROFILE, REPOSITORY, write_profile
 from tests.slurm_cluster.running import processes_with, wait_until
 
 pytestmark = pytest.mark.xdist_group("cluster 1")
-STEPS = 200
+STEPS = 400
 
 
 def motley(cluster: Cluster, *words: object) -> "subprocess.CompletedProcess[str]":
@@ -135,7 +135,10 @@ def test_a_comparison_of_which_two_runs_are_killed_ends_as_one_never_interrupted
     assert (killed["job"], killed["task"], killed["next"]) == (array, 0, "stopped"), killed
     assert killed["cause"]["kind"] == "killed" and "no step was saved" in killed["reason"]
     interim = json.loads((directory / "report" / "summary.json").read_text())
-    assert interim["seeds"] == [4] and len(interim["left_out"]) == 2, output.text()
+    assert {name: end["kind"] for name, end in interim["run_ends"].items()} == {
+        **{"dense_seed3": "unfinished", "mot_seed3": "unfinished"},
+        **{"dense_seed4": "finished", "mot_seed4": "finished"},
+    }, output.text()
     undisturbed = {name: curve(directory / name) for name in ("dense_seed4", "mot_seed4")}
 
     # Only they are submitted again. One is told to stop (as ahead of its time limit) and requeues itself.
@@ -182,7 +185,6 @@ def without_times(directory: Path) -> dict[str, Any]:
     summary = json.loads((report / "summary.json").read_text())
     for contrast in summary["contrasts"]:
         del contrast["step_matching"]["seconds"]
-        contrast["sentence"] = re.sub(r" and \S+ % of the seconds", "", contrast["sentence"])
     del summary["step_time_ratio"]
     summary["systems"] = {arm: system["train_flops"] for arm, system in summary["systems"].items()}
     told = summary["caveats"]
