@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import filter as fnmatch_filter
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -116,7 +117,7 @@ def problems(optimizer: "OptimizerConfig", model: ModelConfig) -> Iterator[str]:
     shapes = {name: layer.shape for layer, _ in found for name in layer.names(model).values()}
     for number, group in enumerate(optimizer.groups):
         field = f"optimizer.groups[{number}]"
-        names = [name for name in shapes if fnmatchcase(name, group.match)]
+        names = fnmatch_filter(shapes, group.match)
         if not names:
             yield (
                 f'{field}.match = "{group.match}" matches no parameter of this model; the closest names are '
