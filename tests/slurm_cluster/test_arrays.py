@@ -30,7 +30,7 @@ from tests.slurm_cluster.conftest import PROFILE, REPOSITORY, write_profile
 from tests.slurm_cluster.running import processes_with, wait_until
 
 pytestmark = pytest.mark.xdist_group("cluster 1")
-STEPS = 400
+STEPS = 200
 
 
 def motley(cluster: Cluster, *words: object) -> "subprocess.CompletedProcess[str]":
@@ -123,11 +123,14 @@ def test_a_comparison_of_which_two_runs_are_killed_ends_as_one_never_interrupted
 
     # Both runs of seed 3 are killed before they saved anything: one by the kernel, one by a person.
     array, report = submit()
+    for task in (0, 1):  # they are held, because they might end while `motley submit` looks at them
+        wait_until(lambda task=task: bool(element_rank(array, task)), output)
+        for pid in element_rank(array, task):
+            os.kill(pid, signal.SIGSTOP)
     told = motley(cluster, *words).stdout
     assert "nothing to submit" in told and f"job {array}_3: left alone" in told, told
     assert f"job {report} reports" in told
     cluster.run("scancel", f"{array}_1")
-    wait_until(lambda: bool(element_rank(array, 0)), output)
     for pid in element_rank(array, 0):
         os.kill(pid, signal.SIGKILL)
     assert left_the_queue(cluster, report)["ExitCode"] == "0:0", output.text()
