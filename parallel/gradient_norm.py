@@ -68,7 +68,7 @@ class GradientNorm:
             _clip(optimizer, self._whole.total, self.max_grad_norm)
 
     def before_clipping(self, reported: float | None) -> float:
-        """The global norm of the gradient that is about to be applied. `reported`: as in `norms`."""
+        """Return the global norm of the gradient that is about to be applied. `reported`: as in `norms`."""
         return float(reported or 0.0) if self._whole is None else self._whole.total
 
     def norms(self, reported: float | None) -> Norms:

@@ -26,14 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from parallel.collectives import (
-    ONE_RANK,
-    TensorParallel,
-    combine,
-    combine_gradient,
-    gather_rows,
-    sum_,
-)
+from parallel.collectives import ONE_RANK, TensorParallel, combine, combine_gradient, gather_rows, sum_
 from parallel.layer_norm import sliced_layer_norm
 from parallel.logical import LogicalTensor, mark
 from parallel.megatron import (

@@ -118,7 +118,7 @@ class ZeroEngine:
         )
 
     def _ask(self, refuse: Refuse) -> Callable[[], bool]:
-        """What asks `refuse` about the step whose gradient is complete. All ranks call it."""
+        """Return a function that asks `refuse` about a step whose gradient is complete. All ranks call it."""
 
         def ask() -> bool:
             norm = self.gradient_norm.before_clipping(self._reported_norm())

@@ -3,7 +3,6 @@
 Nothing is written, so a run may be inspected while it is trained.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import sqrt
@@ -16,7 +15,7 @@ from jaxtyping import Bool
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.tar import ShardError
-from pretrain.checkpoint.folder import STATE, checkpoints
+from pretrain.checkpoint.folder import checkpoints
 from pretrain.config import RunConfig, load
 from pretrain.evaluation.documents import heldout_texts, pack_texts
 from pretrain.evaluation.losses import (
@@ -34,7 +33,7 @@ from pretrain.models.routing_state import RoutingState
 from pretrain.run_files import CHECKPOINTS, CONFIG
 from pretrain.train import depth_steps, expert_steps
 from pretrain.weights.folder import WeightSource
-from pretrain.weights.sources import open_source
+from pretrain.weights.sources import open_source, run_of, thresholds_of
 
 
 @dataclass(frozen=True)
@@ -147,19 +146,16 @@ def _heldout(run: Path, config: RunConfig) -> TokenSource:
 def _run_of(path: Path) -> tuple[Path, Path]:
     """(path of the weights, its run directory)."""
     path = load(path).run_dir if path.is_file() else path
-    for folder in (path, *path.parents[1:2]):
-        if (folder / CONFIG).is_file():
-            if not path.is_dir():
-                there = (
-                    ", ".join(checkpoint.name for _, checkpoint in checkpoints(folder / CHECKPOINTS))
-                    or "none"
-                )
-                raise ConfigError(f"{path} is not there; checkpoints of {folder}: {there}")
-            return path, folder
-    raise ConfigError(
-        f"{path} is no run directory ({CONFIG} is not there; paths are relative to {Path.cwd()}), nor one's "
-        "checkpoint; train the run first, or name its directory"
-    )
+    run = run_of(path)
+    if run is None:
+        raise ConfigError(
+            f"{path} is no run directory ({CONFIG} is not there; paths are relative to {Path.cwd()}), nor "
+            "one's checkpoint; train the run first, or name its directory"
+        )
+    if not path.is_dir():
+        there = ", ".join(checkpoint.name for _, checkpoint in checkpoints(run / CHECKPOINTS)) or "none"
+        raise ConfigError(f"{path} is not there; checkpoints of {run}: {there}")
+    return path, run
 
 
 def _selection(
@@ -167,8 +163,7 @@ def _selection(
 ) -> tuple[RoutingState, str]:
     """(routing state, the rule that it stands for in words)."""
     model = config.model
-    thresholds = json.loads((source.path / STATE).read_text())["state"]["thresholds"]
-    forms = [routing_state for _, routing_state in routing_states(model, thresholds, progress)]
+    forms = [state for _, state in routing_states(model, thresholds_of(source), progress)]
     if not causal or model.is_causal:
         causality = "which are causal" if model.is_causal else "which look at later tokens"
         return forms[0], f"its rules of training, {causality}"

@@ -145,14 +145,14 @@ _MOST_UNREAD = 1000
 
 
 def _decompressed(stream: Any) -> Any:
-    """What `stream` holds; the first bytes say whether it is compressed by gzip, whatever its name says."""
+    """Return what `stream` holds. Its first bytes say whether gzip compressed it, whatever its name says."""
     head = stream.read(2)
-    joined: Any = _Rejoined(head, stream)  # gzip asks for no more of a file than reading
+    joined: Any = Rejoined(head, stream)  # gzip asks for no more of a file than reading
     return gzip.GzipFile(fileobj=joined) if head == b"\x1f\x8b" else joined
 
 
-class _Rejoined:
-    """A stream whose first bytes were read already."""
+class Rejoined:
+    """A stream whose first bytes were read already, for reading by bytes or by lines."""
 
     def __init__(self, head: bytes, stream: Any) -> None:
         self._head, self._stream = head, stream
@@ -160,6 +160,14 @@ class _Rejoined:
     def read(self, size: int) -> bytes:
         head, self._head = self._head[:size], self._head[size:]
         return head + self._stream.read(size - len(head)) if len(head) < size else head
+
+    def readline(self, size: int) -> bytes:
+        """Return the next line, or its first `size` bytes."""
+        end = min(self._head.find(b"\n") + 1 or len(self._head), size)
+        line, self._head = self._head[:end], self._head[end:]
+        if line.endswith(b"\n") or len(line) == size:
+            return line
+        return line + self._stream.readline(size - len(line))
 
 
 class _ZeroTailReader:

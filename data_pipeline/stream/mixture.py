@@ -1,4 +1,4 @@
-"""How many documents of each source a block of the stream takes: exact shares, no random draw."""
+"""Each block of the stream takes an exact share of documents of every source, without a random draw."""
 
 import math
 from bisect import bisect_left
@@ -32,7 +32,7 @@ ORDER = 2
 
 @dataclass(frozen=True)
 class Blocks:
-    """Where blocks end, in documents drawn from all sources together."""
+    """Blocks end at these numbers of documents, drawn from all sources together."""
 
     shares: tuple[Fraction, ...]
     size: Fraction

@@ -25,10 +25,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from data_pipeline.files.json_text import parse_json
 from data_pipeline.files.printable import hidden_characters
 from data_pipeline.shards.vocabulary import TEXT
-from data_pipeline.tokenize.raw import JSON, Part, SampleError, member, parse_document
+from data_pipeline.tokenize.raw import JSON, Part, SampleError, json_content, member, parse_document
 
 FILE_PREFIX = "file:"
 _JSON_PREFIX = "json:"
@@ -135,10 +134,7 @@ def json_values(sample: Mapping[str, bytes]) -> Mapping[str, Any]:
     content = member(sample, JSON)
     if content is None:
         return {}
-    try:
-        values = parse_json(content)
-    except ValueError as error:
-        raise SampleError(f".{JSON} is not valid JSON: {error}") from None
+    values = json_content(content)
     if not isinstance(values, dict):
         raise SampleError(f".{JSON} holds no table")
     return values
@@ -166,7 +162,7 @@ def is_inside(name: str) -> bool:
 
 
 def _found(where: str, sample: Mapping[str, bytes], values: Mapping[str, Any]) -> list[Any]:
-    """What the first alternative of `where` gives that the sample has; [] where it has none."""
+    """Return what the first alternative of `where` that the sample has gives; [] where it has none."""
     for option in wheres(where):
         if option.startswith(_JSON_PREFIX):
             value = value_at(values, option.removeprefix(_JSON_PREFIX))

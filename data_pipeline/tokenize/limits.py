@@ -84,13 +84,7 @@ def _check_wave(data: bytes, limits: Limits) -> None:
     is no wave file passes.
     """
     for rate_hz, bytes_per_s, num_bytes in _wave_headers(data):
-        if not limits.wave_min_hz <= rate_hz <= limits.wave_max_hz:
-            raise SampleError(
-                f"the wave file has a rate of {rate_hz} Hz; limits.wave_min_hz = {limits.wave_min_hz}, "
-                f"limits.wave_max_hz = {limits.wave_max_hz}"
-            )
-        if num_bytes > limits.wave_s * bytes_per_s:
-            raise SampleError(f"the wave file is longer than limits.wave_s = {limits.wave_s:g}")
+        _check_heard("the wave file", rate_hz, num_bytes > limits.wave_s * bytes_per_s, limits)
 
 
 def _check_sound(data: bytes, limits: Limits) -> None:
@@ -98,13 +92,18 @@ def _check_sound(data: bytes, limits: Limits) -> None:
     if not is_compressed_sound(data):
         return
     rate_hz, seconds = sound_header(data)
+    _check_heard("the sound", rate_hz, seconds > limits.wave_s, limits)
+
+
+def _check_heard(what: str, rate_hz: int, too_long: bool, limits: Limits) -> None:
+    """Raise SampleError for a sampling rate outside the limits, or a sound that is `too_long` for them."""
     if not limits.wave_min_hz <= rate_hz <= limits.wave_max_hz:
         raise SampleError(
-            f"the sound has a rate of {rate_hz} Hz; limits.wave_min_hz = {limits.wave_min_hz}, "
+            f"{what} has a rate of {rate_hz} Hz; limits.wave_min_hz = {limits.wave_min_hz}, "
             f"limits.wave_max_hz = {limits.wave_max_hz}"
         )
-    if seconds > limits.wave_s:
-        raise SampleError(f"the sound is longer than limits.wave_s = {limits.wave_s:g}")
+    if too_long:
+        raise SampleError(f"{what} is longer than limits.wave_s = {limits.wave_s:g}")
 
 
 def _wave_headers(data: bytes) -> Iterator[tuple[int, int, int]]:

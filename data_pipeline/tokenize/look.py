@@ -27,7 +27,7 @@ _LIMITS = Limits.model_validate({})
 
 @dataclass(frozen=True)
 class Expected:
-    """What a sample becomes: tokens by modality, at the defaults of its tokenizers."""
+    """A sample becomes so many tokens by modality, at the defaults of its tokenizers."""
 
     tokens: dict[str, int]
 
@@ -122,7 +122,7 @@ def _to_paste(layout: Layout) -> list[str]:
 
 
 def _outcome(shards: list[Location], source: SourceSettings) -> str:
-    """How many samples become documents, why others do not, and how long the documents are."""
+    """Return lines that say how many samples become documents, why others do not, and how long they are."""
     results = _first_samples(shards, _expected(source), source)
     good = [made.tokens for _, _, made in results if isinstance(made, Expected)]
     lines = [f"documents: {len(good)} of {len(results)} samples can be used"]

@@ -52,10 +52,7 @@ def parse_document(sample: Mapping[str, bytes]) -> list[Part]:
     content = member(sample, JSON)
     if content is None:
         raise SampleError(f"no .{JSON} member, only {_listed(sample)}{_ADVICE}")
-    try:
-        document = parse_json(content)
-    except ValueError as error:
-        raise SampleError(f".{JSON} is not valid JSON: {error}") from None
+    document = json_content(content)
     parts = document.get("parts") if isinstance(document, dict) else None
     if not isinstance(parts, list) or not parts:
         raise SampleError(f'.{JSON} needs a list "parts" with at least one part{_ADVICE}')
@@ -63,6 +60,14 @@ def parse_document(sample: Mapping[str, bytes]) -> list[Part]:
 
 
 _ADVICE = "; for data of another layout, `motley look` on its folder prints the table [source] that reads it"
+
+
+def json_content(content: bytes) -> Any:
+    """Return what a .json member holds. Raises SampleError for what is not valid JSON."""
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise SampleError(f".{JSON} is not valid JSON: {error}") from None
 
 
 def _listed(sample: Mapping[str, bytes]) -> str:

@@ -19,7 +19,16 @@ from typing import Any
 
 from data_pipeline.files.json_text import parse_json
 from data_pipeline.files.printable import printable
-from data_pipeline.shards.tar import Location, Sample, ShardError, Url, open_shard, read_samples, split_name
+from data_pipeline.shards.tar import (
+    Location,
+    Rejoined,
+    Sample,
+    ShardError,
+    Url,
+    open_shard,
+    read_samples,
+    split_name,
+)
 from data_pipeline.tokenize.layout import FILE_PREFIX, SourceSettings, file_names, is_inside
 from data_pipeline.tokenize.raw import JSON
 
@@ -51,7 +60,7 @@ def read_raw(
     `max_sample_bytes` is None. Raises ShardError for a shard that cannot be read. What a Url gives is a tar,
     unless its text ends like another kind of file.
     """
-    kind = kind_of(location.text if isinstance(location, Url) else location.name) or "tar"
+    kind = kind_of(_name(location)) or "tar"
     if kind == "tar":
         split = partial(_split_at_last_dot, source.endings) if source.keys_with_dots else split_name
         for key, sample in read_samples(location, max_sample_bytes=max_sample_bytes, split=split):
@@ -70,6 +79,10 @@ def read_raw(
         raise ShardError(f"{location}: cannot be read: {printable(str(error))}") from None
     except (ValueError, EOFError, zlib.error) as error:
         raise ShardError(f"{location}: no {kind}, or damaged: {printable(str(error)[:300])}") from None
+
+
+def _name(location: Location) -> str:
+    return location.text if isinstance(location, Url) else location.name
 
 
 def _stem(name: str) -> str:
@@ -104,8 +117,7 @@ def _text(location: Location, source: SourceSettings, most: int) -> Iterator[Sam
 
 
 def _decompressed(file: Any, location: Location) -> Any:
-    name = location.text if isinstance(location, Url) else location.name
-    return gzip.GzipFile(fileobj=file) if name.lower().endswith(".gz") else file
+    return gzip.GzipFile(fileobj=file) if _name(location).lower().endswith(".gz") else file
 
 
 def _lines(file: Any, ending: str, most: int) -> Iterator[Sample]:
@@ -124,7 +136,7 @@ def _json(location: Location, source: SourceSettings, most: int) -> Iterator[Sam
         file = _decompressed(opened, location)
         head = file.read(_CHUNK)
         if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            yield from _lines(_Rejoined(head, file), JSON, most)
+            yield from _lines(Rejoined(head, file), JSON, most)
             return
         text, rest = _decode(head, b"")
         decoder, position = json.JSONDecoder(), text.index("[") + 1
@@ -161,21 +173,6 @@ def _decode(data: bytes, before: bytes) -> tuple[str, bytes]:
             if error.reason != "unexpected end of data":
                 raise
     return data.decode(), b""
-
-
-class _Rejoined:
-    """A file whose first bytes were read already, for reading by lines."""
-
-    def __init__(self, head: bytes, file: Any) -> None:
-        self._head, self._file = head, file
-
-    def readline(self, size: int) -> bytes:
-        """The next line, or its first `size` bytes."""
-        end = min(self._head.find(b"\n") + 1 or len(self._head), size)
-        line, self._head = self._head[:end], self._head[end:]
-        if line.endswith(b"\n") or len(line) == size:
-            return line
-        return line + self._file.readline(size - len(line))
 
 
 def _parquet(location: Location, source: SourceSettings, most: int) -> Iterator[Sample]:

@@ -31,7 +31,7 @@ _KEPT = 200
 
 @dataclass(frozen=True)
 class Shape:
-    """What tells a layout: names of a sample's members in small letters, and types in its .json by key."""
+    """A layout is told by the names of a sample's members in small letters and by types in its .json."""
 
     names: tuple[str, ...]
     values: dict[str, str]
@@ -141,7 +141,7 @@ def _name(parts: list[dict[str, str]], names: Counter[str]) -> str:
 
 
 def _note(parts: list[dict[str, str]], names: Counter[str]) -> str:
-    """What of the samples is not read, and what else may be declared."""
+    """Return what of the samples is not read, and what else may be declared."""
     used = "|".join(where for part in parts for where in part.values())
     unused = [name for name in names if name != JSON and not _is(name, used.replace("?", "").split("|"))]
     kinds = {kind for part in parts for kind in part}

@@ -1,4 +1,4 @@
-"""What the arms of a comparison cost: time, memory, FLOPs, data. This module imports no torch."""
+"""The arms of a comparison cost time, memory, FLOPs and data. This module imports no torch."""
 
 import math
 from collections.abc import Sequence

@@ -324,7 +324,8 @@ def _contrast(
     """The contrast of an arm with the baseline; its curves are those of the seeds that both have."""
     confidence, baseline, arm = plan.config.confidence, plan.config.baseline, final.contrast
     metric = metric_name(final.modality)
-    curves = {(r.arm, r.seed): r.curve(metric, until=scope.until(r)) for r in results}
+    both = (r for r in results if r.arm in (arm, baseline))
+    curves = {(r.arm, r.seed): r.curve(metric, until=scope.until(r)) for r in both}
     seeds = tuple(seed for name, seed in curves if name == arm and (baseline, seed) in curves)
     base, other = ([curves[name, seed] for seed in seeds] for name in (baseline, arm))
     gaps = _gaps(base, other, at_flops=plan.config.match == "train_flops")

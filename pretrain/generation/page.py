@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from pretrain.generation.pieces import Piece
+from pretrain.html_page import environment
 
 _TYPES = {"png": "image/png", "wav": "audio/wav"}
 
@@ -24,15 +23,9 @@ class ShownPrompt:
 
 def page(title: str, about: Sequence[str], prompts: Sequence[ShownPrompt]) -> str:
     """The whole page. `about`: lines below the title. Equal arguments give equal bytes."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"data_uri": _data_uri, "visible": _visible}
-    return environment.get_template("page.html.j2").render(title=title, about=about, prompts=prompts)
+    templates = environment(Path(__file__).parent)
+    templates.filters |= {"data_uri": _data_uri, "visible": _visible}
+    return templates.get_template("page.html.j2").render(title=title, about=about, prompts=prompts)
 
 
 def _data_uri(piece: Piece) -> str:

@@ -1,6 +1,5 @@
 """A trained model with all that it needs to speak: its decoder, its tokenizers, its vocabulary, its rules."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from data_pipeline.shards import tar
 from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 from data_pipeline.tokenize.tokenizer import Tokenizer
 from data_pipeline.tokenize.tokenizer_set import TOKENIZERS, load_tokenizers, vocabulary_of
-from pretrain.checkpoint.folder import STATE
 from pretrain.config import RunConfig, load
 from pretrain.evaluation.losses import routing_states
 from pretrain.models.config import ModelConfig
@@ -20,7 +18,7 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_files import CONFIG
 from pretrain.weights.folder import WeightSource
-from pretrain.weights.sources import open_source
+from pretrain.weights.sources import open_source, run_of, thresholds_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -52,7 +50,7 @@ def open_model(path: Path, tokenizers: Path | None = None) -> TrainedModel:
     `tokenizers`: their folder; None: beside the data of the run. Raises ConfigError.
     """
     path = load(path).run_dir if path.is_file() else path
-    run = next((folder for folder in (path, *path.parents[1:2]) if (folder / CONFIG).is_file()), None)
+    run = run_of(path)
     config = None if run is None else load(run / CONFIG)
     # Of a run they come first, since hashing a checkpoint takes long.
     opened = None if config is None else _tokenizers_of_run(path, config, tokenizers)
@@ -148,8 +146,7 @@ def routing_state_of(source: WeightSource, config: RunConfig | None) -> RoutingS
             f"{source.path}: the model chooses tokens by thresholds, which weights do not hold; name the run "
             "directory or its checkpoint"
         )
-    thresholds = json.loads((source.path / STATE).read_text())["state"]["thresholds"]
-    return routing_states(model, thresholds, (source.step or 0) / config.num_steps)[-1][1]
+    return routing_states(model, thresholds_of(source), (source.step or 0) / config.num_steps)[-1][1]
 
 
 def _chooses(model: ModelConfig) -> bool:

@@ -198,14 +198,7 @@ def advance(
 ) -> TrainState:
     """The state after a step that was applied: it consumed `batch` and measured `sums`; `report`: that of the
     routers of all ranks."""
-    thresholds, shares = depth_steps.thresholds_after(
-        state.thresholds,
-        state.shares,
-        report,
-        config.model,
-        step=state.step + 1,
-        num_steps=config.num_steps,
-    )
+    thresholds, shares = spike_steps.thresholds_after(config, state, report)
     routers = depth_steps.router_sums(config.model, report)
     recent = spikes.remember(config, state.recent, result)
     return state.advance(batch, sums, routers, thresholds, shares, recent)

@@ -12,7 +12,7 @@ from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.config import RunConfig
 from pretrain.metrics import Sums
 from pretrain.models.inputs import ModelInputs
-from pretrain.models.router_report import no_counts
+from pretrain.models.router_report import RouterReport, no_counts
 from pretrain.run_dir import RunDir
 from pretrain.run_files import CHECKPOINTS
 from pretrain.run_identity import RunIdentity
@@ -41,15 +41,21 @@ def spike_of(
 def leave_out(config: RunConfig, state: TrainState, batch: StepBatch, sums: Sums, why: str) -> TrainState:
     """The state after a spike, whose update was not applied: it consumed `batch` and cost `sums`. Routers
     keep their thresholds, as after a step without a token."""
-    thresholds = depth_steps.thresholds_after(
+    return state.skip(batch, sums, why, *thresholds_after(config, state, no_counts(config.model)))
+
+
+def thresholds_after(
+    config: RunConfig, state: TrainState, report: RouterReport
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Thresholds and target shares behind the step that is made after `state`, from the routers' report."""
+    return depth_steps.thresholds_after(
         state.thresholds,
         state.shares,
-        no_counts(config.model),
+        report,
         config.model,
         step=state.step + 1,
         num_steps=config.num_steps,
     )
-    return state.skip(batch, sums, why, *thresholds)
 
 
 def roll_back(

@@ -1,5 +1,6 @@
 """Opening weights of any origin: a run, a checkpoint, a folder of weights, a Llama or Qwen3 folder."""
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards import tar
 from parallel.weight_average import EMA
-from pretrain.checkpoint.folder import CheckpointError, checkpoints, find_corruption, read_manifest
+from pretrain.checkpoint.folder import STATE, CheckpointError, checkpoints, find_corruption, read_manifest
 from pretrain.config import RunConfig, load
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.run_dir import read_record
@@ -45,6 +46,16 @@ def open_source(path: Path, *, ema: bool = False) -> WeightSource:
         f"to {Path.cwd()}); legal: a run directory ({RUN}), its {CHECKPOINTS}/step_..., a folder of weights "
         f"({MODEL}), one of Hugging Face ({HUGGING_FACE})"
     )
+
+
+def run_of(path: Path) -> Path | None:
+    """The run directory that `path`, a run directory or one of its checkpoints, belongs to; None without."""
+    return next((folder for folder in (path, *path.parents[1:2]) if (folder / RUN).is_file()), None)
+
+
+def thresholds_of(source: WeightSource) -> dict[str, float]:
+    """The thresholds of routers that the checkpoint of `source` holds."""
+    return json.loads((source.path / STATE).read_text())["state"]["thresholds"]
 
 
 def vocabulary_of(config: RunConfig) -> Mapping[str, int] | None:

@@ -57,5 +57,5 @@ def _opened(data: bytes) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """What libsndfile says, without the name of the object that was read."""
+    """Return what libsndfile says, without the name of the object that was read."""
     return str(getattr(error, "error_string", error))

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from data_pipeline.files.atomic import atomic_file
@@ -22,6 +21,7 @@ from pretrain.comparison.report import figures, files, picture, tables
 from pretrain.comparison.report.digest import digest_line
 from pretrain.comparison.results import HELD_OUT
 from pretrain.comparison.verdict import MATCH_UNIT, headline, overall, runs_text, verdicts
+from pretrain.html_page import environment
 
 TRAIN_SMOOTHING_ROWS = 9
 """Number of rows in the moving mean of training curves; held-out curves are not smoothed."""
@@ -51,16 +51,10 @@ def write_report(findings: Findings, folder: Path) -> Path:
 
 def page(findings: Findings) -> str:
     """The whole report as one HTML document."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["unbroken"] = lambda text: re.sub(r"(?<=\d) (?=%|[kMBT] )", "\u00a0", text)
+    templates = environment(Path(__file__).parent)
+    templates.filters["unbroken"] = lambda text: re.sub(r"(?<=\d) (?=%|[kMBT] )", "\u00a0", text)
     plan = findings.plan
-    return environment.get_template("page.html.j2").render(
+    return templates.get_template("page.html.j2").render(
         findings=findings,
         plan=plan,
         config=plan.config,
