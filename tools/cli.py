@@ -118,11 +118,14 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    from pretrain.comparison.planned_cost import run_speed
     from pretrain.comparison.run import run_comparison
 
     return run_comparison(
-        args.comparison, args.overrides, concurrent_runs=args.concurrent_runs, report_only=args.report_only
-    )
+        args.comparison, args.overrides, concurrent_runs=args.concurrent_runs,
+        report_only=args.report_only, dry_run=args.dry_run,
+        speed=run_speed(args.flops_per_s, args.gpu, args.mfu, needs_dry_run=not args.dry_run),
+    )  # fmt: skip
 
 
 class _Version(argparse.Action):
@@ -250,6 +253,14 @@ def _add_compare(verbs: Verbs) -> None:
         "--concurrent-runs", type=int, default=None, help="runs at a time (default: the file's)"
     )
     verb.add_argument("--report-only", action="store_true", help="report on what has run; start nothing")
+    verb.add_argument("--dry-run", action="store_true", help="print every run and its cost; start nothing")
+    verb.add_argument(
+        "--flops-per-s", type=float, default=None, help="with --dry-run: measured training FLOP/s of a rank"
+    )
+    verb.add_argument("--gpu", default=None, help="with --dry-run and --mfu: a rank's GPU, such as H100")
+    verb.add_argument(
+        "--mfu", type=float, default=None, help="with --gpu: share of its peak that runs reach, such as 0.4"
+    )
     verb.set_defaults(work=_compare)
 
 

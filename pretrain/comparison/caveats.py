@@ -29,12 +29,14 @@ class Caveat:
 
 def caveats(findings: Findings) -> tuple[Caveat, ...]:
     """All caveats that apply to the findings, grave ones first."""
-    parts = (
-        _of_scope, _of_data, _of_records, _of_seeds, _of_spikes, _of_compute, _of_expert_choice, _of_matching,
-        _of_curves,
-    )  # fmt: skip
-    unsorted = [caveat for part in parts for caveat in part(findings)]
-    return tuple(sorted(unsorted, key=lambda caveat: not caveat.grave))
+    of_curves = (*_of_matching(findings), *_of_curves(findings))
+    return tuple(sorted((*run_caveats(findings), *of_curves), key=lambda caveat: not caveat.grave))
+
+
+def run_caveats(findings: Findings) -> tuple[Caveat, ...]:
+    """The caveats that apply to the runs and their final losses, and not to curves along a run."""
+    parts = (_of_scope, _of_data, _of_records, _of_seeds, _of_spikes, _of_compute, _of_expert_choice)
+    return tuple(caveat for part in parts for caveat in part(findings))
 
 
 def _of_scope(findings: Findings) -> Iterator[Caveat]:

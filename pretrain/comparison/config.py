@@ -5,7 +5,7 @@ This module imports no torch.
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, set_key, validate
 from pretrain.comparison.contrasts import Difference, all_differences, check_contrasts, weights
+from pretrain.comparison.dotted_keys import covers, dotted_keys, leaves
+from pretrain.comparison.ladder_config import BudgetConfig, Cell, cells_of, check_ladder, run_keys
 from pretrain.comparison.matched_flops import match_flops
+from pretrain.comparison.run_length import with_steps
 from pretrain.config import RunConfig, differences
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -55,6 +58,12 @@ class CompareConfig(BaseModel):
     """Dotted keys in which arms may differ; the key of a table covers all keys below it."""
     seeds: tuple[NonNegativeInt, ...] = Field((1, 2, 3, 4, 5), min_length=1)
     """The seeds that every arm runs. A verdict needs three; one or two are an observation."""
+    sizes: dict[str, dict[str, Any]] = {}
+    """By size of a ladder, the values that it sets over the base in every arm. Arms and seeds are run at
+    every size and every budget. A size may have `budgets` of its own, in the ladder's unit."""
+    budgets: BudgetConfig | None = None
+    """The lengths of a ladder's runs. They stretch the base run: warm-up and the intervals of every_steps
+    keep their share of the steps."""
     extra_baseline_seeds: tuple[NonNegativeInt, ...] = ()
     """More seeds, which the baseline runs alone. Every contrast with the baseline gains by them."""
     match: Literal["tokens", "train_flops"] = "tokens"
@@ -100,10 +109,11 @@ class CompareConfig(BaseModel):
         for arm in self.arms:
             if not re.fullmatch(NAME_PATTERN, arm):
                 raise ValueError(f'arms."{arm}": it names folders; use letters, digits, "_", "-" and "."')
+        check_ladder(self.sizes, self.budgets, self.arms, NAME_PATTERN)
         check_contrasts(tuple(self.arms), self.baseline, self.contrasts, self.primary, NAME_PATTERN)
         for key in self.vary:
             for fixed in (*SET_BY_COMPARISON, *SET_BY_MATCH):
-                if _covers(key, fixed) or _covers(fixed, key):
+                if covers(key, fixed) or covers(fixed, key):
                     why = (
                         "the comparison sets it"
                         if fixed in SET_BY_COMPARISON
@@ -132,6 +142,8 @@ class PlannedRun:
     arm: str
     seed: int
     config: RunConfig
+    cell: Cell | None = None
+    """The size and budget of a run of a ladder; None in a comparison of one."""
 
     @property
     def name(self) -> str:
@@ -140,7 +152,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """A comparison and all its runs, ordered by seed and, within a seed, by arm; extra seeds come last."""
+    """A comparison and all its runs, ordered by seed, cell of a ladder, and arm; extra seeds come last."""
 
     path: Path
     """The comparison file."""
@@ -162,6 +174,14 @@ class ComparisonPlan:
     def others(self) -> tuple[str, ...]:
         """The names of all arms but the baseline."""
         return tuple(arm for arm in self.config.arms if arm != self.config.baseline)
+
+    @property
+    def cells(self) -> dict[Cell, "ComparisonPlan"]:
+        """By cell of a ladder, the plan of its runs, by size in the order of the file, then by budget."""
+        cells = dict.fromkeys(run.cell for run in self.runs if run.cell is not None)
+        return {
+            cell: replace(self, runs=tuple(run for run in self.runs if run.cell == cell)) for cell in cells
+        }
 
     def run(self, arm: str, seed: int) -> PlannedRun:
         return next(run for run in self.runs if (run.arm, run.seed) == (arm, seed))
@@ -200,7 +220,7 @@ def make_plan(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonPlan
     config = validate(CompareConfig, values, source=str(path))
     base_path = path.parent / config.base
     base = load_toml(base_path)
-    for key, value in _leaves(config.common):
+    for key, value in leaves(config.common):
         set_key(base, key, value)
     for override in overrides:
         if override.startswith("comparison."):
@@ -208,19 +228,62 @@ def make_plan(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonPlan
         key = override.partition("=")[0].strip()
         _refuse_clash(config, key, source=f'override "{override}"')
         apply_override(base, override)
+    plan = ComparisonPlan(path=path, overrides=tuple(overrides), config=config, runs=())
+    if config.budgets is None:
+        return _matched(_resolve_runs(plan, base, source=f"{base_path} with {path}"))
+    return _ladder(plan, base, config.budgets, source=f"{base_path} with {path}")
+
+
+def _resolve_runs(plan: ComparisonPlan, base: Mapping[str, Any], *, source: str) -> ComparisonPlan:
+    """The plan with all runs of arms and seeds at the length of the base. Raises ConfigError for an arm that
+    cannot be compared."""
+    config = plan.config
     grid = [(arm, seed) for seed in config.seeds for arm in config.arms]
     grid += [(config.baseline, seed) for seed in config.extra_baseline_seeds]
     runs = tuple(
-        _resolve_run(config, base, arm, seed, source=f'{base_path} with {path}: arms."{arm}"')
-        for arm, seed in grid
+        _resolve_run(config, base, arm, seed, source=f'{source}: arms."{arm}"') for arm, seed in grid
     )
-    plan = ComparisonPlan(path=path, overrides=tuple(overrides), config=config, runs=runs)
+    plan = replace(plan, runs=runs)
     _check_arms(plan)
-    if config.match == "tokens":
+    return plan
+
+
+def _matched(plan: ComparisonPlan) -> ComparisonPlan:
+    """The plan whose arms spend equal budgets."""
+    if plan.config.match == "tokens":
         return plan
-    configs = match_flops([(run.arm, run.config) for run in runs], config.baseline, str(path))
-    runs = tuple(replace(run, config=matched) for run, matched in zip(runs, configs, strict=True))
-    return replace(plan, runs=runs)
+    configs = match_flops([(run.arm, run.config) for run in plan.runs], plan.config.baseline, str(plan.path))
+    runs = (replace(run, config=matched) for run, matched in zip(plan.runs, configs, strict=True))
+    return replace(plan, runs=tuple(runs))
+
+
+def _ladder(
+    plan: ComparisonPlan, base: Mapping[str, Any], budgets: BudgetConfig, *, source: str
+) -> ComparisonPlan:
+    """The plan of a ladder: arms and seeds at every size and budget."""
+    runs: list[PlannedRun] = []
+    for size, table in plan.config.sizes.items():
+        values = copy.deepcopy(dict(base))
+        for key, value in leaves(run_keys(table)):
+            set_key(values, key, value)
+        of_size = _resolve_runs(plan, values, source=f'{source}: sizes."{size}"')
+        baseline = of_size.run(plan.config.baseline, plan.config.seeds[0]).config
+        for cell in cells_of(size, table, baseline, budgets):
+            in_cell = tuple(_in_cell(run, cell, source=source) for run in of_size.runs)
+            runs += _matched(replace(of_size, runs=in_cell)).runs
+    seeds = (*plan.config.seeds, *plan.config.extra_baseline_seeds)
+    runs.sort(key=lambda run: seeds.index(run.seed))  # stable: cells and arms keep their order
+    return replace(plan, runs=tuple(runs))
+
+
+def _in_cell(run: PlannedRun, cell: Cell, *, source: str) -> PlannedRun:
+    """The run of a size, stretched to the budget of a cell and named after the cell."""
+    config = run.config
+    steps = cell.tokens // config.tokens_per_step
+    where = f"{source}: {cell.name}, {steps} steps"
+    stretched = with_steps(config, steps, config.num_steps, source=where, intervals=True)
+    named = stretched.model_copy(update={"name": f"{cell.name}_{config.name}"})
+    return replace(run, config=named, cell=cell)
 
 
 def _refuse_clash(config: CompareConfig, key: str, *, source: str) -> None:
@@ -228,11 +291,13 @@ def _refuse_clash(config: CompareConfig, key: str, *, source: str) -> None:
     if key in SET_BY_COMPARISON:
         hint = "comparison.seeds=[1, 2]" if key == "seed" else "comparison.name=..."
         raise ConfigError(f"{source}: the comparison sets {key} of every run; use {hint}")
-    for arm, table in config.arms.items():
-        if any(_covers(key, leaf) or _covers(leaf, key) for leaf, _ in _leaves(table)):
-            raise ConfigError(
-                f'{source}: arm "{arm}" sets "{key}" itself, so change it in the comparison file'
-            )
+    if key == "total_tokens" and config.budgets is not None:
+        raise ConfigError(f"{source}: `budgets` sets total_tokens of every run; use comparison.budgets.*")
+    tables = [(f'arm "{arm}"', table) for arm, table in config.arms.items()]
+    tables += [(f'size "{size}"', table) for size, table in config.sizes.items()]
+    for name, table in tables:
+        if any(covers(key, leaf) or covers(leaf, key) for leaf, _ in leaves(table)):
+            raise ConfigError(f'{source}: {name} sets "{key}" itself, so change it in the comparison file')
 
 
 def _resolve_run(
@@ -240,8 +305,8 @@ def _resolve_run(
 ) -> PlannedRun:
     """The run of an arm and a seed. Raises ConfigError if the arm sets a key outside `vary`."""
     values = copy.deepcopy(dict(base))
-    for key, value in _leaves(config.arms[arm]):
-        if not any(_covers(allowed, key) for allowed in config.vary):
+    for key, value in leaves(config.arms[arm]):
+        if not any(covers(allowed, key) for allowed in config.vary):
             hint = did_you_mean(key, config.vary, cutoff=0.6)
             raise ConfigError(
                 f'{source} sets "{key}", but `vary` = {list(config.vary)}{hint}; add it to `vary`, '
@@ -259,9 +324,9 @@ def _check_arms(plan: ComparisonPlan) -> None:
     """Raise ConfigError unless all arms differ from the baseline, in keys of `vary` only."""
     seed = plan.config.seeds[0]
     baseline = plan.run(plan.config.baseline, seed).config
-    known = _dotted_keys(baseline.model_dump(mode="json"))
+    known = dotted_keys(baseline.model_dump(mode="json"))
     for key in plan.config.vary:
-        if not any(_covers(key, k) or _covers(k, key) for k in known):
+        if not any(covers(key, k) or covers(k, key) for k in known):
             raise ConfigError(f'{plan.path}: vary: "{key}" is no key of a run{did_you_mean(key, known)}')
     if baseline.data.heldout is None:
         raise ConfigError(
@@ -280,27 +345,9 @@ def _check_arms(plan: ComparisonPlan) -> None:
         differing = [d for d in differences(plan.run(arm, seed).config, baseline) if d[0] != "name"]
         if not differing:
             raise ConfigError(f'{plan.path}: arms."{arm}" is the baseline again; equal arms give equal runs')
-        outside = [d for d in differing if not any(_covers(allowed, d[0]) for allowed in plan.config.vary)]
+        outside = [d for d in differing if not any(covers(allowed, d[0]) for allowed in plan.config.vary)]
         if outside:
             listed = "; ".join(f"{key} = {ours!r} against {theirs!r}" for key, ours, theirs in outside)
             raise ConfigError(
                 f'{plan.path}: arms."{arm}" differs from "{plan.config.baseline}" outside `vary`: {listed}'
             )
-
-
-def _covers(allowed: str, key: str) -> bool:
-    """Whether `key` is the dotted key `allowed` or lies below it."""
-    return key == allowed or key.startswith(allowed + ".")
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in a nested table."""
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _dotted_keys(table: Mapping[str, Any]) -> list[str]:
-    return [key for key, _ in _leaves(table)]

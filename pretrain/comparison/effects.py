@@ -144,7 +144,7 @@ def _estimates(
     joint = single
     if verdicts:
         joint = half_widths(fitted, local_level(design_of(config, of_fit, verdicts), alpha, num_outcomes))
-    few = ~_enough(design)
+    few = ~enough_runs(design)
     single, joint = np.where(few, np.nan, single), np.where(few, np.nan, joint)
     for c, name in enumerate(names):
         out[name] = tuple(part[:, c] for part in (fitted.estimates, single, joint, fitted.spreads_differ))
@@ -156,7 +156,7 @@ def _total(means: Mapping[str, np.ndarray], difference: Difference) -> np.ndarra
     return np.sum([weight * means[arm] for arm, weight in weights(difference).items()], axis=0)
 
 
-def _enough(design: Design) -> np.ndarray:
+def enough_runs(design: Design) -> np.ndarray:
     """By contrast, whether each of its arms has ENOUGH_RUNS runs."""
     return ((design.weights == 0) | (design.num_runs >= ENOUGH_RUNS)).all(axis=1)
 
@@ -168,7 +168,7 @@ def detectable(plan: ComparisonPlan) -> dict[str, float] | None:
     """
     config, modalities = plan.config, plan.runs[0].config.model.modalities
     design = design_of(config, [(run.arm, run.seed) for run in plan.runs], config.verdicts)
-    if not _enough(design).all():
+    if not enough_runs(design).all():
         return None
     level = local_level(design, 1 - config.confidence, len(modalities))
     largest = float(detectable_effects(design, level).max())

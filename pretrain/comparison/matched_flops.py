@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from data_pipeline.files.toml_config import ConfigError, validate
+from data_pipeline.files.toml_config import ConfigError
+from pretrain.comparison.run_length import with_steps
 from pretrain.config import RunConfig
 from pretrain.models.accounting import train_flops
 from pretrain.models.depth_accounting import over_run
@@ -82,8 +83,4 @@ def _stretched(arm: str, config: RunConfig, base: RunConfig, mix: Mix, source: s
             f"closest, {100 * off:+.2f} % off, more than {100 * TOLERANCE:g} %; set total_tokens to at least "
             f"{needed * base.tokens_per_step} ({needed} steps of the baseline)"
         )
-    schedule = config.optimizer.schedule
-    values = config.model_dump()
-    values["total_tokens"] = steps * config.tokens_per_step
-    values["optimizer"]["schedule"]["warmup_steps"] = round(schedule.warmup_steps * steps / base.num_steps)
-    return validate(RunConfig, values, source=f'{source}: arms."{arm}" of {steps} steps')
+    return with_steps(config, steps, base.num_steps, source=f'{source}: arms."{arm}" of {steps} steps')

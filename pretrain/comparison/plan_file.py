@@ -12,6 +12,7 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.comparison.config import CompareConfig, ComparisonPlan
+from pretrain.comparison.ladder_config import OWN_BUDGETS
 from pretrain.config import RunConfig, differences
 from pretrain.run_dir import finished_step
 from pretrain.run_files import METRICS
@@ -21,8 +22,14 @@ SHOWN = 20
 """Number of differences that an error lists."""
 EXECUTION = ("concurrent_runs", "threads_per_run", "pilot_deviation")
 """Fields of a comparison that may change between two calls of `motley compare`: they decide nothing."""
-GROWS = ("seeds", "extra_baseline_seeds", "vary")
-"""Lists of a comparison that may become longer, as may its arms. What has run is kept."""
+GROWS = (
+    "seeds",
+    "extra_baseline_seeds",
+    "vary",
+    "budgets.total_tokens",
+    "budgets.tokens_per_parameter",
+)
+"""Lists of a comparison that may become longer, as may its arms and sizes. What has run is kept."""
 
 
 class Addition(BaseModel):
@@ -117,11 +124,11 @@ def _other_lines(plan: ComparisonPlan, before: PlanRecord) -> list[str]:
 
 def _grows(key: str, now: Any, then: Any, before: PlanRecord) -> bool:
     """Whether a key of a comparison differs because a list became longer, or an arm is new."""
-    if key in GROWS:
-        return set(then) <= set(now)
-    first, _, arm = key.partition(".")
-    arms: Mapping[str, Any] = before.comparison.arms
-    return first == "arms" and not any(arm == name or arm.startswith(f"{name}.") for name in arms)
+    if key in GROWS or (key.startswith("sizes.") and key.endswith(f".{OWN_BUDGETS}")):
+        return set(then or ()) <= set(now or ())
+    first, _, rest = key.partition(".")
+    known: dict[str, Mapping[str, Any]] = {"arms": before.comparison.arms, "sizes": before.comparison.sizes}
+    return first in known and not any(rest == name or rest.startswith(f"{name}.") for name in known[first])
 
 
 def _refuse(plan: ComparisonPlan, lines: list[str]) -> None:
@@ -131,5 +138,6 @@ def _refuse(plan: ComparisonPlan, lines: list[str]) -> None:
         raise ConfigError(
             f"{plan.directory}: made by another plan of this name:\n"
             + "\n".join(sorted(lines)[:SHOWN] + more)
-            + "\nSeeds and arms may be added. Else give it another name, or move that directory away."
+            + "\nSeeds, arms, sizes and budgets may be added. Else give it another name, or move that "
+            "directory away."
         )

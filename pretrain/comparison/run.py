@@ -15,6 +15,7 @@ from parallel.exit_codes import ExitCode
 from parallel.launch import child_environment
 from pretrain.comparison.config import ComparisonPlan, PlannedRun, make_plan
 from pretrain.comparison.plan_file import additions, check_same_plan, write_plan
+from pretrain.comparison.planned_cost import RunSpeed, cost_text
 from pretrain.comparison.report.digest import SUMMARY_FORMAT, digest_line
 from pretrain.comparison.run_queue import Outcome, RunCommand, lock_comparison, run_commands
 from pretrain.config import RunConfig
@@ -34,13 +35,16 @@ def run_comparison(
     *,
     concurrent_runs: int | None = None,
     report_only: bool = False,
+    speed: RunSpeed | None = None,
+    dry_run: bool = False,
     to: TextIO | None = None,
 ) -> int:
     """Run the unfinished runs, write the report and print the verdict; returns the exit code.
 
     It is 0 if all runs are done, 85 if a signal stopped them after a checkpoint (the same command continues),
-    and 1 if a run failed; the report then covers the finished seeds. Raises ConfigError, before any run
-    starts, for a comparison that cannot be run.
+    and 1 if a run failed; the report then covers the finished seeds. `dry_run` prints every run and its cost
+    instead, in hours too where the `speed` of a run is known. Raises ConfigError, before any run starts, for
+    a comparison that cannot be run.
     """
     out = to or sys.stderr
     plan = make_plan(path, overrides)
@@ -52,6 +56,9 @@ def run_comparison(
         concurrent_runs = plan.config.concurrent_runs
     if concurrent_runs < 1:
         raise ConfigError(f"--concurrent-runs {concurrent_runs}: at least one run at a time")
+    if dry_run:
+        print(f"{cost_text(plan, speed, concurrent_runs)}\n{detectable_line(plan)}", file=out, flush=True)
+        return ExitCode.DONE
     todo = unfinished(plan)
     ranks = plan.config.processes_per_run
     check_runs(plan, todo, lambda config: check_run(config, ranks), source=f"processes_per_run = {ranks}")
@@ -77,17 +84,24 @@ def report(plan: ComparisonPlan, out: TextIO) -> Path:
     """Write the report, print its verdict and return its page. Raises ConfigError if nothing has run."""
     # Matplotlib, Jinja and SciPy take seconds to import, so a refused comparison does not import them.
     from pretrain.comparison.findings import find
+    from pretrain.comparison.ladder_findings import find_ladder
+    from pretrain.comparison.report.ladder_page import write_ladder_report
     from pretrain.comparison.report.page import write_report
     from pretrain.comparison.results import load_results
 
-    findings = find(plan, load_results(plan), additions(plan))
-    page = write_report(findings, plan.directory / "report")
+    results, added, folder = load_results(plan), additions(plan), plan.directory / "report"
+    if plan.cells:
+        page = write_ladder_report(find_ladder(plan, results, added), folder)
+    else:
+        page = write_report(find(plan, results, added), folder)
     print_verdict(plan, page, out)
     return page
 
 
 def print_verdict(plan: ComparisonPlan, page: Path, out: TextIO) -> None:
     """Print how many runs finished, headlines, a sentence per modality, grave caveats and the page's path."""
+    if plan.cells:
+        return print(_ladder_verdict(plan, page), file=out, flush=True)
     stated = read_object(
         page.parent / "summary.json",
         {"runs": str, "headlines": dict, "contrasts": list, "named_contrasts": list, "caveats": list},
@@ -104,6 +118,19 @@ def print_verdict(plan: ComparisonPlan, page: Path, out: TextIO) -> None:
     lines += [f"  Mind: {caveat['text']}" for caveat in stated["caveats"] if caveat["grave"]]
     lines.append(f"Report: {page.resolve()}")
     print("\n".join(lines), file=out, flush=True)
+
+
+def _ladder_verdict(plan: ComparisonPlan, page: Path) -> str:
+    """How many runs of a ladder finished, headlines, a sentence per size and modality, and the page."""
+    stated = read_object(
+        page.parent / "summary.json",
+        {"runs": str, "headlines": dict, "level": str, "turns": list, "caveats": list},
+        advice=f"remove {page.parent}, and the same command writes it again",
+    )
+    lines = ["", f"{plan.config.name}: {stated['runs']}", *stated["headlines"].values(), stated["level"]]
+    lines += [f"  {turn['sentence']}" for turn in stated["turns"]]
+    lines += [f"  Mind: {caveat['text']}" for caveat in stated["caveats"] if caveat["grave"]]
+    return "\n".join([*lines, f"Report: {page.resolve()}"])
 
 
 def finished_page(plan: ComparisonPlan) -> Path | None:
@@ -150,13 +177,13 @@ def check_runs(
     plan: ComparisonPlan, runs: Sequence[PlannedRun], check: Callable[[RunConfig], None], *, source: str
 ) -> None:
     """Raise ConfigError, naming the arm, if `check` does. `source` names what sets the number of ranks."""
-    for run in {
-        run.arm: run for run in runs
-    }.values():  # one seed is enough: data, vocabulary and layout do not depend on it
+    # One seed and one budget are enough: data, vocabulary and layout do not depend on them.
+    for run in {(run.cell and run.cell.size, run.arm): run for run in runs}.values():
         try:
             check(run.config)
         except ConfigError as error:
-            raise ConfigError(f'{plan.path}: arms."{run.arm}", with {source}: {error}') from None
+            size = f'sizes."{run.cell.size}", ' if run.cell else ""
+            raise ConfigError(f'{plan.path}: {size}arms."{run.arm}", with {source}: {error}') from None
 
 
 def _command(plan: ComparisonPlan, run: PlannedRun, concurrent_runs: int) -> RunCommand:
@@ -184,7 +211,11 @@ def _announcement(plan: ComparisonPlan, todo: Sequence[PlannedRun], concurrent_r
     done = len(plan.runs) - len(todo)
     steps = {run.arm: run.config.num_steps for run in plan.runs}
     length = f"{first.num_steps} steps, {first.total_tokens:,} tokens each"
-    if config.match == "train_flops":
+    if plan.cells:
+        tokens = [cell.tokens for cell in plan.cells]
+        length = f"{min(tokens):,} to {max(tokens):,} tokens"
+        more += f" x {len(tokens)} cells ({', '.join(cell.name for cell in plan.cells)})"
+    elif config.match == "train_flops":
         length = f"equal FLOPs ({', '.join(f'{arm}: {count} steps' for arm, count in steps.items())})"
     return (
         f"{config.name}: {config.question}\n"
@@ -198,11 +229,12 @@ def _announcement(plan: ComparisonPlan, todo: Sequence[PlannedRun], concurrent_r
 def detectable_line(plan: ComparisonPlan) -> str:
     """The line that says, before runs start, how small a difference the comparison is likely to see."""
     from pretrain.comparison.effects import ENOUGH_RUNS, PILOT_DEVIATION, detectable  # scipy
+    from pretrain.comparison.ladder_effects import ladder_detectable
 
-    effects, config = detectable(plan), plan.config
+    effects, config = ladder_detectable(plan) if plan.cells else detectable(plan), plan.config
     if effects is None:
         return f"A verdict needs {ENOUGH_RUNS} seeds of each arm. With fewer this is an observation."
-    count = len(config.verdicts) * len(plan.runs[0].config.model.modalities)
+    count = len(config.verdicts) * len(plan.runs[0].config.model.modalities) * max(1, len(plan.cells))
     unknown = [m for m in plan.runs[0].config.model.modalities if m not in effects]
     listed = ", ".join(f"{m} {nats:.3f}" for m, nats in effects.items()) or "unknown"
     source = "pilot_deviation" if config.pilot_deviation else f"deviations over seeds {PILOT_DEVIATION}"

@@ -132,7 +132,7 @@ def _weighted(
     return means @ design.weights.T, unit
 
 
-def _arm_variances(
+def arm_variances(
     losses: Float[Array, "outcomes runs"], design: Design
 ) -> tuple[Float[Array, "outcomes arms"], Int[Array, " arms"]]:
     """Variances over the runs of every arm, and their degrees of freedom; nan for an arm of one run."""
@@ -150,7 +150,7 @@ def _welch(
 
     An arm of one run has no variance of its own and takes that of all arms.
     """
-    variances, dof = _arm_variances(losses, design)
+    variances, dof = arm_variances(losses, design)
     several = dof > 0
     pooled = (variances[:, several] * dof[several]).sum(axis=1) / dof.sum() if several.any() else np.nan
     variances = np.where(several, variances, np.reshape(pooled, (-1, 1)))
@@ -167,7 +167,7 @@ def spread_p(losses: Float[Array, "outcomes runs"], design: Design) -> Float[Arr
 
     It is 1 where one of the two has no degree of freedom.
     """
-    variances, dof = _arm_variances(losses, design)
+    variances, dof = arm_variances(losses, design)
     squares = np.where(dof > 0, variances * dof, 0.0)
     others, others_dof = squares.sum(axis=1, keepdims=True) - squares, dof.sum() - dof
     with np.errstate(divide="ignore", invalid="ignore"):

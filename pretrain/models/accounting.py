@@ -92,12 +92,23 @@ def total_parameters(config: ModelConfig) -> int:
 def active_parameters(config: ModelConfig, modality: str) -> int:
     """Weights that one token of the modality meets, the whole embedding and head included; of experts as
     many as it has on average, of layers with a depth router all."""
+    return sum(_met_parameters(config, modality).values())
+
+
+def active_body_parameters(config: ModelConfig, modality: str) -> int:
+    """active_parameters without the embedding and the head, which are most of a small model."""
+    met = _met_parameters(config, modality)
+    return sum(number for module, number in met.items() if module not in ("embedding", "head"))
+
+
+def _met_parameters(config: ModelConfig, modality: str) -> dict[str, int]:
+    """The active parameters of one token of the modality, by module."""
     tower, costs = config.towers[modality], module_costs(config)
     met = {m: sum(c.parameters.get(s, 0) for s in (tower, SHARED_TOWER)) for m, c in costs.items()}
     met["feed_forward"] = config.num_layers * config.feed_forward_parameters(tower, active=True)
     if modality in config.depth:
         met["depth"] = config.d_model * config.depth[modality].routed_layers(config.num_layers)
-    return sum(met.values())
+    return met
 
 
 def flops_per_pair(config: ModelConfig) -> int:

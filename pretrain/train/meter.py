@@ -23,7 +23,8 @@ from pretrain.models.inputs import ModelInputs
 from pretrain.models.router_report import RouterReport
 from pretrain.run_dir import RunDir
 from pretrain.train import depth_steps, expert_steps
-from pretrain.train.device_peak import device_name, measure_peak_flops, peak_key, table_peak_flops
+from pretrain.train.device_peak import device_name, measure_peak_flops, peak_key
+from pretrain.train.peak_table import table_peak_flops
 from pretrain.train.rising_loss import stays_above_start, warning
 from pretrain.train.spikes import lost_row
 from pretrain.train.state import TrainState

@@ -39,4 +39,4 @@ def test_comparison_example_resolves_to_runs(example: ConfigExample, tmp_path: P
     path = tmp_path / example.file
     path.write_text(toml_text(whole(example)))
     plan = make_plan(path, ["comparison.match=tokens"])
-    assert len(plan.runs) == len(plan.config.arms) * len(plan.config.seeds)
+    assert len(plan.runs) == len(plan.config.arms) * len(plan.config.seeds) * max(1, len(plan.cells))

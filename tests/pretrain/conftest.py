@@ -14,10 +14,12 @@ import pytest
 
 from parallel.testing import run_on_ranks
 from pretrain.checkpoint.folder import file_digest
-from pretrain.comparison.config import ComparisonPlan, make_plan
+from pretrain.comparison.config import ComparisonPlan, PlannedRun, make_plan
 from pretrain.comparison.findings import Findings, find
+from pretrain.comparison.ladder_findings import LadderFindings, find_ladder
 from pretrain.comparison.plan_file import write_plan
 from pretrain.comparison.results import load_results
+from tests.pretrain.comparison.ladder_files import LADDER, falling, ladder_edit
 
 BASE = """
 name = "tiny"
@@ -102,6 +104,7 @@ def _write_runs(
     noise: float = 0.0,
     seed_noise: float = 0.0,
     shift: Callable[[str, str, float], float] = lambda arm, modality, frac: 0.0,
+    run_shift: Callable[[PlannedRun, str], float] = lambda run, modality: 0.0,
     step_s: Callable[[str], float] = lambda arm: 0.1,
     flops_per_token: Callable[[str], float] = lambda arm: 3e6,
     fingerprint_salt: Callable[[str], str] = lambda arm: "",
@@ -114,9 +117,9 @@ def _write_runs(
 ) -> None:
     """Write comparison.json and every run's files. `multiplier(arm, modality)` is the speed of learning that
     step matching has to find; `noise` moves each evaluation, `seed_noise` a whole run; `shift(arm, modality,
-    share of the run)` is added to the curve; `until(arm, seed)` stops a run early (0: not started).
-    Models that look ahead have a causal loss too, `causal_cost` above the other. `lost_steps(arm)`: steps
-    that the rows count as lost to spikes."""
+    share of the run)` is added to the curve, and `run_shift(run, modality)` to all of it; `until(arm, seed)`
+    stops a run early (0: not started). Models that look ahead have a causal loss too, `causal_cost` above the
+    other. `lost_steps(arm)`: steps that the rows count as lost to spikes."""
     write_plan(plan)
     for run in plan.runs:
         config, arm, seed = run.config, run.arm, run.seed
@@ -159,7 +162,11 @@ def _write_runs(
                 for m, value in losses.items():
                     wobble = noise * generator.standard_normal()
                     row[f"eval/loss/{m}"] = (
-                        value + offset[m] + wobble + shift(arm, m, step / config.num_steps)
+                        value
+                        + offset[m]
+                        + wobble
+                        + shift(arm, m, step / config.num_steps)
+                        + run_shift(run, m)
                     )
                 row["eval/loss"] = float(np.mean([row[f"eval/loss/{m}"] for m in MODALITIES]))
                 for a in MODALITIES:
@@ -240,3 +247,31 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(three: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(three, tmp_path / "checkpoints"))
+
+
+@pytest.fixture(scope="session")
+def turning_ladder(tmp_path_factory: pytest.TempPathFactory) -> LadderFindings:
+    """Findings of a synthetic ladder in which mot is lower from 4 tokens per parameter on.
+
+    Tests share it, so they may write nothing but its report.
+    """
+    folder = tmp_path_factory.mktemp("ladder")
+    (folder / "base.toml").write_text(BASE.format(runs=folder / "runs"))
+    (folder / "compare.toml").write_text(COMPARISON + LADDER)
+    plan = make_plan(folder / "compare.toml")
+    _write_runs(plan, seed_noise=0.002, run_shift=falling)
+    return find_ladder(plan, load_results(plan))
+
+
+@pytest.fixture
+def make_ladder(
+    comparison_files: Callable[..., Files], write_runs: Callable[..., None]
+) -> Callable[..., LadderFindings]:
+    """Findings of a synthetic ladder of two sizes with three and two budgets; arguments of write_runs."""
+
+    def make(ladder: str = LADDER, **how: Any) -> LadderFindings:
+        plan = make_plan(comparison_files(edit=ladder_edit(ladder)).comparison)
+        write_runs(plan, **how)
+        return find_ladder(plan, load_results(plan))
+
+    return make

@@ -33,7 +33,7 @@ MATCHING_COLUMNS = ("arm", "baseline", "modality", "seed", "axis", "baseline_x",
 def summary(findings: Findings) -> dict[str, Any]:
     """Everything that the report states, as plain JSON values; unknown values are null."""
     plan = findings.plan
-    return _plain(
+    return plain(
         {
             "format": SUMMARY_FORMAT,
             "name": plan.config.name,
@@ -58,7 +58,7 @@ def summary(findings: Findings) -> dict[str, Any]:
             "named_contrasts": [
                 {"contrast": name, "modality": effect.modality, "outcome": outcome_text(findings, effect)}
                 | {"sentence": f"{name}, {effect.modality}: {_named_sentence(findings, effect)}"}
-                | _effect(effect)
+                | effect_values(effect)
                 for name, by_modality in named_effects(findings)
                 for effect in by_modality
             ],
@@ -93,7 +93,7 @@ def _contrast(findings: Findings, contrast: Contrast) -> dict[str, Any]:
         "lower": contrast.leader,
         "outcome": words.outcome,
         "sentence": words.sentence,
-        **_effect(final),
+        **effect_values(final),
         "seeds": contrast.seeds,
         "differences_per_seed": contrast.differences,
         "step_matching": {
@@ -117,13 +117,13 @@ def _contrast(findings: Findings, contrast: Contrast) -> dict[str, Any]:
     }
 
 
-def _effect(effect: Effect) -> dict[str, Any]:
+def effect_values(effect: Effect) -> dict[str, Any]:
     """The numbers of an effect. A joint interval holds together with all others that are joint."""
     return {
         "primary": effect.primary,
         "difference_nats": effect.estimate,
         "difference_frac": effect.relative,
-        "interval_nats": _interval(effect.interval),
+        "interval_nats": interval_values(effect.interval),
         "interval_is_joint": effect.primary,
         "margin_nats": effect.margin,
         "spreads_differ": effect.spreads_differ,
@@ -135,7 +135,7 @@ def _named_sentence(findings: Findings, effect: Effect) -> str:
     return f"{outcome_text(findings, effect)}, {share} ({difference_text(findings, effect)})."
 
 
-def _interval(interval: Interval | None) -> list[float] | None:
+def interval_values(interval: Interval | None) -> list[float] | None:
     return [interval.low, interval.high] if interval else None
 
 
@@ -145,16 +145,16 @@ def _ratio(estimate: RatioEstimate | None) -> dict[str, Any] | None:
     return {
         "value": estimate.value,
         "per_seed": estimate.per_seed,
-        "interval": _interval(estimate.interval),
+        "interval": interval_values(estimate.interval),
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value with plain JSON types. JSON has no nan, so a number that is not finite becomes null."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -173,7 +173,7 @@ def curves_csv(findings: Findings) -> str:
             columns = (curve.steps, curve.tokens, curve.flops, curve.seconds, curve.values)
             for step, tokens, flops, seconds, value in zip(*columns, strict=True):
                 lines.append((run.arm, run.seed, int(step), int(tokens), flops, seconds, name, value))
-    return _csv(CURVE_COLUMNS, lines)
+    return csv_text(CURVE_COLUMNS, lines)
 
 
 def final_csv(findings: Findings) -> str:
@@ -188,7 +188,7 @@ def final_csv(findings: Findings) -> str:
             if arm == run.arm:
                 value, step = loss.per_seed[at], findings.scope.until(run)
                 lines.append((run.arm, run.seed, metric.removeprefix(HELD_OUT), step, value))
-    return _csv(FINAL_COLUMNS, lines)
+    return csv_text(FINAL_COLUMNS, lines)
 
 
 def step_matching_csv(findings: Findings) -> str:
@@ -205,10 +205,10 @@ def step_matching_csv(findings: Findings) -> str:
                     lines.append(
                         (contrast.arm, contrast.baseline, contrast.modality, seed, axis, float(x), at)
                     )
-    return _csv(MATCHING_COLUMNS, lines)
+    return csv_text(MATCHING_COLUMNS, lines)
 
 
-def _csv(columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+def csv_text(columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

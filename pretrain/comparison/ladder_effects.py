@@ -1,0 +1,163 @@
+"""Effects in all cells of a ladder together: one residual variance per modality, and joint intervals.
+
+A cell of two arms and three seeds leaves two degrees of freedom, with which intervals that hold together
+over tens of verdicts are some twenty times as wide as the noise. So one fit per modality covers the runs of
+all cells: every arm of every cell has its own mean, every seed of a cell its own effect, and all runs share
+the residual variance. Where the runs of a size, of a budget or of an arm spread farther than the others,
+their own variance counts if it makes an interval wider. The intervals of all primary contrasts in all cells
+and modalities hold together. This module imports no torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from pretrain.comparison.config import ComparisonPlan
+from pretrain.comparison.contrasts import weights
+from pretrain.comparison.effects import PILOT_DEVIATION, Effect, enough_runs
+from pretrain.comparison.findings import ALL, Findings
+from pretrain.comparison.ladder_config import Cell
+from pretrain.comparison.simultaneous import (
+    Array,
+    Design,
+    detectable_effects,
+    fit,
+    half_widths,
+    local_level,
+    outcome,
+)
+from pretrain.comparison.spread_groups import group_half_widths
+from pretrain.comparison.statistics import Interval
+
+Run = tuple[Cell, str, int]
+"""Cell, arm and seed."""
+Row = tuple[Cell, str]
+"""Cell and name of a contrast."""
+
+
+@dataclass(frozen=True)
+class LadderFit:
+    """The fit over all cells of a ladder that are decided."""
+
+    effects: Mapping[Cell, Mapping[tuple[str, str], Effect]]
+    """By cell, the effects by (contrast, modality or ALL); those of cells out of the fit have no interval."""
+    deviation: Mapping[str, float]
+    """By modality, the residual deviation over seeds, in nats per token; empty without a fit."""
+    dof: int
+    """Degrees of freedom of the residual variance; 0 without a fit."""
+    num_verdicts: int
+    """Number of intervals that hold together."""
+
+
+def ladder_design(config_of: Mapping[Cell, ComparisonPlan], runs: list[Run], rows: list[Row]) -> Design:
+    """The design of all runs of a ladder: an arm of a cell is an arm, and a seed of a cell a seed."""
+    arms = list(dict.fromkeys((cell, arm) for cell, arm, _ in runs))
+    seeds = list(dict.fromkeys((cell, seed) for cell, _, seed in runs))
+    table = np.zeros((len(rows), len(arms)))
+    for row, (cell, name) in zip(table, rows, strict=True):
+        for arm, weight in weights(config_of[cell].config.differences[name]).items():
+            row[arms.index((cell, arm))] = weight
+    return Design(
+        np.array([arms.index((cell, arm)) for cell, arm, _ in runs]),
+        np.array([seeds.index((cell, seed)) for cell, _, seed in runs]),
+        table,
+    )
+
+
+def ladder_effects(cells: Mapping[Cell, Findings], modalities: tuple[str, ...]) -> LadderFit:
+    """The effects of all cells.
+
+    Cells that are unfinished, or whose arms may have read different data, take no part in the fit, nor do
+    arms of which every run diverged.
+    """
+    plans = {cell: findings.plan for cell, findings in cells.items()}
+    kept = {cell: f for cell, f in cells.items() if not f.scope.interim and f.fingerprints.proven}
+    results = [
+        (cell, run) for cell, f in kept.items() for run in f.results if run.arm not in f.scope.diverged
+    ]
+    rows: list[Row] = [
+        (cell, name)
+        for cell, f in kept.items()
+        for name, difference in f.plan.config.differences.items()
+        if not set(weights(difference)) & set(f.scope.diverged)
+    ]
+    runs: list[Run] = [(cell, run.arm, run.seed) for cell, run in results]
+    without = {cell: {k: _observation(e) for k, e in f.effects.items()} for cell, f in cells.items()}
+    if not rows or (design := ladder_design(plans, runs, rows)).dof == 0:
+        return LadderFit(without, {}, 0, 0)
+    names = (*modalities, ALL)
+    table = np.array(
+        [[_final_loss(kept[cell], run.arm, run.seed, m) for cell, run in results] for m in names]
+    )
+    primary = [name in kept[cell].plan.config.verdicts for cell, name in rows] & enough_runs(design)
+    alpha = 1 - next(iter(kept.values())).plan.config.confidence
+    arms = [(cell.size, cell.budget, arm) for cell, arm in dict.fromkeys((c, arm) for c, arm, _ in runs)]
+    single = joint = ladder_half_widths(table, design, arms, alpha)
+    if primary.any():
+        verdicts = replace(design, weights=design.weights[primary])
+        joint = ladder_half_widths(table, design, arms, local_level(verdicts, alpha, len(modalities)))
+    fitted = fit(table, design)
+    effects = {cell: dict(of_cell) for cell, of_cell in without.items()}
+    for r, (cell, name) in enumerate(rows):
+        for o, modality in enumerate(names):
+            before = kept[cell].effects[name, modality]
+            is_verdict = bool(primary[r]) and modality != ALL
+            half = float((joint if is_verdict else single)[o, r])
+            base = kept[cell].losses[kept[cell].plan.config.baseline, modality].mean
+            estimate = float(fitted.estimates[o, r])
+            effects[cell][name, modality] = _decided(
+                replace(before, estimate=estimate, relative=estimate / base, primary=is_verdict), half
+            )
+    deviation = dict(zip(names, map(float, fitted.deviation), strict=True))
+    return LadderFit(effects, deviation, design.dof, int(primary.sum()) * len(modalities))
+
+
+def ladder_half_widths(
+    table: Array, design: Design, arms: Sequence[tuple[str, str, str]], level: float
+) -> Float[Array, "outcomes contrasts"]:
+    """Half widths at a local level, nan for contrasts of too few runs.
+
+    `table`: losses of all runs by outcome. `arms`: size, budget and arm of every arm of the design.
+    """
+    fitted = fit(table, design)
+    pooled = replace(fitted, spreads_differ=np.zeros_like(fitted.spreads_differ))
+    by_group = [group_half_widths(table, design, groups, level) for groups in zip(*arms, strict=True)]
+    half = np.max([half_widths(pooled, level), *by_group], axis=0)
+    return np.where(enough_runs(design), half, np.nan)
+
+
+def _final_loss(findings: Findings, arm: str, seed: int, modality: str) -> float:
+    """The final held-out loss of a run in a modality or ALL."""
+    seeds = [run.seed for run in findings.runs(arm)]
+    return findings.losses[arm, modality].per_seed[seeds.index(seed)]
+
+
+def _observation(effect: Effect) -> Effect:
+    """The effect without an interval."""
+    return replace(effect, interval=None, outcome="observation")
+
+
+def _decided(effect: Effect, half: float) -> Effect:
+    """The effect with the half width of the fit over all cells; nan: it has no interval."""
+    if not np.isfinite(half):
+        return _observation(effect)
+    interval = Interval(effect.estimate - half, effect.estimate + half)
+    return replace(effect, interval=interval, outcome=outcome(interval.low, interval.high, effect.margin))
+
+
+def ladder_detectable(plan: ComparisonPlan) -> dict[str, float] | None:
+    """By modality of a known deviation, the smallest difference that a cell is likely to decide, in nats per
+    token: that of the largest primary contrast. None if there will be too few seeds."""
+    cells, config = plan.cells, plan.config
+    runs: list[Run] = [(run.cell, run.arm, run.seed) for run in plan.runs if run.cell is not None]
+    rows: list[Row] = [(cell, name) for cell in cells for name in config.verdicts]
+    design = ladder_design(cells, runs, rows)
+    if not enough_runs(design).all():
+        return None
+    modalities = plan.runs[0].config.model.modalities
+    level = local_level(design, 1 - config.confidence, len(modalities))
+    largest = float(detectable_effects(design, level).max())
+    deviation = PILOT_DEVIATION | config.pilot_deviation
+    return {m: largest * deviation[m] for m in modalities if m in deviation}

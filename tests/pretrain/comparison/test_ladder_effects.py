@@ -1,0 +1,51 @@
+"""One fit over the cells of a ladder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pretrain.comparison.config import make_plan
+from pretrain.comparison.ladder_effects import ladder_detectable
+from pretrain.comparison.ladder_findings import LadderFindings
+from tests.pretrain.comparison.ladder_files import ladder_edit
+
+
+def test_the_residual_variance_is_that_of_all_cells(turning_ladder: LadderFindings) -> None:
+    ladder = turning_ladder
+    assert ladder.fit.dof == 5 * 2  # 5 cells of (2 - 1) x (3 - 1)
+    assert ladder.fit.num_verdicts == 5 * 3
+    residuals = []
+    for findings in ladder.cells.values():
+        table = np.array([findings.losses[arm, "text"].per_seed for arm in ("dense", "mot")])
+        residuals.append(table - table.mean(0) - table.mean(1, keepdims=True) + table.mean())
+    variance = (np.array(residuals) ** 2).sum() / 10
+    assert ladder.fit.deviation["text"] == pytest.approx(np.sqrt(variance))
+    level = 0.05 / 3
+    for cell in ladder.cells:
+        final = ladder.cells[cell].effects["mot", "text"]
+        assert final.estimate == pytest.approx(
+            ladder.cells[cell].losses["mot", "text"].mean - ladder.cells[cell].losses["dense", "text"].mean
+        )
+        assert final.interval is not None
+        half = (final.interval.high - final.interval.low) / 2
+        # Between the quantile of one contrast and that of Bonferroni over five. No group spreads far.
+        one, five = (stats.t.isf(a / 2, 10) * np.sqrt(variance * 2 / 3) for a in (level, level / 5))
+        assert one < half < five
+
+
+def test_arms_that_read_other_data_take_no_part(make_ladder: Callable[..., LadderFindings]) -> None:
+    salted = make_ladder(seed_noise=0.02, fingerprint_salt=lambda arm: arm)
+    assert salted.fit.dof == 0 and salted.fit.num_verdicts == 0
+    assert all(e.interval is None for f in salted.cells.values() for e in f.effects.values())
+
+
+def test_what_is_likely_to_be_seen_follows_from_all_cells(comparison_files: Callable[..., Any]) -> None:
+    plan = make_plan(comparison_files(edit=ladder_edit()).comparison)
+    seen = ladder_detectable(plan)
+    # Two arms of three seeds have a standard error of .022 sqrt(2 / 3). With 15 verdicts at 10 degrees of
+    # freedom a difference must be some 4.7 of it to be seen with a chance of 80 %.
+    assert seen is not None and seen["text"] / (0.022 * np.sqrt(2 / 3)) == pytest.approx(4.7, rel=0.1)
+    assert ladder_detectable(make_plan(plan.path, ["comparison.seeds=[1, 2]"])) is None
