@@ -10,7 +10,15 @@ from typing import Literal
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.config import load
-from pretrain.weights.folder import MODEL, Dtype, WeightSource, about_model, check_out, write_folder
+from pretrain.weights.folder import (
+    MODEL,
+    Dtype,
+    WeightSource,
+    about_model,
+    check_out,
+    lacks_thresholds,
+    write_folder,
+)
 from pretrain.weights.hugging_face import CONFIG, to_hugging_face
 from pretrain.weights.sources import open_source, vocabulary_of
 from pretrain.weights.warm_start import adapt_weights
@@ -77,3 +85,5 @@ def _write(
     size = sum(file.stat().st_size for file in files) / GB
     step = "" if weights.step is None else f", step {weights.step}"
     print(f"{out}: {len(weights.tensors)} tensors of {weights.name}{step}, {dtype}, {size:.3f} GB")
+    if lacks_thresholds(weights):
+        print(f"{out}: no thresholds of routers, which {weights.path} does not hold; generating needs them")

@@ -32,8 +32,7 @@ from pretrain.models.router_report import RouterReport, no_counts
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_files import CHECKPOINTS, CONFIG
 from pretrain.train import depth_steps, expert_steps
-from pretrain.weights.folder import WeightSource
-from pretrain.weights.sources import open_source, run_of, thresholds_of
+from pretrain.weights.sources import open_source, run_of
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspecti
     model, data = config.model, _heldout(run, config)
     source = open_source(path)
     step = source.step or 0
-    progress = step / config.num_steps
-    routing_state, by = _selection(config, source, progress, causal=causal)
+    assert source.routing_state is not None, "a run's weights come with it"
+    routing_state, by = _selection(config, source.routing_state, causal=causal)
     texts = heldout_texts(
         data, num_sequences=config.evaluate.heldout_sequences, context_tokens=model.context_tokens
     )
@@ -121,7 +120,7 @@ def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspecti
         step=step,
         by=by,
         tokens=sum(len(text.weights) for text in texts),
-        depth=_depth_rows(model, report, progress),
+        depth=_depth_rows(model, report, source.routing_state.progress),
         experts=_expert_rows(model, report),
         images=images,
         ran={} if images is None else tokens_that_ran(report_of, images, routing_state),
@@ -158,12 +157,10 @@ def _run_of(path: Path) -> tuple[Path, Path]:
     return path, run
 
 
-def _selection(
-    config: RunConfig, source: WeightSource, progress: float, *, causal: bool
-) -> tuple[RoutingState, str]:
+def _selection(config: RunConfig, trained: RoutingState, *, causal: bool) -> tuple[RoutingState, str]:
     """(routing state, the rule that it stands for in words)."""
     model = config.model
-    forms = [state for _, state in routing_states(model, thresholds_of(source), progress)]
+    forms = [state for _, state in routing_states(model, trained.thresholds, trained.progress)]
     if not causal or model.is_causal:
         causality = "which are causal" if model.is_causal else "which look at later tokens"
         return forms[0], f"its rules of training, {causality}"

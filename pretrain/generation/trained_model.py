@@ -13,12 +13,11 @@ from data_pipeline.tokenize.tokenizer import Tokenizer
 from data_pipeline.tokenize.tokenizer_set import TOKENIZERS, load_tokenizers, vocabulary_of
 from pretrain.config import RunConfig, load
 from pretrain.evaluation.losses import routing_states
-from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_files import CONFIG
-from pretrain.weights.folder import WeightSource
-from pretrain.weights.sources import open_source, run_of, thresholds_of
+from pretrain.weights.folder import WeightSource, threshold_names
+from pretrain.weights.sources import open_source, run_of
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -64,7 +63,7 @@ def open_model(path: Path, tokenizers: Path | None = None) -> TrainedModel:
         decoder=load_decoder(source, "fp32" if config is None else config.precision),
         tokenizers=opened,
         vocabulary=vocabulary,
-        routing_state=routing_state_of(source, config),
+        routing_state=routing_state_of(source),
         heldout=None if config is None or config.data.heldout is None else Path(config.data.heldout),
     )
 
@@ -130,10 +129,10 @@ def _check_vocabulary(source: WeightSource, vocabulary: Vocabulary, folder: Path
         )
 
 
-def routing_state_of(source: WeightSource, config: RunConfig | None) -> RoutingState:
+def routing_state_of(source: WeightSource) -> RoutingState:
     """What routers choose by behind the last step. Raises ConfigError where no causal choice is known."""
     model = source.model
-    if not _chooses(model):
+    if not threshold_names(model):
         return RoutingState()
     if not model.has_causal_form:
         gates = ", ".join(m for m, depth in model.depth.items() if not depth.has_causal_gate)
@@ -141,14 +140,10 @@ def routing_state_of(source: WeightSource, config: RunConfig | None) -> RoutingS
             f"{source.path}: the gates of {gates} depend on later tokens, which do not exist when a token is "
             "written; train with another model.depth gate, such as tanh"
         )
-    if config is None:
+    if source.routing_state is None:
         raise ConfigError(
-            f"{source.path}: the model chooses tokens by thresholds, which weights do not hold; name the run "
-            "directory or its checkpoint"
+            f"{source.path}: the model chooses tokens by thresholds, and these weights hold none: they were "
+            "exported by an earlier version, or come from no run of this model; name the run directory or "
+            "its checkpoint, or export that again"
         )
-    return routing_states(model, thresholds_of(source), (source.step or 0) / config.num_steps)[-1][1]
-
-
-def _chooses(model: ModelConfig) -> bool:
-    """Whether thresholds decide which tokens run, or which experts take them."""
-    return bool(model.depth) or not all(experts.causal for experts in model.experts.values())
+    return routing_states(model, source.routing_state.thresholds, source.routing_state.progress)[-1][1]

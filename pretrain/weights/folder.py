@@ -1,6 +1,6 @@
 """A folder of weights: whole tensors in safetensors files, under names that do not depend on a layout.
 
-    model.json                       model, run, step, vocabulary; bytes and SHA-256 of every file
+    model.json                       model, run, step, vocabulary, thresholds; bytes and SHA-256 of files
     model.safetensors                the tensors; or several files with an index:
     model-00001-of-00002.safetensors ...
     model.safetensors.index.json
@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from safetensors import SafetensorError, safe_open
 
 from data_pipeline.files.atomic import atomic_folder, usual_mode, write_json
@@ -28,11 +29,14 @@ from data_pipeline.files.toml_config import ConfigError, load_toml, validate
 from pretrain.checkpoint.folder import file_digest, synced_file_digest
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import logical_shapes
+from pretrain.models.routing_state import RoutingState
+from pretrain.train import depth_steps, expert_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
+"""The format of model.json that is written. Format 1, which is read too, has no "routers"."""
 MODEL, INDEX, SINGLE = "model.json", "model.safetensors.index.json", "model.safetensors"
 Dtype = Literal["fp32", "bf16"]
 _BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
@@ -65,6 +69,33 @@ class WeightSource:
     step: int | None = None
     vocabulary: Mapping[str, int] | None = None
     """Number of ids per modality, in order; None if it is not known."""
+    routing_state: RoutingState | None = None
+    """Thresholds of routers and the progress of the run, in the form of training; None if they are not
+    known."""
+
+
+class _Routers(BaseModel):
+    """ "routers" of model.json: what a RoutingState holds of a trained model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    thresholds: dict[str, FiniteFloat]
+    progress: float = Field(ge=0, le=1)
+
+
+def threshold_names(model: ModelConfig) -> frozenset[str]:
+    """Names of all routers and experts of a model that may choose tokens by a threshold."""
+    experts = (
+        name
+        for router, (_, tower) in expert_steps.routers(model).items()
+        if not model.experts[tower].causal
+        for name in expert_steps.expert_names(router, model.experts[tower])
+    )
+    return frozenset((*depth_steps.routers(model), *experts))
+
+
+def lacks_thresholds(source: WeightSource) -> bool:
+    """Whether the model has routers that could choose by thresholds, and the weights come without them."""
+    return source.routing_state is None and bool(threshold_names(source.model))
 
 
 def check_tensors(path: Path, tensors: Tensors, expected: Mapping[str, tuple[int, ...]], what: str) -> None:
@@ -93,21 +124,39 @@ def open_weights(folder: Path) -> WeightSource:
     model = validate(ModelConfig, about["model"], source=f"{folder / MODEL}: model")
     tensors = read_tensors(folder)
     check_tensors(folder, tensors, logical_shapes(model), f"its own {MODEL}")
-    return WeightSource(folder, model, tensors, about["name"], about["step"], about["vocabulary"])
+    origin = about["name"], about["step"], about["vocabulary"]
+    return WeightSource(folder, model, tensors, *origin, _routing_state(folder, about.get("routers"), model))
+
+
+def _routing_state(folder: Path, routers: Any, model: ModelConfig) -> RoutingState | None:
+    """The content of "routers" in model.json; None where there is none. Raises ConfigError."""
+    if routers is None:
+        return None
+    found = validate(_Routers, routers, source=f"{folder / MODEL}: routers")
+    if unknown := sorted(found.thresholds.keys() - threshold_names(model)):
+        raise ConfigError(
+            f"{folder / MODEL}: routers: {_listed('thresholds of no router of the model', unknown)}; was it "
+            "edited? Export the weights again"
+        )
+    return RoutingState(thresholds=found.thresholds, progress=found.progress)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
     """The content of model.json. Raises ConfigError if it is not what an export writes."""
     about = load_toml(folder / MODEL)
-    if about.get("format") != FORMAT or not {"name", "step", "vocabulary", "model", "files"} <= about.keys():
+    needed = {"name", "step", "vocabulary", "model", "files"}
+    if about.get("format") == FORMAT:
+        needed.add("routers")
+    if about.get("format") not in (1, FORMAT) or not needed <= about.keys():
         raise ConfigError(
-            f"{folder / MODEL}: no description of weights of format {FORMAT}; export them again"
+            f"{folder / MODEL}: no description of weights of format 1 or {FORMAT}; export them again"
         )
-    tables = isinstance(about["files"], dict) and isinstance(about["vocabulary"], dict | None)
+    others = about["vocabulary"], about.get("routers")
+    tables = isinstance(about["files"], dict) and all(isinstance(value, dict | None) for value in others)
     unlisted = {path.name for path in folder.glob("*.safetensors")} - set(about["files"] if tables else ())
     if not tables or unlisted:
         raise ConfigError(
-            f"{folder / MODEL}: its files or vocabulary are not what an export writes"
+            f"{folder / MODEL}: its files, vocabulary or routers are not what an export writes"
             + (f" (it does not list {_listed('files', sorted(unlisted))})" if unlisted else "")
             + "; was it edited? Export the weights again"
         )
@@ -186,7 +235,11 @@ def write_folder(
 def about_model(source: WeightSource) -> dict[str, Any]:
     """The content of model.json for weights, without their files."""
     origin = {"name": source.name, "step": source.step, "vocabulary": source.vocabulary}
-    return {"format": FORMAT, **origin, "model": source.model.model_dump(mode="json")}
+    state, routers = source.routing_state, None
+    if state is not None and threshold_names(source.model):
+        routers = {"thresholds": dict(state.thresholds), "progress": state.progress}
+    model = source.model.model_dump(mode="json")
+    return {"format": FORMAT, **origin, "routers": routers, "model": model}
 
 
 def check_out(out: Path, source: Path) -> None:

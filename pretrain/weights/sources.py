@@ -12,11 +12,19 @@ from parallel.weight_average import EMA
 from pretrain.checkpoint.folder import STATE, CheckpointError, checkpoints, find_corruption, read_manifest
 from pretrain.config import RunConfig, load
 from pretrain.models.logical_weights import logical_shapes
+from pretrain.models.routing_state import RoutingState
 from pretrain.run_dir import read_record
 from pretrain.run_files import CHECKPOINTS
 from pretrain.run_files import CONFIG as RUN
 from pretrain.run_identity import check_origin, check_resolved_config, identity_of
-from pretrain.weights.folder import MODEL, LazyTensor, WeightSource, check_tensors, open_weights
+from pretrain.weights.folder import (
+    MODEL,
+    LazyTensor,
+    WeightSource,
+    check_tensors,
+    open_weights,
+    threshold_names,
+)
 from pretrain.weights.folder import find_corruption as find_changed_weights
 from pretrain.weights.hugging_face import CONFIG as HUGGING_FACE
 from pretrain.weights.hugging_face import open_hugging_face
@@ -51,11 +59,6 @@ def open_source(path: Path, *, ema: bool = False) -> WeightSource:
 def run_of(path: Path) -> Path | None:
     """The run directory that `path`, a run directory or one of its checkpoints, belongs to; None without."""
     return next((folder for folder in (path, *path.parents[1:2]) if (folder / RUN).is_file()), None)
-
-
-def thresholds_of(source: WeightSource) -> dict[str, float]:
-    """The thresholds of routers that the checkpoint of `source` holds."""
-    return json.loads((source.path / STATE).read_text())["state"]["thresholds"]
 
 
 def vocabulary_of(config: RunConfig) -> Mapping[str, int] | None:
@@ -105,7 +108,18 @@ def _open_run(run: Path, checkpoint: Path | None, ema: bool) -> WeightSource:
 
     tensors = {name: LazyTensor(tuple(entry["shape"]), partial(read, name)) for name, entry in entries}
     check_tensors(path, tensors, logical_shapes(config.model), f"the model of {run / RUN}")
-    return WeightSource(path, config.model, tensors, config.name, manifest["step"], vocabulary_of(config))
+    step, vocabulary = manifest["step"], vocabulary_of(config)
+    state = _routing_state(path, config, step)
+    return WeightSource(path, config.model, tensors, config.name, step, vocabulary, state)
+
+
+def _routing_state(checkpoint: Path, config: RunConfig, step: int) -> RoutingState:
+    """By what routers choose behind a checkpoint of `step` steps."""
+    progress = step / config.num_steps
+    if not threshold_names(config.model):
+        return RoutingState(progress=progress)
+    state = json.loads((checkpoint / STATE).read_text())["state"]
+    return RoutingState(thresholds=state["thresholds"], progress=progress)
 
 
 def _gone(path: Path, config: RunConfig) -> ConfigError:

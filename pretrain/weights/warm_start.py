@@ -83,7 +83,10 @@ def adapt_weights(
             if layer.of_vocabulary:
                 tensor = _grown(tensor, layer, shard, rows, target, seed)
             tensors[name] = tensor
-    return replace(source, model=target, tensors=tensors, vocabulary=vocabulary or source.vocabulary)
+    adapted = replace(source, model=target, tensors=tensors, vocabulary=vocabulary or source.vocabulary)
+    # Thresholds are of scores of the same routers in the same layers.
+    same = (source.model.depth, source.model.depth_block) == (target.depth, target.depth_block)
+    return adapted if same else replace(adapted, routing_state=None)
 
 
 def initial_weights(config: RunConfig) -> Path | None:

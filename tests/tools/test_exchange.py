@@ -9,9 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pretrain.checkpoint.folder import MANIFEST, seal
+from pretrain.checkpoint.folder import MANIFEST, STATE, seal
 from pretrain.config import load
+from pretrain.models.routing_state import RoutingState
 from pretrain.weights.folder import INDEX, MODEL, SINGLE, digest, find_corruption, open_weights
+from pretrain.weights.sources import open_source
 from tests.numerics.test_imported_logits import decoder_of, logits, reference_logits, whole_documents, widened
 from tests.pretrain.models.precision import assert_close
 from tests.pretrain.tiny_data import VOCABULARY
@@ -55,6 +57,21 @@ def test_checkpoint_and_its_export_give_the_same(folder: Path) -> None:
     assert digest(folder / "e") != digest(folder / "a")
     assert main(["export", str(folder / "a"), str(folder / "d"), "--dtype", "bf16"]) == 0
     assert (folder / "d" / SINGLE).stat().st_size < 0.6 * (folder / "a" / SINGLE).stat().st_size
+
+
+def test_an_export_holds_the_thresholds_of_its_checkpoint(
+    depth_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exports of earlier versions are told to lack them."""
+    assert main(["export", str(depth_run.parent / "runs" / "tiny"), str(tmp_path / "a")]) == 0
+    checkpoint = open_source(depth_run.parent / "runs" / "tiny")
+    saved = json.loads((checkpoint.path / STATE).read_text())["state"]["thresholds"]
+    assert open_weights(tmp_path / "a").routing_state == RoutingState(thresholds=saved, progress=1.0)
+    assert len(saved) == 4 and "thresholds" not in capsys.readouterr().out
+    about = json.loads((tmp_path / "a" / MODEL).read_text()) | {"format": 1}
+    (tmp_path / "a" / MODEL).write_text(json.dumps(about | {"routers": None}))
+    assert main(["export", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert f"no thresholds of routers, which {tmp_path / 'a'} does not hold" in capsys.readouterr().out
 
 
 def test_export_for_transformers_computes_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

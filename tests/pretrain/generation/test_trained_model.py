@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from data_pipeline.files.toml_config import ConfigError, validate
-from pretrain.checkpoint.folder import STATE
 from pretrain.config import RunConfig
 from pretrain.generation.trained_model import open_model, routing_state_of
 from pretrain.models.routing_state import RoutingState
@@ -84,15 +83,14 @@ def test_routers_choose_by_the_thresholds_of_the_checkpoint(tmp_path: Path) -> N
     values = tiny_run(tmp_path, tmp_path)
     values["model"] |= depth_tables(["image"], **DEPTH)
     config = validate(RunConfig, values, source="test")
-    thresholds = {"blocks.0.depth.image": 0.125}
-    (tmp_path / STATE).write_text(json.dumps({"state": {"thresholds": thresholds}}))
-    source = WeightSource(tmp_path, config.model, {}, "tiny", step=12)
-    assert routing_state_of(source, config) == RoutingState(causal=True, thresholds=thresholds, progress=0.5)
-    with pytest.raises(ConfigError, match="by thresholds, which weights do not hold; name the run"):
-        routing_state_of(source, None)
+    state = RoutingState(thresholds={"blocks.0.depth.image": 0.125}, progress=0.5)
+    source = WeightSource(tmp_path, config.model, {}, "tiny", step=12, routing_state=state)
+    assert routing_state_of(source) == replace(state, causal=True)
+    with pytest.raises(ConfigError, match="by thresholds, and these weights hold none"):
+        routing_state_of(replace(source, routing_state=None))
     values["model"] |= depth_tables(["image"], **DEPTH, gate="softmax")
     softmax = validate(RunConfig, values, source="test").model
     with pytest.raises(ConfigError, match="the gates of image depend on later tokens"):
-        routing_state_of(replace(source, model=softmax), config)
+        routing_state_of(replace(source, model=softmax))
     dense = validate(RunConfig, tiny_run(tmp_path, tmp_path), source="test").model
-    assert routing_state_of(replace(source, model=dense), None) == RoutingState()
+    assert routing_state_of(replace(source, model=dense, routing_state=None)) == RoutingState()

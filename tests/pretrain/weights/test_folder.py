@@ -3,8 +3,11 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from safetensors import SafetensorError
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.models.decoder import Decoder
+from pretrain.models.routing_state import RoutingState
 from pretrain.weights.folder import (
     INDEX,
     MODEL,
@@ -21,11 +25,13 @@ from pretrain.weights.folder import (
     about_model,
     digest,
     find_corruption,
+    lacks_thresholds,
     open_weights,
     read_tensors,
+    threshold_names,
     write_folder,
 )
-from tests.pretrain.models.random_batch import MOT, tiny_config
+from tests.pretrain.models.random_batch import MOT, depth_tables, tiny_config
 
 
 def drawn(folder: Path, *, seed: int = 1, **changes: object) -> WeightSource:
@@ -55,6 +61,47 @@ def test_what_was_written_is_read(tmp_path: Path, file_bytes: int) -> None:
         assert torch.equal(opened.tensors[name].read(), tensor.read())
     assert find_corruption(tmp_path / "out") == []
     assert not list(tmp_path.glob("writing.*"))
+
+
+ROUTED: dict[str, Any] = {
+    **depth_tables(["image"], schedule="constant", mean_ratio=0.5, rule="top_k"),
+    "experts": {"text": {"num_experts": 2}},
+}
+
+
+def test_thresholds_of_routers_come_along(tmp_path: Path) -> None:
+    """Bit for bit, through a folder of a folder; a folder of format 1 opens, and lacks them."""
+    thresholds = {"blocks.0.depth.image": 0.1 + 2e-9, "blocks.1.experts.text.1": -1 / 3}
+    state = RoutingState(thresholds=thresholds, progress=0.7)
+    source = replace(drawn(tmp_path, **ROUTED), routing_state=state)
+    opened = open_weights(write(open_weights(write(source, tmp_path / "a")), tmp_path / "b"))
+    assert opened.routing_state == state and not lacks_thresholds(opened)
+    assert threshold_names(source.model) == {
+        *(f"blocks.{layer}.depth.image" for layer in range(2)),
+        *(f"blocks.{layer}.experts.text.{expert}" for layer in range(2) for expert in range(2)),
+    }
+    _edit_json(MODEL, lambda v: (v.update(format=1), v.pop("routers")))(tmp_path / "b")
+    old = open_weights(tmp_path / "b")
+    assert old.routing_state is None and lacks_thresholds(old)
+    assert open_weights(write(old, tmp_path / "c")).routing_state is None
+    dense = open_weights(write(replace(drawn(tmp_path), routing_state=state), tmp_path / "d"))
+    assert dense.routing_state is None and not lacks_thresholds(dense)
+
+
+@pytest.mark.parametrize(
+    ("routers", "message"),
+    [
+        ({"thresholds": {"blocks.0.depth.speech": 0.0}, "progress": 1.0}, "of no router of the model"),
+        ({"thresholds": {}, "progress": 2.0}, "progress"),
+        ({"thresholds": {"blocks.0.depth.image": "x"}, "progress": 1.0}, "thresholds.blocks.0.depth.image"),
+        ([], "routers are not what an export writes"),
+    ],
+)  # fmt: skip
+def test_thresholds_that_no_export_wrote_are_told(tmp_path: Path, routers: Any, message: str) -> None:
+    out = write(drawn(tmp_path, **ROUTED), tmp_path / "out")
+    _edit_json(MODEL, lambda v: v.update(routers=routers))(out)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        open_weights(out)
 
 
 def test_files_are_no_larger_than_asked(tmp_path: Path) -> None:
@@ -125,7 +172,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no model.json": (lambda f: (f / MODEL).unlink(), [f"{MODEL}: no such file"]),
     "a file is missing": (lambda f: _first(f).unlink(), ["model-00001-of-", "missing", "export it again"]),
     "a file is cut short": (_cut, ["model-00002-of-", "cut short", "fetch or export it again"]),
-    "another format": (_edit_json(MODEL, lambda v: v.update(format=9)), [MODEL, "format 1"]),
+    "another format": (_edit_json(MODEL, lambda v: v.update(format=9)), [MODEL, "format 1 or 2"]),
     "model.json is not JSON": (lambda f: (f / MODEL).write_text("{"), [f"{MODEL}: not valid JSON"]),
     "model.json lists no files": (
         _edit_json(MODEL, lambda v: v.update(files={})),
