@@ -50,6 +50,7 @@ def _generate(args: argparse.Namespace) -> int:
     request = Request(
         parts=args.parts, heldout=args.heldout, goal=args.to, samples=args.samples,
         max_tokens=args.max_tokens, guidance=args.guidance,
+        prefill_rule=args.prefill_rule, decode_rule=args.decode_rule,
         sampling=Sampling(args.temperature, args.top_k, args.top_p, args.seed),
     )  # fmt: skip
     generate(
@@ -177,6 +178,15 @@ def add_generate(verbs: Verbs) -> None:
     how.add_argument("--guidance", type=float, help="for models trained with dropped conditions")
     how.add_argument("--seed", type=int, default=1, help="(default %(default)s)")
     how.add_argument("--max-tokens", type=int, help="per sample (default: as many as the context holds)")
+    rules = verb.add_argument_group("models with depth routing by top_k")
+    rules.add_argument(
+        "--prefill-rule", choices=("threshold", "top_k"), default="threshold",
+        help="how tokens of the prompt are chosen (default %(default)s)",
+    )  # fmt: skip
+    rules.add_argument(
+        "--decode-rule", choices=("threshold", "all"), default="threshold",
+        help="... and behind a top_k prompt those that are written: all run (default %(default)s)",
+    )  # fmt: skip
     verb.add_argument("--tokenizers", metavar="DIR", help=_TOKENIZERS)
     verb.set_defaults(work=_generate)
 

@@ -25,20 +25,23 @@ def continue_prompts(
     samples: int,
     max_tokens: int | None = None,
     sequences_at_once: int = 64,
+    prompt_state: RoutingState | None = None,
 ) -> list[list[Ids]]:
     """`samples` continuations of every prompt, without the ids of the prompt.
 
     A continuation has at most `max_tokens` ids (None: as many as the context holds; grammar.least_room()
     must fit) and is drawn by its own random numbers, so it does not depend on how many are drawn.
-    `sequences_at_once`: that are decoded side by side; it bounds the memory of the cache.
+    `sequences_at_once`: that are decoded side by side; it bounds the memory of the cache. `prompt_state`: by
+    what routers choose tokens of prompts; None: as those that are written.
     """
+    states = prompt_state or routing_state, routing_state
     rooms = [room_behind(len(prompt), decoder.config.context_tokens, max_tokens) for prompt in prompts]
     assert min(rooms) >= grammar.least_room(), "a prompt leaves no room for a sample"
     numbers = list(range(len(prompts) * samples))
     found: list[Ids] = []
     for first in range(0, len(numbers), sequences_at_once):
         group = numbers[first : first + sequences_at_once]
-        found += _continue_group(decoder, prompts, rooms, group, samples, grammar, sampling, routing_state)
+        found += _continue_group(decoder, prompts, rooms, group, samples, grammar, sampling, states)
     return [found[i * samples : (i + 1) * samples] for i in range(len(prompts))]
 
 
@@ -56,14 +59,16 @@ def _continue_group(
     samples: int,
     grammar: Grammar,
     sampling: Sampling,
-    routing_state: RoutingState,
+    states: tuple[RoutingState, RoutingState],
 ) -> list[Ids]:
-    """Continuations of the numbers in `group`: number n is sample n % samples of prompt n // samples."""
+    """Continuations of the numbers in `group`: number n is sample n % samples of prompt n // samples.
+    `states`: for prompts, and for what is written."""
+    of_prompts, of_written = states
     prompt_of = [number // samples for number in group]
     own = sorted(set(prompt_of))
     cache = KeyCache.empty(len(own))
     logits, _ = read_tokens(
-        decoder, cache, range(len(own)), [prompts[p] for p in own], grammar.vocabulary, routing_state
+        decoder, cache, range(len(own)), [prompts[p] for p in own], grammar.vocabulary, of_prompts
     )
     rows = [own.index(p) for p in prompt_of]
     cache, logits = cache.select(rows), logits[rows]
@@ -81,4 +86,4 @@ def _continue_group(
         if not active:
             return [np.array(each) for each in ids]
         last = [np.array(ids[i][-1:]) for i in active]
-        logits, _ = read_tokens(decoder, cache, active, last, grammar.vocabulary, routing_state)
+        logits, _ = read_tokens(decoder, cache, active, last, grammar.vocabulary, of_written)

@@ -14,6 +14,7 @@ from pretrain.generation.grammar import FREE, Grammar
 from pretrain.generation.page import ShownPrompt, page
 from pretrain.generation.pieces import decode, named_files
 from pretrain.generation.prompts import Prompt, heldout_prompts, prompt_of
+from pretrain.generation.rules import DecodeRule, PrefillRule, decoding_rules
 from pretrain.generation.sampling import Sampling
 from pretrain.generation.trained_model import TrainedModel, open_model
 
@@ -34,6 +35,9 @@ class Request:
     sampling: Sampling
     guidance: float | None = None
     """Refused: see `check`."""
+    prefill_rule: PrefillRule = "threshold"
+    decode_rule: DecodeRule = "threshold"
+    """Both: see pretrain/generation/rules.py."""
 
     def check(self) -> None:
         """Raise ConfigError for values that no model can serve."""
@@ -73,14 +77,16 @@ def generate(path: Path, request: Request, out: Path, tokenizers: Path | None = 
         raise ConfigError(f"--out {out} exists; choose another folder, or remove it")
     model = open_model(path, tokenizers)
     grammar = _grammar(model, request)
+    config, trained = model.decoder.config, model.routing_state
+    rules = decoding_rules(config, trained, request.prefill_rule, request.decode_rule)
     prompts = _prompts(model, request, grammar)
     found = continue_prompts(
-        model.decoder, [prompt.ids for prompt in prompts], grammar, request.sampling, model.routing_state,
-        samples=request.samples, max_tokens=request.max_tokens,
+        model.decoder, [prompt.ids for prompt in prompts], grammar, request.sampling, rules.decode,
+        samples=request.samples, max_tokens=request.max_tokens, prompt_state=rules.prefill,
     )  # fmt: skip
     try:
         with atomic_folder(out) as writing:
-            for name, content in _files(model, request, prompts, found).items():
+            for name, content in _files(model, request, prompts, found, rules.told).items():
                 with atomic_file(writing / name) as file:
                     file.write(content)
     except OSError as error:
@@ -89,6 +95,8 @@ def generate(path: Path, request: Request, out: Path, tokenizers: Path | None = 
     print(
         f"{out / 'index.html'}: {request.samples} samples of each of {len(prompts)} prompts, {tokens} tokens"
     )
+    if rules.told is not None:
+        print(rules.told)
 
 
 def _grammar(model: TrainedModel, request: Request) -> Grammar:
@@ -123,10 +131,14 @@ def _prompts(model: TrainedModel, request: Request, grammar: Grammar) -> list[Pr
 
 
 def _files(
-    model: TrainedModel, request: Request, prompts: Sequence[Prompt], found: Sequence[Sequence[Ids]]
+    model: TrainedModel,
+    request: Request,
+    prompts: Sequence[Prompt],
+    found: Sequence[Sequence[Ids]],
+    rules: str | None,
 ) -> dict[str, bytes]:
     """Name -> content of all files of a request: PPP_SS.txt of sample SS of prompt PPP, its pictures and
-    sound PPP_SS_N.*, and index.html."""
+    sound PPP_SS_N.*, and index.html. `rules`: a line about them for the page."""
     files: dict[str, bytes] = {}
     shown = []
     for number, (prompt, of_prompt) in enumerate(zip(prompts, found, strict=True)):
@@ -142,7 +154,8 @@ def _files(
     how = request.sampling
     about = [
         f"--to {request.goal}, temperature {how.temperature:g}, top-k {how.top_k or 'all'}, "
-        f"top-p {how.top_p:g}, seed {how.seed}"
+        f"top-p {how.top_p:g}, seed {how.seed}",
+        *([] if rules is None else [rules]),
     ]
     files["index.html"] = page(f"{model.source.name}{step}", about, shown).encode()
     return files

@@ -96,7 +96,7 @@ class DepthRouting(nn.Module):
                 table.special[rows],
                 router.config.ratio_at(router.ratio, routing_state.progress),
                 threshold=routing_state.thresholds.get(router.name),
-                causal=routing_state.causal,
+                causal=routing_state.causal and not routing_state.own_depth_rule,
             )
             documents = _documents(router.config, table, rows, x.device)
             pieces += [ones[last:first], depth_gates.gates(router.config, score, documents)]

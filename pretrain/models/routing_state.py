@@ -10,6 +10,9 @@ class RoutingState:
 
     causal: bool = False
     """Choose by thresholds whatever the rule: how a model whose rule looks at later tokens is evaluated."""
+    own_depth_rule: bool = False
+    """With `causal`: depth routers choose by their own rule all the same, and experts alone by thresholds. A
+    prompt may be read so, for all of its tokens are there."""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     """Name of a depth router ("blocks.3.depth.image") or of an expert ("blocks.3.experts.text.0") -> least
     score that it lets through. A router without a threshold lets every token through."""

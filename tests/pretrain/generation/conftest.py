@@ -1,4 +1,4 @@
-"""An untrained model with real tokenizers, as a folder of weights."""
+"""Untrained models with real tokenizers, as folders of weights."""
 
 from functools import partial
 from pathlib import Path
@@ -7,21 +7,30 @@ import pytest
 
 from data_pipeline.tokenize.tokenizer_set import vocabulary_of
 from pretrain.models.decoder import Decoder
+from pretrain.models.routing_state import RoutingState
 from pretrain.weights.folder import MODEL, LazyTensor, WeightSource, about_model, write_folder
-from tests.pretrain.models.random_batch import MOT, tiny_config
+from tests.pretrain.models.random_batch import MOT, depth_tables, tiny_config
 from tests.pretrain.tiny_tokenizers import write_tiny_tokenizers
+
+ROUTED = depth_tables(["text", "image"], schedule="constant", mean_ratio=0.5, rule="top_k", keys="selected")
+THRESHOLDS = {f"blocks.{layer}.depth.{m}": 0.0 for layer in range(2) for m in ("text", "image")}
 
 
 @pytest.fixture(scope="session")
 def speaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tokenizers/ and weights/, a folder of weights of a model of 3 modalities."""
+    """A folder with tokenizers/, and weights of models of 3 modalities: weights/, and routed/ of one whose
+    tokens skip layers by top_k."""
     folder = tmp_path_factory.mktemp("speaker")
     vocabulary = vocabulary_of(write_tiny_tokenizers(folder / "tokenizers"))
-    model = tiny_config(MOT, context_tokens=40, vocab_tokens=vocabulary.size)
-    tensors = {
-        name: LazyTensor(tuple(parameter.shape), partial(lambda tensor: tensor, parameter.detach()))
-        for name, parameter in Decoder(model, seed=3).named_parameters()
-    }
-    source = WeightSource(folder / "none", model, tensors, "speaker", 7, vocabulary.sizes)
-    write_folder(folder / "weights", source, {MODEL: about_model(source)}, dtype="fp32", file_bytes=10**9)
+    for out, routing_state, tables in (
+        ("weights", None, {}),
+        ("routed", RoutingState(thresholds=THRESHOLDS), ROUTED),
+    ):
+        model = tiny_config(MOT, context_tokens=40, vocab_tokens=vocabulary.size, **tables)
+        tensors = {
+            name: LazyTensor(tuple(parameter.shape), partial(lambda tensor: tensor, parameter.detach()))
+            for name, parameter in Decoder(model, seed=3).named_parameters()
+        }
+        source = WeightSource(folder / "none", model, tensors, "speaker", 7, vocabulary.sizes, routing_state)
+        write_folder(folder / out, source, {MODEL: about_model(source)}, dtype="fp32", file_bytes=10**9)
     return folder

@@ -109,16 +109,18 @@ def in_one_pass(decoder: Decoder, state: RoutingState) -> tuple[list[torch.Tenso
 
 
 def token_by_token(
-    decoder: Decoder, state: RoutingState
+    decoder: Decoder, state: RoutingState, prompt_state: RoutingState | None = None
 ) -> tuple[list[dict[int, torch.Tensor]], list[np.ndarray], KeyCache]:
-    """The same on a cache, prompts first; logits by the number of tokens before them."""
+    """The same on a cache, prompts first; logits by the number of tokens before them. `prompt_state`: for
+    prompts; None: as for all."""
     ids, at = texts(), list(PROMPTS)
     cache, active = KeyCache.empty(len(ids)), list(range(len(ids)))
     pieces = [each[:count] for each, count in zip(ids, PROMPTS, strict=True)]
     logits: list[dict[int, torch.Tensor]] = [{} for _ in ids]
     ran: list[list[np.ndarray]] = [[] for _ in ids]
     while active:
-        found, report = read_tokens(decoder, cache, active, pieces, VOCABULARY, state, report_ran=True)
+        now = state if prompt_state is None or cache.lengths.any() else prompt_state
+        found, report = read_tokens(decoder, cache, active, pieces, VOCABULARY, now, report_ran=True)
         for sequence, row in zip(active, found, strict=True):
             logits[sequence][at[sequence]] = row
         for sequence, of_piece in zip(active, ran_in(report, pieces), strict=True):

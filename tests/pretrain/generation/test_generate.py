@@ -71,6 +71,28 @@ def test_speech_and_text_become_files(speaker: Path, tmp_path: Path) -> None:
     assert (tmp_path / "text" / "000_00.txt").read_text().strip()
 
 
+def test_a_prompt_may_be_read_under_top_k(
+    speaker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page and the output say so; weights without a run hold the thresholds that it takes."""
+    told = {}
+    for name, rules in (
+        ("plain", ()),
+        ("top_k", ("--prefill-rule", "top_k")),
+        ("all", ("--prefill-rule", "top_k", "--decode-rule", "all")),
+    ):
+        words = ["generate", speaker / "routed", "--tokenizers", speaker / "tokenizers"]
+        words += ["--out", tmp_path / name, "--prompt", "A red green blue 3", "--max-tokens", 9, *rules]
+        assert main([str(word) for word in words]) == 0
+        told[name] = capsys.readouterr().out, (tmp_path / name / "index.html").read_text()
+    assert not any("top_k" in text for text in told["plain"])
+    for name, written in (("top_k", "run by thresholds"), ("all", "run in all layers")):
+        assert all(
+            f"own rule, top_k; tokens that are written {written}" in text.replace("&#39;", "'")
+            for text in told[name]
+        )
+
+
 MISTAKES = {
     "no prompt": ((), "give a prompt"),
     "prompt and held-out": (("--prompt", "a", "--heldout", "1"), "one of both"),
@@ -84,6 +106,8 @@ MISTAKES = {
     "seed": (("--prompt", "a", "--seed", "-1"), "--seed -1"),
     "samples": (("--prompt", "a", "--samples", "0"), "--samples 0"),
     "guidance": (("--prompt", "a", "--guidance", "3"), "trained with dropped conditions"),
+    "prefill rule": (("--prompt", "a", "--prefill-rule", "top_k"), "--prefill-rule top_k: no model.depth"),
+    "decode rule": (("--prompt", "a", "--decode-rule", "all"), "goes with --prefill-rule top_k alone"),
     "no such file": (("--image", "nowhere.png"), "--image nowhere.png: cannot be read: No such file"),
     "broken picture": (("--image", "BROKEN"), "the picture cannot be decoded"),
     "a tone as a picture": (("--image", "SPEECH"), "the picture cannot be decoded"),
