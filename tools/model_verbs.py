@@ -104,6 +104,8 @@ def _bench(args: argparse.Namespace) -> int:
     options = parse_options(args.what, args.arguments)  # before torch is imported, for --help and mistakes
     if args.what == "model":
         from tools.bench.model import run
+    elif args.what == "generate":
+        from tools.bench.generate import run
     else:
         from tools.bench.sparse import run
     return run(options)
@@ -232,9 +234,9 @@ def add_models(verbs: Verbs) -> None:
 def add_bench(verbs: Verbs) -> None:
     verb = verbs.add_parser(
         "bench",
-        help="measure the model, its sparse variants or the data path against the usual alternatives",
+        help="measure the model, its sparse variants, decoding or the data path",
     )
-    verb.add_argument("what", choices=("model", "sparse", "data"))
+    verb.add_argument("what", choices=("model", "sparse", "generate", "data"))
     verb.add_argument("arguments", nargs=argparse.REMAINDER, help="see `motley bench model --help`")
     verb.set_defaults(work=_bench)
 

@@ -138,12 +138,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def prepare(
-    verb: str, options: argparse.Namespace, cpu_cases: tuple[Case, ...], gpu_cases: tuple[Case, ...]
+    verb: str,
+    options: argparse.Namespace,
+    cpu_cases: tuple[Case, ...],
+    gpu_cases: tuple[Case, ...],
+    what: str = "forward + backward",
 ) -> tuple[torch.device, tuple[Case, ...]]:
     """(device, cases) of `motley bench <verb>`. It prepares the process for its clock, and prints which it
     is.
 
-    Raises ConfigError for a device that is not there.
+    `what`: a pass, in words. Raises ConfigError for a device that is not there.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{verb}: --device cuda: torch finds no CUDA device here; use --device cpu")
@@ -155,9 +159,9 @@ def prepare(
     if device.type == "cpu":
         torch.set_num_threads(1)
         keep_freed_memory()  # as a run does
-        print("CPU time of one thread, fp32, forward + backward")
+        print(f"CPU time of one thread, fp32, {what}")
     else:
-        print(f"{torch.cuda.get_device_name(device)}, bf16, forward + backward")
+        print(f"{torch.cuda.get_device_name(device)}, bf16, {what}")
     return device, cases
 
 
@@ -208,7 +212,7 @@ def model_pass(
     case: Case, config: ModelConfig, batch: Batch, device: torch.device
 ) -> tuple[torch.nn.Module, ModelInputs, ModelPass]:
     """(module, its inputs, the function that runs a pass) of a case."""
-    dtype = _dtype(device)
+    dtype = dtype_on(device)
     decoder = Decoder(config).to(device, dtype)
     inputs = build_inputs(batch, config).to(device)
     if case.num_layers is not None:
@@ -246,7 +250,7 @@ def bound(module: torch.nn.Module, inputs: ModelInputs, run: ModelPass) -> Calla
 
 
 def _published(case: Case, towers: int, device: torch.device) -> Callable[[], None]:
-    config, dtype = model_config(case, towers), _dtype(device)
+    config, dtype = model_config(case, towers), dtype_on(device)
     decoder = PublishedDecoder(config)
     decoder.copy_weights(Decoder(config))
     decoder = decoder.to(device, dtype)
@@ -264,7 +268,8 @@ def _published(case: Case, towers: int, device: torch.device) -> Callable[[], No
     return lambda: _backward(block(x, masks, rotary, case.sequences), block, x, grad)
 
 
-def _dtype(device: torch.device) -> torch.dtype:
+def dtype_on(device: torch.device) -> torch.dtype:
+    """The precision in which a device is timed."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 

@@ -1,4 +1,4 @@
-"""The options of `motley bench model` and `motley bench sparse`. Imports no torch: --help answers at once."""
+"""The options of `motley bench model`, `sparse` and `generate`. Imports no torch: --help answers at once."""
 
 import argparse
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ _DESCRIPTIONS = {
     "model": "Time a forward and backward pass of dense, of MoT, and of MoT routed as published.",
     "sparse": "Time a forward and backward pass of dense, of depth routing and of experts, and set it "
     "against their FLOPs.",
+    "generate": "Time prompts and the tokens written behind them, of dense, MoT and p-MoD models, beside "
+    "their FLOPs and the bytes of their caches.",
 }
 
 
