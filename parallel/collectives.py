@@ -60,6 +60,15 @@ def gather_rows(x: Shaped[Tensor, "rows ..."], tp: TensorParallel) -> tuple[Tens
     return whole, handle
 
 
+def gather_columns(x: Shaped[Tensor, "rows columns"], tp: TensorParallel) -> Tensor:
+    """The columns of all ranks in rank order, equal on all of them. No gradient."""
+    if tp.size == 1:
+        return x
+    whole, handle = gather_rows(x.t(), tp)
+    handle.wait()
+    return whole.t()
+
+
 def scatter_sum(whole: Shaped[Tensor, "rows ..."], tp: TensorParallel) -> tuple[Tensor, Any]:
     """(this rank's chunk of the sum over ranks, handle to wait for before it is used). No gradient."""
     chunk = whole.new_empty(whole.shape[0] // tp.size, *whole.shape[1:])

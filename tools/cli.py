@@ -273,6 +273,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides += rest
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     return args
 
 

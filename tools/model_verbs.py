@@ -53,18 +53,23 @@ def _generate(args: argparse.Namespace) -> int:
         prefill_rule=args.prefill_rule, decode_rule=args.decode_rule,
         sampling=Sampling(args.temperature, args.top_k, args.top_p, args.seed),
     )  # fmt: skip
-    generate(
-        Path(args.src), request, Path(args.out), None if args.tokenizers is None else Path(args.tokenizers)
-    )
-    return 0
+    src, out = Path(args.src), Path(args.out)
+    tokenizers = None if args.tokenizers is None else Path(args.tokenizers)
+    return _in_processes(args, lambda world: generate(src, request, out, tokenizers, world))
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from pretrain.generation.choices import evaluate_choices
 
     out, tokenizers = (None if path is None else Path(path) for path in (args.out, args.tokenizers))
-    evaluate_choices(Path(args.src), Path(args.choices), out, tokenizers)
-    return 0
+    src, choices = Path(args.src), Path(args.choices)
+    return _in_processes(args, lambda world: evaluate_choices(src, choices, out, tokenizers, world))
+
+
+def _in_processes(args: argparse.Namespace, work: Any) -> int:
+    from pretrain.generation.processes import work_in_processes
+
+    return work_in_processes(args.verb, ["-m", "tools.cli", *args.argv], args.processes, work)
 
 
 class _AddPart(argparse.Action):
@@ -153,6 +158,7 @@ def add_weights(verbs: Verbs) -> None:
 
 
 _TOKENIZERS = "their folder (default: beside the run's data)"
+_PROCESSES = "ranks of this machine that share the model's weights (default %(default)s)"
 
 
 def add_generate(verbs: Verbs) -> None:
@@ -180,6 +186,21 @@ def add_generate(verbs: Verbs) -> None:
     how.add_argument("--guidance", type=float, help="for models trained with dropped conditions")
     how.add_argument("--seed", type=int, default=1, help="(default %(default)s)")
     how.add_argument("--max-tokens", type=int, help="per sample (default: as many as the context holds)")
+    _add_rules(verb)
+    verb.add_argument("--tokenizers", metavar="DIR", help=_TOKENIZERS)
+    verb.add_argument("--processes", type=int, default=1, help=_PROCESSES)
+    verb.set_defaults(work=_generate)
+
+    verb = verbs.add_parser("evaluate", help="which of several options a model finds likeliest: its accuracy")
+    verb.add_argument("src", help="as of generate")
+    verb.add_argument("--choices", required=True, metavar="FILE", help="JSON lines; see docs/generate.md")
+    verb.add_argument("--out", metavar="FILE", help="JSON lines to write: log-likelihoods of every question")
+    verb.add_argument("--tokenizers", metavar="DIR", help=_TOKENIZERS)
+    verb.add_argument("--processes", type=int, default=1, help=_PROCESSES)
+    verb.set_defaults(work=_evaluate)
+
+
+def _add_rules(verb: argparse.ArgumentParser) -> None:
     rules = verb.add_argument_group("models with depth routing by top_k")
     rules.add_argument(
         "--prefill-rule", choices=("threshold", "top_k"), default="threshold",
@@ -189,15 +210,6 @@ def add_generate(verbs: Verbs) -> None:
         "--decode-rule", choices=("threshold", "all"), default="threshold",
         help="... and behind a top_k prompt those that are written: all run (default %(default)s)",
     )  # fmt: skip
-    verb.add_argument("--tokenizers", metavar="DIR", help=_TOKENIZERS)
-    verb.set_defaults(work=_generate)
-
-    verb = verbs.add_parser("evaluate", help="which of several options a model finds likeliest: its accuracy")
-    verb.add_argument("src", help="as of generate")
-    verb.add_argument("--choices", required=True, metavar="FILE", help="JSON lines; see docs/generate.md")
-    verb.add_argument("--out", metavar="FILE", help="JSON lines to write: log-likelihoods of every question")
-    verb.add_argument("--tokenizers", metavar="DIR", help=_TOKENIZERS)
-    verb.set_defaults(work=_evaluate)
 
 
 def add_models(verbs: Verbs) -> None:

@@ -20,6 +20,7 @@ from data_pipeline.files.json_text import parse_json
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.vocabulary import TEXT
 from data_pipeline.tokenize.tokenizer import Tokenizer
+from parallel.world import World
 from pretrain.generation.continuation import Ids
 from pretrain.generation.decoding import logits_at, pass_inputs
 from pretrain.generation.prompts import prompt_of
@@ -51,13 +52,22 @@ class Answer:
         return tuple(nats / count for nats, count in zip(self.log_likelihoods, self.tokens, strict=True))
 
 
-def evaluate_choices(path: Path, questions: Path, out: Path | None, tokenizers: Path | None = None) -> None:
+def evaluate_choices(
+    path: Path,
+    questions: Path,
+    out: Path | None,
+    tokenizers: Path | None = None,
+    world: World | None = None,
+) -> None:
     """Print the accuracy of a run or weights on a file of questions, and write an answer per line to `out`.
 
-    Raises ConfigError, and then writes nothing.
+    `world`: the ranks that share the model, which all call it; rank 0 prints and writes. Raises ConfigError,
+    and then writes nothing.
     """
-    model = open_model(path, tokenizers)
+    model = open_model(path, tokenizers, world)
     answers = [answer(model, question) for question in read_questions(questions, model)]
+    if not model.writes:
+        return
     if out is not None:
         lines = [
             json.dumps(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data_pipeline.shards.vocabulary import Vocabulary
 from data_pipeline.stream.batch import Batch
+from parallel.collectives import gather_columns
 from pretrain.generation.key_cache import KeyCache
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
@@ -90,4 +91,5 @@ def logits_at(
         replace(inputs, routing=chosen),
     )
     assert isinstance(logits, Tensor)
+    logits = gather_columns(logits, decoder.head.tp)
     return logits.index_select(0, torch.from_numpy(np.argsort(order)).to(logits.device))

@@ -9,6 +9,7 @@ from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.tar import ShardError
+from parallel.world import World
 from pretrain.generation.continuation import Ids, continue_prompts, room_behind
 from pretrain.generation.grammar import FREE, Grammar
 from pretrain.generation.page import ShownPrompt, page
@@ -66,16 +67,18 @@ class Request:
                 raise ConfigError(f"{flag} {value}: {legal}")
 
 
-def generate(path: Path, request: Request, out: Path, tokenizers: Path | None = None) -> None:
+def generate(
+    path: Path, request: Request, out: Path, tokenizers: Path | None = None, world: World | None = None
+) -> None:
     """Write samples of a run, a checkpoint or a folder of weights into a new folder, whole or not at all.
 
-    The same call writes the same bytes on one kind of processor. Raises ConfigError, and then there is no
-    folder.
+    The same call writes the same bytes on one kind of processor. `world`: the ranks that share the model,
+    which all call it; rank 0 writes. Raises ConfigError, and then there is no folder.
     """
     request.check()
     if out.exists():
         raise ConfigError(f"--out {out} exists; choose another folder, or remove it")
-    model = open_model(path, tokenizers)
+    model = open_model(path, tokenizers, world)
     grammar = _grammar(model, request)
     config, trained = model.decoder.config, model.routing_state
     rules = decoding_rules(config, trained, request.prefill_rule, request.decode_rule)
@@ -84,6 +87,8 @@ def generate(path: Path, request: Request, out: Path, tokenizers: Path | None = 
         model.decoder, [prompt.ids for prompt in prompts], grammar, request.sampling, rules.decode,
         samples=request.samples, max_tokens=request.max_tokens, prompt_state=rules.prefill,
     )  # fmt: skip
+    if not model.writes:
+        return
     try:
         with atomic_folder(out) as writing:
             for name, content in _files(model, request, prompts, found, rules.told).items():

@@ -11,8 +11,12 @@ from data_pipeline.shards import tar
 from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 from data_pipeline.tokenize.tokenizer import Tokenizer
 from data_pipeline.tokenize.tokenizer_set import TOKENIZERS, load_tokenizers, vocabulary_of
+from parallel.collectives import ONE_RANK
+from parallel.logical import logical_of
+from parallel.world import World
 from pretrain.config import RunConfig, load
 from pretrain.evaluation.losses import routing_states
+from pretrain.generation.processes import check_processes
 from pretrain.models.decoder import Decoder
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_files import CONFIG
@@ -35,6 +39,8 @@ class TrainedModel:
     """The causal form of the rules by which the model chooses tokens, as evaluations use it."""
     heldout: Path | None
     """The folder of the run's held-out token shards; None for weights without a run."""
+    writes: bool = True
+    """Whether this process writes and prints; one of several ranks does."""
 
     @property
     def span_codes(self) -> dict[str, int]:
@@ -43,10 +49,11 @@ class TrainedModel:
         return {name: codes for name, codes in found.items() if codes is not None}
 
 
-def open_model(path: Path, tokenizers: Path | None = None) -> TrainedModel:
+def open_model(path: Path, tokenizers: Path | None = None, world: World | None = None) -> TrainedModel:
     """Open a run (its directory or TOML file: the newest checkpoint), a checkpoint, or a folder of weights.
 
-    `tokenizers`: their folder; None: beside the data of the run. Raises ConfigError.
+    `tokenizers`: their folder; None: beside the data of the run. `world`: the tensor-parallel ranks that
+    share the model; None: this process holds it whole. Raises ConfigError.
     """
     path = load(path).run_dir if path.is_file() else path
     run = run_of(path)
@@ -56,25 +63,30 @@ def open_model(path: Path, tokenizers: Path | None = None) -> TrainedModel:
     source = open_source(path)
     if opened is None:
         opened = _tokenizers_of_weights(path, tokenizers)
+    if world is not None:
+        check_processes(source.model, world.tp_size)
     vocabulary = vocabulary_of(opened)
     _check_vocabulary(source, vocabulary, tokenizers)
     return TrainedModel(
         source=source,
-        decoder=load_decoder(source, "fp32" if config is None else config.precision),
+        decoder=load_decoder(source, "fp32" if config is None else config.precision, world),
         tokenizers=opened,
         vocabulary=vocabulary,
         routing_state=routing_state_of(source),
         heldout=None if config is None or config.data.heldout is None else Path(config.data.heldout),
+        writes=world is None or world.rank == 0,
     )
 
 
 @torch.no_grad()
-def load_decoder(source: WeightSource, precision: str) -> Decoder:
-    """The decoder with the weights of `source`, on a GPU if there is one. `precision`: of RunConfig."""
-    decoder = Decoder(source.model)
+def load_decoder(source: WeightSource, precision: str, world: World | None = None) -> Decoder:
+    """The decoder with the weights of `source`, on a GPU if there is one. `precision`: of RunConfig. `world`:
+    the ranks that share it, of which this one gets its part; None: the whole decoder."""
+    tp = ONE_RANK if world is None else world.tensor_parallel
+    decoder = Decoder(source.model, tp=tp)
     for name, parameter in decoder.named_parameters():
-        parameter.copy_(source.tensors[name].read())
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        parameter.copy_(logical_of(parameter).cut(source.tensors[name].read(), tp.rank, tp.size))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if world is None else world.device
     return decoder.to(device, _DTYPES[precision]).eval()
 
 
