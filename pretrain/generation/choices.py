@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data_pipeline.files.atomic import atomic_file
 from data_pipeline.files.json_text import parse_json
@@ -22,7 +21,7 @@ from data_pipeline.shards.vocabulary import TEXT
 from data_pipeline.tokenize.tokenizer import Tokenizer
 from parallel.world import World
 from pretrain.generation.continuation import Ids
-from pretrain.generation.decoding import logits_at, pass_inputs
+from pretrain.generation.likelihood import continuations
 from pretrain.generation.prompts import prompt_of
 from pretrain.generation.trained_model import TrainedModel, open_model
 
@@ -88,22 +87,11 @@ def evaluate_choices(
     )
 
 
-@torch.no_grad()
 def answer(model: TrainedModel, question: Question) -> Answer:
-    """The log-likelihoods of the options, from one pass over the prompt with each of them."""
-    texts = [np.concatenate([question.prompt, option]) for option in question.options]
-    config, first = model.decoder.config, len(question.prompt) - 1
-    inputs = pass_inputs(
-        [text[:-1] for text in texts], [0] * len(texts), config, model.vocabulary, model.routing_state
-    )
-    hidden, _ = model.decoder.hidden(inputs.to(next(model.decoder.parameters()).device))
-    starts = np.cumsum([0, *(len(text) - 1 for text in texts)])
-    offsets = [start + np.arange(first, len(text) - 1) for start, text in zip(starts, texts, strict=False)]
-    logits = logits_at(model.decoder, hidden, inputs, np.concatenate(offsets)).double().cpu()
-    targets = torch.from_numpy(np.concatenate(question.options))
-    nats = logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0]
-    counts = tuple(len(option) for option in question.options)
-    return Answer(tuple(float(of.sum()) for of in nats.split(counts)), counts, question.answer)
+    """The log-likelihoods of the options behind the prompt."""
+    found = continuations(model, [(question.prompt, option) for option in question.options])
+    nats = tuple(option.log_likelihood for option in found)
+    return Answer(nats, tuple(map(len, question.options)), question.answer)
 
 
 def read_questions(path: Path, model: TrainedModel) -> Iterator[Question]:

@@ -1,6 +1,6 @@
 """Continuing prompts: token by token, every id drawn from the model inside the grammar."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -26,22 +26,25 @@ def continue_prompts(
     max_tokens: int | None = None,
     sequences_at_once: int = 64,
     prompt_state: RoutingState | None = None,
+    is_over: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[Ids]]:
     """`samples` continuations of every prompt, without the ids of the prompt.
 
     A continuation has at most `max_tokens` ids (None: as many as the context holds; grammar.least_room()
     must fit) and is drawn by its own random numbers, so it does not depend on how many are drawn.
     `sequences_at_once`: that are decoded side by side; it bounds the memory of the cache. `prompt_state`: by
-    what routers choose tokens of prompts; None: as those that are written.
+    what routers choose tokens of prompts; None: as those that are written. `is_over`: says of the ids of a
+    sample whether nothing more is to follow; None: the grammar alone does.
     """
     states = prompt_state or routing_state, routing_state
+    is_over = is_over or _never
     rooms = [room_behind(len(prompt), decoder.config.context_tokens, max_tokens) for prompt in prompts]
     assert min(rooms) >= grammar.least_room(), "a prompt leaves no room for a sample"
     numbers = list(range(len(prompts) * samples))
     found: list[Ids] = []
     for first in range(0, len(numbers), sequences_at_once):
         group = numbers[first : first + sequences_at_once]
-        found += _continue_group(decoder, prompts, rooms, group, samples, grammar, sampling, states)
+        found += _continue_group(decoder, prompts, rooms, group, samples, grammar, sampling, states, is_over)
     return [found[i * samples : (i + 1) * samples] for i in range(len(prompts))]
 
 
@@ -49,6 +52,10 @@ def room_behind(prompt_tokens: int, context_tokens: int, max_tokens: int | None 
     """Ids that fit behind a prompt. A document is one id longer than the context: its last is not read."""
     room = context_tokens + 1 - prompt_tokens
     return room if max_tokens is None else min(room, max_tokens)
+
+
+def _never(_: Sequence[int]) -> bool:
+    return False
 
 
 def _continue_group(
@@ -60,6 +67,7 @@ def _continue_group(
     grammar: Grammar,
     sampling: Sampling,
     states: tuple[RoutingState, RoutingState],
+    is_over: Callable[[Sequence[int]], bool],
 ) -> list[Ids]:
     """Continuations of the numbers in `group`: number n is sample n % samples of prompt n // samples.
     `states`: for prompts, and for what is written."""
@@ -83,6 +91,7 @@ def _continue_group(
             ids[i].append(token)
             places[i] = grammar.after(places[i], token)
         active = [i for i in active if not places[i].ended and len(ids[i]) < rooms[prompt_of[i]]]
+        active = [i for i in active if not is_over(ids[i])]
         if not active:
             return [np.array(each) for each in ids]
         last = [np.array(ids[i][-1:]) for i in active]
