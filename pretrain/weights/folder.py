@@ -26,7 +26,7 @@ from data_pipeline.files.atomic import atomic_folder, usual_mode, write_json
 from data_pipeline.files.os_errors import naming
 from data_pipeline.files.printable import first_names
 from data_pipeline.files.toml_config import ConfigError, load_toml, validate
-from pretrain.checkpoint.folder import file_digest, synced_file_digest
+from pretrain.checkpoint.folder import file_digest, seal, synced_file_digest
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.models.routing_state import RoutingState
@@ -80,6 +80,8 @@ class _Routers(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     thresholds: dict[str, FiniteFloat]
     progress: float = Field(ge=0, le=1)
+    sha256: str
+    """Of the other fields: a changed digit would choose other tokens, and nothing else would tell."""
 
 
 def threshold_names(model: ModelConfig) -> frozenset[str]:
@@ -138,6 +140,8 @@ def _routing_state(folder: Path, routers: Any, model: ModelConfig) -> RoutingSta
             f"{folder / MODEL}: routers: {_listed('thresholds of no router of the model', unknown)}; was it "
             "edited? Export the weights again"
         )
+    if seal(routers) != routers:
+        raise ConfigError(f"{folder / MODEL}: routers: changed (SHA-256 differs); copy or export it again")
     return RoutingState(thresholds=found.thresholds, progress=found.progress)
 
 
@@ -237,7 +241,7 @@ def about_model(source: WeightSource) -> dict[str, Any]:
     origin = {"name": source.name, "step": source.step, "vocabulary": source.vocabulary}
     state, routers = source.routing_state, None
     if state is not None and threshold_names(source.model):
-        routers = {"thresholds": dict(state.thresholds), "progress": state.progress}
+        routers = seal({"thresholds": dict(state.thresholds), "progress": state.progress})
     model = source.model.model_dump(mode="json")
     return {"format": FORMAT, **origin, "routers": routers, "model": model}
 

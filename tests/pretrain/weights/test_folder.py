@@ -91,15 +91,19 @@ def test_thresholds_of_routers_come_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("routers", "message"),
     [
-        ({"thresholds": {"blocks.0.depth.speech": 0.0}, "progress": 1.0}, "of no router of the model"),
-        ({"thresholds": {}, "progress": 2.0}, "progress"),
-        ({"thresholds": {"blocks.0.depth.image": "x"}, "progress": 1.0}, "thresholds.blocks.0.depth.image"),
+        ({"thresholds": {"blocks.0.depth.speech": 0.0}}, "of no router of the model"),
+        ({"progress": 2.0}, "progress"),
+        ({"thresholds": {"blocks.0.depth.image": "x"}}, "thresholds.blocks.0.depth.image"),
+        ({"thresholds": {"blocks.0.depth.image": 0.3}}, "routers: changed (SHA-256 differs)"),
+        ({"progress": 0.5}, "routers: changed (SHA-256 differs)"),
         ([], "routers are not what an export writes"),
     ],
 )  # fmt: skip
 def test_thresholds_that_no_export_wrote_are_told(tmp_path: Path, routers: Any, message: str) -> None:
-    out = write(drawn(tmp_path, **ROUTED), tmp_path / "out")
-    _edit_json(MODEL, lambda v: v.update(routers=routers))(out)
+    state = RoutingState(thresholds={"blocks.0.depth.image": 0.2})
+    out = write(replace(drawn(tmp_path, **ROUTED), routing_state=state), tmp_path / "out")
+    changed = routers if isinstance(routers, list) else about_model(open_weights(out))["routers"] | routers
+    _edit_json(MODEL, lambda v: v.update(routers=changed))(out)
     with pytest.raises(ConfigError, match=re.escape(message)):
         open_weights(out)
 
