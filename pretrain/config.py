@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from data_pipeline.files.printable import hidden_characters
-from data_pipeline.files.toml_config import ConfigError, load_config
+from data_pipeline.files.toml_config import ConfigError, apply_override, load_config, load_toml, validate
 from parallel.adamw import adamw
 from parallel.layout import ParallelConfig, Precision, check_layout
 from parallel.muon import MuonSettings, muon
@@ -24,6 +24,7 @@ from parallel.optimizer import OptimizerSpec
 from parallel.weight_average import with_average
 from pretrain import parameter_settings
 from pretrain.models.config import SHARED_TOWER, ModelConfig
+from pretrain.run_files import CONFIG
 
 
 class _Frozen(BaseModel):
@@ -72,6 +73,9 @@ class ScheduleConfig(_Frozen):
     """The factor at the last step, for all kinds but constant."""
     decay_frac: float = Field(default=0.2, gt=0, le=1)
     """Share of the steps in which wsd decays linearly."""
+    start_step: NonNegativeInt = 0
+    """Steps before the schedule, which the run or its trunk made under another one. Warm-up and shape are of
+    the steps behind them."""
 
     @model_validator(mode="after")
     def _check(self) -> "ScheduleConfig":
@@ -267,9 +271,11 @@ class RunConfig(_Frozen):
                 f"total_tokens = {self.total_tokens} is less than one step of "
                 f"tokens_per_step = {self.tokens_per_step}"
             )
-        if self.optimizer.schedule.warmup_steps >= self.num_steps:
+        schedule = self.optimizer.schedule
+        if schedule.start_step + schedule.warmup_steps >= self.num_steps:
+            behind = f" behind start_step = {schedule.start_step}" if schedule.start_step else ""
             raise ValueError(
-                f"optimizer.schedule.warmup_steps = {self.optimizer.schedule.warmup_steps} leaves no step "
+                f"optimizer.schedule.warmup_steps = {schedule.warmup_steps}{behind} leaves no step "
                 f"after warm-up: the run has {self.num_steps} (total_tokens // tokens_per_step)"
             )
         legal = (*self.model.tower_names, SHARED_TOWER)
@@ -317,8 +323,18 @@ class RunConfig(_Frozen):
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The RunConfig of a TOML file and `key=value` overrides. Raises ConfigError with file, field and fix."""
-    return load_config(RunConfig, path, overrides)
+    """The RunConfig of a TOML file, or of a run's directory, and `key=value` overrides. A directory may have
+    moved since the run began. Raises ConfigError with file, field and fix."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return load_config(RunConfig, path, overrides)
+    if not (folder / CONFIG).exists():
+        raise ConfigError(f"{folder} is a folder without {CONFIG}: no run has begun there; name a run file")
+    folder = folder.resolve() if folder.name in ("", "..") else folder
+    values = load_toml(folder / CONFIG) | {"runs_dir": str(folder.parent), "name": folder.name}
+    for override in overrides:
+        apply_override(values, override)
+    return validate(RunConfig, values, source=str(folder / CONFIG))
 
 
 def check_run_layout(config: RunConfig, world_size: int) -> None:

@@ -117,6 +117,9 @@ METRICS = (
     Metric("train/lost_tokens", "slots", "cumulative", "the part of tokens that lost steps consumed"),
     Metric("compute/lost_flops", "FLOP", "cumulative", "the part of compute/train_flops in lost steps"),
     Metric("time/lost_s", "s", "cumulative", "the part of time/train_s in lost steps"),
+    Metric("train/inherited_tokens", "slots", "last", "of a branch: the part of tokens in its trunk"),
+    Metric("compute/inherited_flops", "FLOP", "last", "of a branch: the part of compute/train_flops there"),
+    Metric("time/inherited_s", "s", "last", "of a branch: the part of time/train_s there"),
     Metric("memory/peak_bytes", "byte", "max", "rank 0: allocated on the GPU, or resident on a CPU"),
     Metric("data/fill_frac", "1", "mean", f"share of slots that hold a token {_SINCE}"),
     Metric("data/epoch", "epochs", "last", "passes over the source that has been read most often"),
@@ -231,6 +234,18 @@ def losses(sums: Mapping[str, tuple[float, float]], prefix: str) -> dict[str, fl
     return row | {f"{prefix}/{m}": value / weight for m, (value, weight) in sums.items() if weight}
 
 
+def inherited_row(record: Mapping[str, Any]) -> dict[str, float]:
+    """What a row says of a run's trunk, from the run's record; {} for a run without one."""
+    if "branch" not in record:
+        return {}
+    costs = record["branch"]["inherited"]
+    return {
+        "train/inherited_tokens": costs["tokens"],
+        "compute/inherited_flops": costs["flops"],
+        "time/inherited_s": costs["seconds"],
+    }
+
+
 # ------------------------------------------------------------------------------------------------- the files
 
 
@@ -241,6 +256,15 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """
     rows, _ = _parse(Path(path), _content(Path(path)))
     return rows
+
+
+def rows_up_to(path: Path, step: int) -> tuple[bytes, bytes]:
+    """The bytes of a metrics.jsonl: (rows up to `step`, what stands behind them)."""
+    content = _content(path)
+    rows, ends = _parse(path, content)
+    kept = sum(row["step"] <= step for row in rows)
+    end = ends[kept - 1] if kept else 0
+    return content[:end], content[end:]
 
 
 def _content(path: Path) -> bytes:

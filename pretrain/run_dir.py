@@ -21,6 +21,7 @@ from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.toml_config import ConfigError, validate
 from parallel.exit_codes import ExitCode
 from parallel.layout import data_parallel_size
+from pretrain.checkpoint.folder import checkpoints
 from pretrain.config import RunConfig, differences
 from pretrain.run_files import CHECKPOINTS, CONFIG, LOCK, LOGS, METRICS, RECORD
 from pretrain.run_identity import (
@@ -46,11 +47,15 @@ FREE_KEYS = (
     "parallel",
     "on_spike",
     "spike",
+    "every_steps",
+    "evaluate",
 )
 """Keys and tables that a later attempt may change. They do not change the numbers of the run, except that
 another layout adds in another order and rounds differently; that under a higher data.max_unreadable_frac
-a run goes on without documents whose absence its fingerprint and rows of metrics show; and that on_spike and
-spike decide which later steps are left out, which record and rows of metrics show."""
+a run goes on without documents whose absence its fingerprint and rows of metrics show; that on_spike and
+spike decide which later steps are left out, which record and rows of metrics show; and that every_steps and
+evaluate decide at which steps there are rows and checkpoints, and on how much held-out data, of which every
+row has the fingerprint."""
 
 
 def check_config(config: RunConfig) -> None:
@@ -61,19 +66,38 @@ def check_config(config: RunConfig) -> None:
     """
     path = config.run_dir / CONFIG
     check_files_are_there(config.run_dir)
+    record = read_record(config.run_dir)
+    _check_beginning(config, record)
     if not path.exists():
         return
-    record = read_record(config.run_dir)
     check_resolved_config(config.run_dir, identity_of(record))
     check_sealed_rows(config.run_dir / METRICS, record)
     ours = validate(RunConfig, read_object(path), source=str(path))
-    changed = [item for item in differences(ours, config) if not _is_free(item[0])]
+    changed = [item for item in differences(ours, config) if not is_free(item[0])]
     if changed:
         lines = "\n".join(f"  {key}: {_show(old)} there, {_show(new)} now" for key, old, new in changed)
         raise ConfigError(
             f"{config.run_dir} was made by another config:\n{lines}\n"
             f"To continue it, use the values it was made with ({path}); "
             f"for the new values give the run another name, such as name={config.name}-2"
+        )
+
+
+def _check_beginning(config: RunConfig, record: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the run would start at step 0, and its first steps are another run's or were made
+    under another schedule."""
+    saved = [step for step, _ in checkpoints(config.run_dir / CHECKPOINTS)]
+    start_step = config.optimizer.schedule.start_step
+    if "branch" in record and not saved:
+        raise ConfigError(
+            f"{config.run_dir} is a branch of {record['branch']['parent']}, and none of its checkpoints is "
+            "left, so that it cannot go on; put one back, or remove the directory and make the branch again"
+        )
+    if start_step > max(saved, default=0):
+        raise ConfigError(
+            f"optimizer.schedule.start_step = {start_step}, but {config.run_dir} has no checkpoint of that "
+            "step or a later one: only --extend and --branch of a run that has made the steps before it "
+            "take the key; a run that begins takes 0"
         )
 
 
@@ -96,13 +120,13 @@ class RunDir:
         Raises ConfigError if it was made by another config, has another writer, or cannot be written.
         """
         path = config.run_dir
-        with _lock(path) as lock:
+        with lock_run(path) as lock:
             check_config(config)
             if not (path / CONFIG).exists():
                 write_json(path / CONFIG, config.model_dump(mode="json"))
             record = read_record(path)
             identity = identity_of(record) or draw_identity(path, began_without=bool(record))
-            record = record or _new_record(config)
+            record = record or new_record(config)
             record["run"] = identity.to_json()
             record.pop("metrics", None)  # it speaks of rows that this attempt adds to
             if record["attempts"] and record["attempts"][-1]["stopped"] is None:
@@ -180,7 +204,7 @@ def attempts(config: RunConfig) -> list[dict[str, Any]]:
 def record_cause(config: RunConfig, cause: str, *, exit_code: int) -> None:
     """Give the last attempt the cause that the launcher of its ranks has found. Rank 0, which wrote the
     record, may have been killed, or may know only that it lost another rank."""
-    with _lock(config.run_dir):
+    with lock_run(config.run_dir):
         record = read_record(config.run_dir)
         attempt = record["attempts"][-1]
         attempt |= {"stopped": attempt["stopped"] or _now(), "reason": cause, "exit_code": exit_code}
@@ -190,10 +214,10 @@ def record_cause(config: RunConfig, cause: str, *, exit_code: int) -> None:
 
 def check_writable(config: RunConfig) -> None:
     """Raise ConfigError if this process could not write the run directory: asked before ranks are started."""
-    _lock(config.run_dir).close()
+    lock_run(config.run_dir).close()
 
 
-def _lock(path: Path) -> ExitStack:
+def lock_run(path: Path) -> ExitStack:
     """The lock of the run directory, which is made if it is missing; it is held until the stack is closed."""
     stack = ExitStack()
     try:
@@ -228,13 +252,19 @@ def read_record(run_dir: Path) -> dict[str, Any]:
             check_fields(record[name], fields, where=f"{path}: {name}", advice="was it edited?")
     for number, attempt in enumerate(record["attempts"]):
         check_fields(attempt, _ATTEMPT_FIELDS, where=f"{path}: attempts[{number}]", advice="was it edited?")
+    for number, change in enumerate(record.get("changes", ())):
+        check_fields(change, _CHANGE_FIELDS, where=f"{path}: changes[{number}]", advice="was it edited?")
     return record
 
 
+_CHANGE_FIELDS = {"kind": str, "before": dict, "after": dict, "config_sha256": str}
+"""The fields of a change (pretrain/lineage/changes.py)."""
 _OPTIONAL_FIELDS = {
     "run": {"id": str, "config_sha256": str},
     "metrics": {"sha256": str},
     "spikes": {"events": list},
+    "branch": {"parent": str, "run": str, "step": int, "inherited": dict},
+    "change": {"step": int, "aside": (str, type(None)), "config": (dict, type(None)), **_CHANGE_FIELDS},
 }
 """Entries that records of earlier versions, or of a running attempt, lack -> the fields that they hold."""
 _ATTEMPT_FIELDS = {"stopped": (str, type(None)), "to_step": (int, type(None))}
@@ -276,7 +306,7 @@ def code_state() -> CodeState:
     return CodeState(git("rev-parse", "HEAD").strip() or None, git("diff", "HEAD"), files)
 
 
-def _new_record(config: RunConfig) -> dict[str, Any]:
+def new_record(config: RunConfig) -> dict[str, Any]:
     """The record of a run that begins, without its identity."""
     return {"format": RECORD_FORMAT, "name": config.name, "attempts": [], "diffs": {}, "peak_flops": {}}
 
@@ -332,7 +362,8 @@ def _at(value: Any, key: str) -> Any:
     return value
 
 
-def _is_free(key: str) -> bool:
+def is_free(key: str) -> bool:
+    """Whether a later attempt may change the dotted key."""
     return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
 
 

@@ -7,7 +7,9 @@ runs/NAME/
     lock                   held by the process that writes the directory
     metrics.jsonl          a row of metrics a line (pretrain/metrics.py)
     tensorboard/           the same rows, and pictures, as event files
+    trunk.jsonl            of a branch: rows of metrics of the runs that it goes on from, up to its first step
     checkpoints/           step_00000500/ and so on (pretrain/checkpoint/folder.py)
+        aside_1/           checkpoints and metrics.jsonl of later steps, from before the run went back
     logs/                  rank0.log, ...; compare.log of a run that `motley compare` started
         job_812_attempt_0/     the same of an attempt of a Slurm job
     slurm/                 submissions and attempts of Slurm jobs (slurm/records.py)
@@ -17,8 +19,10 @@ CONFIG = "config.resolved.json"
 RECORD = "record.json"
 LOCK = "lock"
 METRICS = "metrics.jsonl"
+TRUNK = "trunk.jsonl"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
+ASIDE = "aside_"
 LOGS = "logs"
 COMPARE_LOG = "compare.log"
 

@@ -28,6 +28,8 @@ class RunIdentity:
     """SHA-256 of config.resolved.json."""
     began_without: bool = False
     """Whether a version without identities began the run, so that files without one may be the run's own."""
+    earlier_configs: tuple[str, ...] = ()
+    """SHA-256 of config.resolved.json before each time that the run was extended, oldest first."""
 
     def to_json(self) -> dict[str, str]:
         """The entry "run" of record.json and of a checkpoint's manifest."""
@@ -44,7 +46,8 @@ def identity_of(record: Mapping[str, Any]) -> RunIdentity | None:
     run = record.get("run")
     if run is None:
         return None
-    return RunIdentity(run["id"], run["config_sha256"], record.get("format") != RECORD_FORMAT)
+    earlier = tuple(change["config_sha256"] for change in record.get("changes", ()) if change["after"])
+    return RunIdentity(run["id"], run["config_sha256"], record.get("format") != RECORD_FORMAT, earlier)
 
 
 def check_files_are_there(run_dir: Path) -> None:
@@ -79,7 +82,7 @@ def check_origin(path: Path, saved: Mapping[str, str] | None, run: RunIdentity) 
         problem = None if run.began_without else "it names no run, as all checkpoints of this run do"
     elif saved["id"] != run.id:
         problem = f"its run id is {saved['id']}, and this run has {run.id}"
-    elif saved["config_sha256"] != run.config_sha256:
+    elif saved["config_sha256"] not in (run.config_sha256, *run.earlier_configs):
         problem = f"it was saved under another {CONFIG}, whose SHA-256 it holds"
     else:
         problem = None

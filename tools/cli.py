@@ -9,12 +9,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_pipeline.files.os_errors import is_misplaced, os_error_text
 from data_pipeline.files.printable import printable_output
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from tools.model_verbs import Verbs, add_bench, add_generate, add_models, add_overrides, add_weights
+
+if TYPE_CHECKING:
+    from pretrain.lineage.begin import Ask
 
 
 def _demo_corpus(args: argparse.Namespace) -> int:
@@ -72,13 +76,22 @@ def _count(text: str) -> int:
 def _train(args: argparse.Namespace) -> int:
     from pretrain.train.launch import launch
 
-    return launch(args.run, args.overrides, processes=args.processes)
+    return launch(args.run, args.overrides, processes=args.processes, ask=_ask(args))
+
+
+def _ask(args: argparse.Namespace) -> "Ask":
+    from pretrain.lineage.begin import Ask
+
+    return Ask(extend=args.extend, branch=args.branch, from_step=args.from_step)
 
 
 def _submit(args: argparse.Namespace) -> int:
     from pretrain.comparison.config import is_comparison
+    from pretrain.lineage.begin import NOTHING_ELSE
 
-    if is_comparison(args.run):
+    if not Path(args.run).is_dir() and is_comparison(args.run):
+        if _ask(args) != NOTHING_ELSE:
+            raise ConfigError(f"--extend, --branch and --from-step are for runs; {args.run} is a comparison")
         from slurm.submit.comparison import submit_comparison
 
         return submit_comparison(
@@ -91,7 +104,7 @@ def _submit(args: argparse.Namespace) -> int:
         raise ConfigError(f"--concurrent-runs is for comparisons; {args.run} is one run")
     return submit(
         args.run, args.overrides,
-        profile_path=args.profile, nodes=args.nodes, dry_run=args.dry_run, wait=args.wait,
+        profile_path=args.profile, nodes=args.nodes, dry_run=args.dry_run, wait=args.wait, ask=_ask(args),
     )  # fmt: skip
 
 
@@ -193,8 +206,9 @@ def _add_data(verbs: Verbs) -> None:
 def _add_runs(verbs: Verbs) -> None:
     """train and submit."""
     verb = verbs.add_parser("train", help="train a run, or continue it from its last good checkpoint")
-    verb.add_argument("run", help="RUN.toml")
+    verb.add_argument("run", help="RUN.toml, or the directory of a run that has begun")
     add_overrides(verb, "such as optimizer.learning_rate=1e-3")
+    _add_beginning(verb)
     verb.add_argument("--processes", type=int, default=1, help="ranks on this machine (default %(default)s)")
     verb.set_defaults(work=_train)
 
@@ -204,6 +218,7 @@ def _add_runs(verbs: Verbs) -> None:
     )
     verb.add_argument("run", metavar="run|comparison", help="RUN.toml, or COMPARE.toml")
     add_overrides(verb, "such as parallel.tp=8")
+    _add_beginning(verb)
     verb.add_argument("--profile", required=True, help="PROFILE.toml: the site; see slurm/profiles/")
     verb.add_argument("--nodes", type=int, default=None, help="nodes (default: the profile's)")
     verb.add_argument(
@@ -215,6 +230,20 @@ def _add_runs(verbs: Verbs) -> None:
     verb.add_argument("--wait", action="store_true", help="stay until the job has ended; exit with its code")
     verb.add_argument("--dry-run", action="store_true", help="print the script; submit and write nothing")
     verb.set_defaults(work=_submit)
+
+
+def _add_beginning(verb: argparse.ArgumentParser) -> None:
+    """How a run goes on, where it does not just continue."""
+    how = verb.add_argument_group("a run that has begun")
+    how.add_argument(
+        "--extend", action="store_true", help="go on to the total_tokens=... that is given, past its old end"
+    )
+    how.add_argument(
+        "--branch", metavar="NAME", help="begin a new run at its checkpoint --from-step, with the keys given"
+    )
+    how.add_argument(
+        "--from-step", type=_count, metavar="N", help="go back to this checkpoint; later ones are set aside"
+    )
 
 
 def _add_monitoring(verbs: Verbs) -> None:

@@ -15,7 +15,8 @@ from pretrain.models.accounting import sublayer_costs
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
-from pretrain.train.optimizer import parameter_groups, schedule_factor
+from pretrain.train.optimizer import parameter_groups
+from pretrain.train.schedule import schedule_factor
 from pretrain.weights.warm_start import initial_weights, load_weights
 
 

@@ -9,34 +9,45 @@ from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from parallel.launch import LaunchError, rank_facts
 from parallel.spawn import spawn
-from pretrain.config import RunConfig, load
-from pretrain.run_dir import attempts, check_config, check_writable, finished_step, record_cause
+from pretrain.config import RunConfig
+from pretrain.lineage.begin import NOTHING_ELSE, Ask, beginning, is_done
+from pretrain.run_dir import attempts, check_config, check_writable, record_cause
 from pretrain.run_files import LOGS, rank_log
 from pretrain.train.checks import check_run
 from pretrain.train.rank import main
 
 
-def launch(run_path: str | Path, overrides: Sequence[str] = (), *, processes: int = 1) -> int:
-    """Train the run of a file on this machine, or continue it from its last good checkpoint: the exit code.
+def launch(
+    run: str | Path, overrides: Sequence[str] = (), *, processes: int = 1, ask: Ask = NOTHING_ELSE
+) -> int:
+    """Train the run of a file or directory on this machine, or continue it from its last good checkpoint, as
+    `ask` says: the exit code.
 
     0 done, 85 stopped by a signal, 2 the user's mistake, others failed. What can be wrong
     with config, layout, data and run directory is raised as ConfigError before any rank is started.
     """
-    config = load(run_path, overrides)
+    begins = beginning(run, overrides, ask)
+    config = begins.config
+    if ask != NOTHING_ELSE:  # it changes a directory, which what cannot train must not
+        check_run(config, _world_size(processes))
+    begins.prepare_and_tell()
     check_config(config)
-    if (step := finished_step(config)) is not None:
-        print(f"{config.run_dir} is done: {step} of {config.num_steps} steps. name=... starts another run")
+    if is_done(config):
         return ExitCode.DONE
+    if ask == NOTHING_ELSE:
+        check_run(config, _world_size(processes))
+    check_writable(config)
+    return main(begins.argv) if processes == 1 else _launch_ranks(config, begins.argv, processes)
+
+
+def _world_size(processes: int) -> int:
+    """The number of ranks. Raises ConfigError if there can be none."""
     if processes < 1:
         raise ConfigError(f"--processes {processes}: at least 1")
     try:
-        world_size = processes if processes > 1 else rank_facts().world_size
+        return processes if processes > 1 else rank_facts().world_size
     except LaunchError as error:
         raise ConfigError(str(error)) from None
-    check_run(config, world_size)
-    check_writable(config)
-    argv = [str(run_path), *overrides]
-    return main(argv) if processes == 1 else _launch_ranks(config, argv, processes)
 
 
 def _launch_ranks(config: RunConfig, argv: Sequence[str], processes: int) -> int:

@@ -16,7 +16,7 @@ from parallel.world import World
 from pretrain.config import RunConfig
 from pretrain.evaluation.losses import HeldoutImages
 from pretrain.evaluation.selection_picture import sheet
-from pretrain.metrics import MetricsLog, Sums, step_sums, train_row
+from pretrain.metrics import MetricsLog, Sums, inherited_row, step_sums, train_row
 from pretrain.models import modality_sums
 from pretrain.models.accounting import train_flops
 from pretrain.models.inputs import ModelInputs
@@ -63,6 +63,7 @@ class Meter:
             self._progress = Progress(
                 config.name, config.num_steps, "step", done=state.step, log_every_s=LOG_EVERY_S
             )
+            self._inherited = inherited_row(run.record)
             self._peak_flops = world.world_size * _peak_flops(config, world.device, run)
 
     @contextmanager
@@ -109,6 +110,7 @@ class Meter:
             row |= depth_steps.row(self._config.model, state.router_window)
             row |= expert_steps.row(self._config.model, state.router_window)
             row |= evaluation
+            row |= self._inherited
             if self._config.on_spike != "stop" or state.spikes:
                 row |= {"train/spikes": len(state.spikes), **lost_row(state.total)}
             row["optim/learning_rate"] = result.learning_rate

@@ -1,13 +1,12 @@
-"""Groups of parameters with one learning rate, and the learning-rate factor of a step."""
+"""Groups of parameters with one learning rate."""
 
-import math
 from collections.abc import Iterable
 
 from torch import nn
 
 from parallel.engine import ParameterGroup
 from parallel.logical import logical_of
-from pretrain.config import OptimizerConfig, ScheduleConfig
+from pretrain.config import OptimizerConfig
 from pretrain.models.config import ModelConfig
 from pretrain.parameter_settings import settings_of
 
@@ -43,30 +42,3 @@ def parameter_groups(
         if own.pieces is not None:
             group.setdefault("pieces", []).append(own.pieces)
     return list(groups.values())
-
-
-def schedule_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
-    """Factor on the learning rate for the step that `step` others came before, of `num_steps`.
-
-    Warm-up is linear and ends at 1 with its last step; the first step is 1 / warmup_steps, not 0. From there
-    cosine, linear and exponential fall to min_factor at the last step; wsd stays at 1 and falls linearly to
-    min_factor over the last decay_frac of the steps; constant stays.
-    """
-    assert 0 <= step < num_steps, (step, num_steps)
-    peak = max(config.warmup_steps - 1, 0)
-    last = num_steps - 1
-    warm = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
-    if config.kind == "constant" or last == 0:
-        return warm
-    if config.kind != "wsd":
-        if step <= peak:
-            return warm
-        progress = (step - peak) / (last - peak)
-        if config.kind == "exponential":
-            return config.min_factor**progress
-        left = 1 - progress if config.kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
-        return config.min_factor + (1 - config.min_factor) * left
-    decay_steps = max(1, round(config.decay_frac * num_steps))
-    left = min((last - step) / decay_steps, 1.0)
-    # min: where the decay begins before the warm-up ends, the factor is never above either.
-    return min(warm, config.min_factor + (1 - config.min_factor) * left)

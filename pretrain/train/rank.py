@@ -16,6 +16,7 @@ from parallel.exit_codes import ExitCode
 from parallel.launch import LaunchError, RankFacts, own_arguments, rank_facts
 from parallel.rank_end import EndRecord, behind, kind_of_error, one_line
 from pretrain.config import RunConfig, load
+from pretrain.lineage.changes import as_extended, finish_change
 from pretrain.newest_rows import heldout_text
 from pretrain.run_dir import RunDir
 from pretrain.run_files import LOGS, METRICS
@@ -61,8 +62,9 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError("usage: python -m pretrain.train RUN.toml key=value...")
         facts = opened.facts = rank_facts()
         opened.end = EndRecord(facts.attempt_dir, facts.rank)
-        config = load(argv[0], argv[1:])
+        config = as_extended(load(argv[0], argv[1:]))
         if facts.rank == 0:  # the others wait for it where ranks meet
+            finish_change(config.run_dir)
             check_run(config, facts.world_size)
             command = ["motley", "train", *argv]
             opened.run = RunDir.open(config, world_size=facts.world_size, command=command)

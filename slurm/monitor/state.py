@@ -19,7 +19,16 @@ from pretrain.newest_rows import rows_from_end
 from pretrain.run_files import LOCK, METRICS, RECORD
 from slurm.commands import Queued, final_state, in_queue
 from slurm.monitor.targets import RunTarget
-from slurm.records import FOLDER, JOB, Attempt, last_submission, names_of, read_attempts, read_json
+from slurm.records import (
+    FOLDER,
+    JOB,
+    Attempt,
+    last_submission,
+    names_of,
+    read_attempts,
+    read_json,
+    saved_step,
+)
 
 LIVE = ("queued", "requeued, waiting", "running", "training without Slurm")
 """States in which a run goes on by itself."""
@@ -51,9 +60,9 @@ class RunState:
     queue_wait_s: float
     """Seconds in the queue, from submission or requeue to start, over all attempts and up to now."""
     goodput_frac: float | None
-    """Seconds of the steps that count (time/train_s without time/lost_s) over seconds of all attempts. The
-    rest went into starting, evaluating, saving and steps that were lost with a rank or to a spike. None: the
-    run never began."""
+    """Seconds of the steps that count (time/train_s without time/lost_s and a trunk's time/inherited_s) over
+    seconds of all attempts. The rest went into starting, evaluating, saving and steps that were lost with a
+    rank or to a spike. None: the run never began."""
     why: str | None
     """Why the run last stopped, as far as is known."""
 
@@ -171,6 +180,10 @@ def _state(
     why = next((attempt["reason"] for attempt in reversed(attempts) if attempt["next"] != "running"), None)
     record = read_json(directory / RECORD)
     if record.get("status") == "done":
+        saved, last_step = saved_step(directory), (record.get("attempts") or [{}])[-1].get("to_step")
+        if saved and isinstance(last_step, int) and saved < last_step:
+            why = f"the checkpoint of step {last_step} is gone; the newest is of step {saved}"
+            return "stopped", job, why
         return "done", job, why
     if queued:
         job, entry = next(iter(queued.items()))
@@ -184,7 +197,7 @@ def _state(
         return f"{RECORD} is damaged" if damaged else "never submitted", None, why
     end = of_jobs[-1]["next"] if of_jobs else None
     if end in ("done", "stopped", "ended"):
-        state = {"ended": "cancelled"}.get(end, end)
+        state = {"ended": "cancelled", "done": "stopped" if record.get("changes") else "done"}.get(end, end)
         return state, job, why
     if not asked:
         state = {None: "queued", "running": "running", "lost": "left the queue"}.get(end, "requeued, waiting")
@@ -246,7 +259,8 @@ def _goodput(
     whole = sum(_between(start, end, unknown) for start, end in spans)
     if not whole or "time/train_s" not in row:
         return None
-    return min(1.0, (row["time/train_s"] - row.get("time/lost_s", 0.0)) / whole)
+    elsewhere_s = row.get("time/lost_s", 0.0) + row.get("time/inherited_s", 0.0)
+    return min(1.0, (row["time/train_s"] - elsewhere_s) / whole)
 
 
 def seconds(time: str | None) -> float | None:

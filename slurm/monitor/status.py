@@ -16,6 +16,7 @@ from pretrain.models.accounting import aligned
 from pretrain.newest_rows import heldout_text
 from pretrain.quantities import count, duration, percent
 from pretrain.run_files import METRICS
+from slurm.monitor.past import past
 from slurm.monitor.state import RunState, ask_queue, read_state, seconds
 from slurm.monitor.targets import ComparisonTarget, RunTarget, target, targets_under
 from slurm.records import Attempt
@@ -161,6 +162,7 @@ def page(state: RunState) -> list[str]:
     facts["goodput"] = None if state.goodput_frac is None else percent(state.goodput_frac)
     facts["last stop"] = state.why
     lines += [f"  {name:<12}{value}" for name, value in facts.items() if value]
+    lines += [f"  {'past':<12}{line}" for line in past(state.directory)]
     if state.attempts:
         lines += ["", "attempts"]
     for number, attempt in enumerate(state.attempts):

@@ -21,8 +21,9 @@ from pathlib import Path
 from data_pipeline.files.atomic import write_json
 from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.config import RunConfig, check_run_layout, is_legal, load
-from pretrain.run_dir import check_config, check_writable, code_state, finished_step
+from pretrain.config import RunConfig, check_run_layout, is_legal
+from pretrain.lineage.begin import NOTHING_ELSE, Ask, Beginning, beginning, is_done
+from pretrain.run_dir import check_config, check_writable, code_state
 from pretrain.run_files import LOGS, METRICS, attempt_logs
 from pretrain.train.checks import check_run
 from slurm import commands
@@ -43,17 +44,18 @@ def submit(
     dry_run: bool = False,
     wait: bool = False,
     poll_s: float = POLL_S,
+    ask: Ask = NOTHING_ELSE,
 ) -> int:
-    """Submit a run and return the exit code.
+    """Submit a run, which begins as `ask` says, and return the exit code.
 
     `dry_run` prints the script instead; it needs no Slurm and writes nothing. `wait` returns when the job has
     ended for good, with the job's exit code. Raises ConfigError, with one message, for whatever would keep
     the run from starting, and if a job of the run is queued or running.
     """
-    config, profile = load(run_path, overrides), load_profile(profile_path, nodes=nodes)
-    check_config(config)
-    if (step := finished_step(config)) is not None:
-        print(f"{config.run_dir} is done: {step} of {config.num_steps} steps. name=... starts another run")
+    begins = beginning(run_path, overrides, ask)
+    config, profile = begins.config, load_profile(profile_path, nodes=nodes)
+    _prepare(begins, profile, ask, dry_run=dry_run)
+    if is_done(config):
         return 0
     if not dry_run:
         require_slurm()
@@ -71,6 +73,29 @@ def submit(
             jobs = _submit(config, profile, submission)
     print(_submission_summary(config, profile, jobs), flush=True)
     return _wait(submission, poll_s) if wait else 0
+
+
+def _prepare(begins: Beginning, profile: Profile, ask: Ask, *, dry_run: bool) -> None:
+    """Do what was asked to the run's directory, so that jobs find it done. Raises ConfigError, before it is
+    changed, if the run could not be submitted then."""
+    config = begins.config
+    if ask != NOTHING_ELSE:
+        _check_change(config, profile, dry_run=dry_run)
+    if not dry_run:
+        begins.prepare_and_tell()
+    check_config(config)
+
+
+def _check_change(config: RunConfig, profile: Profile, *, dry_run: bool) -> None:
+    """Raise ConfigError if the run could not be submitted once its directory was changed."""
+    if dry_run:
+        raise ConfigError(
+            "--dry-run writes nothing, and --extend, --branch and --from-step change a run's directory; "
+            "leave one or the other out"
+        )
+    require_slurm()
+    check_sizes(config, profile)
+    check_not_queued(config.run_dir, config.run_dir.absolute() / FOLDER)
 
 
 def require_slurm() -> None:

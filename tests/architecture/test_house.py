@@ -14,6 +14,7 @@ TORCH_FREE = (
     "pretrain.checkpoint.folder",
     "pretrain.comparison.run",
     "pretrain.comparison.report.page",
+    "pretrain.lineage.begin",
     "pretrain.train.checks",
     "pretrain.weights.sources",
     "pretrain.planning.text",

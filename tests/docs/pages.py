@@ -75,13 +75,22 @@ class ConfigExample:
         return tomllib.loads(self.block.text)
 
 
+RUN_TOO = {"train": "### Extend, go back, branch"}
+"""Name of a page -> heading of a section, whose blocks up to its first ```text are run behind the opening."""
+
+
 def blocks(page: Path, *, opening: bool = False) -> list[Block]:
-    """The fenced blocks of a page in order; `opening`: those before its first heading of the second level."""
+    """The fenced blocks of a page in order; `opening`: those before its first heading of the second level,
+    and those of RUN_TOO."""
     text = page.read_text()
-    end = text.find("\n## ") if opening else len(text)
+    spans = [(0, text.find("\n## "))] if opening else [(0, len(text))]
+    if opening and (heading := RUN_TOO.get(page.stem)) is not None:
+        start = text.index(heading)
+        spans.append((start, text.index("\n```\n", text.index("```text", start)) + len("\n```\n")))
     return [
         Block(page, match[1], match[2], text[: match.start(2)].count("\n") + 1)
-        for match in _FENCE.finditer(text[:end])
+        for start, end in spans
+        for match in _FENCE.finditer(text, start, end)
     ]
 
 

@@ -229,8 +229,8 @@ def test_metrics_that_changed_after_the_end_are_refused_and_those_of_a_killed_at
 HOLD = """
 import sys, time
 from pathlib import Path
-from pretrain.run_dir import _lock
-lock = _lock(Path(sys.argv[1]))
+from pretrain.run_dir import lock_run
+lock = lock_run(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(600)
 """

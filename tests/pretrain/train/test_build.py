@@ -12,7 +12,7 @@ from parallel.testing import run_on_ranks
 from pretrain.config import RunConfig
 from pretrain.evaluation.losses import conditional_losses, heldout_losses
 from pretrain.train import build
-from pretrain.train.optimizer import schedule_factor
+from pretrain.train.schedule import schedule_factor
 from tests.pretrain.tiny_data import VOCABULARY, tiny_run, write_tiny_data
 
 

@@ -191,6 +191,19 @@ def test_what_a_job_s_ranks_record_is_the_job_s(tmp_path: Path) -> None:
     assert [(each["job"], each["nodes"]) for each in seen.attempts] == [(812, "node[1-2]"), (None, "here")]
 
 
+def test_a_run_whose_last_checkpoint_is_gone_is_not_done(tmp_path: Path) -> None:
+    record = {"attempts": [own(stopped=at(40), to_step=24, exit_code=0)], "status": "done"}
+    config = write_run(tmp_path, record=record, steps=24)
+    run = RunTarget(config.run_dir, config)
+    assert read_state(run, {}, now=NOW).state == "done"  # nothing is left that could go on
+    (config.run_dir / "checkpoints/step_00000020").mkdir(parents=True)
+    seen = read_state(run, {}, now=NOW)
+    assert (seen.state, seen.why) == (
+        "stopped",
+        "the checkpoint of step 24 is gone; the newest is of step 20",
+    )
+
+
 def test_half_written_files(tmp_path: Path, slurm_says: list[Any]) -> None:
     slurm_says += [None, None]
     config = write_run(tmp_path, job={}, attempts=[attempt()], steps=10)

@@ -16,6 +16,7 @@ from pretrain.run_dir import CodeState, RunDir
 from slurm.records import read_attempts
 from slurm.submit import run as module
 from slurm.submit.run import submit
+from tests.pretrain.lineage.made_run import make_run
 from tests.pretrain.tiny_data import tiny_run, write_tiny_data
 from tests.toml_text import toml_text
 from tools.cli import main
@@ -192,6 +193,27 @@ def test_another_config_and_a_run_in_use_are_refused(
 COUNT = """
 echo "$*" >>"$(dirname "$0")"/words
 echo $((16 + $(wc -l <"$(dirname "$0")"/words)))"""
+
+
+def test_a_run_is_extended_and_branched_where_it_is_submitted(
+    run_file: Path, tmp_path: Path, install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install()
+    config = load(run_file, ["optimizer.schedule.kind=constant"])
+    run_dir = make_run(config, [20, 24])
+    longer = ["--profile", str(PROFILE), f"total_tokens={2 * config.total_tokens}"]
+    assert main(["submit", str(run_dir), "--extend", "--dry-run", *longer]) == 2
+    assert "--dry-run writes nothing, and --extend, --branch and" in capsys.readouterr().err
+    assert main(["submit", str(run_dir), "--branch", "b", "--from-step", "20", *longer]) == 0
+    assert capsys.readouterr().out.startswith(f"{run_dir.parent / 'b'}: a branch of {run_dir} (run ")
+    submitted = load(run_dir.parent / "b/slurm/1/config.json")
+    assert submitted == load(run_dir.parent / "b") and submitted.num_steps == 48
+    assert main(["submit", str(run_file), "optimizer.schedule.kind=constant", "--extend", *longer]) == 0
+    assert "extended from 24 to 48 steps; goes on after step 24" in capsys.readouterr().out
+    assert load(run_dir / "slurm/1/config.json").num_steps == load(run_dir).num_steps == 48
+    (tmp_path / "compare.toml").write_text("arms = {}")
+    assert main(["submit", str(tmp_path / "compare.toml"), "--extend", *longer]) == 2
+    assert "are for runs; " in capsys.readouterr().err
 
 
 def test_a_chain_is_jobs_that_wait_for_each_other(
