@@ -10,6 +10,7 @@ from typing import Literal
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.config import load
+from pretrain.run_files import CONFIG as RUN
 from pretrain.weights.folder import (
     MODEL,
     Dtype,
@@ -20,7 +21,8 @@ from pretrain.weights.folder import (
     write_folder,
 )
 from pretrain.weights.hugging_face import CONFIG, to_hugging_face
-from pretrain.weights.sources import open_source, vocabulary_of
+from pretrain.weights.sources import manifest_of, open_source, run_of, with_ids_of
+from pretrain.weights.text_tokenizer import checked_ids, exported_files
 from pretrain.weights.warm_start import adapt_weights
 
 GB = 10**9
@@ -35,19 +37,34 @@ def export(
     dtype: Dtype,
     file_gb: float,
     ema: bool = False,
+    tokenizers: Path | None = None,
 ) -> None:
     """Write weights of a run, a checkpoint or a folder of weights as a new folder.
 
-    `layout`: "motley", or "llama" for the layout of Hugging Face. `ema`: the moving averages of the weights,
-    which runs with optimizer.ema_decay have. Raises ConfigError, and then leaves OUT as it was.
+    `layout`: "motley", or "llama" for the layout of Hugging Face, which the text tokenizer belongs to. `ema`:
+    the moving averages of the weights, which runs with optimizer.ema_decay have. `tokenizers`: their folder;
+    None: beside the data of the run. Raises ConfigError, and then leaves OUT as it was.
     """
     check_out(out, source)
     weights = open_source(source, ema=ema)
     description: Mapping[str, object] = {MODEL: about_model(weights)}
     if layout == "llama":
         weights, config = to_hugging_face(weights)
-        description = {CONFIG: config | {"torch_dtype": _TORCH_NAMES[dtype]}}
+        files = _tokenizer_files(weights, source, tokenizers)
+        description = {CONFIG: config | {"torch_dtype": _TORCH_NAMES[dtype]}, **files}
     _write(out, weights, description, dtype, file_gb)
+
+
+def _tokenizer_files(weights: WeightSource, source: Path, folder: Path | None) -> Mapping[str, object]:
+    """The files of the text tokenizer. Where nobody named a folder and there is none, a line says why."""
+    run = run_of(source)
+    try:
+        return exported_files(weights, None if run is None else load(run / RUN), folder)
+    except ConfigError as error:
+        if folder is not None:
+            raise
+        print(f"no tokenizer is written: {error}")
+        return {}
 
 
 def import_weights(
@@ -59,16 +76,23 @@ def import_weights(
     new_towers: Mapping[str, str],
     dtype: Dtype,
     file_gb: float,
+    tokenizer: Path | None = None,
+    unchecked_ids: bool = False,
 ) -> None:
     """Write weights for the model of RUN.toml, adapted from any weights that `open_source` reads.
 
-    `new_towers`: see `pretrain.weights.warm_start.adapt_weights`. Raises ConfigError, and then leaves OUT as
-    it was.
+    `new_towers`: see `pretrain.weights.warm_start.adapt_weights`. `tokenizer`: file or folder of the text
+    tokenizer of weights of Hugging Face; None: in their folder. `unchecked_ids`: ids are not compared with
+    those of the data. Raises ConfigError, and then leaves OUT as it was.
     """
     check_out(out, source)
     config = load(run, overrides)
-    old, vocabulary = open_source(source), vocabulary_of(config)
+    old, manifest = open_source(source), manifest_of(config)
+    if not unchecked_ids:
+        old = checked_ids(old, config.data.train[0].path, manifest, tokenizer)
+    vocabulary = None if manifest is None else manifest["vocabulary"]
     weights = adapt_weights(old, config.model, seed=config.seed, new_towers=new_towers, vocabulary=vocabulary)
+    weights = with_ids_of(weights, manifest)
     _write(out, weights, {MODEL: about_model(weights)}, dtype, file_gb)
     if old.vocabulary is None or vocabulary is None:
         unknown = source if old.vocabulary is None else config.data.train[0].path

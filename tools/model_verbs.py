@@ -13,6 +13,7 @@ def _export(args: argparse.Namespace) -> int:
     export(
         Path(args.src), Path(args.out),
         layout=args.format, dtype=args.dtype, file_gb=args.file_gb, ema=args.ema,
+        tokenizers=None if args.tokenizers is None else Path(args.tokenizers),
     )  # fmt: skip
     return 0
 
@@ -31,6 +32,7 @@ def _import(args: argparse.Namespace) -> int:
     import_weights(
         Path(args.run), Path(args.src), Path(args.out), args.overrides,
         new_towers=dict(args.new_tower), dtype=args.dtype, file_gb=args.file_gb,
+        tokenizer=None if args.tokenizer is None else Path(args.tokenizer), unchecked_ids=args.unchecked_ids,
     )  # fmt: skip
     return 0
 
@@ -116,14 +118,27 @@ def _bench(args: argparse.Namespace) -> int:
     return run(options)
 
 
+_TOKENIZERS = "their folder (default: beside the run's data)"
+
+
 def add_weights(verbs: Verbs) -> None:
     """export and import."""
+    _add_export(verbs, _file_options())
+    _add_import(verbs, _file_options())
+
+
+def _file_options() -> argparse.ArgumentParser:
+    """The options of both: how files are written."""
     files = argparse.ArgumentParser(add_help=False)
     files.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="(default %(default)s)")
     files.add_argument(
         "--file-gb", type=float, default=4.0, help="size at which another file begins (default %(default)s)"
     )
 
+    return files
+
+
+def _add_export(verbs: Verbs, files: argparse.ArgumentParser) -> None:
     verb = verbs.add_parser("export", parents=[files], help="a checkpoint's weights -> safetensors files")
     verb.add_argument("src", help="a run (its newest checkpoint), a checkpoint, or exported weights")
     verb.add_argument("out", help="folder to write; must not exist")
@@ -135,8 +150,11 @@ def add_weights(verbs: Verbs) -> None:
         "Hugging Face's layout, Qwen3's if it has QK-norm (default %(default)s)",
     )
     verb.add_argument("--ema", action="store_true", help="the averages (optimizer.ema_decay)")
+    verb.add_argument("--tokenizers", metavar="DIR", help=f"for llama: {_TOKENIZERS}")
     verb.set_defaults(work=_export)
 
+
+def _add_import(verbs: Verbs, files: argparse.ArgumentParser) -> None:
     verb = verbs.add_parser(
         "import",
         parents=[files],
@@ -154,10 +172,13 @@ def add_weights(verbs: Verbs) -> None:
         metavar="NEW=TOWER",
         help="the tower of SRC that a new tower starts as, such as image=text; once for each new tower",
     )
+    verb.add_argument(
+        "--tokenizer", metavar="PATH", help="that of a Hugging Face SRC (default: in its folder)"
+    )
+    verb.add_argument("--unchecked-ids", action="store_true", help="do not ask what ids of SRC and data mean")
     verb.set_defaults(work=_import)
 
 
-_TOKENIZERS = "their folder (default: beside the run's data)"
 _PROCESSES = "ranks of this machine that share the model's weights (default %(default)s)"
 
 

@@ -13,7 +13,7 @@ from data_pipeline.files.printable import printable
 from data_pipeline.shards.faults import BadDocument, TruncatedShard, WrongChecksum
 from data_pipeline.shards.spans import SpanError, Spans, find_spans
 from data_pipeline.shards.tar import MANIFEST, TOKENS_SUFFIX
-from data_pipeline.shards.vocabulary import BOS, EOS, Vocabulary
+from data_pipeline.shards.vocabulary import Vocabulary
 
 TAR_BLOCK_BYTES = 512
 _CHECK_IDS = 1 << 22
@@ -123,7 +123,8 @@ def _check_group(
     short = np.flatnonzero(np.diff(starts) < 2)
     if len(short):
         raise BadDocument(f"{path}: {names[short[0]]} has fewer than two ids")
-    open_ended = np.flatnonzero((ids[starts[:-1]] != BOS) | (ids[starts[1:] - 1] != EOS))
+    first, last = ids[starts[:-1]], ids[starts[1:] - 1]
+    open_ended = np.flatnonzero((first != vocabulary.bos) | (last != vocabulary.eos))
     if len(open_ended):
         raise BadDocument(f"{path}: {names[open_ended[0]]} does not start with <bos> and end with <eos>")
     try:

@@ -74,7 +74,7 @@ class TokenSource:
     def __init__(self, folder: Path, manifest: dict[str, Any], header: dict[str, Any], index: Index) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.vocabulary = Vocabulary(sizes=manifest["vocabulary"])
+        self.vocabulary = Vocabulary(**Vocabulary.values_of(manifest))
         self._dtype = self.vocabulary.dtype
         self.index = index
         self.index_hash: str = header["hash"]
@@ -186,6 +186,7 @@ def manifest_hash(manifest: Mapping[str, Any]) -> str:
     """sha256 over the entries that decide a folder's tokens: vocabulary, tokenizers, sha256 of shards."""
     content = {
         "vocabulary": list(manifest["vocabulary"].items()),
+        **({"special_tokens": manifest["special_tokens"]} if "special_tokens" in manifest else {}),
         "tokenizers": {name: entry["fingerprint"] for name, entry in manifest["tokenizers"].items()},
         "shards": [[entry[key] for key in ("name", "sha256", "bytes")] for entry in manifest["shards"]],
     }
@@ -200,7 +201,7 @@ def build_index(folder: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(folder)
     _check_sizes(folder, manifest)
-    vocabulary = Vocabulary(sizes=manifest["vocabulary"])
+    vocabulary = Vocabulary(**Vocabulary.values_of(manifest))
     shards: list[dict[str, np.ndarray]] = []
     with Progress(f"index {folder}", total=len(manifest["shards"]), unit="shards") as progress:
         for entry in manifest["shards"]:

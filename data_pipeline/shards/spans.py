@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.shards.vocabulary import BOS, EOS, TEXT, Vocabulary
+from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 
 
 class Span(NamedTuple):
@@ -86,7 +86,7 @@ def read_spans(ids: np.ndarray, vocabulary: Vocabulary) -> tuple[Span, ...]:
     """The spans of one document `<bos> spans... <eos>`, text too, in order. Raises SpanError if `ids` is no
     document.
     """
-    if len(ids) < 2 or ids[0] != BOS or ids[-1] != EOS:
+    if len(ids) < 2 or ids[0] != vocabulary.bos or ids[-1] != vocabulary.eos:
         raise SpanError("a document starts with <bos> and ends with <eos>", 0)
     spans: list[Span] = []
     text_start = 1

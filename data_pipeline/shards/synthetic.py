@@ -7,14 +7,14 @@ import numpy as np
 
 from data_pipeline.files.atomic import write_json
 from data_pipeline.shards.tar import FORMAT, MANIFEST, TOKENS_SUFFIX, write_shard
-from data_pipeline.shards.vocabulary import BOS, EOS, SPECIAL_TOKENS, TEXT, Vocabulary
+from data_pipeline.shards.vocabulary import SPECIAL_TOKENS, TEXT, Vocabulary
 
 
 def random_document(
     rng: np.random.Generator, vocabulary: Vocabulary, spans: Sequence[tuple[str, int]]
 ) -> np.ndarray:
     """A document `<bos> spans... <eos>` of random ids; `spans` are (modality, tokens without delimiters)."""
-    pieces: list[np.ndarray] = [np.array([BOS])]
+    pieces: list[np.ndarray] = [np.array([vocabulary.bos])]
     for modality, tokens in spans:
         start = len(SPECIAL_TOKENS) if modality == TEXT else vocabulary.first_code(modality)
         end = vocabulary.start(modality) + vocabulary.sizes[modality]
@@ -23,7 +23,7 @@ def random_document(
             opening, closing = vocabulary.delimiters(modality)
             ids = np.concatenate([[opening], ids, [closing]])
         pieces.append(ids)
-    return np.concatenate([*pieces, [EOS]]).astype(vocabulary.dtype)
+    return np.concatenate([*pieces, [vocabulary.eos]]).astype(vocabulary.dtype)
 
 
 def random_documents(
@@ -73,7 +73,7 @@ def write_token_folder(
         counts += np.bincount(vocabulary.modality_of(ids), minlength=len(counts))
     manifest = {
         "format": FORMAT,
-        "vocabulary": dict(vocabulary.sizes),
+        **vocabulary.manifest_values(),
         "tokenizers": {name: {"fingerprint": f"{fingerprint}-{name}"} for name in vocabulary.modalities},
         "num_documents": len(documents),
         "tokens": dict(zip(vocabulary.modalities, counts.tolist(), strict=True)),

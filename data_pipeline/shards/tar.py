@@ -264,8 +264,9 @@ def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     advice = "copy it again, or tokenize again"
     try:
         fields = {"vocabulary": dict, "tokenizers": dict, "shards": list}
+        fields |= {"special_tokens": dict} if "special_tokens" in manifest else {}
         check_fields(manifest, fields, where=str(path), advice=advice)
-        validate(Vocabulary, {"sizes": manifest["vocabulary"]}, f"{path}: vocabulary")
+        validate(Vocabulary, Vocabulary.values_of(manifest), f"{path}: vocabulary")
         for name, entry in manifest["tokenizers"].items():
             check_fields(entry, {"fingerprint": str}, where=f"{path}: tokenizers.{name}", advice=advice)
         for number, entry in enumerate(manifest["shards"]):

@@ -1,25 +1,31 @@
 """One id space for all modalities: text first, with the special tokens, then a range for each other modality.
 
-    0 .. 6                     <pad> <bos> <eos> and the delimiters of images and speech, in all data
+    0 .. 6                     <pad> <bos> <eos> and the delimiters of images and speech
     7 .. text size - 1         other tokens of the text tokenizer
     ranges of image, speech    their codes
     range of any other         its opening delimiter, its closing delimiter, then its codes
 
-A modality beyond the three brings its delimiters inside of its own range, so adding it moves no other id.
+A text tokenizer that was trained elsewhere keeps its ids 0, 1, 2, ...; the special tokens that it lacks get
+the ids behind them. A modality beyond the three brings its delimiters inside of its own range, so adding it
+moves no other id.
 """
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_validator
 
 TEXT = "text"
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<bos_speech>", "<eos_speech>")
-"""Special tokens of every vocabulary, at ids 0, 1, 2, ...; they are tokens of the text tokenizer."""
-PAD, BOS, EOS, BOI, EOI, BOS_SPEECH, EOS_SPEECH = range(len(SPECIAL_TOKENS))
+"""Special tokens of every vocabulary; they are tokens of text."""
+PAD, BOS, EOS, BOI, EOI, BOS_SPEECH, EOS_SPEECH = FIRST_IDS = tuple(range(len(SPECIAL_TOKENS)))
+"""Positions in SPECIAL_TOKENS, and the ids of these tokens unless a text tokenizer was trained elsewhere."""
 DELIMITERS = {"image": (BOI, EOI), "speech": (BOS_SPEECH, EOS_SPEECH)}
-"""Modality -> the special tokens around a span of it. Other modalities have theirs in their own range."""
+"""Modality -> positions in SPECIAL_TOKENS of the delimiters of its spans. Other modalities have theirs in
+their own range.
+"""
 NUM_DELIMITERS = 2
 
 
@@ -29,6 +35,8 @@ class Vocabulary(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sizes: dict[str, PositiveInt]
+    special_ids: tuple[NonNegativeInt, ...] = FIRST_IDS
+    """Ids of SPECIAL_TOKENS, in their order."""
 
     @model_validator(mode="after")
     def _check(self) -> "Vocabulary":
@@ -37,7 +45,46 @@ class Vocabulary(BaseModel):
         for name, size in self.sizes.items():
             if size <= self._num_own_delimiters(name):
                 raise ValueError(f"{name} has {size} ids, but its two delimiters and a code need 3 or more")
+        ids = self.special_ids
+        if ids != FIRST_IDS and not (
+            len(set(ids)) == len(FIRST_IDS) == len(ids) and max(ids) < self.sizes[TEXT]
+        ):
+            raise ValueError(
+                f"special tokens have the ids {list(ids)}; legal: {len(FIRST_IDS)} different ids below "
+                f"{self.sizes[TEXT]}, the size of text"
+            )
         return self
+
+    @staticmethod
+    def values_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the fields, not yet checked, that the manifest of a folder of token shards holds."""
+        sizes, ids = manifest["vocabulary"], manifest.get("special_tokens")
+        return {"sizes": sizes} | (
+            {} if ids is None else {"special_ids": [ids.get(n) for n in SPECIAL_TOKENS]}
+        )
+
+    def manifest_values(self) -> dict[str, Any]:
+        """The entries of a manifest that `values_of` reads."""
+        ids = dict(zip(SPECIAL_TOKENS, self.special_ids, strict=True))
+        return {
+            "vocabulary": self.sizes,
+            **({} if self.special_ids == FIRST_IDS else {"special_tokens": ids}),
+        }
+
+    @property
+    def pad(self) -> int:
+        """The id of <pad>."""
+        return self.special_ids[PAD]
+
+    @property
+    def bos(self) -> int:
+        """The id of <bos>, which begins every document."""
+        return self.special_ids[BOS]
+
+    @property
+    def eos(self) -> int:
+        """The id of <eos>, which ends every document."""
+        return self.special_ids[EOS]
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -64,7 +111,10 @@ class Vocabulary(BaseModel):
     def delimiters(self, modality: str) -> tuple[int, int]:
         """The special tokens (opening, closing) around a span of a modality other than text."""
         start = self.start(modality)
-        return DELIMITERS.get(modality, (start, start + 1))
+        if modality in DELIMITERS:
+            opening, closing = DELIMITERS[modality]
+            return self.special_ids[opening], self.special_ids[closing]
+        return start, start + 1
 
     @staticmethod
     def size_of(modality: str, num_codes: int) -> int:
@@ -78,7 +128,7 @@ class Vocabulary(BaseModel):
     @cached_property
     def _is_special(self) -> np.ndarray:
         special = np.zeros(self.size, bool)
-        special[: min(len(SPECIAL_TOKENS), self.sizes[TEXT])] = True
+        special[[i for i in self.special_ids if i < self.sizes[TEXT]]] = True
         for name in self.modalities:
             start = self.start(name)
             special[start : start + self._num_own_delimiters(name)] = True

@@ -7,7 +7,7 @@ from functools import reduce
 
 import numpy as np
 
-from data_pipeline.shards.vocabulary import PAD, Vocabulary
+from data_pipeline.shards.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def make_batch(
     the rest of `sequence_tokens` is padding. `samples[b]` names them. Raises ValueError if they do not fit.
     """
     num_sequences = len(sequences)
-    input_ids = np.full((num_sequences, sequence_tokens), PAD, np.int32)
+    input_ids = np.full((num_sequences, sequence_tokens), vocabulary.pad, np.int32)
     target_ids = input_ids.copy()
     slots: list[int] = []  # slots of each document and then of the padding, sequence by sequence
     numbers: list[int] = []  # document_ids of these documents and paddings

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.shards.tar import Sample
-from data_pipeline.shards.vocabulary import BOS, EOS, TEXT
+from data_pipeline.shards.vocabulary import TEXT
 from data_pipeline.tokenize.layout import RAW, SourceSettings
 from data_pipeline.tokenize.limits import Limits, parts_within
 from data_pipeline.tokenize.raw import Part, SampleError
@@ -43,11 +43,11 @@ class DocumentEncoder:
 
     def encode(self, sample: Sample, key: str = "") -> Encoded:
         """The document of a sample of that key, which is not added. Raises SampleError."""
-        ids: list[np.ndarray] = [np.array([BOS])]
+        ids: list[np.ndarray] = [np.array([self.vocabulary.bos])]
         measured: Counter[str] = Counter()
         for part in parts_within(sample, self.limits, key=key, source=self.source):
             ids += self._encode_part(part, measured)
-        document = np.concatenate([*ids, np.array([EOS])])
+        document = np.concatenate([*ids, np.array([self.vocabulary.eos])])
         if len(document) == 2:
             raise SampleError("all its parts are empty")
         counts = np.bincount(self.vocabulary.modality_of(document), minlength=len(self.vocabulary.sizes))

@@ -325,7 +325,7 @@ def _manifest(
     vocabulary = vocabulary_of(tokenizers)
     return {
         "format": FORMAT,
-        "vocabulary": vocabulary.sizes,
+        **vocabulary.manifest_values(),
         "tokenizers": {
             name: {
                 **named_kind(name, kinds[name]),

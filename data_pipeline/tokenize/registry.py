@@ -12,7 +12,11 @@ from data_pipeline.shards.vocabulary import TEXT
 from data_pipeline.tokenize.tokenizer import Tokenizer, TokenizerKind
 
 KINDS: Mapping[str, Mapping[str, str]] = {
-    TEXT: {"bpe": "data_pipeline.tokenize.kinds.bpe"},
+    TEXT: {
+        "bpe": "data_pipeline.tokenize.kinds.bpe",
+        "huggingface": "data_pipeline.tokenize.kinds.huggingface",
+        "sentencepiece": "data_pipeline.tokenize.kinds.sentencepiece_model",
+    },
     "image": {"patch_kmeans": "data_pipeline.tokenize.kinds.patch_kmeans"},
     "speech": {"log_mel_kmeans": "data_pipeline.tokenize.kinds.log_mel_kmeans"},
 }

@@ -13,23 +13,29 @@ from data_pipeline.shards.tar import Location, Sample
 from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 from data_pipeline.tokenize.config import TokenizeConfig, TokenizerTable, modality_order
 from data_pipeline.tokenize.isolated import Refused, use_samples
+from data_pipeline.tokenize.kinds import huggingface, sentencepiece_model
 from data_pipeline.tokenize.layout import SourceSettings
 from data_pipeline.tokenize.limits import Limits, parts_within
+from data_pipeline.tokenize.pretrained_text import PretrainedText
 from data_pipeline.tokenize.registry import load_kind, module_of, open_tokenizer, save_tokenizer, saved_kind
 from data_pipeline.tokenize.sources import Split
 from data_pipeline.tokenize.tokenizer import Tokenizer, TokenizerKind
 from data_pipeline.tokenize.workers import run_tasks
 
 TOKENIZERS = "tokenizers"
+_FOREIGN = {huggingface.FILE: "huggingface", **dict.fromkeys(sentencepiece_model.FILES, "sentencepiece")}
+"""File of a text tokenizer that was trained elsewhere -> the kind that reads it."""
 _MIN_FROM_A_SHARD = 50
 """Fit on at least so many documents of a shard before opening another shard, which takes time."""
 
 
 def vocabulary_of(tokenizers: Mapping[str, Tokenizer]) -> Vocabulary:
     """The id space of tokenizers, in their order and of their actual sizes."""
-    return Vocabulary(
-        sizes={name: Vocabulary.size_of(name, tokenizer.size) for name, tokenizer in tokenizers.items()}
-    )
+    sizes = {name: Vocabulary.size_of(name, tokenizer.size) for name, tokenizer in tokenizers.items()}
+    text = tokenizers[TEXT]
+    if isinstance(text, PretrainedText):
+        return Vocabulary(sizes=sizes, special_ids=text.special_ids)
+    return Vocabulary(sizes=sizes)
 
 
 def saved_kinds(folder: Path) -> dict[str, str]:
@@ -38,7 +44,11 @@ def saved_kinds(folder: Path) -> dict[str, str]:
     """
     saved = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     if TEXT not in saved:
-        raise ConfigError(f"{folder}: no tokenizers here (expected folders such as {folder / TEXT})")
+        files = [path.name for path in folder.glob("*") if path.name in _FOREIGN] if folder.is_dir() else []
+        advice = (
+            f'; for {files[0]}: [{TEXT}] kind = "{_FOREIGN[files[0]]}", file = "{folder}"' if files else ""
+        )
+        raise ConfigError(f"{folder}: no tokenizers here (expected folders such as {folder / TEXT}){advice}")
     return {name: saved_kind(folder / name, name) for name in modality_order(saved)}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.spans import read_spans
-from data_pipeline.shards.vocabulary import BOS, EOS, TEXT, Vocabulary
+from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 from data_pipeline.stream.order import documents_at, key_of
 from data_pipeline.stream.packing import cut, pack
 
@@ -126,7 +126,7 @@ def _with_foreign(own: Sequence[tuple[np.ndarray, np.ndarray, str]], context_tok
 
 def pair_text(condition: np.ndarray, target: np.ndarray, name: str, vocabulary: Vocabulary) -> Text:
     """`<bos> condition target <eos>`, in which only the ids of the target count, without its delimiters."""
-    ids = np.concatenate([[BOS], condition, target, [EOS]]).astype(np.int64)
+    ids = np.concatenate([[vocabulary.bos], condition, target, [vocabulary.eos]]).astype(np.int64)
     weights = np.zeros(len(ids) - 1, np.float32)
     start, end = 1 + len(condition), 1 + len(condition) + len(target)
     is_text = vocabulary.modality_of(target) == vocabulary.modalities.index(TEXT)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from data_pipeline.shards.index import TokenSource
-from data_pipeline.shards.vocabulary import BOI, Vocabulary
+from data_pipeline.shards.vocabulary import Vocabulary
 from data_pipeline.stream.batch import Batch, make_batch
 from parallel.engine import Engine
 from parallel.world import World
@@ -88,8 +88,11 @@ def images_of(
     texts: Sequence[Text], source: TokenSource, config: RunConfig, count: int
 ) -> HeldoutImages | None:
     """The first `count` texts with an image; None if there are none, or if the model routes no images."""
-    chosen = [text for text in texts if BOI in text.ids][:count]
-    if IMAGE not in config.model.depth or not chosen:
+    if IMAGE not in config.model.depth or IMAGE not in source.vocabulary.modalities:
+        return None
+    opening, _ = source.vocabulary.delimiters(IMAGE)
+    chosen = [text for text in texts if opening in text.ids][:count]
+    if not chosen:
         return None
     batches = micro_batches([[text] for text in chosen], source.vocabulary, config)
     return HeldoutImages(source, tuple(chosen), tuple(build_inputs(batch, config.model) for batch in batches))

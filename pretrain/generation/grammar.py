@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
-from data_pipeline.shards.vocabulary import EOS, TEXT, Vocabulary
+from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 
 FREE = "free"
 """The goal of a sample that may hold any modality."""
@@ -46,7 +46,7 @@ class Grammar:
             return Place(place.modality, place.codes + 1)
         if token in self._opened_by:
             return Place(self._opened_by[token])
-        return Place(ended=token == EOS)
+        return Place(ended=token == self.vocabulary.eos)
 
     def allowed(self, place: Place, room: int) -> Bool[np.ndarray, " vocabulary"]:
         """The ids that may follow where `room` of them still fit. A span is opened only if it can be closed,
@@ -64,7 +64,7 @@ class Grammar:
         ]
         if self.goal not in (FREE, TEXT):
             return self._only(openings)
-        return self._codes[TEXT] | self._only([*openings, EOS])
+        return self._codes[TEXT] | self._only([*openings, self.vocabulary.eos])
 
     def least_room(self) -> int:
         """Ids that a sample needs at least."""

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipeline.shards.spans import read_spans
-from data_pipeline.shards.vocabulary import BOS, EOS, TEXT, Vocabulary
+from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 from data_pipeline.tokenize.tokenizer import Tokenizer
 
 
@@ -26,8 +26,9 @@ def decode(
     ids: Int[np.ndarray, " tokens"], vocabulary: Vocabulary, tokenizers: Mapping[str, Tokenizer]
 ) -> list[Piece]:
     """The parts of a stretch of a document whose spans are whole, with or without <bos> and <eos>."""
-    inside = ids[(ids != BOS) & (ids != EOS)]
-    document = np.concatenate([[BOS], inside, [EOS]]).astype(np.int64)
+    bos, eos = vocabulary.bos, vocabulary.eos
+    inside = ids[(ids != bos) & (ids != eos)]
+    document = np.concatenate([[bos], inside, [eos]]).astype(np.int64)
     found = []
     for modality, start, end in read_spans(document, vocabulary):
         tokenizer = tokenizers[modality]

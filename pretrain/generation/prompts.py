@@ -10,7 +10,7 @@ from jaxtyping import Int
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.spans import read_spans
-from data_pipeline.shards.vocabulary import BOS, TEXT, Vocabulary
+from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 from data_pipeline.stream.order import documents_at
 from data_pipeline.tokenize.documents import DocumentEncoder
 from data_pipeline.tokenize.limits import Limits
@@ -36,7 +36,7 @@ class Prompt:
 def prompt_of(parts: Sequence[tuple[str, str]], tokenizers: Mapping[str, Tokenizer]) -> Prompt:
     """The prompt of parts (modality, text or path of a file) in their order. Raises ConfigError."""
     encoder = DocumentEncoder(tokenizers, Limits.model_validate({}))
-    ids = [np.array([BOS])]
+    ids = [np.array([encoder.vocabulary.bos])]
     for modality, value in parts:
         flag = "--prompt" if modality == TEXT else f"--{modality} {value}"
         if modality not in tokenizers:

@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards import tar
-from data_pipeline.shards.vocabulary import TEXT, Vocabulary
+from data_pipeline.shards.vocabulary import Vocabulary
 from data_pipeline.tokenize.tokenizer import Tokenizer
-from data_pipeline.tokenize.tokenizer_set import TOKENIZERS, load_tokenizers, vocabulary_of
+from data_pipeline.tokenize.tokenizer_set import load_tokenizers, vocabulary_of
 from parallel.collectives import ONE_RANK
 from parallel.logical import logical_of
 from parallel.world import World
@@ -22,6 +21,7 @@ from pretrain.models.routing_state import RoutingState
 from pretrain.run_files import CONFIG
 from pretrain.weights.folder import WeightSource, threshold_names
 from pretrain.weights.sources import open_source, run_of
+from pretrain.weights.text_tokenizer import tokenizers_of_run
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -59,7 +59,7 @@ def open_model(path: Path, tokenizers: Path | None = None, world: World | None =
     run = run_of(path)
     config = None if run is None else load(run / CONFIG)
     # Of a run they come first, since hashing a checkpoint takes long.
-    opened = None if config is None else _tokenizers_of_run(path, config, tokenizers)
+    opened = None if config is None else tokenizers_of_run(path, config, tokenizers)
     source = open_source(path)
     if opened is None:
         opened = _tokenizers_of_weights(path, tokenizers)
@@ -97,32 +97,6 @@ def _tokenizers_of_weights(path: Path, folder: Path | None) -> dict[str, Tokeniz
             "--tokenizers DIR"
         )
     return load_tokenizers(folder)
-
-
-def _tokenizers_of_run(path: Path, config: RunConfig, folder: Path | None) -> dict[str, Tokenizer]:
-    """The tokenizers in `folder`, or beside the data of a run; the same that made the data, where that is
-    there."""
-    data = Path(config.data.train[0].path)
-    places = [folder] if folder else [data / TOKENIZERS, data.parent / TOKENIZERS]
-    found = next((place for place in places if (place / TEXT).is_dir()), None)
-    if found is None:
-        raise ConfigError(
-            f"{path}: no tokenizers in {' or '.join(map(str, places))}, so ids cannot become text, pictures "
-            "or sound; name the folder that `motley tokenize` wrote with --tokenizers DIR"
-        )
-    tokenizers = load_tokenizers(found)
-    try:
-        made_by = tar.read_manifest(data)["tokenizers"]
-    except tar.ShardError:  # the data is gone; sizes are compared by the caller
-        return tokenizers
-    for modality, entry in made_by.items():
-        own = tokenizers[modality].fingerprint if modality in tokenizers else "missing"
-        if own != entry["fingerprint"]:
-            raise ConfigError(
-                f"{found / modality}: fingerprint {own}, but {data} was made by {entry['fingerprint']}: not "
-                "the tokenizer that the model was trained with; name the folder of that with --tokenizers DIR"
-            )
-    return tokenizers
 
 
 def _check_vocabulary(source: WeightSource, vocabulary: Vocabulary, folder: Path | None) -> None:

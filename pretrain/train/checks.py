@@ -42,7 +42,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
         sequences_per_step=config.sequences_per_step,
         max_too_long_frac=config.data.max_too_long_frac,
     )
-    check_initial_weights(config, sources[0][0].vocabulary.sizes)
+    check_initial_weights(config, sources[0][0].vocabulary.sizes, sources[0][0].fingerprints)
 
 
 def _check_named_once(train: Sequence[TokenSource]) -> None:

@@ -69,6 +69,10 @@ class WeightSource:
     step: int | None = None
     vocabulary: Mapping[str, int] | None = None
     """Number of ids per modality, in order; None if it is not known."""
+    special_tokens: Mapping[str, int] | None = None
+    """Ids of special tokens; None: they are the first ids, or not known."""
+    tokenizers: Mapping[str, str] | None = None
+    """Modality -> fingerprint of the tokenizer that made its ids; None if they are not known."""
     routing_state: RoutingState | None = None
     """Thresholds of routers and the progress of the run, in the form of training; None if they are not
     known."""
@@ -126,8 +130,9 @@ def open_weights(folder: Path) -> WeightSource:
     model = validate(ModelConfig, about["model"], source=f"{folder / MODEL}: model")
     tensors = read_tensors(folder)
     check_tensors(folder, tensors, logical_shapes(model), f"its own {MODEL}")
-    origin = about["name"], about["step"], about["vocabulary"]
-    return WeightSource(folder, model, tensors, *origin, _routing_state(folder, about.get("routers"), model))
+    state = _routing_state(folder, about.get("routers"), model)
+    ids = about["vocabulary"], about.get("special_tokens"), about.get("tokenizers")
+    return WeightSource(folder, model, tensors, about["name"], about["step"], *ids, state)
 
 
 def _routing_state(folder: Path, routers: Any, model: ModelConfig) -> RoutingState | None:
@@ -155,8 +160,8 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{folder / MODEL}: no description of weights of format 1 or {FORMAT}; export them again"
         )
-    others = about["vocabulary"], about.get("routers")
-    tables = isinstance(about["files"], dict) and all(isinstance(value, dict | None) for value in others)
+    optional = (about.get(key) for key in ("vocabulary", "special_tokens", "tokenizers", "routers"))
+    tables = isinstance(about["files"], dict) and all(isinstance(table, dict | None) for table in optional)
     unlisted = {path.name for path in folder.glob("*.safetensors")} - set(about["files"] if tables else ())
     if not tables or unlisted:
         raise ConfigError(
@@ -239,6 +244,8 @@ def write_folder(
 def about_model(source: WeightSource) -> dict[str, Any]:
     """The content of model.json for weights, without their files."""
     origin = {"name": source.name, "step": source.step, "vocabulary": source.vocabulary}
+    known = {"special_tokens": source.special_tokens, "tokenizers": source.tokenizers}
+    origin |= {key: table for key, table in known.items() if table is not None}
     state, routers = source.routing_state, None
     if state is not None and threshold_names(source.model):
         routers = seal({"thresholds": dict(state.thresholds), "progress": state.progress})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_pipeline.files.toml_config import ConfigError, load_toml, validate
-from data_pipeline.shards.vocabulary import BOS, EOS, PAD
+from data_pipeline.shards.vocabulary import FIRST_IDS, SPECIAL_TOKENS
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import layers
 from pretrain.weights.folder import LazyTensor, WeightSource, check_tensors, read_tensors
@@ -149,7 +149,7 @@ def to_hugging_face(source: WeightSource) -> tuple[WeightSource, dict[str, Any]]
     if model.width_ratio != 1:  # transformers divides no logits, so the head is divided
         head = theirs.get(_HEAD, theirs[_EMBEDDING])
         theirs[_HEAD] = LazyTensor(head.shape, lambda: head.read() / model.width_ratio)
-    return replace(source, tensors=theirs), config_of(model)
+    return replace(source, tensors=theirs), config_of(model, source.special_tokens)
 
 
 def _inexpressible(model: ModelConfig) -> str | None:
@@ -173,8 +173,10 @@ def _inexpressible(model: ModelConfig) -> str | None:
     return None
 
 
-def config_of(model: ModelConfig) -> dict[str, Any]:
-    """The content of config.json, in a form that transformers 4 and 5 read."""
+def config_of(model: ModelConfig, special_tokens: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The content of config.json, in a form that transformers 4 and 5 read. `special_tokens`: their ids;
+    None: the first ids."""
+    ids = special_tokens or dict(zip(SPECIAL_TOKENS, FIRST_IDS, strict=True))
     kind = "qwen3" if model.query_key_norm else "qwen2" if model.qkv_bias else "llama"
     return {
         "architectures": [f"{kind.capitalize()}ForCausalLM"],
@@ -188,7 +190,7 @@ def config_of(model: ModelConfig) -> dict[str, Any]:
         "initializer_range": model.init_std,
         "tie_word_embeddings": model.tied_embeddings and model.width_ratio == 1,
         **{field: legal for field, (legal, _) in _EXPRESSIBLE.items() if legal is not None},
-        **{"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS},
+        **{f"{name}_token_id": ids[f"<{name}>"] for name in ("pad", "bos", "eos")},
     }
 
 

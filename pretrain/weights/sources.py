@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards import tar
@@ -61,12 +62,24 @@ def run_of(path: Path) -> Path | None:
     return next((folder for folder in (path, *path.parents[1:2]) if (folder / RUN).is_file()), None)
 
 
-def vocabulary_of(config: RunConfig) -> Mapping[str, int] | None:
-    """The number of ids per modality of a run's data; None if the data is missing."""
+def manifest_of(config: RunConfig) -> Mapping[str, Any] | None:
+    """The manifest of a run's data, whose ids are those of all its sources; None if the data is missing."""
     try:
-        return tar.read_manifest(Path(config.data.train[0].path))["vocabulary"]
+        return tar.read_manifest(Path(config.data.train[0].path))
     except tar.ShardError:
         return None
+
+
+def with_ids_of(source: WeightSource, manifest: Mapping[str, Any] | None) -> WeightSource:
+    """Weights with the vocabulary and the tokenizers of data; without changes where there is no manifest."""
+    if manifest is None:
+        return source
+    return replace(
+        source,
+        vocabulary=manifest["vocabulary"],
+        special_tokens=manifest.get("special_tokens"),
+        tokenizers={name: entry["fingerprint"] for name, entry in manifest["tokenizers"].items()},
+    )
 
 
 def _open_run(run: Path, checkpoint: Path | None, ema: bool) -> WeightSource:
@@ -95,7 +108,6 @@ def _open_run(run: Path, checkpoint: Path | None, ema: bool) -> WeightSource:
         check_resolved_config(run, identity)
         check_origin(path, manifest["run"], identity)
     reader, entries = ShardReader(path, manifest["tensors"]), manifest["tensors"].items()
-
     if ema and not any(EMA in entry["digest"] for _, entry in entries):
         raise ConfigError(f"{path} holds no averages of weights: they need optimizer.ema_decay, and one step")
 
@@ -108,9 +120,9 @@ def _open_run(run: Path, checkpoint: Path | None, ema: bool) -> WeightSource:
 
     tensors = {name: LazyTensor(tuple(entry["shape"]), partial(read, name)) for name, entry in entries}
     check_tensors(path, tensors, logical_shapes(config.model), f"the model of {run / RUN}")
-    step, vocabulary = manifest["step"], vocabulary_of(config)
-    state = _routing_state(path, config, step)
-    return WeightSource(path, config.model, tensors, config.name, step, vocabulary, state)
+    state = _routing_state(path, config, manifest["step"])
+    found = WeightSource(path, config.model, tensors, config.name, manifest["step"], routing_state=state)
+    return with_ids_of(found, manifest_of(config))
 
 
 def _routing_state(checkpoint: Path, config: RunConfig, step: int) -> RoutingState:

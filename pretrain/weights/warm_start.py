@@ -96,8 +96,11 @@ def initial_weights(config: RunConfig) -> Path | None:
     return Path(config.initial_weights)
 
 
-def check_initial_weights(config: RunConfig, vocabulary: Mapping[str, int]) -> None:
-    """Raise ConfigError unless `initial_weights` fit the run's model and the `vocabulary` of its data.
+def check_initial_weights(
+    config: RunConfig, vocabulary: Mapping[str, int], tokenizers: Mapping[str, str]
+) -> None:
+    """Raise ConfigError unless `initial_weights` fit the run's model, the `vocabulary` of its data, and the
+    fingerprints of its tokenizers.
 
     Only headers are read. Nothing is checked if the run will not read the weights.
     """
@@ -112,11 +115,23 @@ def check_initial_weights(config: RunConfig, vocabulary: Mapping[str, int]) -> N
         of_source = [list((source.vocabulary or vocabulary).items()), list(source.model.towers.items())]
         if of_source != (of_run := [list(vocabulary.items()), list(config.model.towers.items())]):
             raise ConfigError(f"made for ids and towers {of_source}, the run has {of_run}")
+        check_fingerprints(source, tokenizers, config.data.train[0].path)
     except ConfigError as error:
         raise ConfigError(
             f'initial_weights = "{folder}": {error}. '
             "`motley import RUN.toml SRC OUT` makes weights for exactly a run's model from others"
         ) from None
+
+
+def check_fingerprints(source: WeightSource, of_data: Mapping[str, str], data: str) -> None:
+    """Raise ConfigError if weights were trained on ids of other tokenizers than those of the data."""
+    for modality, fingerprint in (source.tokenizers or {}).items():
+        if of_data.get(modality, fingerprint) != fingerprint:
+            raise ConfigError(
+                f"{source.path}: trained on ids of the {modality} tokenizer {fingerprint}, but those of "
+                f"{data} are of {of_data[modality]}: the same ids mean other things. Tokenize the data with "
+                "the tokenizers of that run (tokenizers_from)"
+            )
 
 
 def load_weights(folder: Path, parameters: Iterable[tuple[str, "nn.Parameter"]], world: "World") -> None:

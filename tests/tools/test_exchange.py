@@ -103,7 +103,9 @@ def test_import_of_a_llama_needs_only_its_shape(folder: Path, capsys: pytest.Cap
         f"model.{key}={value}" for key, value in (shape | {"norm_eps": 1e-6, "rope_theta": 500}).items()
     ]
     arguments = ["import", str(folder / "mot.toml"), str(folder / "hf"), str(folder / "out")]
-    assert main([*arguments, *changes]) == 0
+    assert main([*arguments, *changes]) == 2
+    assert "tokenize the data with [text] kind" in capsys.readouterr().err
+    assert main([*arguments, *changes, "--unchecked-ids"]) == 0
     assert f"unchecked: the vocabulary of {folder / 'hf'} is not known" in capsys.readouterr().out
     assert open_weights(folder / "out").vocabulary == VOCABULARY.sizes
 
