@@ -126,6 +126,7 @@ METRICS = (
     Metric("data/fingerprint", "hex", "last", "chained hash of all bytes that were read, in order"),
     Metric("data/heldout_fingerprint", "hex", "last", "hash of all held-out ids that an evaluation reads"),
     Metric("data/too_long", "documents", "last", "documents left out, a span is longer than the context"),
+    Metric("data/masked_targets", "targets", "cumulative", "targets of context, without loss"),
     Metric("data/unreadable", "documents", "cumulative", "documents not read as indexed, over all attempts"),
     Metric("data/unreadable_documents", "names", "list", f"those of data/unreadable that were new {_SINCE}"),
 )
@@ -158,6 +159,9 @@ def metric(name: str) -> Metric:
 
 # ---------------------------------------------------------------------------------------------- sums -> rows
 
+MASKED = "masked_targets"
+"""The name of a sum that only data with context parts has."""
+
 
 def add(total: Mapping[str, float], more: Mapping[str, float]) -> Sums:
     """The sums of two mappings by name; a name that one of them lacks counts as 0."""
@@ -179,12 +183,14 @@ def step_sums(
     fill_frac: float,
     grad_norm: float,
     grad_norm_by_tower: Mapping[str, float],
+    masked_targets: float = 0.0,
 ) -> Sums:
     """The Sums of one optimizer step over all ranks: nats and targets per modality, slots, FLOPs, seconds.
 
     `targets`: modality -> (sum of nats, weight).
     """
     sums = dict(zip(STEP_KEYS, (1.0, tokens, flops, step_s, wait_s, fill_frac, grad_norm), strict=True))
+    sums |= {MASKED: masked_targets} if masked_targets else {}
     sums |= {f"loss/{m}": nats for m, (nats, _) in targets.items()}
     sums |= {f"weight/{m}": weight for m, (_, weight) in targets.items()}
     return sums | {f"grad_norm/{tower}": value for tower, value in grad_norm_by_tower.items()}

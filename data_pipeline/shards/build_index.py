@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipeline.files.printable import printable
 from data_pipeline.shards.faults import BadDocument, TruncatedShard, WrongChecksum
+from data_pipeline.shards.loss_mask import MASKED_SUFFIX, from_bytes
 from data_pipeline.shards.spans import SpanError, Spans, find_spans
 from data_pipeline.shards.tar import MANIFEST, TOKENS_SUFFIX
 from data_pipeline.shards.vocabulary import Vocabulary
@@ -21,7 +22,8 @@ _CHECK_IDS = 1 << 22
 
 
 def index_shard(path: Path, entry: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-    """Arrays of data_pipeline.shards.index.Index for one shard, and the number of spans of each document.
+    """Arrays of data_pipeline.shards.index.Index for one shard, and the numbers of spans and of masked ranges
+    of each document.
 
     Raises WrongChecksum, TruncatedShard or BadDocument, naming shard and document.
     """
@@ -33,7 +35,7 @@ def index_shard(path: Path, entry: Mapping[str, Any], vocabulary: Vocabulary) ->
                 f"{path}: sha256 {digest}, but {MANIFEST} says {entry['sha256']}; copy it again, or "
                 f"tokenize again"
             )
-        members = list(_members(path, view))
+        members, masked = _with_masks(path, view)
         offset = np.array([start for _, start, _ in members], np.uint64)
         size = np.array([size for _, _, size in members], np.int64)
         names = [name for name, _, _ in members]
@@ -43,11 +45,56 @@ def index_shard(path: Path, entry: Mapping[str, Any], vocabulary: Vocabulary) ->
         length = size // itemsize
         crc32 = np.array([zlib.crc32(view[start : start + n]) for _, start, n in members], np.uint32)
         counts, spans = _check_documents(path, view, names, offset, length, vocabulary)
-    return {"offset": offset, "length": length, "crc32": crc32, "num_spans": counts, "span": spans}
+        num_masked, ranges = _check_masks(path, view, names, length, masked)
+    return {
+        **{"offset": offset, "length": length, "crc32": crc32, "num_spans": counts, "span": spans},
+        **{"num_masked": num_masked, "masked": ranges},
+    }
 
 
-def _members(path: Path, view: mmap.mmap) -> Iterator[tuple[str, int, int]]:
-    """(name, offset of the content, its size in bytes) of each file in a tar.
+_Member = tuple[str, int, int]
+"""(name, offset of the content, its size in bytes)."""
+
+
+def _with_masks(path: Path, view: mmap.mmap) -> tuple[list[_Member], dict[int, tuple[int, int]]]:
+    """(members with ids, document -> (offset, size) of the masked ranges that stand behind it). Raises
+    BadDocument for any other member."""
+    members: list[_Member] = []
+    masked: dict[int, tuple[int, int]] = {}
+    for name, start, size in _members(path, view):
+        key, _, suffix = name.rpartition(".")
+        if suffix == TOKENS_SUFFIX:
+            members.append((name, start, size))
+        elif suffix == MASKED_SUFFIX and members and members[-1][0] == f"{key}.{TOKENS_SUFFIX}":
+            masked[len(members) - 1] = start, size
+        else:
+            raise BadDocument(
+                f'{path}: holds "{name}"; a token shard has .{TOKENS_SUFFIX} files, and a '
+                f".{MASKED_SUFFIX} file only behind that of the same key"
+            )
+    return members, masked
+
+
+def _check_masks(
+    path: Path, view: mmap.mmap, names: list[str], length: np.ndarray, masked: Mapping[int, tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(number of masked ranges of each document [n], start and end of each range [ranges, 2]).
+
+    Raises BadDocument for the first document whose ranges are none.
+    """
+    counts, ranges = np.zeros(len(names), np.int64), [np.zeros((0, 2), np.int64)]
+    for document, (start, size) in masked.items():
+        try:
+            found = from_bytes(view[start : start + size], int(length[document]))
+        except ValueError as error:
+            raise BadDocument(f"{path}: {names[document]}: its .{MASKED_SUFFIX}: {error}") from None
+        counts[document] = len(found)
+        ranges.append(found)
+    return counts, np.concatenate(ranges)
+
+
+def _members(path: Path, view: mmap.mmap) -> Iterator[_Member]:
+    """Each file in a tar.
 
     tarfile takes 50 us a member, most of it for fields that are not needed here; this loop takes 2.
     """
@@ -66,10 +113,7 @@ def _members(path: Path, view: mmap.mmap) -> Iterator[tuple[str, int, int]]:
         position = start + size + (-size % TAR_BLOCK_BYTES)
         if header[156:157] in (b"x", b"g", b"L", b"K"):  # extended headers: the plain one follows them
             continue
-        name = printable(member_name(header))
-        if not name.endswith("." + TOKENS_SUFFIX):
-            raise BadDocument(f'{path}: holds "{name}"; a token shard has .{TOKENS_SUFFIX} files only')
-        yield name, start, size
+        yield printable(member_name(header)), start, size
 
 
 def member_name(header: bytes) -> str:

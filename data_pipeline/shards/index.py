@@ -40,6 +40,9 @@ _OPEN_FILES = 128
 """Files that a source keeps open in a process, whose usual limit is 1024."""
 
 
+_NO_RANGES = np.zeros((0, 2), np.int64)
+
+
 @dataclass(frozen=True)
 class Index:
     """Arrays over the N documents of a folder, in shard order, and over the spans of all these documents."""
@@ -56,6 +59,10 @@ class Index:
     """uint64 [N + 1]; first row in `span` of each document."""
     span: np.ndarray
     """uint32 [spans, 2]; start and end, in its document, of each span other than text, with delimiters."""
+    masked_first: np.ndarray | None = None
+    """uint64 [N + 1]; first row in `masked` of each document; None where all ids are targets."""
+    masked: np.ndarray | None = None
+    """uint32 [ranges, 2]; ranges of ids of a document that are no targets (loss_mask.py)."""
 
 
 _ARRAYS = {
@@ -65,7 +72,10 @@ _ARRAYS = {
     "shard_first": "<u8",
     "span_first": "<u8",
     "span": "<u4",
+    "masked_first": "<u8",
+    "masked": "<u4",
 }
+"""Arrays in the order of the file; the last two are there only where some ids are no targets."""
 
 
 class TokenSource:
@@ -121,12 +131,25 @@ class TokenSource:
         first, last = self.index.span_first[document : document + 2]
         return self.index.span[int(first) : int(last)].astype(np.int64)
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether some ids are no targets."""
+        return self.index.masked is not None
+
+    def masked(self, document: int) -> np.ndarray:
+        """int64 [n, 2]; the ranges of a document's ids that are no targets."""
+        if self.index.masked is None or self.index.masked_first is None:
+            return _NO_RANGES
+        first, last = self.index.masked_first[document : document + 2]
+        return self.index.masked[int(first) : int(last)].astype(np.int64)
+
     def shard_of(self, document: int) -> int:
         """Number of the shard that holds a document."""
         return bisect_right(self._shard_first, document) - 1
 
     def fetch(self, document: int) -> tuple[str, np.ndarray | None, int]:
-        """("shard/key", ids, crc32 of the bytes that were read) of a document, in one read.
+        """("shard/key", ids, crc32 of the bytes that were read) of a document, in one read. The crc32 goes on
+        over its masked ranges, where it has some.
 
         The ids are None if the bytes do not match the index. The key is read beside them: where it is damaged
         too, the number of the document stands for it.
@@ -146,6 +169,8 @@ class TokenSource:
         crc32 = zlib.crc32(ids)
         if len(ids) != size or crc32 != int(self.index.crc32[document]):
             return name, None, crc32
+        if len(masked := self.masked(document)):
+            crc32 = zlib.crc32(masked.tobytes(), crc32)
         return name, np.frombuffer(ids, self._dtype), crc32
 
     def read(self, document: int) -> np.ndarray:
@@ -227,9 +252,9 @@ def _write_index(folder: Path, header: Mapping[str, Any], arrays: Mapping[str, n
         with open(temporary, "xb") as file:
             text = json.dumps(header).encode()
             file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
-            for name, dtype in _ARRAYS.items():
+            for name, array in arrays.items():
                 file.write(b"\0" * (-file.tell() % _ALIGN_BYTES))
-                file.write(np.ascontiguousarray(arrays[name], dtype).data)
+                file.write(np.ascontiguousarray(array, _ARRAYS[name]).data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, folder / INDEX)
@@ -252,8 +277,8 @@ def _hash(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256(
         json.dumps({k: v for k, v in header.items() if k != "hash"}, sort_keys=True).encode()
     )
-    for name, dtype in _ARRAYS.items():
-        digest.update(np.ascontiguousarray(arrays[name], dtype).data)
+    for name, array in arrays.items():
+        digest.update(np.ascontiguousarray(array, _ARRAYS[name]).data)
     return digest.hexdigest()
 
 
@@ -286,13 +311,19 @@ def _map_arrays(folder: Path, header: Mapping[str, Any]) -> Index:
     position = 16 + int.from_bytes(view[8:16], "little")
     arrays: dict[str, np.ndarray] = {}
     try:
-        for name, dtype in _ARRAYS.items():
+        for name, shape in header["arrays"].items():
+            dtype = _ARRAYS[name]
             position += -position % _ALIGN_BYTES
-            shape = header["arrays"][name]
             arrays[name] = np.frombuffer(view, dtype, int(np.prod(shape)), position).reshape(shape)
             position += arrays[name].nbytes
-        whole = _hash(header, arrays) == header["hash"]
-    except (ValueError, TypeError, KeyError):  # ends too early, or the header itself is damaged
+        known = list(arrays) in (list(_ARRAYS), list(_ARRAYS)[:-2])
+        whole = known and _hash(header, arrays) == header["hash"]
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ):  # ends too early, or the header itself is damaged
         whole = False
     if not whole:
         raise _changed(path)
@@ -328,12 +359,14 @@ def _check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _join(shards: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of all shards in a row, with the numbers of first documents and first spans."""
+    """The arrays of all shards in a row, with the numbers of first documents, spans and masked ranges."""
 
     def together(name: str, empty: np.ndarray) -> np.ndarray:
         return np.concatenate([empty, *(shard[name] for shard in shards)])
 
     none = np.zeros(0, np.int64)
+    masked = together("masked", np.zeros((0, 2), np.int64))
+    masked_first = np.concatenate([[0], np.cumsum(together("num_masked", none))])
     return {
         "offset": together("offset", none.astype(np.uint64)),
         "length": together("length", none),
@@ -341,4 +374,5 @@ def _join(shards: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         "shard_first": np.cumsum([0, *(len(shard["length"]) for shard in shards)]),
         "span_first": np.concatenate([[0], np.cumsum(together("num_spans", none))]),
         "span": together("span", np.zeros((0, 2), np.int64)),
+        **({"masked_first": masked_first, "masked": masked} if len(masked) else {}),
     }

@@ -1,11 +1,12 @@
 """Token shards of random documents with realistic shapes: for benchmarks and tests, never for training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.files.atomic import write_json
+from data_pipeline.shards.loss_mask import MASKED_SUFFIX, to_bytes
 from data_pipeline.shards.tar import FORMAT, MANIFEST, TOKENS_SUFFIX, write_shard
 from data_pipeline.shards.vocabulary import SPECIAL_TOKENS, TEXT, Vocabulary
 
@@ -58,13 +59,17 @@ def write_token_folder(
     *,
     documents_per_shard: int,
     fingerprint: str = "synthetic",
+    masked: Mapping[int, np.ndarray] | None = None,
 ) -> Path:
-    """Write documents as token shards with a manifest, as `motley tokenize` would. Returns `folder`."""
+    """Write documents as token shards with a manifest, as `motley tokenize` would. Returns `folder`.
+
+    `masked`: number of a document -> its ranges of ids that are no targets (loss_mask.py).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for number, first in enumerate(range(0, len(documents), documents_per_shard)):
         samples = (
-            (f"{first + i:09d}", {TOKENS_SUFFIX: ids.astype(vocabulary.dtype).tobytes()})
+            (f"{first + i:09d}", _members(ids.astype(vocabulary.dtype), (masked or {}).get(first + i)))
             for i, ids in enumerate(documents[first : first + documents_per_shard])
         )
         shards.append(write_shard(folder / f"tokens-{number:05d}.tar", samples))
@@ -83,3 +88,9 @@ def write_token_folder(
     }
     write_json(folder / MANIFEST, manifest)
     return folder
+
+
+def _members(ids: np.ndarray, masked: np.ndarray | None) -> dict[str, bytes]:
+    """The members of a document in a token shard, by suffix."""
+    ranges = {} if masked is None or not len(masked) else {MASKED_SUFFIX: to_bytes(masked)}
+    return {TOKENS_SUFFIX: ids.tobytes(), **ranges}

@@ -22,7 +22,8 @@ class Batch:
     target_ids: np.ndarray
     """int32 [B, S]; padding holds <pad>."""
     loss_weights: np.ndarray
-    """float32 [B, S]; 0 at padding (and where an evaluation asks for no prediction)."""
+    """float32 [B, S]; 0 at padding, at targets of context (data_pipeline/shards/loss_mask.py), and where an
+    evaluation asks for no prediction."""
     positions: np.ndarray
     """int32 [B, S]; 0, 1, 2, ... from the start of each document."""
     document_ids: np.ndarray
@@ -61,11 +62,13 @@ def make_batch(
     sequence_tokens: int,
     vocabulary: Vocabulary,
     samples: Sequence[Sequence[str]] | None = None,
+    targets: Sequence[Sequence[np.ndarray | None]] | None = None,
 ) -> Batch:
     """Lay documents (or pieces of them) out in sequences.
 
     `sequences[b]` holds the documents of sequence b in order, each int [n] with n >= 2, filling n - 1 slots;
-    the rest of `sequence_tokens` is padding. `samples[b]` names them. Raises ValueError if they do not fit.
+    the rest of `sequence_tokens` is padding. `samples[b]` names them. `targets[b]`: which slots of each
+    document count, bool [n - 1]; None: all. Raises ValueError if they do not fit.
     """
     num_sequences = len(sequences)
     input_ids = np.full((num_sequences, sequence_tokens), vocabulary.pad, np.int32)
@@ -84,7 +87,7 @@ def make_batch(
     return Batch(
         input_ids=input_ids,
         target_ids=target_ids,
-        loss_weights=(document_ids >= 0).astype(np.float32),
+        loss_weights=_loss_weights(document_ids, sequences, targets),
         positions=positions.reshape(shape),
         document_ids=document_ids,
         input_modality=vocabulary.modality_of(input_ids),
@@ -92,6 +95,21 @@ def make_batch(
         target_modality=vocabulary.modality_of(target_ids),
         samples=tuple(tuple(names) for names in samples) if samples else ((),) * num_sequences,
     )
+
+
+def _loss_weights(
+    document_ids: np.ndarray,
+    sequences: Sequence[Sequence[np.ndarray]],
+    targets: Sequence[Sequence[np.ndarray | None]] | None,
+) -> np.ndarray:
+    """float32 [B, S]; 1 in slots of documents, 0 where `targets` of make_batch says so, and at padding."""
+    weights = (document_ids >= 0).astype(np.float32)
+    for row, counted in enumerate(targets or ()):
+        ends = np.cumsum([len(ids) - 1 for ids in sequences[row]])
+        for end, own in zip(ends, counted, strict=True):
+            if own is not None:
+                weights[row, end - len(own) : end] = own
+    return weights
 
 
 def _fill(row: int, documents: Sequence[np.ndarray], inputs: np.ndarray, targets: np.ndarray) -> list[int]:

@@ -355,8 +355,11 @@ def describe(stream: Stream) -> list[str]:
     for source, share, too_long in zip(stream.sources, stream.shares, stream.too_long, strict=True):
         tokens: dict[str, Any] = source.manifest["tokens"]
         counts = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
+        masked = source.manifest.get("masked_targets")
+        context = f"; {masked:,} of them are context without loss" if masked else ""
         lines.append(
-            f"{source.folder}: {source.num_documents:,} documents ({counts} tokens), share {float(share):.4g}"
+            f"{source.folder}: {source.num_documents:,} documents ({counts} tokens{context}), share "
+            f"{float(share):.4g}"
         )
         if len(too_long):
             names = ", ".join(source.name(int(document)) for document in too_long[:3])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipeline.shards.loss_mask import masked_ranges
 from data_pipeline.shards.tar import Sample
 from data_pipeline.shards.vocabulary import TEXT
 from data_pipeline.tokenize.layout import RAW, SourceSettings
@@ -22,6 +23,8 @@ class Encoded:
 
     ids: np.ndarray
     """`<bos> parts <eos>`, [n] in the vocabulary's dtype."""
+    masked: np.ndarray
+    """Ranges of ids that are no targets, int64 [m, 2] (data_pipeline/shards/loss_mask.py)."""
     tokens: Mapping[str, int]
     """By modality."""
     measured: Mapping[str, float]
@@ -40,24 +43,29 @@ class DocumentEncoder:
         self.vocabulary = vocabulary_of(tokenizers)
         self.tokens: Counter[str] = Counter()
         self.measured: Counter[str] = Counter()
+        self.num_masked = 0
+        """Ids that are no targets, of the documents that were added."""
 
     def encode(self, sample: Sample, key: str = "") -> Encoded:
         """The document of a sample of that key, which is not added. Raises SampleError."""
-        ids: list[np.ndarray] = [np.array([self.vocabulary.bos])]
         measured: Counter[str] = Counter()
-        for part in parts_within(sample, self.limits, key=key, source=self.source):
-            ids += self._encode_part(part, measured)
-        document = np.concatenate([*ids, np.array([self.vocabulary.eos])])
+        parts = parts_within(sample, self.limits, key=key, source=self.source)
+        ids = [np.concatenate(self._encode_part(part, measured)) for part in parts]
+        document = np.concatenate([[self.vocabulary.bos], *ids, [self.vocabulary.eos]])
         if len(document) == 2:
             raise SampleError("all its parts are empty")
+        masked = masked_ranges([len(part) for part in ids], [part.loss for part in parts])
+        if (masked[:, 1] - masked[:, 0]).sum() == len(document) - 2:
+            raise SampleError("all its parts are context (loss = false), so it teaches nothing")
         counts = np.bincount(self.vocabulary.modality_of(document), minlength=len(self.vocabulary.sizes))
         tokens = dict(zip(self.vocabulary.modalities, counts.tolist(), strict=True))
-        return Encoded(document.astype(self.vocabulary.dtype), tokens, measured)
+        return Encoded(document.astype(self.vocabulary.dtype), masked, tokens, measured)
 
     def add(self, document: Encoded) -> None:
         """Add a document's counts and figures to the sums."""
         self.tokens.update(document.tokens)
         self.measured.update(document.measured)
+        self.num_masked += int((document.masked[:, 1] - document.masked[:, 0]).sum())
 
     def _encode_part(self, part: Part, measured: Counter[str]) -> list[np.ndarray]:
         """Ids of a part with its delimiters; its figures are added to `measured`."""

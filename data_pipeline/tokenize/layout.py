@@ -11,15 +11,21 @@ A part is {modality = where}. Where it is:
     a|b              the first of these that the sample has
     a?               nothing, where the sample has none
 
+`loss = false` beside it, as in {text = "json:prompt", loss = false}, makes a part context: the model is not
+trained to write it.
+
 `{conversation = "json:conversations"}` stands for turns of {from, value} or {role, content}. They become
 lines `ROLE: text`, and each `<image>` or `<speech>` in the text takes the next part of that modality that is
-listed before the conversation. Without [source], documents have the form of raw.py.
+listed before the conversation. With `loss = "answers"`, what ASSISTANT says is trained on and all other text
+is context. `{interleaved = "json:texts+images"}` stands for two lists (interleaved.py). Without [source],
+documents have the form of raw.py.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -27,11 +33,12 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from data_pipeline.files.printable import hidden_characters
 from data_pipeline.shards.vocabulary import TEXT
-from data_pipeline.tokenize.raw import JSON, Part, SampleError, json_content, member, parse_document
+from data_pipeline.tokenize.interleaved import INTERLEAVED, interleaved_parts, keys_of
+from data_pipeline.tokenize.raw import JSON, LOSS, Part, SampleError, json_content, member, parse_document
 
 FILE_PREFIX = "file:"
 _JSON_PREFIX = "json:"
-CONVERSATION = "conversation"
+CONVERSATION, ANSWERS = "conversation", "answers"
 _PLACEHOLDER = re.compile(r"<(image|speech|audio)>")
 _MODALITY_OF = {"audio": "speech"}
 _ROLES = {"human": "USER", "user": "USER", "gpt": "ASSISTANT", "assistant": "ASSISTANT", "system": "SYSTEM"}
@@ -42,7 +49,7 @@ class SourceSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    parts: tuple[dict[str, str], ...] = ()
+    parts: tuple[dict[str, str | bool], ...] = ()
     """Parts of a document in reading order; none: the .json of a sample lists them, as raw.py says."""
     order: Literal["listed", "shuffled"] = "listed"
     """shuffled: a hash of the sample's key decides the order of its parts."""
@@ -59,11 +66,19 @@ class SourceSettings(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> "SourceSettings":
         for part in self.parts:
-            if len(part) != 1 or not all(wheres(where) for where in part.values()):
+            named = [name for name in part if name != LOSS]
+            if len(named) != 1 or not isinstance(where := part[named[0]], str) or not wheres(where):
                 raise ValueError(
                     f'parts: {part} is no part; a part is {{modality = "where"}}, such as '
                     '{image = "jpg"} or {text = "json:caption"}'
                 )
+            if named[0] == INTERLEAVED and not all(keys_of(one) for one in wheres(where)):
+                raise ValueError(
+                    f'parts: {part} names no two lists; it is such as {{{INTERLEAVED} = "json:texts+images"}}'
+                )
+            legal = (True, False, ANSWERS) if named[0] == CONVERSATION else (True, False)
+            if part.get(LOSS, True) not in legal:
+                raise ValueError(f"parts: {part}: loss is one of {', '.join(map(json.dumps, legal))}")
         if (folder := PurePosixPath(self.folder)).is_absolute() or ".." in folder.parts:
             raise ValueError(f'folder = "{self.folder}": a folder below that of the shards')
         return self
@@ -72,16 +87,25 @@ class SourceSettings(BaseModel):
         return hash(self.model_dump_json())
 
     @property
+    def listed(self) -> list[tuple[str, str, bool | str]]:
+        """(modality, where, loss) of each part."""
+        found = []
+        for part in self.parts:
+            ((modality, where),) = ((name, value) for name, value in part.items() if name != LOSS)
+            found.append((modality, str(where), part.get(LOSS, True)))
+        return found
+
+    @property
     def endings(self) -> tuple[str, ...]:
         """Endings of members that `parts` names, the longest first, in small letters."""
-        found = {where.lower() for part in self.parts for value in part.values() for where in wheres(value)}
+        found = {where.lower() for _, value, _ in self.listed for where in wheres(value)}
         named = {where for where in found if not where.startswith((_JSON_PREFIX, FILE_PREFIX))}
         return tuple(sorted({*named, JSON}, key=lambda ending: (-len(ending), ending)))
 
     @property
     def file_keys(self) -> tuple[str, ...]:
         """Keys of the .json that name files."""
-        found = [where for part in self.parts for value in part.values() for where in wheres(value)]
+        found = [where for _, value, _ in self.listed for where in wheres(value)]
         return tuple(where.removeprefix(FILE_PREFIX) for where in found if where.startswith(FILE_PREFIX))
 
     def as_toml(self) -> str:
@@ -89,7 +113,8 @@ class SourceSettings(BaseModel):
         lines = []
         for name, value in self.model_dump(exclude_defaults=True).items():
             if name == "parts":
-                tables = [f"{{{key} = {json.dumps(where)}}}" for part in value for key, where in part.items()]
+                pairs = [[f"{key} = {json.dumps(where)}" for key, where in part.items()] for part in value]
+                tables = [f"{{{', '.join(own)}}}" for own in pairs]
                 lines.append(f"parts = [{', '.join(tables)}]")
             else:
                 lines.append(f"{name} = {json.dumps(value)}")
@@ -112,15 +137,21 @@ def parts_of(key: str, sample: Mapping[str, bytes], source: SourceSettings) -> l
         return parse_document(sample)
     values = json_values(sample)
     parts: list[Part] = []
-    for listed in source.parts:
-        ((modality, where),) = listed.items()
-        found = _found(where, sample, values)
-        if not found and not where.endswith("?"):
+    for modality, where, loss in source.listed:
+        optional = where.endswith("?")
+        if modality == INTERLEAVED:
+            found = _interleaved(where, key, sample, values)
+        else:
+            found = _found(where, sample, values)
+        if not found and not (optional and modality != INTERLEAVED):
             raise SampleError(_missing(modality, where, sample, values))
         if modality == CONVERSATION:
-            parts = _conversation(parts, found)
+            parts = _conversation(parts, found, loss)
+        elif modality == INTERLEAVED:
+            parts += [replace(part, loss=bool(loss)) for part in found]
         else:
-            parts += [Part(modality, _text(value, where) if modality == TEXT else value) for value in found]
+            contents = [_text(value, where) if modality == TEXT else value for value in found]
+            parts += [Part(modality, content, bool(loss)) for content in contents]
             _check_content(parts, modality, where)
     if not parts:
         raise SampleError("none of its parts is there")
@@ -179,6 +210,13 @@ def _found(where: str, sample: Mapping[str, bytes], values: Mapping[str, Any]) -
     return []
 
 
+def _interleaved(where: str, key: str, sample: Mapping[str, bytes], values: Mapping[str, Any]) -> list[Part]:
+    """Return the parts that the first alternative of `where` whose lists the sample has gives."""
+    optional = where.endswith("?")
+    options = (interleaved_parts(one, key, sample, values, optional=optional) for one in wheres(where))
+    return next((parts for parts in options if parts), [])
+
+
 def _file(name: str, sample: Mapping[str, bytes]) -> bytes:
     content = sample.get(FILE_PREFIX + name)
     if content is None:
@@ -218,26 +256,42 @@ def _check_content(parts: list[Part], modality: str, where: str) -> None:
         )
 
 
-def _conversation(media: list[Part], found: list[Any]) -> list[Part]:
+def _conversation(media: list[Part], found: list[Any], loss: bool | str) -> list[Part]:
     """The parts of a conversation: its text, with `media` at their placeholders; others come first."""
     turns = found[0] if found else []
     turns = json.loads(turns) if isinstance(turns, str) else turns
     if not isinstance(turns, list):
         raise SampleError(f"a conversation is a list of turns; got {turns!r:.60}")
-    text = "\n".join(_turn(turn) for turn in turns) + "\n" * bool(turns)
-    left, parts, position = list(media), list[Part](), 0
-    for match in _PLACEHOLDER.finditer(text):
-        modality = _MODALITY_OF.get(match[1], match[1])
-        number = next((i for i, part in enumerate(left) if part.modality == modality), None)
-        if number is None:
-            raise SampleError(f"its conversation has more {match[0]} than the sample has parts of {modality}")
-        parts += [Part(TEXT, text[position : match.start()]), left.pop(number)]
-        position = match.end()
-    parts.append(Part(TEXT, text[position:]))
+    said = [_turn(turn) for turn in turns]
+    left, parts = list(media), list[Part]()
+    for text, counts in _segments(said, loss):
+        position = 0
+        for match in _PLACEHOLDER.finditer(text):
+            modality = _MODALITY_OF.get(match[1], match[1])
+            number = next((i for i, part in enumerate(left) if part.modality == modality), None)
+            if number is None:
+                raise SampleError(
+                    f"its conversation has more {match[0]} than the sample has parts of {modality}"
+                )
+            parts += [Part(TEXT, text[position : match.start()], counts), left.pop(number)]
+            position = match.end()
+        parts.append(Part(TEXT, text[position:], counts))
     return [*left, *(part for part in parts if part.modality != TEXT or part.data)]
 
 
-def _turn(turn: Any) -> str:
+def _segments(said: list[tuple[str, str]], loss: bool | str) -> list[tuple[str, bool]]:
+    """(text, whether it is trained on) in order, of turns (role, text): one text, or one for each change."""
+    if loss != ANSWERS:
+        return [("".join(f"{role}: {text}\n" for role, text in said), bool(loss))]
+    found: list[tuple[str, bool]] = []
+    for role, text in said:
+        answers = role == _ROLES["assistant"]
+        found += [(f"{role}: ", False), (f"{text}\n", answers)]
+    return found
+
+
+def _turn(turn: Any) -> tuple[str, str]:
+    """(role, text) of a turn."""
     role, value = ("from", "value") if isinstance(turn, dict) and "from" in turn else ("role", "content")
     if (
         not isinstance(turn, dict)
@@ -245,7 +299,8 @@ def _turn(turn: Any) -> str:
         or not isinstance(turn.get(value), str)
     ):
         raise SampleError(f"a turn is {{from, value}} or {{role, content}}, both text; got {turn!r:.80}")
-    return f"{_ROLES.get(turn[role].lower(), turn[role])}: {turn[value]}"
+    said_by = str(turn[role])
+    return _ROLES.get(said_by.lower(), said_by), turn[value]
 
 
 def _rank(key: str, part: int) -> bytes:

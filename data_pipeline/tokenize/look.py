@@ -30,6 +30,8 @@ class Expected:
     """A sample becomes so many tokens by modality, at the defaults of its tokenizers."""
 
     tokens: dict[str, int]
+    masked: int
+    """Tokens of parts that are context, with loss = false."""
 
 
 def look(src: str) -> str:
@@ -71,9 +73,12 @@ def _expected(source: SourceSettings) -> Any:
 
     def use(key: str, sample: Sample) -> Expected:
         tokens: Counter[str] = Counter()
+        masked = 0
         for part in parts_within(sample, _LIMITS, key=key, source=source):
-            tokens[part.modality] += _tokens_of(part.modality, part.data)
-        return Expected(dict(tokens))
+            count = _tokens_of(part.modality, part.data)
+            tokens[part.modality] += count
+            masked += 0 if part.loss else count
+        return Expected(dict(tokens), masked)
 
     return use
 
@@ -124,7 +129,8 @@ def _to_paste(layout: Layout) -> list[str]:
 def _outcome(shards: list[Location], source: SourceSettings) -> str:
     """Return lines that say how many samples become documents, why others do not, and how long they are."""
     results = _first_samples(shards, _expected(source), source)
-    good = [made.tokens for _, _, made in results if isinstance(made, Expected)]
+    expected = [made for _, _, made in results if isinstance(made, Expected)]
+    good = [made.tokens for made in expected]
     lines = [f"documents: {len(good)} of {len(results)} samples can be used"]
     lost: dict[str, list[tuple[str, str]]] = {}
     for _, key, made in results:
@@ -142,4 +148,7 @@ def _outcome(shards: list[Location], source: SourceSettings) -> str:
             f"tokens a document, by default tokenizers and {_BYTES_A_TOKEN} bytes of text a token: "
             f"{means}; the longest document {longest}"
         )
+        if masked := sum(made.masked for made in expected):
+            total = sum(sum(tokens.values()) for tokens in good)
+            lines.append(f"context without loss (loss = false): {masked / total:.0%} of the tokens")
     return "\n".join(lines)

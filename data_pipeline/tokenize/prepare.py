@@ -30,6 +30,7 @@ from data_pipeline.files.printable import hidden_characters, printable
 from data_pipeline.files.progress import Progress
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.loss_mask import MASKED_SUFFIX, to_bytes
 from data_pipeline.shards.tar import (
     FORMAT,
     MANIFEST,
@@ -272,6 +273,7 @@ def write_task(task: ShardTask) -> tuple[ShardTask, dict[str, Any]]:
         "skipped": skipped[:_LISTED_SKIPS],
         "tokens": dict(encoder.tokens),
         "measured": dict(encoder.measured),
+        **({"masked_targets": encoder.num_masked} if encoder.num_masked else {}),
     }
     write_json(task.record_path, record)
     return task, record
@@ -280,13 +282,16 @@ def write_task(task: ShardTask) -> tuple[ShardTask, dict[str, Any]]:
 def _encoded(
     task: ShardTask, encoder: DocumentEncoder, skipped: list[dict[str, str]]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, {"ids": bytes}) of each usable sample; the others are appended to `skipped`."""
+    """(key, {"ids": bytes}), and "masked" beside it where some ids are no targets, of each usable sample; the
+    others are appended to `skipped`."""
     keys: set[str] = set()
 
     def encode(key: str, sample: Sample) -> Encoded:
         """The document of a sample. It runs in a process of its own, whose encoder sums up what it needs."""
-        _check_key(key)
+        _check_key(key, TOKENS_SUFFIX)
         document = encoder.encode(sample, key)
+        if len(document.masked):
+            _check_key(key, MASKED_SUFFIX)
         encoder.add(document)
         return document
 
@@ -298,15 +303,16 @@ def _encoded(
             skipped.append({"shard": str(shard), "key": printable(key), "reason": made.reason})
             continue
         encoder.add(made)
-        yield key, {TOKENS_SUFFIX: made.ids.tobytes()}
+        masked = {MASKED_SUFFIX: to_bytes(made.masked)} if len(made.masked) else {}
+        yield key, {TOKENS_SUFFIX: made.ids.tobytes(), **masked}
 
 
-def _check_key(key: str) -> None:
-    """Raise SampleError for a key that a token shard cannot have as the name of a file."""
+def _check_key(key: str, suffix: str) -> None:
+    """Raise SampleError for a key that a token shard cannot have as the name of a file of that suffix."""
     path = PurePosixPath(key)
     if hidden_characters(key) or path.is_absolute() or ".." in path.parts:
         raise SampleError("its key is absolute, leads upwards or holds control characters")
-    if not fits_a_tar(key, TOKENS_SUFFIX):
+    if not fits_a_tar(key, suffix):
         raise SampleError("its key is too long for a tar header")
 
 
@@ -323,6 +329,7 @@ def _manifest(
         measured.update(record["measured"])
         tokens.update(record["tokens"])
     vocabulary = vocabulary_of(tokenizers)
+    masked = sum(record.get("masked_targets", 0) for record in records)
     return {
         "format": FORMAT,
         **vocabulary.manifest_values(),
@@ -336,6 +343,7 @@ def _manifest(
         },
         "num_documents": sum(record["shard"]["documents"] for record in records),
         "tokens": {modality: tokens[modality] for modality in vocabulary.modalities},
+        **({"masked_targets": masked} if masked else {}),
         "shards": [record["shard"] for record in records],
         "num_skipped": sum(record["num_skipped"] for record in records),
         "skipped": [skip for record in records for skip in record["skipped"]][:_LISTED_SKIPS],

@@ -8,7 +8,9 @@ An ordinary WebDataset tar. Each document is a sample: one `KEY.json`, and besid
 
 `parts` is the document in reading order: text, pictures and utterances interleaved in any number. A part is a
 table with one key, its modality; its value is the text itself, or the name of the file after "KEY.". Any
-modality that has a table in the data config may be a part.
+modality that has a table in the data config may be a part. `"loss": false` beside the modality, as in
+{"text": "Q: How many?", "loss": false}, makes the part context: the model reads it and is not trained to
+write it.
 Other keys beside "parts" are ignored, so shards may carry whatever else their owner needs. Keys hold no
 dots (WebDataset ends the key at the first; [source] keys_with_dots reads others) and are not repeated within
 a shard. Endings may be in capital letters. Data of other layouts is declared (layout.py). A sample keeps
@@ -24,7 +26,7 @@ from data_pipeline.files.json_text import parse_json
 from data_pipeline.files.printable import printable
 from data_pipeline.shards.vocabulary import TEXT
 
-JSON = "json"
+JSON, LOSS = "json", "loss"
 
 
 _LONGEST_MESSAGE = 400
@@ -45,6 +47,8 @@ class Part:
 
     modality: str
     data: Any
+    loss: bool = True
+    """Whether its tokens are targets."""
 
 
 def parse_document(sample: Mapping[str, bytes]) -> list[Part]:
@@ -84,17 +88,22 @@ def member(sample: Mapping[str, bytes], ending: str) -> bytes | None:
 
 
 def _parse_part(part: object, sample: Mapping[str, bytes]) -> Part:
-    if not isinstance(part, dict) or len(part) != 1:
-        raise SampleError(f"a part is a table with one key, its modality; got {part!r:.80}")
-    ((modality, value),) = part.items()
+    loss = part.get(LOSS, True) if isinstance(part, dict) else None
+    named = [key for key in part if key != LOSS] if isinstance(part, dict) else []
+    if len(named) != 1 or not isinstance(loss, bool):
+        raise SampleError(
+            f'a part is a table with one key, its modality, and "{LOSS}": false where it is context; got '
+            f"{part!r:.80}"
+        )
+    modality, value = named[0], part[named[0]]  # type: ignore[index]
     if not isinstance(value, str):
         raise SampleError(f"a part is {{modality: text or name of a file}}; got {part!r:.80}")
     if modality == TEXT:
-        return Part(modality, value)
+        return Part(modality, value, loss)
     content = member(sample, value)
     if content is None:
         raise SampleError(f'the {modality} part "{value}" is missing; files here: {sorted(sample)}')
-    return Part(modality, content)
+    return Part(modality, content, loss)
 
 
 def document_sample(parts: Sequence[Part], suffixes: Mapping[str, str]) -> dict[str, bytes]:
@@ -103,15 +112,16 @@ def document_sample(parts: Sequence[Part], suffixes: Mapping[str, str]) -> dict[
     `suffixes`: modality -> ending of its files, such as {"image": "png"}.
     """
     files: dict[str, bytes] = {}
-    listed: list[dict[str, str]] = []
+    listed: list[dict[str, Any]] = []
     counts = dict.fromkeys(suffixes.values(), 0)
     for part in parts:
+        context: dict[str, Any] = {} if part.loss else {LOSS: False}
         if part.modality == TEXT:
-            listed.append({TEXT: part.data})
+            listed.append({TEXT: part.data, **context})
             continue
         suffix = suffixes[part.modality]
         name = f"{counts[suffix]}.{suffix}"
         counts[suffix] += 1
         files[name] = part.data
-        listed.append({part.modality: name})
+        listed.append({part.modality: name, **context})
     return {JSON: json.dumps({"parts": listed}, ensure_ascii=False).encode(), **files}

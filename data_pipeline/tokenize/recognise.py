@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_pipeline.shards.tar import Sample
+from data_pipeline.tokenize.interleaved import INTERLEAVED
 from data_pipeline.tokenize.layout import CONVERSATION, SourceSettings, json_values
 from data_pipeline.tokenize.raw import JSON, SampleError
 
@@ -24,6 +25,7 @@ _TEXT_KEYS = (
 _TURN_KEYS = ("conversations", "messages")
 _PICTURE_KEYS = ("image", "images", "image_path", "file_name")
 _SOUND_KEYS = ("audio", "audio_filepath", "audio_path", "path")
+_LISTS = (("texts", "images"), ("text_list", "image_info"))
 _MOST_ENDINGS = 30
 """Samples with more different endings have keys with dots, which were taken for endings."""
 _KEPT = 200
@@ -69,12 +71,14 @@ def recognise(shapes: Sequence[Shape], source: SourceSettings | None = None) -> 
     if keys[("parts", "list")]:
         note = "" if dots else "This is Motley's raw form, which needs no table [source]."
         return Layout("Motley's raw form", SourceSettings(keys_with_dots=dots), note)
-    if keys[("texts", "list")] or keys[("text_list", "list")]:
+    lists = [pair for pair in _LISTS if all(keys[(key, "list")] for key in pair)]
+    if lists:
+        where = "|".join(f"json:{texts}+{images}" for texts, images in lists)
         return Layout(
             "interleaved documents (OBELICS, MMC4)",
-            None,
-            "This layout cannot be declared. Write each sample's .json as the raw form of docs/data.md, "
-            '{"parts": [{"text": ...}, {"image": "0.jpg"}, ...]}, with texts and pictures in reading order.',
+            SourceSettings(parts=({INTERLEAVED: where},), keys_with_dots=dots),
+            f'"{where}?" leaves out pictures that are not there.',
+            ("text", "image"),
         )
     return _declared(shapes, names, keys, dots)
 
@@ -83,7 +87,7 @@ def _declared(
     shapes: Sequence[Shape], names: Counter[str], keys: Counter[tuple[str, str]], dots: bool
 ) -> Layout:
     """The layout whose parts are members, files, and values of the .json."""
-    parts: list[dict[str, str]] = []
+    parts: list[dict[str, str | bool]] = []
     for modality, endings, file_keys in (
         ("image", _PICTURES, _PICTURE_KEYS),
         ("speech", _SOUNDS, _SOUND_KEYS),
@@ -100,8 +104,8 @@ def _declared(
     texts = [*_members(names, _TEXTS), *(f"json:{key}" for key in _TEXT_KEYS if keys[key, "str"])][:1]
     if turns is not None:
         parts.append({CONVERSATION: f"json:{turns}"})
-    else:
-        parts += [{"text": where} for where in texts]
+    for where in texts if turns is None else []:
+        parts.append({"text": where})
     if not parts:
         return Layout(
             "not known",
@@ -129,7 +133,7 @@ def _members(names: Counter[str], endings: Sequence[str]) -> list[str]:
     return [ending for ending, count in found.most_common() if count]
 
 
-def _name(parts: list[dict[str, str]], names: Counter[str]) -> str:
+def _name(parts: list[dict[str, str | bool]], names: Counter[str]) -> str:
     kinds = {kind for part in parts for kind in part}
     if CONVERSATION in kinds:
         return "conversations" + (" with pictures (LLaVA)" if "image" in kinds else " (ShareGPT)")
@@ -140,9 +144,9 @@ def _name(parts: list[dict[str, str]], names: Counter[str]) -> str:
     return "plain text" if names["txt"] else "rows of text"
 
 
-def _note(parts: list[dict[str, str]], names: Counter[str]) -> str:
+def _note(parts: list[dict[str, str | bool]], names: Counter[str]) -> str:
     """Return what of the samples is not read, and what else may be declared."""
-    used = "|".join(where for part in parts for where in part.values())
+    used = "|".join(where for part in parts for where in part.values() if isinstance(where, str))
     unused = [name for name in names if name != JSON and not _is(name, used.replace("?", "").split("|"))]
     kinds = {kind for part in parts for kind in part}
     notes = [f"Not read: members {', '.join(sorted(unused)[:8])}."] if unused else []

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.loss_mask import is_target
 from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 from data_pipeline.stream.order import documents_at, key_of
@@ -51,7 +52,10 @@ def heldout_texts(source: TokenSource, *, num_sequences: int, context_tokens: in
         room -= sum(slots for _, slots in pieces)
         if room < 0:
             break
-        texts += [Text(ids[s : s + n + 1], np.ones(n, np.float32), name) for s, n in pieces]
+        masked = source.masked(document)
+        texts += [
+            Text(ids[s : s + n + 1], is_target(masked, s, n).astype(np.float32), name) for s, n in pieces
+        ]
         ends.append(len(texts))
     while ends and len(pack_texts(texts[: ends[-1]], context_tokens)) > num_sequences:
         ends.pop()
@@ -85,13 +89,16 @@ def pairs(
 
 
 def fingerprint(texts: Sequence[Text], pairs_of: Mapping[tuple[str, str], Sequence[Pair]]) -> str:
-    """64 bits in hex over all ids that an evaluation reads, in order."""
+    """64 bits in hex over all ids that an evaluation reads, in order, and which of them are no targets."""
     digest = hashlib.sha256()
     conditional = [
         ids for listed in pairs_of.values() for p in listed for ids in (p.condition, p.foreign, p.target)
     ]
     for ids in (*(text.ids for text in texts), *conditional):
         digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+    for text in texts:
+        if not text.weights.all():
+            digest.update(text.weights.tobytes())
     return digest.hexdigest()[:16]
 
 

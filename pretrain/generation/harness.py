@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.vocabulary import BOS, EOS, TEXT
+from data_pipeline.shards.vocabulary import TEXT
 from data_pipeline.tokenize.raw import SampleError
 from pretrain.generation.continuation import Ids, continue_prompts
 from pretrain.generation.grammar import Grammar
@@ -67,7 +67,7 @@ class HarnessModel:
         pairs: list[tuple[Ids, Ids]] = []
         counts = []
         for request in requests:
-            ids = np.append(BOS, self._encode(request.args[0]))
+            ids = self._begun(request.args[0])
             starts, context = range(1, len(ids), self._context_tokens), self._context_tokens
             for start in starts:
                 end = min(start + context, len(ids))
@@ -103,7 +103,7 @@ class HarnessModel:
         room = self._context_tokens + 1 - max_tokens
         found = continue_prompts(
             model.decoder,
-            [_ending(np.append(BOS, self._encode(context)), room) for context in contexts],
+            [_ending(self._begun(context), room) for context in contexts],
             Grammar(model.vocabulary, model.span_codes, TEXT),
             sampling,
             model.routing_state,
@@ -111,7 +111,7 @@ class HarnessModel:
             max_tokens=max_tokens,
             is_over=is_over,
         )
-        texts = [tokenizer.decode(ids[ids != EOS]) for (ids,) in found]
+        texts = [tokenizer.decode(ids[ids != model.vocabulary.eos]) for (ids,) in found]
         return [text[: min(_first_ends(text, stops))] for text in texts]
 
     def _settings(self, settings: Mapping[str, Any]) -> tuple[list[str], int, Sampling]:
@@ -149,7 +149,11 @@ class HarnessModel:
             rest = self._encode(spaces + continuation)
         if len(rest) == 0:
             raise ConfigError(f"the continuation of {context!r:.60} is empty")
-        return np.append(BOS, first), rest
+        return np.append(self._trained.vocabulary.bos, first), rest
+
+    def _begun(self, text: str) -> Ids:
+        """Ids of a text behind <bos>."""
+        return np.append(self._trained.vocabulary.bos, self._encode(text))
 
     def _encode(self, text: str) -> Ids:
         tokenizer = self._trained.tokenizers[TEXT]

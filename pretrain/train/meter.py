@@ -16,7 +16,7 @@ from parallel.world import World
 from pretrain.config import RunConfig
 from pretrain.evaluation.losses import HeldoutImages
 from pretrain.evaluation.selection_picture import sheet
-from pretrain.metrics import MetricsLog, Sums, inherited_row, step_sums, train_row
+from pretrain.metrics import MASKED, MetricsLog, Sums, inherited_row, step_sums, train_row
 from pretrain.models import modality_sums
 from pretrain.models.accounting import train_flops
 from pretrain.models.inputs import ModelInputs
@@ -83,11 +83,12 @@ class Meter:
         """What the step that was timed last adds, over all ranks. All call it; times are each rank's own.
         `report`: that of the routers of all ranks."""
         config, modalities = self._config, self._config.model.modalities
-        mine = [0.0] * (1 + len(modalities))
+        mine = [0.0] * (2 + len(modalities))
         for each in inputs:
-            counts = (each.visible_pairs, *each.input_tokens)
+            masked = sum(each.input_tokens) - sum(each.weight_per_modality)
+            counts = (masked, each.visible_pairs, *each.input_tokens)
             mine = [total + count for total, count in zip(mine, counts, strict=True)]
-        pairs, *summed = map(int, self._world.sum_over_dp(mine))
+        masked_targets, pairs, *summed = map(int, self._world.sum_over_dp(mine))
         tokens = dict(zip(modalities, summed, strict=True))
         skipped = depth_steps.skipped(config.model, report, pairs)
         expert_rows = expert_steps.rows_taken(config.model, report)
@@ -101,6 +102,7 @@ class Meter:
             fill_frac=batch.fill_frac,
             grad_norm=result.grad_norm,
             grad_norm_by_tower=result.grad_norm_by_group,
+            masked_targets=masked_targets,
         )
 
     def log(self, state: TrainState, result: StepResult, evaluation: Mapping[str, Any]) -> TrainState:
@@ -118,6 +120,8 @@ class Meter:
             row["data/epoch"] = max(state.epochs)
             row["data/fingerprint"] = f"{state.fingerprint:016x}"
             row["data/too_long"] = self._num_too_long
+            if MASKED in state.total:
+                row["data/masked_targets"] = int(state.total[MASKED])
             row["data/unreadable"] = len(state.unreadable)
             if new := state.unreadable[state.unreadable_in_rows :]:
                 row["data/unreadable_documents"] = list(new)

@@ -10,9 +10,11 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
+from data_pipeline.stream.batch import Batch
 from parallel import world
 from parallel.engine import ParameterGroup, StepResult
 from parallel.layout import ParallelConfig
@@ -37,7 +39,7 @@ from tests.pretrain.models.random_batch import DENSE, ELEMENTS, MOT, depth_table
 Towers = Literal[
     "dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward", "top_k",
     "depth_experts", "grouped", "wide", "muon", "untied", "tied_embeddings", "elements", "untied_elements",
-    "depth_elements", "weighted",
+    "depth_elements", "weighted", "masked",
 ]  # fmt: skip
 TOWERS: tuple[Towers, ...] = ("dense", "mot")
 _TOKEN_CHOICE = {"num_experts": 3, "routing": "token_choice", "top_k": 2}
@@ -135,16 +137,21 @@ def micro_batches(
     step: int,
     dtype: torch.dtype = torch.float32,
     modality_weights: tuple[float, ...] | None = None,
+    masked: bool = False,
 ) -> list[ModelInputs]:
-    """The inputs of a step, of different loss weights. `dtype`: that in which losses are summed."""
+    """The inputs of a step, of different loss weights. `dtype`: that in which losses are summed. `masked`: in
+    most slots of the first two micro-batches, and in some of the others, targets do not count."""
     inputs = [
         build_inputs(
-            random_batch(
-                config,
-                sequences=1,
-                seed=SEED + 10 * step + number,
-                present=present,
-                padding_tokens=2 * number if len(present) > 1 else 0,  # padding counts as text
+            _with_context(
+                random_batch(
+                    config,
+                    sequences=1,
+                    seed=SEED + 10 * step + number,
+                    present=present,
+                    padding_tokens=2 * number if len(present) > 1 else 0,  # padding counts as text
+                ),
+                frac=(0.8 if number < 2 else 0.3) if masked else 0.0,
             ),
             config,
             routing_state=RoutingState(thresholds=_THRESHOLDS),
@@ -157,6 +164,12 @@ def micro_batches(
         replace(each, loss_weights=each.loss_weights.to(dtype), dropout=draw)
         for each, draw in zip(inputs, draws, strict=True)
     ]
+
+
+def _with_context(batch: Batch, frac: float) -> Batch:
+    """The batch with a share of its targets left out of the loss."""
+    counts = np.random.default_rng(7).random(batch.loss_weights.shape) >= frac
+    return replace(batch, loss_weights=batch.loss_weights * counts.astype(np.float32))
 
 
 def groups_of(module: Pretraining, towers: Towers = "mot") -> list[ParameterGroup]:
@@ -230,7 +243,11 @@ def train(
         if tamper is not None:
             tamper(engine)
         batches = partial(
-            micro_batches, model_config(name), dtype=dtype, modality_weights=LOSS_WEIGHTS.get(name)
+            micro_batches,
+            model_config(name),
+            dtype=dtype,
+            modality_weights=LOSS_WEIGHTS.get(name),
+            masked=name == "masked",
         )
         results[name] = [engine.train_step(share(w, batches(step)), step) for step in range(STEPS)]
     return results
@@ -248,7 +265,8 @@ def one_process(towers: Towers, dtype: torch.dtype) -> list[StepResult]:
     """Plain torch, no engine."""
     config = model_config(towers)
     module = Pretraining(Decoder(config, seed=5)).to(dtype)
-    batches = partial(micro_batches, config, dtype=dtype, modality_weights=LOSS_WEIGHTS.get(towers))
+    weights, masked = LOSS_WEIGHTS.get(towers), towers == "masked"
+    batches = partial(micro_batches, config, dtype=dtype, modality_weights=weights, masked=masked)
     build = {"build": optimizer_of(towers).build} if towers == "muon" else {}
     with choice_margin(module) as margin:
         results = plain_steps(module, groups_of(module, towers), batches, STEPS, learning_rate_at, **build)

@@ -42,7 +42,7 @@ def test_tensor_parallel_ranks_equal_one_process(
 def test_embedding_and_head_of_every_tower(sequence_parallel: bool) -> None:
     """In fp64. The weights are cut by rows, whether embedding and head are two or one."""
     layout = {"tp": 2, "zero_stage": 0, "sequence_parallel": sequence_parallel}
-    assert_equals_one_process(2, layout, ("untied", "tied_embeddings"))
+    assert_equals_one_process(2, layout, ("untied", "tied_embeddings", "masked"))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from data_pipeline.shards.build_index import index_shard
 from data_pipeline.shards.faults import BadDocument, TruncatedShard, WrongChecksum
+from data_pipeline.shards.loss_mask import to_bytes
 from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.synthetic import random_document, random_documents
 from data_pipeline.shards.tar import write_shard
@@ -56,6 +57,7 @@ def test_a_shard_of_nothing(tmp_path: Path) -> None:
     found = index_shard(*write(tmp_path, []), VOCABULARY)
     assert {name: array.shape for name, array in found.items()} == {
         "offset": (0,), "length": (0,), "crc32": (0,), "num_spans": (0,), "span": (0, 2),
+        "num_masked": (0,), "masked": (0, 2),
     }  # fmt: skip
 
 
@@ -100,13 +102,31 @@ def test_a_span_over_the_border_of_two_documents(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "content", "message"),
-    [("txt", b"hello", 'holds "0.txt"; a token shard has .ids files only'), ("ids", b"abc", "holds 3 bytes")],
+    [
+        ("txt", b"hello", 'holds "0.txt"; a token shard has .ids files, and a .masked'),
+        ("ids", b"abc", "holds 3 bytes"),
+    ],
 )
 def test_a_foreign_file_and_an_odd_size(tmp_path: Path, suffix: str, content: bytes, message: str) -> None:
     path = tmp_path / "tokens-00000.tar"
     entry = write_shard(path, [("0", {suffix: content})])
     with pytest.raises(BadDocument, match=message):
         index_shard(path, entry, VOCABULARY)
+
+
+def test_masked_ranges_stand_behind_the_ids_of_their_document(tmp_path: Path) -> None:
+    path, ranges = tmp_path / "tokens-00000.tar", np.array([[1, 2], [4, 5]])
+    plain, masked = {"ids": GOOD.tobytes()}, {"ids": GOOD.tobytes(), "masked": to_bytes(ranges)}
+    found = index_shard(path, write_shard(path, [("0", plain), ("1", masked), ("2", plain)]), VOCABULARY)
+    assert found["num_masked"].tolist() == [0, 2, 0] and found["masked"].tolist() == ranges.tolist()
+    assert found["length"].tolist() == [6, 6, 6]
+    for samples, message in (
+        ([("0", {"ids": GOOD.tobytes(), "masked": to_bytes(ranges + 1)})], r"0\.ids: its \.masked: ranges"),
+        ([("0", plain), ("1", {"masked": to_bytes(ranges)})], r'holds "1\.masked"'),
+        ([("0", {"masked": to_bytes(ranges), "ids": GOOD.tobytes()})], r'holds "0\.masked"'),
+    ):
+        with pytest.raises(BadDocument, match=message):
+            index_shard(path, write_shard(path, samples), VOCABULARY)
 
 
 def test_names_are_shown_escaped_and_sizes_are_octal(tmp_path: Path) -> None:

@@ -73,6 +73,20 @@ def test_it_is_made_again_for_other_shards_and_then_has_another_hash(folder: Pat
     assert np.array_equal(after.read(7), documents(seed=1)[7])
 
 
+def test_masked_ranges_are_in_the_index_where_there_are_some(folder: Path, tmp_path: Path) -> None:
+    plain, ranges = TokenSource.open(folder), np.array([[1, 3]])
+    header = (folder / "index.bin").read_bytes()[16:].partition(b"}}")[0]
+    assert b"masked" not in header and not plain.has_masks and len(plain.masked(7)) == 0
+    write_token_folder(tmp_path / "m", documents(), VOCABULARY, documents_per_shard=25, masked={7: ranges})
+    source = TokenSource.open(tmp_path / "m")
+    assert source.masked(7).tolist() == ranges.tolist() and len(source.masked(8)) == 0
+    assert source.index_hash != plain.index_hash and np.array_equal(source.read(7), plain.read(7))
+    crc32 = [[each.fetch(number)[2] for number in (7, 8)] for each in (source, plain)]
+    assert crc32[0][0] != crc32[1][0] and crc32[0][1] == crc32[1][1], "what was read covers the ranges"
+    first, second = ((each / "tokens-00001.tar").read_bytes() for each in (folder, tmp_path / "m"))
+    assert first == second, "a shard without context is byte for byte what it was"
+
+
 def test_another_tokenizer_is_another_hash(tmp_path: Path) -> None:
     hashes = {
         TokenSource.open(

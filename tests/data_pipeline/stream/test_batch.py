@@ -46,6 +46,16 @@ def test_documents_lie_one_after_another_then_padding() -> None:
     }
 
 
+def test_targets_that_do_not_count_have_no_weight() -> None:
+    counted = np.array([True, False, False, True, True, False])
+    batch = make_batch(
+        [[WORDS, PICTURE]], sequence_tokens=10, vocabulary=VOCABULARY, targets=[[None, counted]]
+    )
+    assert batch.loss_weights.tolist() == [[1, 1, 1, 0, 0, 1, 1, 0, 0, 0]]
+    plain = make_batch([[WORDS, PICTURE]], sequence_tokens=10, vocabulary=VOCABULARY)
+    assert (batch.input_ids == plain.input_ids).all() and (batch.target_ids == plain.target_ids).all()
+
+
 def test_a_sequence_may_be_full_or_empty() -> None:
     batch = make_batch([[PICTURE], []], sequence_tokens=6, vocabulary=VOCABULARY)
     assert (batch.document_ids[0] == 0).all()

@@ -59,6 +59,22 @@ def test_a_document_is_its_parts_in_order_each_in_its_range() -> None:
     assert ids.dtype == np.dtype("<u2")
 
 
+def test_parts_without_loss_are_masked_with_their_delimiters() -> None:
+    made = encoder()
+    parts = [
+        Part("text", "98", False),
+        Part("image", b"\7", False),
+        Part("text", "7"),
+        Part("text", "", False),
+    ]
+    document = made.encode(document_sample(parts, {"image": "png"}))
+    assert document.ids.tolist() == [BOS, 9, 8, BOI, 27, EOI, 7, EOS] and document.masked.tolist() == [[1, 6]]
+    made.add(document)
+    assert made.num_masked == 5
+    with pytest.raises(SampleError, match="all its parts are context"):
+        made.encode(document_sample(parts[:2], {"image": "png"}))
+
+
 def test_a_further_modality_is_encoded_as_the_others_are() -> None:
     made = encoder("text", "image", "video")
     ids = encode(made, sample(("video", b"\3\0"), ("text", "9"), ("image", b"\7")))

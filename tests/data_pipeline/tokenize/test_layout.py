@@ -82,6 +82,28 @@ def test_pictures_of_a_conversation_stand_at_their_placeholders() -> None:
     assert parts_of("k", unplaced, CHAT) == [Part("image", b"A"), Part("text", "USER: What?\n")]
 
 
+def test_parts_without_loss_are_context() -> None:
+    prompt = SourceSettings(parts=({"image": "jpg", "loss": False}, {"text": "json:caption"}))
+    assert parts_of("k", sample({"jpg": b"A"}, caption="c"), prompt) == [
+        Part("image", b"A", False), Part("text", "c"),
+    ]  # fmt: skip
+    assert prompt.as_toml() == ('[source]\nparts = [{image = "jpg", loss = false}, {text = "json:caption"}]')
+    given = sample(
+        {"file:a.jpg": b"A"}, image="a.jpg", conversations=turns("<image> What?", "A cat.", "And?")
+    )
+    table = ({"image": "file:image?"}, {"conversation": "json:conversations", "loss": "answers"})
+    found = parts_of("k", given, SourceSettings(parts=table))
+    assert found == [
+        Part("text", "USER: ", False), Part("image", b"A"), Part("text", " What?\n", False),
+        Part("text", "ASSISTANT: ", False), Part("text", "A cat.\n"), Part("text", "USER: ", False),
+        Part("text", "And?\n", False),
+    ]  # fmt: skip
+    plain = parts_of("k", given, CHAT)
+    assert "".join(p.data for p in found if p.modality == "text") == "".join(
+        p.data for p in plain if p.modality == "text"
+    )
+
+
 def test_conversations_that_are_none_are_said() -> None:
     assert "more <image> than" in refusal(CHAT, sample(conversations=turns("<image>")))
     assert "list of turns" in refusal(CHAT, sample(conversations={"a": 1}))
@@ -107,6 +129,8 @@ def test_the_table_of_the_data_config() -> None:
         ({"parts": [{"image": "jpg", "text": "txt"}]}, "is no part; a part is"),
         ({"parts": [{"image": "jpg||png"}]}, "is no part"),
         ({"parts": [{"text": "json:"}]}, "is no part"),
+        ({"parts": [{"text": "txt", "loss": "answers"}]}, "loss is one of true, false"),
+        ({"parts": [{"loss": False}]}, "is no part"),
         ({"folder": "/etc"}, "a folder below that of the shards"),
         ({"folder": "../x"}, "a folder below that of the shards"),
         ({"ordre": "listed"}, "source.ordre: unknown key"),

@@ -97,6 +97,21 @@ def dotted_keys(folder: Path) -> None:
     write_tar(folder / "a.tar", members)
 
 
+def interleaved(folder: Path) -> None:
+    """Half of the documents as OBELICS has them, half as MMC4."""
+    aligned, matched = {}, {}
+    for n in range(COUNT // 2):
+        values = {"texts": [caption(n), None, caption(n + 1)], "images": [None, f"{n:06}.0.jpg", None]}
+        content = {"json": json.dumps(values).encode(), "0.jpg": png(picture(n))}
+        aligned |= {f"{n:06}.{ending}": data for ending, data in content.items()}
+        info = [{"image_name": f"m{n}.0.png", "matched_text_index": 1, "matched_sim": 0.3}]
+        values = {"text_list": [caption(n), caption(n + 1)], "image_info": info, "url": "u"}
+        content = {"json": json.dumps(values).encode(), "0.png": png(picture(n))}
+        matched |= {f"m{n}.{ending}": data for ending, data in content.items()}
+    write_tar(folder / "obelics-000000.tar", aligned)
+    write_tar(folder / "mmc4-000000.tar", matched)
+
+
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fit")
@@ -116,6 +131,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (parquet_rows, "pictures", {"text", "image"}),
         (plain_text, "plain text", {"text"}),
         (dotted_keys, "raw form", {"text", "image"}),
+        (interleaved, "OBELICS, MMC4", {"text", "image"}),
     ],
 )
 def test_the_table_that_is_printed_tokenizes_every_sample(

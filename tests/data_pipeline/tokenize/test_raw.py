@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from data_pipeline.tokenize.raw import Part, SampleError, document_sample, parse_document
 
 PARTS = st.one_of(
-    st.builds(Part, st.just("text"), st.text()),
-    st.builds(Part, st.sampled_from(["image", "speech"]), st.binary(max_size=8)),
+    st.builds(Part, st.just("text"), st.text(), st.booleans()),
+    st.builds(Part, st.sampled_from(["image", "speech"]), st.binary(max_size=8), st.booleans()),
 )
 
 
@@ -32,6 +32,8 @@ def test_what_else_a_sample_carries_is_ignored() -> None:
         (b'{"parts": []}', 'needs a list "parts"'),
         (b'{"parts": ["a"]}', "a table with one key, its modality"),
         (b'{"parts": [{"text": "a", "image": "0.png"}]}', "a table with one key, its modality"),
+        (b'{"parts": [{"text": "a", "loss": 0}]}', '"loss": false where it is context; got'),
+        (b'{"parts": [{"loss": false}]}', "a table with one key, its modality"),
         (b'{"parts": [{"video": "0.mp4"}]}', 'the video part "0.mp4" is missing; files here: '),
         (b'{"parts": [{"text": 3}]}', "a part is {modality: text or name of a file}"),
         (b'{"parts": [{"image": "1.png"}]}', 'the image part "1.png" is missing; files here: '),

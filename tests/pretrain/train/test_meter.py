@@ -42,7 +42,13 @@ def _measure(folder: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
     mine = [np.array(document) for document in DOCUMENTS[w.rank :: w.world_size]]
     inputs = [
         build_inputs(
-            make_batch([[document]], sequence_tokens=CONTEXT_TOKENS, vocabulary=VOCABULARY), config.model
+            make_batch(
+                [[document]],
+                sequence_tokens=CONTEXT_TOKENS,
+                vocabulary=VOCABULARY,
+                targets=[[document[1:] < IMAGE]],
+            ),
+            config.model,
         )
         for document in mine
     ]
@@ -77,6 +83,7 @@ def test_flops_are_those_of_the_global_batch_and_the_row_says_all(tmp_path: Path
     flops = train_flops(config.model, dict(zip(VOCABULARY.modalities, counts, strict=True)), pairs)
     for sums, _ in answers:
         assert sums["flops"] == flops
+        assert sums["masked_targets"] == 3, "two codes of a picture and one of a sound"
         assert (sums["loss/text"], sums["weight/speech"], sums["tokens"]) == (30.0, 1.0, 256)
     row, later = answers[0][1]
     assert row["step"] == 2
@@ -94,6 +101,7 @@ def test_flops_are_those_of_the_global_batch_and_the_row_says_all(tmp_path: Path
     )
     assert (row["data/unreadable"], row["data/unreadable_documents"], row["data/too_long"]) == (1, ["a/1"], 4)
     assert later["data/unreadable"] == 1 and "data/unreadable_documents" not in later
+    assert (row["data/masked_targets"], later["data/masked_targets"]) == (6, 9)
     assert row["memory/peak_bytes"] > 1 << 20
     peak = row["compute/train_flops"] / row["time/train_s"] / row["speed/mfu_frac"]
     assert peak > ranks * 1e8  # FLOP/s of a core, at least; see test_device_peak.py
