@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-Verbs = Any  # of argparse, whose type is private
+from data_pipeline.files.toml_config import ConfigError
+from tools.data_verbs import Verbs, add_step, inspect_data
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -38,10 +39,14 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    out = None if args.out is None else Path(args.out)
+    if args.what[0] == "data" and len(args.what) == 2:
+        return inspect_data(args, Path(args.what[1]), out)
+    if len(args.what) > 1 or args.step is not None:
+        raise ConfigError(f"{' '.join(args.what)}: expected RUN, or `data RUN --step N`")
     from tools.inspection import show
 
-    out = None if args.out is None else Path(args.out)
-    show(Path(args.run), out, documents=args.documents, causal=args.causal)
+    show(Path(args.what[0]), out, documents=args.documents, causal=args.causal)
     return 0
 
 
@@ -236,10 +241,17 @@ def _add_rules(verb: argparse.ArgumentParser) -> None:
 def add_models(verbs: Verbs) -> None:
     """inspect, describe and plan."""
     verb = verbs.add_parser(
-        "inspect", help="which tokens run in which layer and which expert takes them, in a trained model"
+        "inspect",
+        help="which tokens run in which layer and which expert takes them; `inspect data`: what a step read",
     )
-    verb.add_argument("run", help="a run directory (its newest checkpoint), a checkpoint, or RUN.toml")
-    verb.add_argument("--out", help="PNG to write (default: selected_tokens_step_*.png in the run directory)")
+    verb.add_argument(
+        "what",
+        nargs="+",
+        metavar="RUN | data RUN",
+        help="a run directory (its newest checkpoint), a checkpoint, or RUN.toml",
+    )
+    verb.add_argument("--out", help="PNG, or page of `data`, to write (default: in the run directory)")
+    add_step(verb)
     verb.add_argument(
         "--documents", type=int, default=6, help="images to show, one a document (default %(default)s)"
     )

@@ -147,6 +147,13 @@ class TokenSource:
         """Number of the shard that holds a document."""
         return bisect_right(self._shard_first, document) - 1
 
+    def documents_of_shard(self, name: str) -> tuple[int, int]:
+        """(first, one past the last) number of the documents of a shard; (0, 0) for a name that is none."""
+        if name not in self._names:
+            return 0, 0
+        shard = self._names.index(name)
+        return self._shard_first[shard], self._shard_first[shard + 1]
+
     def fetch(self, document: int) -> tuple[str, np.ndarray | None, int]:
         """("shard/key", ids, crc32 of the bytes that were read) of a document, in one read. The crc32 goes on
         over its masked ranges, where it has some.

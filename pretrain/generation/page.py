@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
+
 from pretrain.generation.pieces import Piece
 from pretrain.html_page import environment
 
@@ -23,9 +25,15 @@ class ShownPrompt:
 
 def page(title: str, about: Sequence[str], prompts: Sequence[ShownPrompt]) -> str:
     """The whole page. `about`: lines below the title. Equal arguments give equal bytes."""
-    templates = environment(Path(__file__).parent)
-    templates.filters |= {"data_uri": _data_uri, "visible": _visible}
+    templates = shown_environment(Path(__file__).parent)
     return templates.get_template("page.html.j2").render(title=title, about=about, prompts=prompts)
+
+
+def shown_environment(folder: Path) -> jinja2.Environment:
+    """Return the environment of templates in `folder` that show pieces of documents."""
+    templates = environment(folder)
+    templates.filters |= {"data_uri": _data_uri, "visible": _visible}
+    return templates
 
 
 def _data_uri(piece: Piece) -> str:

@@ -13,7 +13,7 @@ from data_pipeline.tokenize.tokenizer_set import load_tokenizers, vocabulary_of
 from parallel.collectives import ONE_RANK
 from parallel.logical import logical_of
 from parallel.world import World
-from pretrain.config import RunConfig, load
+from pretrain.config import load
 from pretrain.evaluation.losses import routing_states
 from pretrain.generation.processes import check_processes
 from pretrain.models.decoder import Decoder

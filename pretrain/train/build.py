@@ -55,17 +55,6 @@ def engine(config: RunConfig, world: World) -> ZeroEngine:
     )
 
 
-def stream(config: RunConfig) -> Stream:
-    """The training data in order. Raises ConfigError for shards that cannot be used."""
-    return Stream(
-        [(TokenSource.open(source.path), source.weight) for source in config.data.train],
-        seed=config.seed,
-        context_tokens=config.model.context_tokens,
-        sequences_per_step=config.sequences_per_step,
-        max_too_long_frac=config.data.max_too_long_frac,
-    )
-
-
 def loader(config: RunConfig, data: Stream, world: World, state: StreamState) -> Loader:
     """This rank's share of the data, from `state` on; its steps come with their ModelInputs."""
     return Loader(

@@ -58,6 +58,7 @@ from pretrain.train.meter import Meter
 from pretrain.train.same_batch import require_same_batch
 from pretrain.train.state import TrainState
 from pretrain.train.stop_signal import StopSignal
+from pretrain.training_stream import training_stream
 from pretrain.weights.folder import digest
 from pretrain.weights.warm_start import initial_weights
 
@@ -69,7 +70,7 @@ def train(
 
     `run`: the open run directory on rank 0, None on other ranks.
     """
-    engine, heldout, data = build.engine(config, world), build.heldout(config, world), build.stream(config)
+    engine, heldout, data = build.engine(config, world), build.heldout(config, world), training_stream(config)
     identity, state = restore_or_start(config, engine, data, world, run)
     if run is not None:
         announce(config, run, data, state, world)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pretrain.audit.report import audit, compare
 from pretrain.checkpoint.folder import checkpoints, read_manifest
 from pretrain.metrics import read_rows
 from tests.e2e.warm import Run, train
@@ -125,6 +126,9 @@ def test_rolled_back_and_killed_it_goes_on_with_later_data(
     train(arguments["killed"], tmp_path / "out", spikes=SPIKES)
     assert rows_of(folders["killed"]) == rows
     assert tensors_of(folders["killed"]) == tensors_of(folders["left alone"])
+    runs = [folder / "runs" / "tiny" for folder in folders.values()]
+    assert audit(runs[0]) and audit(runs[1]), "fingerprints of rows are those of the plan"
+    assert compare(runs[0], runs[1])
 
 
 def test_one_spike_too_many_ends_the_run(tmp_path: Path, data: Path):

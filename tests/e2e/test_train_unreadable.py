@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.shards.index import TokenSource
+from pretrain.audit.report import audit
 from pretrain.comparison.config import make_plan
 from pretrain.comparison.findings import find
 from pretrain.comparison.plan_file import write_plan
@@ -91,6 +92,7 @@ def test_what_is_allowed_is_counted_over_all_ranks_and_attempts(data: Path, tmp_
 
     rows = of_data(run_dir)
     assert rows == of_data(tmp_path / "runs/whole")
+    assert audit(run_dir), "the plan without these documents has the fingerprints of the rows"
     counts = [row["data/unreadable"] for row in rows]
     assert counts == sorted(counts) and 0 < counts[0] < counts[-1] == DAMAGED
     listed = [name for row in rows for name in row.get("data/unreadable_documents", ())]

@@ -12,6 +12,7 @@ from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.config import RunConfig
 from pretrain.models.inputs import build_inputs
 from pretrain.train import build
+from pretrain.training_stream import training_stream
 from tests.pretrain.tiny_data import VOCABULARY, tiny_run, write_tiny_data
 
 DENSE = dict.fromkeys(VOCABULARY.modalities, "all")
@@ -31,7 +32,7 @@ def _train_and_save(values: dict[str, Any]) -> dict[str, torch.Tensor]:
     """A few steps on two tensor-parallel ranks and a checkpoint; each rank's parameters at its end."""
     config = validate(RunConfig, values, source="test")
     w = world.start(config.parallel)
-    engine, data = build.engine(config, w), build.stream(config)
+    engine, data = build.engine(config, w), training_stream(config)
     with build.loader(config, data, w, data.start()) as loader:
         for step in range(STEP):
             batch = loader.next_step()

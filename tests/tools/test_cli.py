@@ -20,6 +20,7 @@ VERBS = (
     "cancel",
     "logs",
     "compare",
+    "audit",
     "export",
     "import",
     "generate",

@@ -13,6 +13,7 @@ from pretrain.config import RunConfig
 from pretrain.evaluation.losses import conditional_losses, heldout_losses
 from pretrain.train import build
 from pretrain.train.schedule import schedule_factor
+from pretrain.training_stream import training_stream
 from tests.pretrain.tiny_data import VOCABULARY, tiny_run, write_tiny_data
 
 
@@ -23,7 +24,7 @@ def _config(folder: Path, **changes: Any) -> RunConfig:
 def _steps(folder: Path) -> list[Any]:
     config = _config(folder)
     w = world.start(ParallelConfig())
-    engine, data = build.engine(config, w), build.stream(config)
+    engine, data = build.engine(config, w), training_stream(config)
     found = []
     with build.loader(config, data, w, data.start()) as loader:
         for step in range(2):
@@ -56,7 +57,7 @@ def _three_steps(folder: Path, layout: dict[str, Any]) -> tuple[list[Any], dict[
     values["parallel"] |= layout
     config = validate(RunConfig, values, source="test")
     w = world.start(config.parallel)
-    engine, data, steps, samples = build.engine(config, w), build.stream(config), [], []
+    engine, data, steps, samples = build.engine(config, w), training_stream(config), [], []
     with build.loader(config, data, w, data.start()) as loader:
         for step in range(3):
             batch = loader.next_step()

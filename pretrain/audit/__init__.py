@@ -1,0 +1,1 @@
+"""What a run trained on: which documents, in which step, how often."""

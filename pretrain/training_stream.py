@@ -1,0 +1,16 @@
+"""The training data of a run in order. This module imports no torch."""
+
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.stream.stream import Stream
+from pretrain.config import RunConfig
+
+
+def training_stream(config: RunConfig) -> Stream:
+    """The training data in order. Raises ConfigError for shards that cannot be used."""
+    return Stream(
+        [(TokenSource.open(source.path), source.weight) for source in config.data.train],
+        seed=config.seed,
+        context_tokens=config.model.context_tokens,
+        sequences_per_step=config.sequences_per_step,
+        max_too_long_frac=config.data.max_too_long_frac,
+    )
