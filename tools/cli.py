@@ -15,7 +15,7 @@ from data_pipeline.files.os_errors import is_misplaced, os_error_text
 from data_pipeline.files.printable import printable_output
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
-from tools.data_verbs import Verbs, add_audit
+from tools.data_verbs import Verbs, add_audit, add_import_data
 from tools.model_verbs import add_bench, add_generate, add_models, add_overrides, add_weights
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the installed version and exit")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    own = (_add_data, _add_runs, _add_monitoring, _add_compare)
+    own = (_add_data, add_import_data, _add_runs, _add_monitoring, _add_compare)
     for add in (*own, add_audit, add_weights, add_generate, add_models, add_bench):
         add(verbs)
     return top

@@ -42,6 +42,24 @@ def _audit(args: argparse.Namespace) -> int:
     return ExitCode.DONE if agrees else ExitCode.FAILED
 
 
+def _import_tokens(args: argparse.Namespace) -> int:
+    from data_pipeline.tokenize.ready_ids import import_tokens
+
+    import_tokens(Path(args.src), Path(args.out), config_path=Path(args.config), end=args.end)
+    return 0
+
+
+def add_import_data(verbs: Verbs) -> None:
+    """import-data."""
+    verb = verbs.add_parser("import-data", help="ids that are ready -> token shards, index and manifest")
+    verb.add_argument("what", choices=("tokens",), help="ids of a text tokenizer")
+    verb.add_argument("src", help="ids.npy, Megatron's PREFIX.bin beside PREFIX.idx, or a folder of these")
+    verb.add_argument("out", help="folder for token shards; must not exist")
+    verb.add_argument("--config", required=True, help="data.toml: the text tokenizer that made the ids")
+    verb.add_argument("--end", type=int, metavar="ID", help="the id that ends a document in SRC, left out")
+    verb.set_defaults(work=_import_tokens)
+
+
 def add_audit(verbs: Verbs) -> None:
     """audit."""
     verb = verbs.add_parser(

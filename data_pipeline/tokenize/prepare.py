@@ -191,7 +191,9 @@ def _tokenize_split(
         tasks = plan_tasks(split, out, config)
         records = _run(tasks, len(tasks), split.name, config, processes)
         kinds = saved_kinds(out / TOKENIZERS)
-        write_json(folder / MANIFEST, _manifest(split, [records[task] for task in tasks], tokenizers, kinds))
+        write_json(
+            folder / MANIFEST, make_manifest(split, [records[task] for task in tasks], tokenizers, kinds)
+        )
     shutil.rmtree(folder / _RECORDS, ignore_errors=True)
     TokenSource.open(folder)  # makes the index where it is missing, and checks what is there
     return read_manifest(folder)
@@ -316,7 +318,7 @@ def _check_key(key: str, suffix: str) -> None:
         raise SampleError("its key is too long for a tar header")
 
 
-def _manifest(
+def make_manifest(
     split: Split,
     records: list[dict[str, Any]],
     tokenizers: Mapping[str, Tokenizer],

@@ -14,6 +14,7 @@ VERBS = (
     "demo-corpus",
     "look",
     "tokenize",
+    "import-data",
     "train",
     "submit",
     "status",
