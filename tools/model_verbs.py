@@ -66,17 +66,36 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from pretrain.generation.choices import evaluate_choices
-
     out, tokenizers = (None if path is None else Path(path) for path in (args.out, args.tokenizers))
-    src, choices = Path(args.src), Path(args.choices)
-    return _in_processes(args, lambda world: evaluate_choices(src, choices, out, tokenizers, world))
+    asked = {name: getattr(args, name) for name in _JUDGEMENT if getattr(args, name) is not None}
+    if args.choices is not None:
+        from pretrain.generation.choices import evaluate_choices
+
+        if asked:
+            flags = ", ".join(f"--{name}" for name in asked)
+            raise ConfigError(f"--choices has its own questions: leave out {flags}, or --choices")
+        src, choices = Path(args.src), Path(args.choices)
+        return _in_processes(args, lambda world: evaluate_choices(src, choices, out, tokenizers, world))
+    if args.processes > 1:
+        raise ConfigError(
+            f"--processes {args.processes}: goes with --choices alone; losses and facts are judged in one process"
+        )
+    from pretrain.generation.judged import Judgement, evaluate
+    from pretrain.generation.sampling import Sampling
+
+    sampling = Sampling(temperature=asked.pop("temperature", 1.0), seed=asked.pop("seed", 1))
+    evaluate(Path(args.src), Judgement(sampling=sampling, **asked), out, tokenizers)
+    return 0
 
 
 def _in_processes(args: argparse.Namespace, work: Any) -> int:
     from pretrain.generation.processes import work_in_processes
 
     return work_in_processes(args.verb, ["-m", "tools.cli", *args.argv], args.processes, work)
+
+
+_JUDGEMENT = ("data", "sequences", "conditional", "facts", "temperature", "seed")
+"""Options of `motley evaluate` that say on what losses and facts are judged, and how."""
 
 
 class _AddPart(argparse.Action):
@@ -216,11 +235,28 @@ def add_generate(verbs: Verbs) -> None:
     verb.add_argument("--tokenizers", metavar="DIR", help=_TOKENIZERS)
     verb.add_argument("--processes", type=int, default=1, help=_PROCESSES)
     verb.set_defaults(work=_generate)
+    _add_evaluate(verbs)
 
-    verb = verbs.add_parser("evaluate", help="which of several options a model finds likeliest: its accuracy")
-    verb.add_argument("src", help="as of generate")
-    verb.add_argument("--choices", required=True, metavar="FILE", help="JSON lines; see docs/generate.md")
-    verb.add_argument("--out", metavar="FILE", help="JSON lines to write: log-likelihoods of every question")
+
+def _add_evaluate(verbs: Verbs) -> None:
+    verb = verbs.add_parser(
+        "evaluate",
+        help="a trained model's losses on any token shards, facts in what it generates, or choices",
+    )
+    verb.add_argument("src", help="as of generate; losses and facts need a run or a checkpoint")
+    verb.add_argument("--out", metavar="FILE", help="JSON to write; of --choices a line per question")
+    on = verb.add_argument_group("losses and facts")
+    on.add_argument("--data", type=Path, metavar="DIR", help="token shards (default: the run's data.heldout)")
+    on.add_argument("--sequences", type=int, help="of the held-out loss (default: the run's)")
+    on.add_argument("--conditional", type=int, help="documents per direction (default: the run's)")
+    on.add_argument(
+        "--facts", type=int, metavar="N", help="of the demo corpus, on N documents per direction (default: 0)"
+    )
+    on.add_argument("--temperature", type=float, help="of samples whose facts are judged (default: 1)")
+    on.add_argument("--seed", type=int, help="of these samples (default: 1)")
+    verb.add_argument(
+        "--choices", metavar="FILE", help="questions as JSON lines, in place of losses and facts"
+    )
     verb.add_argument("--tokenizers", metavar="DIR", help=_TOKENIZERS)
     verb.add_argument("--processes", type=int, default=1, help=_PROCESSES)
     verb.set_defaults(work=_evaluate)

@@ -5,6 +5,7 @@ The sequences do not depend on the seed, the layout or the arm of a comparison.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool
@@ -12,7 +13,6 @@ from jaxtyping import Bool
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.vocabulary import Vocabulary
 from data_pipeline.stream.batch import Batch, make_batch
-from parallel.engine import Engine
 from parallel.world import World
 from pretrain.config import RunConfig
 from pretrain.evaluation.documents import Text, fingerprint, heldout_texts, pack_texts, pair_text, pairs
@@ -26,6 +26,13 @@ from pretrain.models.router_report import RouterReport
 from pretrain.models.routing_state import RoutingState
 
 Direction = tuple[str, str]
+
+
+class Evaluates(Protocol):
+    """An engine, or a decoder in one process: what `eval_step` of parallel.engine.Engine says."""
+
+    def eval_step(self, micro_batches: Sequence[Any]) -> tuple[list[float], Any]: ...
+
 
 IMAGES_DRAWN = 4
 """Number of held-out images that TensorBoard shows."""
@@ -147,7 +154,7 @@ TRAINED_WITH = RoutingState()
 
 
 def heldout_losses(
-    engine: Engine, heldout: Heldout, prefix: str = "eval", routing_state: RoutingState = TRAINED_WITH
+    engine: Evaluates, heldout: Heldout, prefix: str = "eval", routing_state: RoutingState = TRAINED_WITH
 ) -> dict[str, float]:
     """`prefix`/loss and `prefix`/loss/<m>. All ranks call it and get the same result."""
     if not heldout.documents:
@@ -156,7 +163,7 @@ def heldout_losses(
 
 
 def conditional_losses(
-    engine: Engine, heldout: Heldout, prefix: str = "eval", routing_state: RoutingState = TRAINED_WITH
+    engine: Evaluates, heldout: Heldout, prefix: str = "eval", routing_state: RoutingState = TRAINED_WITH
 ) -> dict[str, float]:
     """`prefix`/loss/<a>_to_<b> and `prefix`/gain/<a>_to_<b>. All ranks call it and get the same result."""
     row = {}
@@ -187,7 +194,7 @@ def tokens_that_ran(
 
 
 def _sums(
-    engine: Engine, heldout: Heldout, inputs: Sequence[ModelInputs], routing_state: RoutingState
+    engine: Evaluates, heldout: Heldout, inputs: Sequence[ModelInputs], routing_state: RoutingState
 ) -> dict[str, TargetSums]:
     """By modality, the sums over its targets of all ranks."""
     stats, _ = engine.eval_step([replace(batch, routing_state=routing_state) for batch in inputs])

@@ -16,7 +16,7 @@ from data_pipeline.tokenize.documents import DocumentEncoder
 from data_pipeline.tokenize.limits import Limits
 from data_pipeline.tokenize.raw import Part, SampleError, document_sample
 from data_pipeline.tokenize.tokenizer import Tokenizer
-from pretrain.evaluation.documents import ORDER_KEY
+from pretrain.evaluation.documents import ORDER_KEY, pairs
 from pretrain.generation.grammar import FREE
 
 SUFFIXES = {"image": "png", "speech": "wav"}
@@ -59,8 +59,19 @@ def _content(path: Path, flag: str) -> bytes:
 
 
 def heldout_prompts(source: TokenSource, count: int, goal: str, most_tokens: int) -> list[Prompt]:
+    """The prompts of `first_prompts`. Raises ConfigError if there are fewer than `count`."""
+    prompts = first_prompts(source, count, goal, most_tokens)
+    if len(prompts) < count:
+        raise ConfigError(
+            f"--heldout {count}: {source.folder} has {len(prompts)} documents in which {_wanted(goal)} "
+            f"follows another part within {most_tokens} tokens; ask for no more, or for another --to"
+        )
+    return prompts
+
+
+def first_prompts(source: TokenSource, count: int, goal: str, most_tokens: int) -> list[Prompt]:
     """The beginnings of the first `count` held-out documents that can be cut for the goal, with at most
-    `most_tokens` ids. Their order is that of evaluations. Raises ConfigError if there are fewer."""
+    `most_tokens` ids; fewer if there are no more. Their order is that of evaluations."""
     prompts: list[Prompt] = []
     for document in documents_at(0, source.num_documents, source.num_documents, ORDER_KEY).tolist():
         if len(prompts) == count:
@@ -70,12 +81,20 @@ def heldout_prompts(source: TokenSource, count: int, goal: str, most_tokens: int
         if found is not None and found[0] <= most_tokens:
             start, end = found
             prompts.append(Prompt(ids[:start], source.name(document), ids[start:end]))
-    if len(prompts) < count:
-        raise ConfigError(
-            f"--heldout {count}: {source.folder} has {len(prompts)} documents in which {_wanted(goal)} "
-            f"follows another part within {most_tokens} tokens; ask for no more, or for another --to"
-        )
     return prompts
+
+
+def part_prompts(source: TokenSource, count: int, context_tokens: int) -> dict[tuple[str, str], list[Prompt]]:
+    """By direction (a, b), a part a alone as prompt, with a part b of its document as truth, of the first
+    `count` documents that hold both. They are those of conditional losses (evaluation/documents.py)."""
+    found = pairs(source, num_documents=max(count, 2), context_tokens=context_tokens)
+    return {
+        direction: [
+            Prompt(np.concatenate([[BOS], pair.condition]).astype(np.int64), pair.name, pair.target)
+            for pair in listed[:count]
+        ]
+        for direction, listed in found.items()
+    }
 
 
 def cut_at(ids: Int[np.ndarray, " tokens"], vocabulary: Vocabulary, goal: str) -> tuple[int, int] | None:

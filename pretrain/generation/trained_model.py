@@ -19,9 +19,9 @@ from pretrain.generation.processes import check_processes
 from pretrain.models.decoder import Decoder
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_files import CONFIG
+from pretrain.run_tokenizers import tokenizers_of_run
 from pretrain.weights.folder import WeightSource, threshold_names
 from pretrain.weights.sources import open_source, run_of
-from pretrain.weights.text_tokenizer import tokenizers_of_run
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -27,11 +27,12 @@ def check_run(config: RunConfig, world_size: int) -> None:
             "set frozen = false for one of " + ", ".join(sorted(set(map(tower_of, shapes))))
         )
     sources = [
-        (_open(config, f"data.train[{i}].path", s.path), s.weight) for i, s in enumerate(config.data.train)
+        (open_tokens(config, f"data.train[{i}].path", s.path), s.weight)
+        for i, s in enumerate(config.data.train)
     ]
     _check_named_once([source for source, _ in sources])
     if config.data.heldout is not None:
-        heldout = _open(config, "data.heldout", config.data.heldout)
+        heldout = open_tokens(config, "data.heldout", config.data.heldout)
         _check_held_out([source for source, _ in sources], heldout)
         sources.append((heldout, 1.0))
     # Beside each other: held-out ids must mean what training ids mean.
@@ -67,7 +68,8 @@ def _check_held_out(train: Sequence[TokenSource], heldout: TokenSource) -> None:
             )
 
 
-def _open(config: RunConfig, field: str, folder: str) -> TokenSource:
+def open_tokens(config: RunConfig, field: str, folder: str) -> TokenSource:
+    """The token shards of `folder`, whose ids the model knows. Raises ConfigError, which names `field`."""
     where = f'{field} = "{folder}"'
     if not Path(folder).is_dir():
         raise ConfigError(

@@ -1,12 +1,13 @@
 """Real tokenizers of all three modalities that fit in a fraction of a second, and data of their ids."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.shards.synthetic import random_documents, write_token_folder
-from data_pipeline.shards.vocabulary import Vocabulary
+from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH, Vocabulary
 from data_pipeline.tokenize.kinds.bpe import BpeConfig, fit_bpe
 from data_pipeline.tokenize.kinds.log_mel_kmeans import UnitConfig, fit_units
 from data_pipeline.tokenize.kinds.patch_kmeans import PatchConfig, PatchTokenizer
@@ -45,10 +46,34 @@ def write_tokenized_data(folder: Path) -> Vocabulary:
     vocabulary = vocabulary_of(tokenizers)
     for name, count, seed in (("train", 100, 1), ("heldout", 30, 2)):
         made = random_documents(vocabulary, count, seed, median_text_tokens=6, image_tokens=4)
-        documents = [ids for ids in made if len(ids) < 60]
-        write_token_folder(folder / name, documents, vocabulary, documents_per_shard=40)
-        path = folder / name / "manifest.json"
-        manifest = json.loads(path.read_text())
-        manifest["tokenizers"] = {m: {"fingerprint": t.fingerprint} for m, t in tokenizers.items()}
-        path.write_text(json.dumps(manifest))
+        _write_data(folder / name, [ids for ids in made if len(ids) < 60], tokenizers)
     return vocabulary
+
+
+def write_demo_like_data(folder: Path) -> Vocabulary:
+    """The same of documents that state digits as the demo corpus does, in a few tokens: a caption and a
+    sentence, a picture of noise, and an utterance in which the words of digits are runs of two units."""
+    tokenizers = write_tiny_tokenizers(folder / TOKENIZERS)
+    vocabulary = vocabulary_of(tokenizers)
+    for name, count in (("train", 220), ("heldout", 40)):
+        random = np.random.default_rng(count)
+        documents = []
+        for _ in range(count):
+            a, b = random.integers(0, 10, 2)
+            text = tokenizers["text"].encode(f"red {a}, blue {b}\n{a} and {b}")
+            picture = random.integers(0, 8, 4) + vocabulary.first_code("image")
+            word_units = np.array([3, a // 4, a % 4, 3, b // 4, b % 4]) + vocabulary.first_code("speech")
+            parts = [text, [BOI, *picture, EOI], [BOS_SPEECH, *word_units, EOS_SPEECH]]
+            order = random.permutation(3)
+            documents.append(np.concatenate([[BOS], *(parts[i] for i in order), [EOS]]).astype(np.int64))
+        _write_data(folder / name, documents, tokenizers)
+    return vocabulary
+
+
+def _write_data(folder: Path, documents: list[np.ndarray], tokenizers: Mapping[str, Tokenizer]) -> None:
+    """Token shards whose manifest has the fingerprints of the tokenizers."""
+    write_token_folder(folder, documents, vocabulary_of(tokenizers), documents_per_shard=40)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["tokenizers"] = {m: {"fingerprint": t.fingerprint} for m, t in tokenizers.items()}
+    path.write_text(json.dumps(manifest))

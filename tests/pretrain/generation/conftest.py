@@ -31,6 +31,8 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name: LazyTensor(tuple(parameter.shape), partial(lambda tensor: tensor, parameter.detach()))
             for name, parameter in Decoder(model, seed=3).named_parameters()
         }
-        source = WeightSource(folder / "none", model, tensors, "speaker", 7, vocabulary.sizes, routing_state=routing_state)
+        source = WeightSource(
+            folder / "none", model, tensors, "speaker", 7, vocabulary.sizes, routing_state=routing_state
+        )
         write_folder(folder / out, source, {MODEL: about_model(source)}, dtype="fp32", file_bytes=10**9)
     return folder

@@ -1,3 +1,4 @@
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
 from data_pipeline.tokenize.tokenizer_set import load_tokenizers
 from pretrain.generation.grammar import FREE
-from pretrain.generation.prompts import cut_at, heldout_prompts, prompt_of
+from pretrain.generation.prompts import cut_at, heldout_prompts, part_prompts, prompt_of
 from tests.pretrain.tiny_data import VOCABULARY, document, write_tokens
+from tests.pretrain.tiny_tokenizers import write_demo_like_data
 
 IMAGE, SPEECH = VOCABULARY.start("image"), VOCABULARY.start("speech")
 WHOLE = np.array([BOS, 8, 9, BOI, IMAGE, IMAGE + 1, EOI, 10, BOS_SPEECH, SPEECH, EOS_SPEECH, EOS])
@@ -57,3 +59,17 @@ def test_parts_are_encoded_in_their_order(speaker: Path) -> None:
     assert found.ids.tolist() == [BOS, *a, *b] and found.truth is None
     with pytest.raises(ConfigError, match=r"--image x\.png: the model knows no image, only text"):
         prompt_of([("image", "x.png")], {"text": tokenizers["text"]})
+
+
+def test_parts_are_prompts_of_each_other(tmp_path: Path) -> None:
+    vocabulary = write_demo_like_data(tmp_path)
+    source = TokenSource.open(tmp_path / "heldout")
+    found = part_prompts(source, 3, 64)
+    assert set(found) == set(permutations(vocabulary.modalities, 2))
+    assert {len(prompts) for prompts in found.values()} == {3}
+    drawn, written = found["text", "image"][0], found["image", "text"][0]
+    assert drawn.truth is not None and written.truth is not None and drawn.name == written.name
+    assert drawn.ids[0] == written.ids[0] == BOS
+    np.testing.assert_array_equal(drawn.ids[1:], written.truth)
+    np.testing.assert_array_equal(written.ids[1:], drawn.truth)
+    assert len(part_prompts(source, 1, 64)["text", "image"]) == 1
