@@ -208,6 +208,9 @@ class EveryStepsConfig(_Frozen):
     eval_conditional: PositiveInt | None = None
     """Interval of conditional losses, which cost more than the held-out loss. None: the value of eval."""
     checkpoint: PositiveInt = 100
+    samples: PositiveInt | None = None
+    """Interval of what the model writes, draws and says behind fixed held-out prompts, for TensorBoard and a
+    page. Training is the same with and without. None: there is none."""
 
 
 class EvaluateConfig(_Frozen):
@@ -216,6 +219,9 @@ class EvaluateConfig(_Frozen):
     heldout_sequences: PositiveInt = 64
     conditional_documents: NonNegativeInt = 64
     """Held-out documents per direction (such as text -> image); 0 leaves conditional losses out."""
+    generate: NonNegativeInt = 0
+    """Held-out documents of the demo corpus, per direction, behind a part of which the model generates after
+    the last step, so that facts are judged (pretrain/generation/facts.py). 0: none."""
 
 
 class RunConfig(_Frozen):
@@ -285,6 +291,7 @@ class RunConfig(_Frozen):
         for problem in parameter_settings.problems(self.optimizer, self.model):
             raise ValueError(problem)
         self._check_loss_weights()
+        self._check_samples()
         return self
 
     def _check_loss_weights(self) -> None:
@@ -299,6 +306,29 @@ class RunConfig(_Frozen):
             raise ValueError(
                 "loss_weights gives every modality 0: nothing is left to learn; raise one of them"
             )
+
+    def _check_samples(self) -> None:
+        """Refuse keys that need a model which rank 0 can let speak."""
+        keys = {"every_steps.samples": self.every_steps.samples, "evaluate.generate": self.evaluate.generate}
+        for key, value in keys.items():
+            if not value:
+                continue
+            layout = self.parallel
+            if layout.tp > 1 or layout.pp > 1 or layout.zero_stage == 3:
+                raise ValueError(
+                    f"{key} = {value} with parallel.tp = {layout.tp}, pp = {layout.pp}, zero_stage = "
+                    f"{layout.zero_stage}: rank 0 samples, so it must hold all weights: tp = 1, pp = 1, "
+                    "zero_stage 0 to 2; or leave the key out and call `motley generate` on a checkpoint"
+                )
+            if self.data.heldout is None:
+                raise ValueError(f"{key} = {value}: prompts are held-out documents; set data.heldout")
+            if not self.model.has_causal_form:
+                raise ValueError(
+                    f"{key} = {value}: a gate of model.depth sees later tokens, which do not exist while a "
+                    "token is written; take another gate, such as tanh, or leave the key out"
+                )
+        if self.evaluate.generate == 1:
+            raise ValueError("evaluate.generate = 1; legal: 0 (none), or 2 and more documents")
 
     @property
     def modality_weights(self) -> tuple[float, ...] | None:

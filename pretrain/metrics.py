@@ -78,6 +78,25 @@ METRICS = (
     ),
     Metric("eval/causal/loss/<a>_to_<b>", "nats/token", "sum/count", "eval/loss/<a>_to_<b> by thresholds"),
     Metric("eval/causal/gain/<a>_to_<b>", "nats/token", "difference", "eval/gain/<a>_to_<b> by thresholds"),
+    Metric(
+        "eval/facts/<a>_to_<b>/exact",
+        "1",
+        "mean",
+        "share of generated parts b that state exactly the digits of their part a (evaluate.generate)",
+    ),
+    Metric(
+        "eval/facts/<a>_to_<b>/per_digit", "1", "sum/sum", "digits in common over the larger number of digits"
+    ),
+    Metric(
+        "eval/facts/<a>_to_<b>/foreign_exact", "1", "mean", "the same against the part a of the next sample"
+    ),
+    Metric("eval/facts/<a>_to_<b>/foreign_per_digit", "1", "sum/sum", "the same against the next part a"),
+    Metric(
+        "eval/facts/<a>_to_<b>/judge_exact", "1", "mean", "the judge's own share on what was not generated"
+    ),
+    Metric(
+        "eval/facts/<a>_to_<b>/judge_per_digit", "1", "sum/sum", "the judge's own on what was not generated"
+    ),
     Metric("depth/ratio/<m>", "1", "mean", "mean of depth/ratio/<m>/<layer> over the layers with a router"),
     Metric("depth/ratio/<m>/<layer>", "1", "sum/count", f"share of tokens that may skip which ran {_SINCE}"),
     Metric("depth/gate_std/<m>", "1", "sum/count", f"standard deviation of the depth gates {_SINCE}"),

@@ -10,6 +10,7 @@ runs/NAME/
     trunk.jsonl            of a branch: rows of metrics of the runs that it goes on from, up to its first step
     checkpoints/           step_00000500/ and so on (pretrain/checkpoint/folder.py)
         aside_1/           checkpoints and metrics.jsonl of later steps, from before the run went back
+    samples/               step_00000500.html and so on: what the model writes (every_steps.samples)
     logs/                  rank0.log, ...; compare.log of a run that `motley compare` started
         job_812_attempt_0/     the same of an attempt of a Slurm job
     slurm/                 submissions and attempts of Slurm jobs (slurm/records.py)
@@ -24,6 +25,7 @@ TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 ASIDE = "aside_"
 LOGS = "logs"
+SAMPLES = "samples"
 COMPARE_LOG = "compare.log"
 
 

@@ -1,8 +1,11 @@
 """A run's numbers and pictures for TensorBoard. They are a view of metrics.jsonl, which is the record."""
 
+import io
 import os
 import socket
+import struct
 import time
+import wave
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -62,6 +65,36 @@ class TensorBoardView:
         from torch.utils.tensorboard.summary import image
 
         self._put(step=step, summary=image(name, pixels, dataformats="HWC"))
+
+    def png(self, step: int, name: str, file: bytes) -> None:
+        """Write a PNG file as a picture."""
+        width, height = struct.unpack(">II", file[16:24])  # of its first chunk, IHDR
+        image = self._summary_pb2.Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=file
+        )
+        self._put_value(step, name, image=image)
+
+    def sound(self, step: int, name: str, file: bytes) -> None:
+        """Write a WAV file as sound."""
+        with wave.open(io.BytesIO(file)) as read:
+            audio = self._summary_pb2.Summary.Audio(
+                sample_rate=read.getframerate(),
+                num_channels=read.getnchannels(),
+                length_frames=read.getnframes(),
+                encoded_audio_string=file,
+                content_type="audio/wav",
+            )
+        self._put_value(step, name, audio=audio)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Write a text, which TensorBoard shows as Markdown."""
+        from torch.utils.tensorboard.summary import text as summary_of
+
+        self._put(step=step, summary=summary_of(name, text))
+
+    def _put_value(self, step: int, name: str, **value: Any) -> None:
+        values = [self._summary_pb2.Summary.Value(tag=name, **value)]
+        self._put(step=step, summary=self._summary_pb2.Summary(value=values))
 
     def close(self) -> None:
         with naming(self._path):

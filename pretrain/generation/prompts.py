@@ -88,9 +88,10 @@ def part_prompts(source: TokenSource, count: int, context_tokens: int) -> dict[t
     """By direction (a, b), a part a alone as prompt, with a part b of its document as truth, of the first
     `count` documents that hold both. They are those of conditional losses (evaluation/documents.py)."""
     found = pairs(source, num_documents=max(count, 2), context_tokens=context_tokens)
+    bos = [source.vocabulary.bos]
     return {
         direction: [
-            Prompt(np.concatenate([[BOS], pair.condition]).astype(np.int64), pair.name, pair.target)
+            Prompt(np.concatenate([bos, pair.condition]).astype(np.int64), pair.name, pair.target)
             for pair in listed[:count]
         ]
         for direction, listed in found.items()

@@ -9,6 +9,8 @@ from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.stream.stream import Stream
 from pretrain.config import RunConfig, check_run_layout
+from pretrain.generation.facts import fact_prompts, training_utterances
+from pretrain.generation.run_tokenizers import tokenizers_of_run
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.parameter_settings import settings_of, tower_of
 from pretrain.weights.warm_start import check_initial_weights
@@ -44,6 +46,20 @@ def check_run(config: RunConfig, world_size: int) -> None:
         max_too_long_frac=config.data.max_too_long_frac,
     )
     check_initial_weights(config, sources[0][0].vocabulary.sizes, sources[0][0].fingerprints)
+    if config.every_steps.samples or config.evaluate.generate:
+        _check_samples(config, sources[0][0], sources[-1][0])
+
+
+def _check_samples(config: RunConfig, train: TokenSource, heldout: TokenSource) -> None:
+    """Raise ConfigError if what the model writes could not be decoded, or its facts not be judged."""
+    tokenizers = tokenizers_of_run(config.run_dir, config, None)
+    if documents := config.evaluate.generate:
+        try:
+            context = config.model.context_tokens
+            fact_prompts(heldout, tokenizers, documents=documents, context_tokens=context)
+            training_utterances(train, tokenizers)
+        except ConfigError as error:
+            raise ConfigError(f"evaluate.generate = {documents}: {error}") from None
 
 
 def _check_named_once(train: Sequence[TokenSource]) -> None:

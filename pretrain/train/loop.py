@@ -21,7 +21,7 @@ Importing this module imports torch and megatron-core: parallel.world.start come
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +50,7 @@ from pretrain.models.routing_state import RoutingState
 from pretrain.run_dir import RunDir
 from pretrain.run_files import CHECKPOINTS
 from pretrain.run_identity import RunIdentity
+from pretrain.tensorboard_view import TensorBoardView
 from pretrain.train import build, depth_steps, spike_steps, spikes
 from pretrain.train.arithmetic import arithmetic_path, processor
 from pretrain.train.consumed import note_unreadable, over_all_ranks
@@ -62,13 +63,17 @@ from pretrain.training_stream import training_stream
 from pretrain.weights.folder import digest
 from pretrain.weights.warm_start import initial_weights
 
+Sample = Callable[[ZeroEngine, TrainState, TensorBoardView], dict[str, float]]
+"""Lets the model of an engine write samples after a step, and judges facts; returns metrics of facts."""
+
 
 def train(
-    config: RunConfig, world: World, run: RunDir | None, stop: StopSignal
+    config: RunConfig, world: World, run: RunDir | None, stop: StopSignal, sample: Sample | None = None
 ) -> tuple[TrainState, ExitCode]:
     """Make steps until the last one or a signal; returns the state after them, as saved, and the exit code.
 
-    `run`: the open run directory on rank 0, None on other ranks.
+    `run`, `sample`: the open run directory and, if the config asks for samples, what makes them (samples.py),
+    on rank 0; None on other ranks.
     """
     engine, heldout, data = build.engine(config, world), build.heldout(config, world), training_stream(config)
     identity, state = restore_or_start(config, engine, data, world, run)
@@ -103,6 +108,7 @@ def train(
                     continue
             meter.show(state)
             evaluation = evaluate_if_due(config, engine, heldout, state, world, meter, stop)
+            evaluation |= sample_if_due(config, engine, state, world, meter, stop, sample)
             if evaluation or is_due(config, state, config.every_steps.log):
                 state = meter.log(state, result, evaluation)
             if is_due(config, state, config.every_steps.checkpoint):
@@ -271,6 +277,29 @@ def losses_if_due(
         stop.enter("conditional evaluation")
         row |= conditional_losses(engine, heldout, prefix, rule)
     return row, conditional
+
+
+def sample_if_due(
+    config: RunConfig,
+    engine: ZeroEngine,
+    state: TrainState,
+    world: World,
+    meter: Meter,
+    stop: StopSignal,
+    sample: Sample | None,
+) -> dict[str, float]:
+    """Call `sample` on rank 0 if samples or facts are due, while the other ranks wait. All ranks call it.
+
+    Returns metrics of facts, on rank 0 alone, after the last step alone.
+    """
+    every = config.every_steps.samples
+    facts = config.evaluate.generate and state.step == config.num_steps
+    if not facts and not (every and is_due(config, state, every)):
+        return {}
+    stop.enter("samples")
+    row = {} if sample is None or meter.view is None else sample(engine, state, meter.view)
+    world.barrier()
+    return row
 
 
 def save(checkpoints: CheckpointWriter, state: TrainState, meter: Meter, stop: StopSignal) -> int:

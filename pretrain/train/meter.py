@@ -22,6 +22,7 @@ from pretrain.models.accounting import train_flops
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.router_report import RouterReport
 from pretrain.run_dir import RunDir
+from pretrain.tensorboard_view import TensorBoardView
 from pretrain.train import depth_steps, expert_steps
 from pretrain.train.device_peak import device_name, measure_peak_flops, peak_key
 from pretrain.train.peak_table import table_peak_flops
@@ -142,6 +143,11 @@ class Meter:
                 self._log.tensorboard.picture(step, name, sheet(images.texts, ran, images.source))
             except Exception as error:
                 print(f"step {step}: {name} is not drawn: {type(error).__name__}: {error}", flush=True)
+
+    @property
+    def view(self) -> TensorBoardView | None:
+        """The run's TensorBoard files on rank 0, None on others."""
+        return None if self._log is None else self._log.tensorboard
 
     def show(self, state: TrainState) -> None:
         """Count the step on the terminal, with losses and speed since the last row."""

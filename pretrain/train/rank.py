@@ -131,7 +131,12 @@ def _train(
     world = start(config.parallel, facts)  # before the loop: it sets what DeepSpeed reads when imported
     from pretrain.train.loop import train
 
-    return train(config, world, run, stop)
+    sample = None
+    if run is not None and (config.every_steps.samples or config.evaluate.generate):
+        from pretrain.train.samples import sampler
+
+        sample = sampler(config)
+    return train(config, world, run, stop, sample)
 
 
 def _last_lines(config: RunConfig, state: "TrainState", reason: str, code: ExitCode) -> str:

@@ -24,7 +24,7 @@ GRACE_S = 4.0
 second that it may take to record its end, it is gone within 5 s."""
 _POLL_S = 0.2
 
-Stage = Literal["start", "step", "evaluation", "conditional evaluation", "save", "end", "over"]
+Stage = Literal["start", "step", "evaluation", "conditional evaluation", "samples", "save", "end", "over"]
 """What a rank is doing. "start" and "end" have no step to lose: none is made yet, or all are saved. "over"
 is not cut: the rank knows how it ends, and leaves by itself."""
 
@@ -82,7 +82,7 @@ class StopSignal:
         """Note what the rank does from here on. It does not return once the rank is leaving."""
         with self._lock:
             now = time.monotonic()
-            if self._stage in ("step", "evaluation", "conditional evaluation"):
+            if self._stage in ("step", "evaluation", "conditional evaluation", "samples"):
                 longest_s = self._longest_s.get(self._stage, 0.0)
                 self._longest_s[self._stage] = max(longest_s, now - self._began)
             self._stage, self._began = stage, now

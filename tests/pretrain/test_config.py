@@ -74,6 +74,29 @@ def test_muon_refuses_stage_3_and_takes_the_others() -> None:
         check_run_layout(run(optimizer=optimizer, parallel={"zero_stage": stage}), 2)
 
 
+HELD_OUT = {"train": [{"path": "data/train"}], "heldout": "data/heldout"}
+SOFTMAX = {"schedule": "constant", "mean_ratio": 0.5, "rule": "top_k", "gate": "softmax"}
+
+
+@pytest.mark.parametrize("key", ["every_steps.samples", "evaluate.generate"])
+def test_samples_are_refused_where_rank_0_cannot_let_the_model_speak(key: str) -> None:
+    table, _, name = key.partition(".")
+    sampled: dict[str, object] = {table: {name: 5}, "data": HELD_OUT}
+    for stage in (0, 1, 2):
+        run(**sampled, parallel={"zero_stage": stage})
+    for layout in ({"zero_stage": 3}, {"tp": 2}, {"pp": 2}):
+        with pytest.raises(
+            ConfigError, match=rf"{key} = 5 with parallel\.tp = .*call `motley generate` on a"
+        ):
+            run(**sampled, parallel=layout)
+    with pytest.raises(ConfigError, match=rf"{key} = 5: prompts are held-out documents; set data\.heldout"):
+        run(**sampled | {"data": VALUES["data"]})
+    with pytest.raises(ConfigError, match=rf"{key} = 5: a gate of model\.depth sees later tokens"):
+        run(**sampled, model={**VALUES["model"], "depth": {"image": SOFTMAX}})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match=r"evaluate\.generate = 1; legal: 0 \(none\), or 2 and more"):
+        run(evaluate={"generate": 1}, data=HELD_OUT)
+
+
 def test_weights_of_modalities_are_in_order_and_none_if_all_are_one() -> None:
     assert run(loss_weights={"image": 0.5}).modality_weights == (1.0, 0.5)
     assert run().modality_weights is None
