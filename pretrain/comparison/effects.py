@@ -105,7 +105,7 @@ def effects(
                 modality=modality,
                 primary=primary,
                 estimate=estimate,
-                relative=estimate / base,
+                relative=estimate / base if base else math.nan,
                 interval=interval,
                 outcome=outcome(interval.low, interval.high, margin) if interval else "observation",
                 margin=margin,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.contrasts import weights
 from pretrain.comparison.effects import Effect, effects
+from pretrain.comparison.facts import Fact, facts_of
 from pretrain.comparison.plan_file import Addition
 from pretrain.comparison.results import (
     AXES,
@@ -164,6 +165,8 @@ class Findings:
     """The contrasts of every arm but the baseline with it: its modalities in order, then ALL."""
     effects: dict[tuple[str, str], Effect]
     """All effects by (contrast, modality or ALL), those between other arms and interactions included."""
+    facts: tuple[Fact, ...]
+    """Accuracies of facts in what the models generate; none unless evaluate.generate asked for them."""
     added: tuple[Addition, ...]
     """Runs that were added after others had finished. The level of the intervals is then nominal."""
 
@@ -251,6 +254,7 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult], added: Sequence[Add
             for modality in (*modalities, ALL)
         ),
         effects=all_effects,
+        facts=facts_of(plan, scope, in_scope),
         added=tuple(added),
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 from pretrain.comparison.caveats import caveats
 from pretrain.comparison.costs import step_time_ratio, systems
 from pretrain.comparison.effects import Effect
+from pretrain.comparison.facts import Fact
 from pretrain.comparison.findings import ALL, ArmLoss, Contrast, Findings
 from pretrain.comparison.report.digest import SUMMARY_FORMAT
 from pretrain.comparison.results import AXES, HELD_OUT
@@ -65,6 +66,7 @@ def summary(findings: Findings) -> dict[str, Any]:
             "final_losses": _losses(findings.losses, "modality"),
             "by_rule": _losses(findings.by_rule, "modality"),
             "conditional": _losses(findings.conditional, "metric"),
+            "facts": [_fact(fact) for fact in findings.facts],
             "systems": {arm: asdict(system) for arm, system in systems(findings).items()},
             "step_time_ratio": {arm: _ratio(step_time_ratio(findings, arm)) for arm in plan.others},
             "same_data": {
@@ -133,6 +135,27 @@ def effect_values(effect: Effect) -> dict[str, Any]:
 def _named_sentence(findings: Findings, effect: Effect) -> str:
     share = f"{signed(100 * effect.relative, 1)} %"
     return f"{outcome_text(findings, effect)}, {share} ({difference_text(findings, effect)})."
+
+
+def _fact(fact: Fact) -> dict[str, Any]:
+    """An accuracy of facts by arm, in shares of 1, with what chance gives and the judge's own."""
+    return {
+        "metric": fact.name,
+        "arms": [
+            {"arm": arm, "per_seed": shares, "by_chance": fact.foreign[arm]}
+            for arm, shares in fact.accuracy.items()
+        ],
+        "judge": fact.judge,
+        "contrasts": [
+            {
+                "contrast": name,
+                "difference": effect.estimate,
+                "interval": interval_values(effect.interval),
+                "interval_is_joint": effect.primary,
+            }
+            for name, effect in fact.effects.items()
+        ],
+    }
 
 
 def interval_values(interval: Interval | None) -> list[float] | None:

@@ -76,6 +76,7 @@ def page(findings: Findings) -> str:
         named=tables.contrast_table(findings),
         rules=tables.rule_table(findings),
         conditional=tables.conditional_table(findings),
+        facts=tables.fact_table(findings),
         system=tables.system_table(findings),
         panels=_panels(findings),
         smoothing=TRAIN_SMOOTHING_ROWS,

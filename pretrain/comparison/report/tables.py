@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pretrain.comparison.contrasts import difference_text
 from pretrain.comparison.costs import step_time_ratio, systems
 from pretrain.comparison.effects import Effect
@@ -246,6 +248,35 @@ def conditional_table(findings: Findings) -> Table | None:
         return None
     columns = (*(f"loss, {arm}" for arm in arms), *(f"gain, {arm}" for arm in arms))
     return Table(columns, tuple(rows), "nats per token")
+
+
+def fact_table(findings: Findings) -> Table | None:
+    """Accuracies of facts by arm, differences to the baseline, chance and judge; None if not measured."""
+    plan, rows = findings.plan, []
+    for fact in findings.facts:
+        direction, _, kind = fact.name.partition("/")
+        cells = [_share_text(fact.accuracy[arm]) for arm in plan.arms]
+        for arm in plan.others:
+            effect = fact.effects[arm]
+            text = signed(effect.estimate)
+            if effect.interval is not None and effect.interval.low < effect.interval.high:
+                text += f", {signed(effect.interval.low)} to {signed(effect.interval.high)}"
+            cells.append(text)
+        cells.append(", ".join(f"{share:.3f}" for share in fact.foreign.values()))
+        cells.append("a rule" if fact.judge is None else f"{fact.judge:.3f}")
+        label = f"{direction.replace('_to_', ' to ')}, {kind.replace('_', ' ')}"
+        rows.append((label, tuple(cells)))
+    if not rows:
+        return None
+    differences = (f"{arm} minus {plan.config.baseline}" for arm in plan.others)
+    columns = (*plan.arms, *differences, f"by chance: {', '.join(plan.arms)}", "the judge itself")
+    return Table(columns, tuple(rows), "share of 1")
+
+
+def _share_text(shares: Sequence[float]) -> str:
+    """The mean over the runs, with the standard deviation if there are several."""
+    spread = f" \u00b1 {np.std(shares, ddof=1):.3f}" if len(shares) > 1 else ""
+    return f"{np.mean(shares):.3f}{spread}"
 
 
 def _signed_loss(loss: ArmLoss) -> str:
