@@ -78,8 +78,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         return _in_processes(args, lambda world: evaluate_choices(src, choices, out, tokenizers, world))
     if args.processes > 1:
         raise ConfigError(
-            f"--processes {args.processes}: losses and facts are judged in one process; leave it out, or give "
-            "--choices"
+            f"--processes {args.processes}: losses and facts are judged in one process; leave it out, "
+            "or give --choices"
         )
     from pretrain.generation.judged import Judgement, evaluate
     from pretrain.generation.sampling import Sampling

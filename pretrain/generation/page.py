@@ -21,6 +21,8 @@ class ShownPrompt:
     pieces: Sequence[Piece]
     truth: Sequence[Piece] | None
     samples: Sequence[Sequence[Piece]]
+    names: Sequence[str] = ()
+    """What stands above each sample; empty: its number."""
 
 
 def page(title: str, about: Sequence[str], prompts: Sequence[ShownPrompt]) -> str:
