@@ -5,16 +5,21 @@
 prints, per case, the share of ladders with a false claim (family-wise error), the share in which all
 intervals hold the true differences (joint coverage), and the share of true effects that were decided (power),
 with 95 % intervals of the shares. Noise is that of real runs, as in tests/comparisons.py.
+
+    python -m tests.ladders --fits 200
+
+prints how often the 90 % intervals of a fitted law hold the numbers that synthetic losses were made with.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from pretrain.comparison.ladder_effects import ladder_half_widths
+from pretrain.comparison.scaling_fit import Law, Runs, fit_law
 from pretrain.comparison.simultaneous import Design, fit, local_level
 from tests.comparisons import ALPHA, DEVIATION, LOSS, Share, mean_of, share_of
 
@@ -144,12 +149,46 @@ def table_text(count: int, seed: int) -> str:
     return "\n".join(lines)
 
 
+LAW = Law(np.array([*np.log([1.5, 20.0, 60.0]), 0.35, 0.3]))
+"""The law of synthetic losses: E 1.5, A 20, B 60, alpha 0.35, beta 0.3."""
+FIT_SIZES, FIT_RATIOS = (1.4e4, 2.8e4, 5.5e4, 1.1e5, 2.2e5), (4, 16, 64, 250)
+"""Parameters of the sizes, and tokens per parameter of the budgets."""
+FIT_DEVIATION = 0.007
+"""Standard deviation over seeds of log loss: .022 nats of 3.1."""
+FIT_CONFIDENCE = 0.9
+
+
+def law_runs(seed: int, *, seeds: int = 3, ratios: Sequence[int] = FIT_RATIOS) -> Runs:
+    """Runs of a synthetic ladder that follows LAW."""
+    cells = [(n, n * ratio) for n in FIT_SIZES for ratio in ratios]
+    parameters, tokens = np.repeat(np.array(cells), seeds, axis=0).T
+    noise = np.random.Generator(np.random.Philox(seed)).standard_normal(len(parameters))
+    return Runs(parameters, tokens, LAW.loss(parameters, tokens) * np.exp(FIT_DEVIATION * noise))
+
+
+def recovered(count: int, seed: int, *, draws: int = 200) -> dict[str, Share]:
+    """By name of a number of the law, the share of fits whose interval holds it."""
+    truth = LAW.named()
+    held: dict[str, list[bool]] = {name: [] for name in truth}
+    for trial in range(count):
+        found = fit_law(law_runs(seed + trial), draws=draws)
+        for name, value in truth.items():
+            interval = found.interval(name, FIT_CONFIDENCE)
+            held[name].append(interval.low <= value <= interval.high)
+    return {name: share_of(np.array(hits)) for name, hits in held.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fits", type=int, default=0, help="number of fits of a known law")
     args = parser.parse_args()
-    print(table_text(args.count, args.seed))
+    if args.fits:
+        for name, share in recovered(args.fits, args.seed).items():
+            print(f"{name}: in its {FIT_CONFIDENCE:.0%} interval in {share} of {args.fits} fits")
+    else:
+        print(table_text(args.count, args.seed))
 
 
 if __name__ == "__main__":

@@ -30,17 +30,19 @@ class Caveat:
 def caveats(findings: Findings) -> tuple[Caveat, ...]:
     """All caveats that apply to the findings, grave ones first."""
     of_curves = (*_of_matching(findings), *_of_curves(findings))
-    return tuple(sorted((*run_caveats(findings), *of_curves), key=lambda caveat: not caveat.grave))
+    found = (*_of_progress(findings), *run_caveats(findings), *of_curves)
+    return tuple(sorted(found, key=lambda caveat: not caveat.grave))
 
 
 def run_caveats(findings: Findings) -> tuple[Caveat, ...]:
-    """The caveats that apply to the runs and their final losses, and not to curves along a run."""
+    """The caveats that apply to the runs and their final losses, and not to curves along a run, or to runs
+    that have not finished."""
     parts = (_of_scope, _of_data, _of_records, _of_seeds, _of_spikes, _of_compute, _of_expert_choice)
     return tuple(caveat for part in parts for caveat in part(findings))
 
 
-def _of_scope(findings: Findings) -> Iterator[Caveat]:
-    """Caveats about runs that have not finished."""
+def _of_progress(findings: Findings) -> Iterator[Caveat]:
+    """A caveat about runs that have not finished."""
     scope = findings.scope
     if scope.interim:
         last = findings.plan.runs[0].config.num_steps
@@ -56,6 +58,11 @@ def _of_scope(findings: Findings) -> Iterator[Caveat]:
             "finished; who looks now and again later claims more often than they say.",
             grave=True,
         )
+
+
+def _of_scope(findings: Findings) -> Iterator[Caveat]:
+    """Caveats about runs that were added or lost."""
+    scope = findings.scope
     for addition in findings.added:
         yield Caveat(
             f"{join(addition.runs)} {'was' if len(addition.runs) == 1 else 'were'} added after "

@@ -7,6 +7,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +18,7 @@ from data_pipeline.files.toml_config import ConfigError, apply_override, load_to
 from pretrain.comparison.contrasts import Difference, all_differences, check_contrasts, weights
 from pretrain.comparison.dotted_keys import covers, dotted_keys, leaves
 from pretrain.comparison.ladder_config import BudgetConfig, Cell, cells_of, check_ladder, run_keys
-from pretrain.comparison.matched_flops import match_flops
+from pretrain.comparison.matched_flops import expected_mix, match_flops, step_flops
 from pretrain.comparison.run_length import with_steps
 from pretrain.config import RunConfig, differences
 
@@ -268,12 +269,17 @@ def _ladder(
             set_key(values, key, value)
         of_size = _resolve_runs(plan, values, source=f'{source}: sizes."{size}"')
         baseline = of_size.run(plan.config.baseline, plan.config.seeds[0]).config
-        for cell in cells_of(size, table, baseline, budgets):
+        for cell in cells_of(size, table, baseline, budgets, _expected_step_flops):
             in_cell = tuple(_in_cell(run, cell, source=source) for run in of_size.runs)
             runs += _matched(replace(of_size, runs=in_cell)).runs
     seeds = (*plan.config.seeds, *plan.config.extra_baseline_seeds)
     runs.sort(key=lambda run: seeds.index(run.seed))  # stable: cells and arms keep their order
     return replace(plan, runs=tuple(runs))
+
+
+def _expected_step_flops(config: RunConfig) -> Fraction:
+    """Training FLOPs of a step of a run, for the average token of its training data."""
+    return step_flops(config, expected_mix(config))
 
 
 def _in_cell(run: PlannedRun, cell: Cell, *, source: str) -> PlannedRun:

@@ -5,9 +5,10 @@ torch.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -28,8 +29,13 @@ OF_ALL_SIZES = {
 """Keys of a run that no size may set, and why."""
 
 
+BudgetUnit = Literal["total_tokens", "tokens_per_parameter", "train_flops"]
+_NAME_ENDS = {"total_tokens": "tok", "tokens_per_parameter": "tpp", "train_flops": "flop"}
+"""Unit -> end of a budget's name."""
+
+
 class BudgetConfig(BaseModel):
-    """The training tokens of the runs of a ladder, in total or per active parameter of the baseline."""
+    """The lengths of a ladder's runs, in one of three units, for sizes that have no budgets of their own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,29 +44,34 @@ class BudgetConfig(BaseModel):
     tokens_per_parameter: tuple[PositiveFloat, ...] | None = Field(None, min_length=1)
     """Training tokens of a run over the parameters of the baseline that a token meets, embedding and head
     left out (mean over the modalities)."""
+    train_flops: tuple[PositiveFloat, ...] | None = Field(None, min_length=1)
+    """Training FLOPs of a run of the baseline, as match = "train_flops" counts them. At one such budget the
+    size of least loss is looked for (pretrain/comparison/isoflop.py)."""
 
     @model_validator(mode="after")
     def _check(self) -> "BudgetConfig":
-        if (self.total_tokens is None) == (self.tokens_per_parameter is None):
-            raise ValueError("give one of total_tokens and tokens_per_parameter, a list")
+        if sum(getattr(self, unit) is not None for unit in _NAME_ENDS) != 1:
+            raise ValueError(f"give one of {', '.join(_NAME_ENDS)}, a list")
         self.names(self.values)
         return self
 
     @property
-    def per_parameter(self) -> bool:
-        """Whether the budgets are in tokens per active parameter."""
-        return self.tokens_per_parameter is not None
+    def unit(self) -> BudgetUnit:
+        """The unit of all budgets of the ladder."""
+        units: tuple[BudgetUnit, ...] = get_args(BudgetUnit)
+        return next(unit for unit in units if getattr(self, unit) is not None)
 
     @property
     def values(self) -> tuple[float, ...]:
         """The budgets of a size that has none of its own."""
-        return self.tokens_per_parameter or self.total_tokens or ()
+        return getattr(self, self.unit)
 
     def names(self, values: Sequence[float]) -> dict[float, str]:
         """The names of budgets, in rising order, such as "20tpp". Raises ValueError for one that is twice
         there."""
-        unit, style = ("tpp", "g") if self.per_parameter else ("tok", ".0f")
-        names = {value: f"{value:{style}}{unit}" for value in sorted(values)}
+        style = ".0f" if self.unit == "total_tokens" else "g"
+        end = _NAME_ENDS[self.unit]
+        names = {value: f"{value:{style}}".replace("+", "") + end for value in sorted(values)}
         if len(set(names.values())) != len(values):
             raise ValueError(f"{list(values)} names a budget twice; equal budgets give equal runs")
         return names
@@ -72,7 +83,7 @@ class Cell:
 
     size: str
     budget: str
-    """The budget's name, which begins with its number: "20tpp" or "4000000tok"."""
+    """The budget's name, which begins with its number: "20tpp", "4000000tok" or "1e12flop"."""
     parameters: float
     """Parameters of the baseline that a token meets, embedding and head left out: mean over modalities."""
     tokens: int
@@ -101,7 +112,7 @@ def check_ladder(
         here, missing = ("sizes", "budgets") if sizes else ("budgets", "sizes")
         raise ValueError(
             f"{here} makes this a ladder, which needs {missing} too: a table [sizes.NAME] of keys for every "
-            "size, and [budgets] with total_tokens or tokens_per_parameter"
+            f"size, and [budgets] with one of {', '.join(_NAME_ENDS)}"
         )
     of_arms = [(arm, key) for arm, table in arms.items() for key, _ in leaves(table)]
     for size, table in sizes.items():
@@ -125,11 +136,12 @@ def _own_budgets(size: str, table: Mapping[str, Any], budgets: BudgetConfig) -> 
     """The budgets of a size. Raises ValueError for illegal ones."""
     if OWN_BUDGETS not in table:
         return budgets.values
-    own, kind = table[OWN_BUDGETS], (int, float) if budgets.per_parameter else int
+    own, kind = table[OWN_BUDGETS], int if budgets.unit == "total_tokens" else (int, float)
     legal = isinstance(own, list | tuple) and own
     if not legal or not all(isinstance(n, kind) and not isinstance(n, bool) and n > 0 for n in own):
-        unit = "tokens per parameter" if budgets.per_parameter else "total tokens, whole numbers"
-        raise ValueError(f'sizes."{size}".{OWN_BUDGETS} = {own!r}: expected a list of {unit}, such as [1, 4]')
+        raise ValueError(
+            f'sizes."{size}".{OWN_BUDGETS} = {own!r}: expected a list of {budgets.unit}, numbers above 0'
+        )
     try:
         budgets.names(own)
     except ValueError as error:
@@ -137,18 +149,29 @@ def _own_budgets(size: str, table: Mapping[str, Any], budgets: BudgetConfig) -> 
     return own
 
 
+def body_parameters(config: RunConfig) -> float:
+    """Parameters that a token meets, embedding and head left out: mean over the modalities."""
+    model = config.model
+    return sum(active_body_parameters(model, m) for m in model.modalities) / len(model.modalities)
+
+
 def cells_of(
-    size: str, table: Mapping[str, Any], baseline: RunConfig, budgets: BudgetConfig
+    size: str,
+    table: Mapping[str, Any],
+    baseline: RunConfig,
+    budgets: BudgetConfig,
+    step_flops: Callable[[RunConfig], Fraction],
 ) -> tuple[Cell, ...]:
     """The cells of a size, in rising order of budgets.
 
-    `table`: the size's in the file. `baseline`: the baseline's run of the size. A budget is rounded to whole
-    steps, one at least.
+    `table`: the size's in the file. `baseline`: the baseline's run of the size. `step_flops`: training FLOPs
+    of a step of a run. A budget is rounded to whole steps, one at least.
     """
-    model, step = baseline.model, baseline.tokens_per_step
-    parameters = sum(active_body_parameters(model, m) for m in model.modalities) / len(model.modalities)
-    unit = parameters if budgets.per_parameter else 1
+    parameters, step = body_parameters(baseline), baseline.tokens_per_step
+    of_step = {"total_tokens": lambda: step, "tokens_per_parameter": lambda: step / parameters}
+    of_step["train_flops"] = lambda: float(step_flops(baseline))
+    unit = of_step[budgets.unit]()
     return tuple(
-        Cell(size, name, parameters, max(1, round(value * unit / step)) * step)
+        Cell(size, name, parameters, max(1, round(value / unit)) * step)
         for value, name in budgets.names(_own_budgets(size, table, budgets)).items()
     )

@@ -3,12 +3,12 @@
 A cell of two arms and three seeds leaves two degrees of freedom, with which intervals that hold together
 over tens of verdicts are some twenty times as wide as the noise. So one fit per modality covers the runs of
 all cells: every arm of every cell has its own mean, every seed of a cell its own effect, and all runs share
-the residual variance. Where the runs of a size, of a budget or of an arm spread farther than the others,
+the residual variance. Where the runs of a size, a budget, an arm or a cell spread farther than the others,
 their own variance counts if it makes an interval wider. The intervals of all primary contrasts in all cells
 and modalities hold together. This module imports no torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -123,7 +123,9 @@ def ladder_half_widths(
     """
     fitted = fit(table, design)
     pooled = replace(fitted, spreads_differ=np.zeros_like(fitted.spreads_differ))
-    by_group = [group_half_widths(table, design, groups, level) for groups in zip(*arms, strict=True)]
+    cells = [(size, budget) for size, budget, _ in arms]
+    groupings: list[Sequence[Hashable]] = [*zip(*arms, strict=True), cells]
+    by_group = [group_half_widths(table, design, groups, level) for groups in groupings]
     half = np.max([half_widths(pooled, level), *by_group], axis=0)
     return np.where(enough_runs(design), half, np.nan)
 

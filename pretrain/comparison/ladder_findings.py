@@ -11,8 +11,10 @@ import numpy as np
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import Contrast, Findings, find
+from pretrain.comparison.isoflop import IsoFlopMinimum
 from pretrain.comparison.ladder_config import Cell
 from pretrain.comparison.ladder_effects import LadderFit, ladder_effects
+from pretrain.comparison.ladder_laws import Laws, isoflop_minima, ladder_laws
 from pretrain.comparison.ladder_shares import Curve, EqualLossShare, Turn, equal_loss_share, turn
 from pretrain.comparison.plan_file import Addition
 from pretrain.comparison.results import RunResult
@@ -37,6 +39,10 @@ class LadderFindings:
     """By (size, arm, modality), the share at every budget from the second on."""
     turns: dict[tuple[str, str, str], Turn]
     """By (size, arm, modality), where the sign of arm minus baseline turns."""
+    laws: Laws
+    """By (arm, modality), the baseline included, the law over parameters and tokens."""
+    minima: dict[tuple[str, str, str], IsoFlopMinimum | str]
+    """By (arm, modality, budget), the size of least loss where budgets are training FLOPs; else empty."""
     added: tuple[Addition, ...]
 
     @property
@@ -84,7 +90,14 @@ def find_ladder(
             for modality in modalities if of_size else ():
                 shares[size, arm, modality] = _shares(of_size, fitted, arm, modality)
                 turns[size, arm, modality] = _turn(of_size, arm, modality)
-    return LadderFindings(plan, cells, missing, fitted, modalities, ends, shares, turns, tuple(added))
+    finished = {c: f for c, f in cells.items() if not f.scope.interim and f.fingerprints.proven}
+    laws = ladder_laws(finished, plan.arms, modalities)
+    config, minima = plan.config, {}
+    if config.budgets is not None and config.budgets.unit == "train_flops":
+        minima = isoflop_minima(finished, plan.arms, modalities, fitted, config.confidence)
+    return LadderFindings(
+        plan, cells, missing, fitted, modalities, ends, shares, turns, laws, minima, tuple(added)
+    )
 
 
 def _with_effects(findings: Findings, fitted: LadderFit, cell: Cell) -> Findings:

@@ -3,6 +3,7 @@
 import math
 
 from pretrain.comparison.ladder_findings import LadderFindings
+from pretrain.comparison.ladder_laws import LawShare
 from pretrain.comparison.ladder_shares import EqualLossShare, Turn
 from pretrain.comparison.verdict import MATCH_UNIT
 from pretrain.quantities import join, percent, ratio, with_prefix
@@ -70,10 +71,12 @@ def turn_sentence(ladder: LadderFindings, size: str, arm: str, modality: str) ->
     found = ladder.turns[size, arm, modality]
     base = ladder.plan.config.baseline
     after, before = (arm, base) if found.arm_leads_after else (base, arm)
-    x = [c.tokens_per_parameter for c in ladder.cells if c.size == size]
+    cells = ladder.sizes[size].items()
+    x = [cell.tokens_per_parameter for cell, findings in cells if not findings.scope.interim]
     if found.estimate is None:
-        span = f"{tokens_per_parameter_text(x[0])} to {tokens_per_parameter_text(x[-1])}"
-        text = f"{size}, {modality}: {after} lower at all budgets ({span} tokens per parameter)"
+        ends = [tokens_per_parameter_text(end) for end in (x[0], x[-1])]
+        where = f"all budgets ({ends[0]} to {ends[1]}" if len(x) > 1 else f"the one budget ({ends[0]}"
+        text = f"{size}, {modality}: {after} lower at {where} tokens per parameter)"
     else:
         text = (
             f"{size}, {modality}: {before} lower at first, {after} from about "
@@ -97,7 +100,7 @@ def tokens_per_parameter_text(value: float) -> str:
     return with_prefix(value, digits=2).strip() if value >= 1000 else f"{float(f'{value:.2g}'):g}"
 
 
-def share_text(share: EqualLossShare) -> str:
+def share_text(share: EqualLossShare | LawShare) -> str:
     """ "0.62 [0.55, 0.70]"; ends beyond the budgets that were run are marked."""
 
     def end(value: float) -> str:

@@ -28,6 +28,7 @@ GROWS = (
     "vary",
     "budgets.total_tokens",
     "budgets.tokens_per_parameter",
+    "budgets.train_flops",
 )
 """Lists of a comparison that may become longer, as may its arms and sizes. What has run is kept."""
 

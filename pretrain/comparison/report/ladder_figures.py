@@ -26,7 +26,8 @@ def size_colour(ladder: LadderFindings, size: str) -> str:
 def draw_differences(ax: Axes, ladder: LadderFindings, arm: str, modality: str) -> None:
     """Draw arm minus baseline, per cent, over tokens per active parameter: a line per size, joint intervals.
 
-    A filled marker is a verdict. The band is the margin within which arms are equivalent.
+    A filled marker is a verdict. The band is the margin within which arms are equivalent. Cells that are not
+    finished are left out.
     """
     config = ladder.plan.config
     margin = 100 * config.margin
@@ -36,7 +37,9 @@ def draw_differences(ax: Axes, ladder: LadderFindings, arm: str, modality: str) 
     for index, (size, cells) in enumerate(ladder.sizes.items()):
         shade = size_colour(ladder, size)
         shift = _SHIFT ** (index - (len(ladder.sizes) - 1) / 2)
-        shown = [(cell, c) for cell in cells if (c := ladder.contrast(cell, arm, modality)) and c.same_data]
+        # A cell that is not finished has losses of fewer tokens than its place on the axis says.
+        done = [cell for cell, findings in cells.items() if not findings.scope.interim]
+        shown = [(cell, c) for cell in done if (c := ladder.contrast(cell, arm, modality)) and c.same_data]
         x = [shift * cell.tokens_per_parameter for cell, _ in shown]
         y = [100 * contrast.final.relative for _, contrast in shown]
         ax.plot(x, y, color=shade, linewidth=1.6)
@@ -55,7 +58,8 @@ def draw_differences(ax: Axes, ladder: LadderFindings, arm: str, modality: str) 
     ax.set_xlabel(f"tokens per active parameter of {config.baseline}")
     ax.set_title(modality)
     ax.yaxis.set_major_locator(MaxNLocator(5, symmetric=True))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{signed(value, 0 if reach > 4 else 1)} %"))
+    digits = 1 if reach < 8 else 0
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{signed(value, digits)} %"))
     for y, va, text in ((0.98, "top", f"{config.baseline} lower"), (0.02, "bottom", f"{arm} lower")):
         ax.text(0.99, y, text, transform=ax.transAxes, ha="right", va=va, color=MUTED, fontsize=7.5)
 
@@ -101,7 +105,7 @@ def _log_axis(ax: Axes, places: Sequence[float]) -> None:
     ax.set_xscale("log")
     if not places:
         return
-    low, high = min(places) / 1.6, max(places) * 1.6
+    low, high = min(places) / 1.5, max(places) * 1.5
     ax.set_xlim(low, high)
     powers = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
     factors = (1,) if high / low > 300 else (1, 2, 5)

@@ -52,6 +52,12 @@ def summary(ladder: LadderFindings) -> dict[str, Any]:
             "cells": _cells(ladder),
             "missing_cells": {cell.name: why for cell, why in ladder.missing.items()},
             "shares": _shares(ladder),
+            "laws": _laws(ladder),
+            "isoflop_minima": [
+                {"arm": arm, "modality": modality, "budget": budget}
+                | ({"none": found} if isinstance(found, str) else asdict(found))
+                for (arm, modality, budget), found in ladder.minima.items()
+            ],
             "published_shares": [asdict(share) for share in PUBLISHED],
             "caveats": [asdict(caveat) for caveat in ladder_caveats(ladder)],
             "run_ends": {name: asdict(end) for name, end in ladder.ends.items()},
@@ -80,6 +86,22 @@ def _shares(ladder: LadderFindings) -> list[dict[str, Any]]:
         for (size, arm, modality), by_cell in ladder.shares.items()
         for cell, share in by_cell.items()
     ]
+
+
+def _laws(ladder: LadderFindings) -> list[dict[str, Any]]:
+    """The laws of all arms, or why there is none."""
+    confidence = ladder.plan.config.confidence
+    rows: list[dict[str, Any]] = []
+    for (arm, modality), law in ladder.laws.items():
+        row: dict[str, Any] = {"arm": arm, "modality": modality}
+        if isinstance(law, str):
+            row["none"] = law
+        else:
+            numbers = law.fit.law.named()
+            row |= numbers | {"off_at_most_tokens_log": law.largest_left_out}
+            row["intervals"] = {n: interval_values(law.fit.interval(n, confidence)) for n in numbers}
+        rows.append(row)
+    return rows
 
 
 def runs_csv(ladder: LadderFindings) -> str:

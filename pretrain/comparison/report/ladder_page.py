@@ -48,6 +48,7 @@ def page(ladder: LadderFindings) -> str:
             "share_panels": _panels(ladder, arm, "shares", ladder_figures.draw_shares),
             "shares": ladder_tables.shares_table(ladder, arm),
             "published": ladder_tables.published_table(ladder, arm),
+            "law_shares": ladder_tables.law_shares_table(ladder, arm),
             "cells": ladder_tables.cells_table(ladder, arm),
         }
         for arm in ladder.arms
@@ -63,6 +64,9 @@ def page(ladder: LadderFindings) -> str:
             runs=runs_text(ladder),
             matched=MATCH_UNIT[plan.config.match],
             published_tokens=TOKENS_PER_PARAMETER,
+            minima=ladder_tables.minima_table(ladder),
+            laws=ladder_tables.laws_table(ladder),
+            no_law=ladder_tables.no_law_text(ladder),
             sizes=ladder_tables.sizes_table(ladder),
             caveats=ladder_tables.ladder_caveats(ladder),
             colours=figures.ARM_COLOURS,

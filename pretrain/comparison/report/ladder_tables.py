@@ -1,11 +1,18 @@
 """The tables of a ladder's report. This module imports no torch."""
 
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
 from pretrain.comparison.caveats import Caveat, run_caveats
 from pretrain.comparison.ladder_config import Cell
 from pretrain.comparison.ladder_findings import LadderFindings
-from pretrain.comparison.ladder_words import share_text, tokens_per_parameter_text
+from pretrain.comparison.ladder_laws import law_share
+from pretrain.comparison.ladder_words import runs_text, share_text, tokens_per_parameter_text
 from pretrain.comparison.published_shares import PUBLISHED, is_published_mot
 from pretrain.comparison.report.tables import Table
+from pretrain.comparison.results import RunResult
 from pretrain.comparison.verdict import outcome_text
 from pretrain.quantities import count, flops, join, percent, signed
 
@@ -77,11 +84,69 @@ def published_table(ladder: LadderFindings, arm: str) -> Table | None:
     return Table(("active parameters", "s", "what"), tuple(rows), "MoT paper")
 
 
+def laws_table(ladder: LadderFindings) -> Table | None:
+    """The numbers of every law with their intervals, and how far it is off; None if there is no law."""
+    confidence = ladder.plan.config.confidence
+    rows = []
+    for (arm, modality), law in ladder.laws.items():
+        if isinstance(law, str):
+            continue
+        numbers = law.fit.law.named()
+        intervals = {name: law.fit.interval(name, confidence) for name in ("alpha", "beta", "E")}
+        cells = [f"{numbers[n]:.3g} [{i.low:.3g}, {i.high:.3g}]" for n, i in intervals.items()]
+        cells.append(f"{100 * float(np.sqrt(np.mean(law.fit.residuals**2))):.1f} %")
+        off = 100 * law.largest_left_out
+        cells.append(f"{signed(off, 1)} %" if math.isfinite(off) else "too few cells")
+        rows.append((f"{arm}, {modality}", tuple(cells)))
+    columns = ("alpha (parameters)", "beta (tokens)", "E, nats", "residuals", "off at the most tokens")
+    return Table(columns, tuple(rows), "law") if rows else None
+
+
+def minima_table(ladder: LadderFindings) -> Table | None:
+    """The size of least loss at every budget of FLOPs; None where budgets are not FLOPs."""
+    rows = []
+    for (arm, modality, budget), found in ladder.minima.items():
+        text = found if isinstance(found, str) else count(found.parameters)
+        if not isinstance(found, str) and found.interval is not None:
+            ends = (found.interval.low, found.interval.high)
+            beyond = ("below all sizes", "beyond all sizes")
+            told = [count(end) if 0 < end < math.inf else beyond[end > 0] for end in ends]
+            text += f" [{told[0]}, {told[1]}]"
+        rows.append((f"{arm}, {modality}, {budget}", (text,)))
+    return Table(("active parameters of least loss",), tuple(rows), "budget") if rows else None
+
+
+def law_shares_table(ladder: LadderFindings, arm: str) -> Table | None:
+    """s by the laws at the largest budget of every size, beside the direct one; None without laws."""
+    base, confidence = ladder.plan.config.baseline, ladder.plan.config.confidence
+    rows = []
+    for size, cells in ladder.sizes.items():
+        cell = list(cells)[-1]
+        texts = []
+        for modality in ladder.modalities:
+            laws = ladder.laws[base, modality], ladder.laws[arm, modality]
+            if isinstance(laws[0], str) or isinstance(laws[1], str):
+                return None
+            found = law_share(laws[0], laws[1], cell, confidence)
+            direct = ladder.shares.get((size, arm, modality), {}).get(cell)
+            mark = " (extrapolated)" if found.extrapolated else ""
+            beside = f"; direct {share_text(direct)}" if direct else ""
+            texts.append(f"{share_text(found)}{mark}{beside}")
+        rows.append((cell.name, tuple(texts)))
+    return Table(ladder.modalities, tuple(rows), f"s of {arm} by the laws") if rows else None
+
+
+def no_law_text(ladder: LadderFindings) -> str:
+    """Why there is no law; "" if all arms have one."""
+    return "; ".join(dict.fromkeys(law for law in ladder.laws.values() if isinstance(law, str)))
+
+
 def sizes_table(ladder: LadderFindings) -> Table:
     """The model and the rate of every size, as the baseline has them."""
     rows = []
     for size, cells in ladder.sizes.items():
-        config = next(iter(cells.values())).runs(ladder.plan.config.baseline)[0].planned.config
+        run = next(iter(cells.values())).runs(ladder.plan.config.baseline)[0]
+        config = run.planned.config
         model, schedule = config.model, config.optimizer.schedule
         mup = f", by muP from width {model.base_width}" if model.width_ratio != 1 else ""
         shape = (
@@ -90,6 +155,7 @@ def sizes_table(ladder: LadderFindings) -> Table:
             f"{config.optimizer.learning_rate:g}{mup}",
             f"{schedule.kind}, {percent(schedule.warmup_steps / config.num_steps)} warm-up",
             f"{config.tokens_per_step:,}",
+            _rarest_text(run),
             ", ".join(cell.budget for cell in cells),
         )
         rows.append((size, shape))
@@ -99,9 +165,24 @@ def sizes_table(ladder: LadderFindings) -> Table:
         "learning rate",
         "schedule",
         "tokens a step",
+        "targets a step of the rarest modality",
         "budgets",
     )
     return Table(columns, tuple(rows), "size")
+
+
+def _rarest_text(run: RunResult) -> str:
+    """The modality of the fewest targets a step in a run, with their number; a tower of it sees no more."""
+    names = {name for row in run.rows for name in row if name.startswith("train/tokens/")}
+    per_step = {
+        name.rpartition("/")[2]: float(curve.values[-1] / curve.steps[-1])
+        for name in sorted(names)
+        if len(curve := run.curve(name))
+    }
+    if not per_step:
+        return "n/a"
+    rarest = min(per_step, key=lambda modality: per_step[modality])
+    return f"{per_step[rarest]:,.0f} {rarest}"
 
 
 def ladder_caveats(ladder: LadderFindings) -> tuple[Caveat, ...]:
@@ -110,7 +191,7 @@ def ladder_caveats(ladder: LadderFindings) -> tuple[Caveat, ...]:
     for cell, findings in ladder.cells.items():
         for caveat in run_caveats(findings):
             by_text.setdefault(caveat, []).append(cell.name)
-    out = [Caveat(f"{name} has no result yet: {why}", grave=True) for name, why in _missing(ladder)]
+    out = [*_of_progress(ladder)]
     out += [
         Caveat(
             f"{join(addition.runs) if len(addition.runs) <= CELLS_NAMED else f'{len(addition.runs)} runs'} "
@@ -126,10 +207,19 @@ def ladder_caveats(ladder: LadderFindings) -> tuple[Caveat, ...]:
     return tuple(sorted(out, key=lambda caveat: not caveat.grave))
 
 
-def _missing(ladder: LadderFindings) -> list[tuple[str, str]]:
-    return [
-        (cell.name, why.rpartition(": nothing to report on: ")[2]) for cell, why in ladder.missing.items()
-    ]
+def _of_progress(ladder: LadderFindings) -> Iterator[Caveat]:
+    """A caveat about runs that have not finished."""
+    if not any(end.kind == "unfinished" for end in ladder.ends.values()):
+        return
+    missing = [cell.name for cell in ladder.missing]
+    partial = [cell.name for cell, findings in ladder.cells.items() if findings.scope.interim]
+    parts = [f"no result yet in {_names(missing)}"] if missing else []
+    parts += [f"no seed of all arms in {_names(partial)}, which take no part"] if partial else []
+    yield Caveat(
+        f"Not finished: {'; '.join([runs_text(ladder), *parts])}. The intervals are those of the runs that "
+        "finished; who looks now and again later claims more often than they say.",
+        grave=True,
+    )
 
 
 def _names(names: list[str]) -> str:

@@ -1,15 +1,18 @@
 """Sizes and budgets of a comparison file: the cells that follow, and what is refused."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import make_plan
+from pretrain.comparison.matched_flops import expected_mix, step_flops
 from pretrain.comparison.plan_file import write_plan
 from pretrain.models.accounting import active_body_parameters
 from tests.pretrain.comparison.ladder_files import LADDER, ladder_edit
+from tests.pretrain.tiny_data import write_tiny_data
 
 
 def test_a_cell_is_a_size_and_a_budget_and_its_runs_are_named_after_it(
@@ -48,14 +51,44 @@ def test_body_parameters_are_those_of_blocks_and_norms(comparison_files: Callabl
 SIZE = "[sizes.d32.model]"
 
 
+def test_a_size_may_be_a_global_batch(comparison_files: Callable[..., Any]) -> None:
+    text = LADDER.replace("[sizes.d32.model]", "[sizes.large]\ntokens_per_step = 4096\n[sizes.d32.model]")
+    plan = make_plan(comparison_files(edit=ladder_edit(text)).comparison)
+    steps = {cell.name: of_cell.runs[0].config.num_steps for cell, of_cell in plan.cells.items()}
+    assert steps["large_4tpp"] == round(steps["d64_4tpp"] / 4)
+
+
+def test_a_budget_of_flops_is_what_the_baseline_spends_at_every_size(
+    comparison_files: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_tiny_data(tmp_path / "runs" / "tokens")
+    budgets = LADDER.replace("tokens_per_parameter = [8, 2, 4]", "train_flops = [1e12, 5e11]")
+    text = budgets.replace("budgets = [4, 2]\n", "")
+    files = comparison_files(base_edit=lambda text: text.replace("= 256", "= 64"), edit=ladder_edit(text))
+    plan = make_plan(files.comparison)
+    assert [cell.name for cell in plan.cells] == [
+        f"{s}_{b}flop" for s in ("d32", "d64") for b in ("5e11", "1e12")
+    ]
+    mix = expected_mix(plan.runs[0].config)
+    for run in plan.runs:
+        assert run.cell is not None
+        spent = float(run.config.num_steps * step_flops(run.config, mix))
+        # half a step of the 300 that the smallest budget buys at the largest size: 0.2 %
+        assert spent == pytest.approx(float(run.cell.budget.removesuffix("flop")), rel=5e-3)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("[budgets]", "[contrasts]", "sizes makes this a ladder, which needs budgets too"),
-        ("tokens_per", "total_tokens = [9]\ntokens_per", "give one of total_tokens and"),
+        (
+            "tokens_per",
+            "total_tokens = [9]\ntokens_per",
+            "give one of total_tokens, tokens_per_parameter, train_flops",
+        ),
         ("[8, 2, 4]", "[2, 4, 2.0]", "names a budget twice"),
         ("[4, 2]", "[4, 4.0]", 'sizes."d64".budgets: .* names a budget twice'),
-        ("[4, 2]", "[4, -2]", r'sizes."d64".budgets = \[4, -2\]: expected a list of tokens per parameter'),
+        ("[4, 2]", "[4, -2]", r'sizes."d64".budgets = \[4, -2\]: expected a list of tokens_per_parameter'),
         (SIZE, f"[sizes.d9]\ntotal_tokens = 5\n{SIZE}", r'"d9" sets "total_tokens", but `budgets` does'),
         (SIZE, f'[sizes.d9.data]\nheldout = "x"\n{SIZE}', "all sizes read the same data"),
         (SIZE, f'{SIZE}\ntowers.text = "all"', r'sets "model.towers.text", and arms."dense" does too'),

@@ -1,5 +1,6 @@
 """What a comparison will cost."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import make_plan
 from pretrain.comparison.matched_flops import expected_mix, step_flops
 from pretrain.comparison.planned_cost import RunSpeed, cost_text, run_speed
+from pretrain.comparison.run import run_comparison
 from pretrain.quantities import flops
 from tests.pretrain.comparison.ladder_files import ladder_edit
 from tests.pretrain.tiny_data import write_tiny_data
@@ -38,6 +40,10 @@ def test_every_run_is_listed_with_its_flops_and_hours(plan: Any) -> None:
     assert lines[12].startswith(f"30 runs: {flops(float(total))}, ")
     assert f"; {float(total) / 1e9 / 3600:.3g} hours of a rank" in lines[12]
     assert lines[13].startswith(f"one more seed: 10 runs, {flops(float(total / 3))}")
+    out = io.StringIO()
+    assert run_comparison(plan.path, speed=RunSpeed(flops_per_s=1e9), dry_run=True, to=out) == 0
+    assert text.splitlines()[0] in out.getvalue() and "Likely to be seen (80 % chance, 15 " in out.getvalue()
+    assert not plan.directory.exists()
     assert cost_text(plan, None, 2).endswith("hours: unknown; --flops-per-s, or --gpu with --mfu, tells them")
 
 

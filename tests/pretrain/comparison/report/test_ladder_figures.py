@@ -1,5 +1,7 @@
 """The figures of a ladder draw what the findings hold."""
 
+from dataclasses import replace
+
 import pytest
 from matplotlib.figure import Figure
 
@@ -20,6 +22,12 @@ def test_a_line_per_size_and_a_filled_marker_per_verdict(turning_ladder: LadderF
     assert [line.get_color() for line in lines] == [size_colour(ladder, size) for size in ("d32", "d64")]
     low, high = ax.get_ylim()
     assert low == -high and high > 100 * ladder.plan.config.margin
+    cell, findings = next(iter(ladder.cells.items()))
+    scope = replace(findings.scope, interim=True)
+    unfinished = replace(ladder, cells=ladder.cells | {cell: replace(findings, scope=scope)})
+    ax = Figure().add_subplot()
+    draw_differences(ax, unfinished, "mot", "text")
+    assert len([line for line in ax.lines if line.get_marker() == "o"]) == 4
     shares = Figure().add_subplot()
     draw_shares(shares, ladder, "mot", "text")
     ours = [line for line in shares.lines if line.get_marker() == "D"]
