@@ -222,6 +222,10 @@ class EvaluateConfig(_Frozen):
     generate: NonNegativeInt = 0
     """Held-out documents of the demo corpus, per direction, behind a part of which the model generates after
     the last step, so that facts are judged (pretrain/generation/facts.py). 0: none."""
+    last_documents: PositiveInt | None = None
+    """Held-out documents, such as 1_000, whose losses the last evaluation keeps, in documents.json. A
+    comparison of runs that all have them judges by these documents, and its intervals hold the variance over
+    documents too. None: the last evaluation is as all others."""
 
 
 class RunConfig(_Frozen):
@@ -292,6 +296,11 @@ class RunConfig(_Frozen):
             raise ValueError(problem)
         self._check_loss_weights()
         self._check_samples()
+        if self.evaluate.last_documents is not None and self.data.heldout is None:
+            raise ValueError(
+                f"evaluate.last_documents = {self.evaluate.last_documents} needs held-out documents; set "
+                "data.heldout, or take it out"
+            )
         return self
 
     def _check_loss_weights(self) -> None:

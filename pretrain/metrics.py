@@ -69,6 +69,17 @@ METRICS = (
         "difference",
         "loss of b after a foreign a minus loss after its own a",
     ),
+    Metric(
+        "eval/documents/loss",
+        "nats/token",
+        "sum/count",
+        "loss of all targets of the documents of documents.json, after the last step",
+    ),
+    Metric("eval/documents/loss/<m>", "nats/token", "sum/count", "loss of the modality's targets in these"),
+    Metric("eval/causal/documents/loss", "nats/token", "sum/count", "eval/documents/loss by thresholds"),
+    Metric(
+        "eval/causal/documents/loss/<m>", "nats/token", "sum/count", "eval/documents/loss/<m> by thresholds"
+    ),
     Metric("eval/causal/loss", "nats/token", "sum/count", "eval/loss with all tokens chosen by thresholds"),
     Metric(
         "eval/causal/loss/<m>",

@@ -21,9 +21,9 @@ from data_pipeline.files.lock import lock_directory
 from data_pipeline.files.toml_config import ConfigError, validate
 from parallel.exit_codes import ExitCode
 from parallel.layout import data_parallel_size
-from pretrain.checkpoint.folder import checkpoints
+from pretrain.checkpoint.folder import checkpoints, file_digest
 from pretrain.config import RunConfig, differences
-from pretrain.run_files import CHECKPOINTS, CONFIG, LOCK, LOGS, METRICS, RECORD
+from pretrain.run_files import CHECKPOINTS, CONFIG, DOCUMENTS, LOCK, LOGS, METRICS, RECORD
 from pretrain.run_identity import (
     RECORD_FORMAT,
     RunIdentity,
@@ -173,6 +173,11 @@ class RunDir:
         """Note the digest of all rows of metrics.jsonl; `close` records it."""
         self.record["metrics"] = {"rows": num_rows, "sha256": sha256}
 
+    def keep_documents(self, content: Mapping[str, Any]) -> None:
+        """Write documents.json and note its digest; `close` records it."""
+        write_json(self.path / DOCUMENTS, content)
+        self.record["documents"] = {"sha256": file_digest(self.path / DOCUMENTS)["sha256"]}
+
     def keep_peak(self, key: str, flops: float) -> None:
         """Record a measured peak (FLOP/s). All attempts use one number, so a restart does not change MFU."""
         self.record["peak_flops"][key] = flops
@@ -262,6 +267,7 @@ _CHANGE_FIELDS = {"kind": str, "before": dict, "after": dict, "config_sha256": s
 _OPTIONAL_FIELDS = {
     "run": {"id": str, "config_sha256": str},
     "metrics": {"sha256": str},
+    "documents": {"sha256": str},
     "spikes": {"events": list},
     "branch": {"parent": str, "run": str, "step": int, "inherited": dict},
     "change": {"step": int, "aside": (str, type(None)), "config": (dict, type(None)), **_CHANGE_FIELDS},

@@ -6,6 +6,8 @@ runs/NAME/
                            ended
     lock                   held by the process that writes the directory
     metrics.jsonl          a row of metrics a line (pretrain/metrics.py)
+    documents.json         sums of losses per held-out document after the last step, if
+                           evaluate.last_documents asks for them (pretrain/evaluation/document_sums.py)
     tensorboard/           the same rows, and pictures, as event files
     trunk.jsonl            of a branch: rows of metrics of the runs that it goes on from, up to its first step
     checkpoints/           step_00000500/ and so on (pretrain/checkpoint/folder.py)
@@ -21,6 +23,7 @@ RECORD = "record.json"
 LOCK = "lock"
 METRICS = "metrics.jsonl"
 TRUNK = "trunk.jsonl"
+DOCUMENTS = "documents.json"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 ASIDE = "aside_"

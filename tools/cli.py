@@ -132,6 +132,16 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    if args.logs is not None:
+        from pretrain.comparison.foreign.compare import compare_logs
+
+        if args.report_only or args.dry_run or args.concurrent_runs is not None:
+            raise ConfigError(
+                "--from starts no run: leave --report-only, --dry-run and --concurrent-runs out"
+            )
+        return compare_logs(args.logs, args.comparison, args.overrides)
+    if args.comparison is None:
+        raise ConfigError("name a COMPARE.toml, or logs of runs made elsewhere with --from runs.csv")
     from pretrain.comparison.planned_cost import run_speed
     from pretrain.comparison.run import run_comparison
 
@@ -277,8 +287,15 @@ def _add_compare(verbs: Verbs) -> None:
     verb = verbs.add_parser(
         "compare", help="run arms x seeds of a comparison and report which won, by how much"
     )
-    verb.add_argument("comparison", help="COMPARE.toml")
-    add_overrides(verb, "applied to the base run of every arm")
+    verb.add_argument("comparison", nargs="?", help="COMPARE.toml; with --from, a file with the question")
+    add_overrides(verb, "applied to the base run of every arm; with --from, to the question")
+    verb.add_argument(
+        "--from",
+        dest="logs",
+        nargs="+",
+        metavar="PATH",
+        help="report on runs made elsewhere: CSV files, run directories (docs/compare.md); start nothing",
+    )
     verb.add_argument(
         "--concurrent-runs", type=int, default=None, help="runs at a time (default: the file's)"
     )

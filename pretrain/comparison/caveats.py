@@ -2,16 +2,20 @@
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.costs import systems
 from pretrain.comparison.effects import ENOUGH_RUNS
 from pretrain.comparison.findings import ALL, Contrast, Findings
+from pretrain.comparison.foreign.question import ForeignPlan
 from pretrain.quantities import format_tokens, join, percent
 
 ENOUGH_SEEDS = 5
 FEW_POINTS = 8
+PROGRESS = "progress"
+"""The rule about runs that have not finished, which a ladder judges by itself."""
 FLOPS_TOLERANCE = 0.01
 LATE_FRAC = 0.8
 RISEN_FRAC = 0.01
@@ -25,27 +29,33 @@ class Caveat:
     text: str
     grave: bool = False
     """Whether the comparison may not mean what it seems to."""
+    rule: str = ""
+    """What it is about: a key of RULES."""
 
 
 def caveats(findings: Findings) -> tuple[Caveat, ...]:
     """All caveats that apply to the findings, grave ones first."""
-    of_curves = (*_of_matching(findings), *_of_curves(findings))
-    found = (*_of_progress(findings), *run_caveats(findings), *of_curves)
+    of_curves = _by_rule(findings, OF_CURVES)
+    found = (*_by_rule(findings, (PROGRESS,)), *run_caveats(findings), *of_curves)
     return tuple(sorted(found, key=lambda caveat: not caveat.grave))
 
 
 def run_caveats(findings: Findings) -> tuple[Caveat, ...]:
     """The caveats that apply to the runs and their final losses, and not to curves along a run, or to runs
     that have not finished."""
-    parts = (_of_scope, _of_data, _of_records, _of_seeds, _of_spikes, _of_compute, _of_expert_choice)
-    return tuple(caveat for part in parts for caveat in part(findings))
+    return _by_rule(findings, tuple(rule for rule in RULES if rule not in (PROGRESS, *OF_CURVES)))
+
+
+def _by_rule(findings: Findings, rules: Sequence[str]) -> tuple[Caveat, ...]:
+    """The caveats of some rules, in their order."""
+    return tuple(replace(caveat, rule=rule) for rule in rules for caveat in RULES[rule](findings))
 
 
 def _of_progress(findings: Findings) -> Iterator[Caveat]:
     """A caveat about runs that have not finished."""
     scope = findings.scope
     if scope.interim:
-        last = findings.plan.runs[0].config.num_steps
+        last = findings.plan.runs[0].num_steps
         yield Caveat(
             f"Interim: no seed has finished in all arms. Everything is cut at step {scope.until_step} of "
             f"{last}, in the middle of the learning-rate schedule. There is no interval: a level is that of "
@@ -97,7 +107,7 @@ def _of_data(findings: Findings) -> Iterator[Caveat]:
             "names them; data.max_unreadable_frac allowed it)."
         )
     unproven = [str(seed) for seed, steps in prints.compared.items() if steps == 0]
-    if unproven:
+    if unproven and isinstance(findings.plan, ComparisonPlan):
         yield Caveat(
             f"That the arms read the same data is not proven for seed {join(unproven)}: no step with a "
             "fingerprint in all arms. Nothing is decided.",
@@ -113,7 +123,9 @@ def _of_data(findings: Findings) -> Iterator[Caveat]:
 
 def _of_records(findings: Findings) -> Iterator[Caveat]:
     """Caveats about runs of different programs or machines."""
-    unsealed = [run.planned.name for run in findings.results if "metrics" not in run.record]
+    foreign = isinstance(findings.plan, ForeignPlan)
+    ours = [run for run in findings.results if run.record.get("attempts") or not foreign]
+    unsealed = [run.planned.name for run in ours if "metrics" not in run.record]
     if unsealed:
         yield Caveat(
             f"That the metrics of {join(unsealed)} are as they were written is not proven: the last attempt "
@@ -163,10 +175,7 @@ def _of_seeds(findings: Findings) -> Iterator[Caveat]:
         return
     if n < ENOUGH_SEEDS:
         yield Caveat(f"{n} seeds: intervals are wide, and rest on losses being about normal.")
-    yield Caveat(
-        "Intervals hold what another seed would change, over one fixed set of held-out documents. Other "
-        "documents would change the losses too."
-    )
+    yield Caveat(_what_intervals_hold(findings))
     if any(not effect.primary and effect.modality != ALL for effect in findings.effects.values()):
         yield Caveat(
             "Exploratory contrasts hold one by one. Of many, some will leave out zero where there is nothing."
@@ -180,6 +189,68 @@ def _of_seeds(findings: Findings) -> Iterator[Caveat]:
             f"{percent(config.confidence)} a false claim is then up to twice as likely as stated with five "
             "seeds an arm, and up to four times with three."
         )
+
+
+def _what_intervals_hold(findings: Findings) -> str:
+    """A sentence on which variances are in the intervals."""
+    if findings.num_documents is not None:
+        return (
+            f"Intervals hold what another seed, and {findings.num_documents:,} other held-out documents of "
+            "this kind, would change at the last step. Curves and step matching are those of the smaller set "
+            "that every evaluation takes."
+        )
+    text = (
+        "Intervals hold what another seed would change, over one fixed set of held-out documents. Other "
+        "documents would change the losses too"
+    )
+    kept = [run.planned.name for run in findings.results if run.documents is not None]
+    if kept and not findings.scope.interim:
+        return f"{text}: {join(kept)} kept losses per document, but not all runs have the same documents."
+    return f"{text}."
+
+
+def _of_logs(findings: Findings) -> Iterator[Caveat]:
+    """Caveats about what logs of foreign runs cannot tell, or lack."""
+    plan, prints = findings.plan, findings.fingerprints
+    if not isinstance(plan, ForeignPlan):
+        return
+    if not prints.accepted:
+        yield Caveat(
+            "Nothing is decided: logs made elsewhere hold no hash of the data, and nobody has stated that "
+            "the arms of a seed read the same data in the same order and were judged on the same held-out "
+            "data. If it is so, same_data = true in the question file (or same_data=true) says it.",
+            grave=True,
+        )
+    elif not prints.proven:
+        yield Caveat(
+            "That the arms read the same data, and were judged on the same held-out data, is stated "
+            "(same_data) and not proven."
+        )
+    yield Caveat(
+        "The runs were made elsewhere: that arms differ in nothing else, and how losses, FLOPs and seconds "
+        "were counted, is the word of their makers."
+    )
+    yield from (Caveat(note) for note in plan.notes)
+    unpaired = [arm for arm in plan.others if not findings.pairs(arm)]
+    if unpaired:
+        yield Caveat(
+            f"{join(unpaired)} and {plan.config.baseline} have no seed in common: step matching and gaps are "
+            "those of mean curves, without intervals."
+        )
+    budget = {arm: _mean_tokens(findings, arm) for arm in plan.arms}
+    for arm in plan.others:
+        ratio = budget[arm] / budget[plan.config.baseline]
+        if plan.config.match == "tokens" and abs(ratio - 1) > FLOPS_TOLERANCE:
+            yield Caveat(
+                f"Budgets were to be equal and were not: {arm} had {ratio:.3f} times the tokens of "
+                f"{plan.config.baseline}. Verdicts compare the ends of the runs.",
+                grave=True,
+            )
+
+
+def _mean_tokens(findings: Findings, arm: str) -> float:
+    """The mean number of tokens of an arm's runs, as far as the report covers them."""
+    return systems(findings)[arm].tokens
 
 
 def _of_spikes(findings: Findings) -> Iterator[Caveat]:
@@ -198,8 +269,8 @@ def _of_spikes(findings: Findings) -> Iterator[Caveat]:
 
 def _of_compute(findings: Findings) -> Iterator[Caveat]:
     """Caveats about FLOPs, data, learning rates and runs that shared a machine."""
-    plan, cost = findings.plan, systems(findings)
-    base, first = cost[plan.config.baseline].train_flops, plan.run(plan.config.baseline, findings.seeds[0])
+    plan, cost, configs = findings.plan, systems(findings), findings.plan.run_configs
+    base = cost[plan.config.baseline].train_flops
     by_flops = plan.config.match == "train_flops"
     for arm in plan.others:
         ratio = cost[arm].train_flops / base if base else math.nan
@@ -214,7 +285,7 @@ def _of_compute(findings: Findings) -> Iterator[Caveat]:
                 f"of {plan.config.baseline}. Read the curves against FLOPs.",
                 grave=True,
             )
-        data = plan.run(arm, findings.seeds[0]).config.num_steps / first.config.num_steps
+        data = _mean_tokens(findings, arm) / _mean_tokens(findings, plan.config.baseline)
         if by_flops and abs(data - 1) > FLOPS_TOLERANCE:
             yield Caveat(
                 f"Equal compute is not equal data here: {arm} saw {data:.2f} times the tokens of "
@@ -222,15 +293,15 @@ def _of_compute(findings: Findings) -> Iterator[Caveat]:
                 f"tokens of {plan.config.baseline}, at equal FLOPs."
             )
     if plan.config.tuning is None:
-        rates = {plan.run(arm, findings.seeds[0]).config.optimizer.learning_rate for arm in plan.arms}
-        what = (
-            "All arms use one learning rate" if len(rates) == 1 else "The arms have their own learning rates"
+        rates = {config.optimizer.learning_rate for config in configs.values()}
+        what = {0: "Learning rates are not known", 1: "All arms use one learning rate"}.get(
+            len(rates), "The arms have their own learning rates"
         )
         yield Caveat(
             f"{what}, and the comparison does not say how that was chosen. An arm whose best one lies "
             "elsewhere is at a disadvantage (`tuning` in the comparison file is the place to state it)."
         )
-    if plan.config.concurrent_runs > 1:
+    if isinstance(plan, ComparisonPlan) and plan.config.concurrent_runs > 1:
         yield Caveat(
             f"{plan.config.concurrent_runs} runs at a time: seconds are those of a machine that was shared. "
             "Do not quote them."
@@ -239,13 +310,12 @@ def _of_compute(findings: Findings) -> Iterator[Caveat]:
 
 def _of_expert_choice(findings: Findings) -> Iterator[Caveat]:
     """Experts that choose take tokens of a whole sequence, and a sequence packs several documents."""
-    plan = findings.plan
     arms = [
         arm
-        for arm in plan.arms
+        for arm, config in findings.plan.run_configs.items()
         if any(
             experts.routing == "expert_choice" and experts.capacity_factor < experts.num_experts
-            for experts in plan.run(arm, findings.seeds[0]).config.model.experts.values()
+            for experts in config.model.experts.values()
         )
     ]
     if arms:
@@ -258,16 +328,20 @@ def _of_expert_choice(findings: Findings) -> Iterator[Caveat]:
 
 def _of_matching(findings: Findings) -> Iterator[Caveat]:
     """Caveats about step matching."""
-    for arm in findings.plan.others:
-        contrasts = [findings.contrast(arm, m) for m in findings.modalities]
-        never = [c.modality for c in contrasts if c.matching["steps"].never_reached_frac > 0]
-        if never:
-            yield Caveat(
-                f"On {join(never)} {arm} did not reach all losses that {findings.plan.config.baseline} had. "
-                f"Nothing is extrapolated: s is fitted to the others, so there it flatters {arm}, and the "
-                "end-point ratio is the one to quote."
-            )
-    if findings.plan.runs[0].config.optimizer.schedule.kind != "constant":
+    never = {
+        arm: [
+            m for m in findings.modalities if findings.contrast(arm, m).never_reached(findings.progress_axis)
+        ]
+        for arm in findings.plan.others
+    }
+    if named := [f"{arm} on {join(modalities)}" for arm, modalities in never.items() if modalities]:
+        yield Caveat(
+            f"Not all losses that {findings.plan.config.baseline} had were reached by {'; '.join(named)}. "
+            "Nothing is extrapolated: s is fitted to the others, so there it flatters the arm, and the "
+            "end-point ratio is the one to quote."
+        )
+    schedules = {config.optimizer.schedule.kind for config in findings.plan.run_configs.values()}
+    if schedules != {"constant"}:
         yield Caveat(
             "Step matching reads the faster arm in the middle of its learning-rate schedule and the slower "
             "one at its end: it understates what is saved, s under a cosine by 3 to 10 % of s. A run planned "
@@ -292,15 +366,17 @@ def _of_curves(findings: Findings) -> Iterator[Caveat]:
                     "longer comparison may say something else.",
                     grave=True,
                 )
-        closing = [c.modality for c in contrasts if _closing(c)]
-        if closing:
-            yield Caveat(
-                f"On {join(closing)} the gap of {arm} was closing at the end, fast enough to be gone before "
-                "four times as many tokens, were it to go on like that: a longer comparison may say "
-                "something else."
-            )
+    closing = {
+        arm: [m for m in findings.modalities if _closing(findings.contrast(arm, m))]
+        for arm in findings.plan.others
+    }
+    if named := [f"{arm} on {join(modalities)}" for arm, modalities in closing.items() if modalities]:
+        yield Caveat(
+            f"The gap of {'; '.join(named)} was closing at the end, fast enough to be gone before four times "
+            "as many tokens, were it to go on like that: a longer comparison may say something else."
+        )
     for (arm, modality), loss in findings.losses.items():
-        if modality != ALL and loss.mean - loss.best > RISEN_FRAC * loss.best:
+        if modality != ALL and loss.risen_frac > RISEN_FRAC:
             yield Caveat(
                 f"{arm}'s held-out loss on {modality} was lowest at {format_tokens(loss.best_tokens)} "
                 f"({loss.best:.3f}) and has risen since: it overfits."
@@ -311,3 +387,21 @@ def _closing(contrast: Contrast) -> bool:
     """Whether the gap would close within two more doublings of the tokens, at its late pace."""
     gap, trend = float(contrast.gap[-1]), contrast.trend
     return math.isfinite(trend) and gap * trend < 0 and abs(gap) < 2 * abs(trend)
+
+
+RULES: dict[str, Callable[[Findings], Iterator[Caveat]]] = {
+    PROGRESS: _of_progress,
+    "runs": _of_scope,
+    "logs": _of_logs,
+    "data": _of_data,
+    "programs and machines": _of_records,
+    "seeds and multiplicity": _of_seeds,
+    "spikes": _of_spikes,
+    "compute and tuning": _of_compute,
+    "expert choice": _of_expert_choice,
+    "step matching": _of_matching,
+    "curves": _of_curves,
+}
+"""What a caveat may be about, in the order of the report, and what finds it."""
+OF_CURVES = ("step matching", "curves")
+"""Rules about curves along a run, which a ladder does not read."""

@@ -150,6 +150,10 @@ class PlannedRun:
     def name(self) -> str:
         return self.config.name
 
+    @property
+    def num_steps(self) -> int:
+        return self.config.num_steps
+
 
 @dataclass(frozen=True)
 class ComparisonPlan:
@@ -183,6 +187,25 @@ class ComparisonPlan:
         return {
             cell: replace(self, runs=tuple(run for run in self.runs if run.cell == cell)) for cell in cells
         }
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that every arm runs."""
+        return self.config.seeds
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities of the vocabulary, in its order."""
+        return tuple(self.runs[0].config.model.modalities)
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.runs[0].config.tokens_per_step
+
+    @property
+    def run_configs(self) -> dict[str, RunConfig]:
+        """By arm, the baseline first, the config of one of its runs, which differ in the seed alone."""
+        return {arm: next(run.config for run in self.runs if run.arm == arm) for arm in self.arms}
 
     def run(self, arm: str, seed: int) -> PlannedRun:
         return next(run for run in self.runs if (run.arm, run.seed) == (arm, seed))

@@ -16,6 +16,8 @@ from pretrain.comparison.statistics import RatioEstimate, ratio_over_seeds
 class ArmSystem:
     """The cost of an arm; values are means over the seeds unless said otherwise."""
 
+    tokens: float
+    """Slots of the whole run, padding included."""
     step_s: float
     """Seconds of a step, median over the rows of a run."""
     tokens_per_s: float
@@ -55,6 +57,7 @@ def _system(runs: Sequence[RunResult], scope: Scope) -> ArmSystem:
     targets = _mean([_targets(run, scope) for run in runs])
     lost = _mean([run.lost("compute/lost_flops", until=scope.until(run)) for run in runs])
     return ArmSystem(
+        tokens=last("tokens"),
         step_s=step_s,
         tokens_per_s=last("tokens") / train_s if train_s else math.nan,
         wait_frac=wait_s / (step_s + wait_s) if step_s else math.nan,

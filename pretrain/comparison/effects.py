@@ -5,13 +5,15 @@ This module imports no torch.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from pretrain.comparison.config import CompareConfig, ComparisonPlan
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.contrasts import Difference, weights
+from pretrain.comparison.document_variance import DocumentLosses, over_documents
+from pretrain.comparison.foreign.question import Question
 from pretrain.comparison.simultaneous import (
     Design,
     Outcome,
@@ -58,38 +60,48 @@ class Effect:
         return self.interval is not None and max(-self.interval.low, self.interval.high) < self.margin
 
 
-def design_of(config: CompareConfig, runs: Sequence[Run], contrasts: Sequence[str]) -> Design:
-    """The design of runs and of contrasts by name, over the arms that have a run."""
+def design_of(config: Question, runs: Sequence[Run], contrasts: Sequence[str]) -> Design:
+    """The design of runs and of contrasts by name, over the arms that have a run.
+
+    Where arms share so few seeds that effects of seeds and residuals cannot be told apart, as in runs made
+    elsewhere, a run's seed is part of its residual.
+    """
     arms = [arm for arm in config.arms if any(arm == other for other, _ in runs)]
     seeds = sorted({seed for _, seed in runs})
     rows = np.zeros((len(contrasts), len(arms)))
     for row, name in zip(rows, contrasts, strict=True):
         for arm, weight in weights(config.differences[name]).items():
             row[arms.index(arm)] = weight
-    return Design(
+    design = Design(
         np.array([arms.index(arm) for arm, _ in runs]),
         np.array([seeds.index(seed) for _, seed in runs]),
         rows,
     )
+    return design if design.dof else replace(design, seed=np.zeros_like(design.seed))
 
 
 def effects(
-    config: CompareConfig,
+    config: Question,
     runs: Sequence[Run],
     losses: Mapping[str, Sequence[float]],
     *,
     family: Sequence[str],
     interim: bool = False,
     diverged: Sequence[str] = (),
+    documents: Mapping[str, DocumentLosses] | None = None,
 ) -> dict[tuple[str, str], Effect]:
     """The effects by (contrast, modality), from the final losses by modality, given in the order of `runs`.
+
+    `documents`: by modality, the losses of every run on every held-out document, whose variance the intervals
+    then hold too.
 
     `family`: the modalities whose intervals hold together; others are exploratory. An unfinished comparison
     (`interim`) has no intervals: a level is that of one look. Arms of which every run `diverged` have none
     either, and their losses take no part in the fit of the others.
     """
     table = np.array([losses[modality] for modality in losses], float)
-    fitted = _estimates(config, runs, table, len(family), diverged)
+    kept = None if documents is None else [documents[modality] for modality in losses]
+    fitted = _estimates(config, runs, table, len(family), diverged, kept)
     of_baseline = np.array([arm == config.baseline for arm, _ in runs])
     out = {}
     for o, modality in enumerate(losses):
@@ -115,11 +127,12 @@ def effects(
 
 
 def _estimates(
-    config: CompareConfig,
+    config: Question,
     runs: Sequence[Run],
     table: np.ndarray,
     num_outcomes: int,
     diverged: Sequence[str],
+    documents: Sequence[DocumentLosses] | None,
 ) -> dict[str, tuple[np.ndarray, ...]]:
     """By contrast, for every outcome: estimates, single and joint half widths, and whether spreads differ.
 
@@ -139,11 +152,13 @@ def _estimates(
     if not names or (design := design_of(config, of_fit, names)).dof == 0:
         return out
     fitted, alpha = fit(table[:, sound], design), 1 - config.confidence
+    over = None if documents is None else over_documents([one.of_runs(sound) for one in documents], design)
     verdicts = [name for name in names if name in config.verdicts]
-    single = half_widths(fitted, alpha)
+    single = half_widths(fitted, alpha, over)
     joint = single
     if verdicts:
-        joint = half_widths(fitted, local_level(design_of(config, of_fit, verdicts), alpha, num_outcomes))
+        level = local_level(design_of(config, of_fit, verdicts), alpha, num_outcomes)
+        joint = half_widths(fitted, level, over)
     few = ~enough_runs(design)
     single, joint = np.where(few, np.nan, single), np.where(few, np.nan, joint)
     for c, name in enumerate(names):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.effects import Effect, effects
+from pretrain.comparison.foreign.question import Plan
 from pretrain.comparison.results import RunResult
 from pretrain.comparison.scope import Scope
 
@@ -34,7 +34,7 @@ class Fact:
     apart from those of losses."""
 
 
-def facts_of(plan: ComparisonPlan, scope: Scope, results: Sequence[RunResult]) -> tuple[Fact, ...]:
+def facts_of(plan: Plan, scope: Scope, results: Sequence[RunResult]) -> tuple[Fact, ...]:
     """The facts that every run in scope has measured; none if the comparison did not ask for them."""
     finals = [_final_row(run) for run in results]
     names = [
@@ -77,7 +77,7 @@ def facts_of(plan: ComparisonPlan, scope: Scope, results: Sequence[RunResult]) -
 
 def _final_row(run: RunResult) -> dict[str, float]:
     """The facts of a run's last step, by name without the prefix; empty before it."""
-    rows = (row for row in run.rows if row["step"] == run.planned.config.num_steps)
+    rows = (row for row in run.rows if row["step"] == run.planned.num_steps)
     return {
         name.removeprefix(PREFIX): float(value)
         for row in rows

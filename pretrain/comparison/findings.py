@@ -3,19 +3,25 @@
 This module imports no torch.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from pretrain.comparison.config import ComparisonPlan
+from pretrain.comparison.arm_losses import ArmLoss, aligned_arm, arm_loss, with_documents
 from pretrain.comparison.contrasts import weights
+from pretrain.comparison.curve_pairs import Matching, gaps_along, match_pairs, pairs_of_curves
+from pretrain.comparison.document_variance import DocumentLosses
 from pretrain.comparison.effects import Effect, effects
 from pretrain.comparison.facts import Fact, facts_of
+from pretrain.comparison.foreign.question import ForeignPlan, Plan
 from pretrain.comparison.plan_file import Addition
 from pretrain.comparison.results import (
     AXES,
+    CURVE_AXES,
     HELD_OUT,
     Curve,
     Fingerprints,
@@ -23,20 +29,19 @@ from pretrain.comparison.results import (
     aligned,
     compare_fingerprints,
 )
+from pretrain.comparison.run_documents import paired_documents
 from pretrain.comparison.scope import Scope, scope_of
 from pretrain.comparison.statistics import (
     Crossing,
-    Match,
-    RatioEstimate,
     crossings,
     gap_noise,
     gap_trend,
-    match_curves,
-    ratio_over_seeds,
     together_from,
     wobble,
 )
 
+Direction = tuple[str, str]
+"""(a, b): b after a."""
 ALL = "all"
 """Name that stands, beside the names of modalities, for all targets together."""
 
@@ -54,26 +59,6 @@ def conditional_loss_name(direction: tuple[str, str]) -> str:
 def conditional_gain_name(direction: tuple[str, str]) -> str:
     """Name of the loss of b after a foreign a minus the loss after its own a, for a direction (a, b)."""
     return f"{HELD_OUT}gain/{direction[0]}_to_{direction[1]}"
-
-
-@dataclass(frozen=True)
-class Matching:
-    """Step matching along one axis, over the seeds."""
-
-    matches: tuple[Match, ...]
-    """One match per seed."""
-    slope: RatioEstimate | None
-    end: RatioEstimate | None
-
-    @property
-    def end_reached(self) -> bool:
-        """Whether the other arm reached the baseline's final loss in all seeds."""
-        return all(m.end_reached for m in self.matches)
-
-    @property
-    def never_reached_frac(self) -> float:
-        """Share of the baseline's evaluations, over all seeds, whose loss the other arm never reached."""
-        return sum(m.never_reached for m in self.matches) / sum(len(m.base_x) for m in self.matches)
 
 
 @dataclass(frozen=True)
@@ -112,6 +97,10 @@ class Contrast:
     lost_more: str | None
     """The one of the two arms of which a larger share of the runs failed or diverged; None if neither."""
 
+    def never_reached(self, axis: str) -> bool:
+        """Whether the arm did not reach all losses of the baseline."""
+        return self.matching[axis].never_reached_frac > 0
+
     @property
     def leader(self) -> str:
         """The arm whose estimated final loss is lower."""
@@ -129,23 +118,10 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class ArmLoss:
-    """Final held-out losses of an arm in a modality or direction, over the seeds."""
-
-    per_seed: tuple[float, ...]
-    mean: float
-    deviation: float | None
-    """Standard deviation over the seeds; None with one seed."""
-    best: float
-    best_tokens: float
-    """Tokens at which the mean loss was lowest (`best`): before the end if the arm has begun to overfit."""
-
-
-@dataclass(frozen=True)
 class Findings:
     """Everything that a report states."""
 
-    plan: ComparisonPlan
+    plan: Plan
     """The plan without the arms of which every run failed (`scope.failed`)."""
     scope: Scope
     results: tuple[RunResult, ...]
@@ -169,6 +145,8 @@ class Findings:
     """Accuracies of facts in what the models generate; none unless evaluate.generate asked for them."""
     added: tuple[Addition, ...]
     """Runs that were added after others had finished. The level of the intervals is then nominal."""
+    num_documents: int | None
+    """Number of held-out documents whose variance is in the intervals; None if it is in none."""
 
     def runs(self, arm: str) -> tuple[RunResult, ...]:
         """The runs of an arm, in the order of the seeds."""
@@ -196,12 +174,34 @@ class Findings:
         return self.scope.seeds
 
     @property
+    def outcomes(self) -> tuple[str, ...]:
+        """The modalities that were evaluated, and ALL where the loss over all targets is known."""
+        return (*self.modalities, *((ALL,) if (self.plan.config.baseline, ALL) in self.losses else ()))
+
+    @property
+    def deciding_metric(self) -> str:
+        """Name of the metric that decides, by modality: eval/loss, or that of causal forms."""
+        return "eval/loss" if isinstance(self.plan, ForeignPlan) else self.plan.config.deciding_metric
+
+    @property
+    def progress_axis(self) -> Literal["steps", "tokens"]:
+        """The axis of step matching: tokens for foreign runs, whose steps may differ in size."""
+        return "tokens" if isinstance(self.plan, ForeignPlan) else "steps"
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of curves along which the positions of all runs are known."""
+        metric = metric_name(self.modalities[0])
+        curves = [run.curve(metric, until=self.scope.until(run)) for run in self.results]
+        return tuple(axis for axis in CURVE_AXES if all(np.isfinite(c.x(axis)).all() for c in curves))
+
+    @property
     def tokens(self) -> int:
         """Tokens of a run of the baseline, up to the end of the scope."""
-        return self.scope.until_step * self.plan.runs[0].config.tokens_per_step
+        return round(self.scope.until_step * self.plan.tokens_per_step)
 
 
-def find(plan: ComparisonPlan, results: Sequence[RunResult], added: Sequence[Addition] = ()) -> Findings:
+def find(plan: Plan, results: Sequence[RunResult], added: Sequence[Addition] = ()) -> Findings:
     """The findings of a comparison, to which runs may have been `added`.
 
     Raises ConfigError while no seed has been evaluated in all arms.
@@ -210,23 +210,20 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult], added: Sequence[Add
     plan = plan.without(scope.failed)
     in_scope = tuple(r for r in results if r.planned.name in scope.used)
 
-    def measured(metric: str) -> bool:
-        return all(len(run.curve(metric, until=scope.until(run))) for run in in_scope)
-
-    modalities = tuple(m for m in plan.runs[0].config.model.modalities if measured(metric_name(m)))
-    directions = tuple(
-        d
-        for d in in_scope[0].directions()
-        if measured(conditional_loss_name(d)) and measured(conditional_gain_name(d))
-    )
-
-    def loss(arm: str, metric: str) -> ArmLoss:
-        return _arm_loss(aligned([r.curve(metric, until=scope.until(r)) for r in in_scope if r.arm == arm]))
-
-    fingerprints = compare_fingerprints(in_scope)
-    look_ahead = [arm for arm in plan.arms if not plan.run(arm, scope.seeds[0]).config.model.is_causal]
-    losses = {(arm, m): loss(arm, metric_name(m)) for arm in plan.arms for m in (*modalities, ALL)}
-    all_effects = _effects(plan, scope, in_scope, losses, modalities)
+    modalities, outcomes, directions = _measured(plan, scope, in_scope)
+    loss = partial(_loss, scope, in_scope)
+    stated = isinstance(plan, ForeignPlan) and plan.config.same_data
+    fingerprints = compare_fingerprints(in_scope, stated=stated)
+    look_ahead = [arm for arm, config in plan.run_configs.items() if not config.model.is_causal]
+    documents = None if scope.interim else paired_documents(in_scope, outcomes, ALL)
+    losses = {(arm, m): loss(arm, metric_name(m)) for arm in plan.arms for m in outcomes}
+    if documents is not None:
+        losses = {
+            (arm, m): with_documents(one, documents[m].losses[[run.arm == arm for run in in_scope]])
+            for (arm, m), one in losses.items()
+        }
+    own_rule = "eval/" if documents is None else "eval/documents/"
+    all_effects = _effects(plan, scope, in_scope, losses, modalities, documents)
     return Findings(
         plan=plan,
         scope=scope,
@@ -242,24 +239,49 @@ def find(plan: ComparisonPlan, results: Sequence[RunResult], added: Sequence[Add
             for name in (conditional_loss_name(direction), conditional_gain_name(direction))
         },
         by_rule={
-            (arm, m): loss(arm, metric_name(m).replace(HELD_OUT, "eval/"))
+            (arm, m): loss(arm, metric_name(m).replace(HELD_OUT, own_rule))
             for arm in look_ahead
-            for m in (*modalities, ALL)
+            for m in outcomes
         },
         contrasts=tuple(
             _contrast(
-                plan, scope, in_scope, all_effects[arm, modality], losses, same_data=fingerprints.proven
+                plan, scope, in_scope, all_effects[arm, modality], losses, same_data=fingerprints.accepted
             )
             for arm in plan.others
-            for modality in (*modalities, ALL)
+            for modality in outcomes
         ),
         effects=all_effects,
         facts=facts_of(plan, scope, in_scope),
         added=tuple(added),
+        num_documents=None if documents is None else len(documents[modalities[0]].targets),
     )
 
 
-def lost_more(plan: ComparisonPlan, scope: Scope, arms: Sequence[str]) -> str | None:
+def _measured(
+    plan: Plan, scope: Scope, results: Sequence[RunResult]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[Direction, ...]]:
+    """(modalities, these and ALL, directions) of which all runs in scope have losses."""
+
+    def known(metric: str) -> bool:
+        return all(len(run.curve(metric, until=scope.until(run))) for run in results)
+
+    modalities = tuple(m for m in plan.modalities if known(metric_name(m)))
+    outcomes = (*modalities, *((ALL,) if known(metric_name(ALL)) else ()))
+    directions = tuple(
+        d
+        for d in results[0].directions()
+        if known(conditional_loss_name(d)) and known(conditional_gain_name(d))
+    )
+    return modalities, outcomes, directions
+
+
+def _loss(scope: Scope, results: Sequence[RunResult], arm: str, metric: str) -> ArmLoss:
+    """The final values of a metric of the runs of an arm."""
+    curves = [run.curve(metric, until=scope.until(run)) for run in results if run.arm == arm]
+    return arm_loss(aligned_arm(arm, curves))
+
+
+def lost_more(plan: Plan, scope: Scope, arms: Sequence[str]) -> str | None:
     """The arm of which the largest share of the planned runs was lost; None if it is the same in all."""
     share = {
         arm: sum(scope.ends[r.name].lost for r in plan.runs if r.arm == arm)
@@ -271,21 +293,24 @@ def lost_more(plan: ComparisonPlan, scope: Scope, arms: Sequence[str]) -> str | 
 
 
 def _effects(
-    plan: ComparisonPlan,
+    plan: Plan,
     scope: Scope,
     results: Sequence[RunResult],
     losses: dict[tuple[str, str], ArmLoss],
     modalities: Sequence[str],
+    documents: Mapping[str, DocumentLosses] | None,
 ) -> dict[tuple[str, str], Effect]:
     """All effects, by (contrast, modality or ALL), from the final losses of all runs in scope."""
     by_run = _final_losses(results, losses)
+    outcomes = dict.fromkeys(modality for _, modality in losses)
     return effects(
         plan.config,
         [(run.arm, run.seed) for run in results],
-        {m: [by_run[run.arm, run.seed, m] for run in results] for m in (*modalities, ALL)},
+        {m: [by_run[run.arm, run.seed, m] for run in results] for m in outcomes},
         family=modalities,
         interim=scope.interim,
         diverged=scope.diverged,
+        documents=documents,
     )
 
 
@@ -303,21 +328,8 @@ def _final_losses(
     }
 
 
-def _arm_loss(curves: Sequence[Curve]) -> ArmLoss:
-    final = tuple(float(c.values[-1]) for c in curves)
-    mean_curve = np.mean([c.values for c in curves], axis=0)
-    best = int(np.argmin(mean_curve))
-    return ArmLoss(
-        per_seed=final,
-        mean=float(np.mean(final)),
-        deviation=float(np.std(final, ddof=1)) if len(final) > 1 else None,
-        best=float(mean_curve[best]),
-        best_tokens=float(curves[0].tokens[best]),
-    )
-
-
 def _contrast(
-    plan: ComparisonPlan,
+    plan: Plan,
     scope: Scope,
     results: Sequence[RunResult],
     final: Effect,
@@ -326,58 +338,33 @@ def _contrast(
     same_data: bool,
 ) -> Contrast:
     """The contrast of an arm with the baseline; its curves are those of the seeds that both have."""
+    by_run, metric = _final_losses(results, losses), metric_name(final.modality)
     confidence, baseline, arm = plan.config.confidence, plan.config.baseline, final.contrast
-    metric = metric_name(final.modality)
     both = (r for r in results if r.arm in (arm, baseline))
     curves = {(r.arm, r.seed): r.curve(metric, until=scope.until(r)) for r in both}
-    seeds = tuple(seed for name, seed in curves if name == arm and (baseline, seed) in curves)
-    base, other = ([curves[name, seed] for seed in seeds] for name in (baseline, arm))
-    gaps = _gaps(base, other, at_flops=plan.config.match == "train_flops")
-    gap, noise = gaps.mean(axis=0), gap_noise(gaps, confidence)
-    tokens, base_mean = base[0].tokens, np.mean([c.values for c in base], axis=0)
-    least = 2 * wobble(gap)
+    seeds, base, other = pairs_of_curves(curves, baseline, arm)
+    at_equal = "flops" if plan.config.match == "train_flops" else "tokens"
+    tokens, base_mean, gaps = gaps_along(base, other, at_equal)
+    least = 2 * wobble(gap := gaps.mean(axis=0))
     return Contrast(
         arm=arm,
         baseline=baseline,
         modality=final.modality,
         final=final,
-        differences=tuple(float(o.values[-1] - b.values[-1]) for b, o in zip(base, other, strict=True)),
+        differences=tuple(
+            by_run[arm, seed, final.modality] - by_run[baseline, seed, final.modality] for seed in seeds
+        ),
         seeds=seeds,
         base_loss=losses[baseline, final.modality].mean,
         other_loss=losses[arm, final.modality].mean,
-        matching={axis: _matching(base, other, axis, confidence) for axis in AXES},
+        matching={axis: match_pairs(base, other, axis, confidence) for axis in AXES},
         gap_tokens=tokens,
         gap=gap,
-        gap_noise=noise,
+        gap_noise=gap_noise(gaps, confidence),
         wobble=least,
         crossings=crossings(tokens, base_mean, base_mean + gap, least),
         together_from=together_from(tokens, gap, least),
         trend=gap_trend(tokens, gap),
         same_data=same_data,
         lost_more=lost_more(plan, scope, [arm, baseline]),
-    )
-
-
-def _gaps(
-    base: Sequence[Curve], other: Sequence[Curve], *, at_flops: bool
-) -> Float[np.ndarray, "seeds points"]:
-    """The loss of the arm minus the baseline's, at equal steps or at equal FLOPs."""
-    if at_flops:
-        other = [_at_flops(b, o) for b, o in zip(base, other, strict=True)]
-    return np.array([o.values - b.values for b, o in zip(base, other, strict=True)])
-
-
-def _at_flops(base: Curve, other: Curve) -> Curve:
-    """`other`, interpolated where it had spent the FLOPs of the points of `base`."""
-    return replace(base, values=np.interp(base.flops, other.flops, other.values))
-
-
-def _matching(base: Sequence[Curve], other: Sequence[Curve], axis: str, confidence: float) -> Matching:
-    matches = tuple(
-        match_curves(b.x(axis), b.values, o.x(axis), o.values) for b, o in zip(base, other, strict=True)
-    )
-    return Matching(
-        matches=matches,
-        slope=ratio_over_seeds([m.slope for m in matches], confidence),
-        end=ratio_over_seeds([m.end_ratio for m in matches], confidence),
     )

@@ -18,6 +18,7 @@ from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.contrasts import weights
 from pretrain.comparison.effects import PILOT_DEVIATION, Effect, enough_runs
 from pretrain.comparison.findings import ALL, Findings
+from pretrain.comparison.foreign.question import Plan
 from pretrain.comparison.ladder_config import Cell
 from pretrain.comparison.simultaneous import (
     Array,
@@ -51,13 +52,13 @@ class LadderFit:
     """Number of intervals that hold together."""
 
 
-def ladder_design(config_of: Mapping[Cell, ComparisonPlan], runs: list[Run], rows: list[Row]) -> Design:
+def ladder_design(plan_of: Mapping[Cell, Plan], runs: list[Run], rows: list[Row]) -> Design:
     """The design of all runs of a ladder: an arm of a cell is an arm, and a seed of a cell a seed."""
     arms = list(dict.fromkeys((cell, arm) for cell, arm, _ in runs))
     seeds = list(dict.fromkeys((cell, seed) for cell, _, seed in runs))
     table = np.zeros((len(rows), len(arms)))
     for row, (cell, name) in zip(table, rows, strict=True):
-        for arm, weight in weights(config_of[cell].config.differences[name]).items():
+        for arm, weight in weights(plan_of[cell].config.differences[name]).items():
             row[arms.index((cell, arm))] = weight
     return Design(
         np.array([arms.index((cell, arm)) for cell, arm, _ in runs]),

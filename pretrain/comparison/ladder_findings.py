@@ -124,7 +124,7 @@ def _curve(cells: dict[Cell, Findings], arm: str, modality: str) -> Curve:
     def budget(findings: Findings) -> float:
         runs = findings.runs(arm)
         if findings.plan.config.match == "tokens":
-            return runs[0].planned.config.total_tokens
+            return runs[0].config.total_tokens
         return float(np.mean([run.curve("compute/train_flops").values[-1] for run in runs]))
 
     return Curve(

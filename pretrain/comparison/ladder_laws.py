@@ -93,7 +93,7 @@ def isoflop_minima(
 def _runs(cells: Mapping[Cell, Findings], arm: str, modality: str) -> Runs:
     """The runs of an arm that finished in these cells."""
     rows = [
-        (body_parameters(run.planned.config), run.planned.config.total_tokens, loss)
+        (body_parameters(run.config), run.config.total_tokens, loss)
         for findings in cells.values()
         if arm in findings.plan.arms and arm not in findings.scope.diverged
         for run, loss in zip(findings.runs(arm), findings.losses[arm, modality].per_seed, strict=True)

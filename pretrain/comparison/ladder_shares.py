@@ -4,7 +4,7 @@ It is read between runs, not along one run: the final losses of the runs of one 
 budgets, each point of which has its whole learning-rate schedule behind it. Along one run, the faster arm is
 read in the middle of its schedule, which is a bias of up to 10 % under a cosine. Between budgets, the
 logarithm of the loss is interpolated over the logarithm of the budget by monotone cubic pieces (Fritsch and
-Carlson 1980). Of power laws with a floor, at budgets 4 or 5 times apart, they give s to 4 %, where straight
+Carlson 1980). Of power laws with a floor, at budgets 4 or 5 times apart, they give s to 8 %, where straight
 lines give it up to 17 % too high; at budgets that double, to 0.5 % and 3 %. This module imports no torch.
 """
 

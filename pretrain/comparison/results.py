@@ -12,6 +12,9 @@ from jaxtyping import Float
 from data_pipeline.files.printable import first_names
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import ComparisonPlan, PlannedRun
+from pretrain.comparison.foreign.question import ForeignRun
+from pretrain.comparison.run_documents import RunDocuments, read_documents
+from pretrain.config import RunConfig
 from pretrain.metrics import read_rows
 from pretrain.run_dir import read_record
 from pretrain.run_files import METRICS
@@ -26,8 +29,11 @@ from pretrain.run_identity import (
 HELD_OUT = "heldout/"
 """Prefix of a held-out metric of any run. It stands for eval/causal/ in runs whose rules look ahead, unless
 eval/loss decides, and for eval/ in all other runs."""
-AXES = ("steps", "flops", "seconds")
-"""Axes along which two curves are matched. Tokens are steps times a constant that all arms share."""
+AXES = ("steps", "tokens", "flops", "seconds")
+"""Axes along which two curves are matched. In a comparison that Motley runs, tokens are steps times a number
+that all arms share."""
+CURVE_AXES = ("tokens", "flops", "seconds", "steps")
+"""Axes against which curves are drawn."""
 NAMES_SHOWN = 5
 """Number of documents that a sentence names; summary.json has all."""
 _COLUMN = {"steps": "step", "tokens": "tokens", "flops": "compute/train_flops", "seconds": "time/train_s"}
@@ -71,11 +77,15 @@ def aligned(curves: Sequence[Curve]) -> tuple[Curve, ...]:
 class RunResult:
     """The rows of metrics.jsonl and the record of one run."""
 
-    planned: PlannedRun
+    planned: PlannedRun | ForeignRun
     rows: tuple[dict[str, Any], ...]
     record: dict[str, Any]
     prefix: str = "eval/"
     """The prefix in this run's rows that HELD_OUT stands for."""
+    total: str = "eval/loss"
+    """The metric that tells how far a run has been evaluated, and whether it diverged."""
+    documents: RunDocuments | None = None
+    """Its losses per held-out document after the last step; None if it kept none."""
 
     @property
     def arm(self) -> str:
@@ -86,14 +96,20 @@ class RunResult:
         return self.planned.seed
 
     @property
+    def config(self) -> RunConfig:
+        """Its config. A run of which only a log is known has none."""
+        assert isinstance(self.planned, PlannedRun), f"{self.planned.name}: only its log is known"
+        return self.planned.config
+
+    @property
     def last_eval_step(self) -> int:
         """Step of the last row with a held-out loss; 0 before the first."""
-        return max((row["step"] for row in self.rows if "eval/loss" in row), default=0)
+        return max((row["step"] for row in self.rows if self.total in row), default=0)
 
     @property
     def finished(self) -> bool:
         """Whether the last step has been evaluated."""
-        return self.last_eval_step >= self.planned.config.num_steps
+        return self.last_eval_step >= self.planned.num_steps
 
     @property
     def unreadable(self) -> tuple[str, ...]:
@@ -128,10 +144,11 @@ def load_results(plan: ComparisonPlan) -> tuple[RunResult, ...]:
     Raises ConfigError for files that a run cannot have written, or that have changed since.
     """
     causally = plan.config.deciding_metric == "eval/causal/loss"
-    return tuple(_load(planned, causally) for planned in plan.runs)
+    return tuple(load_run(planned, causally) for planned in plan.runs)
 
 
-def _load(planned: PlannedRun, causally: bool) -> RunResult:
+def load_run(planned: PlannedRun, causally: bool) -> RunResult:
+    """The result of one run, judged by its causal form if `causally`. Raises ConfigError as load_results."""
     folder = planned.config.run_dir
     rows = read_rows(folder / METRICS)
     steps = [row["step"] for row in rows]
@@ -148,7 +165,8 @@ def _load(planned: PlannedRun, causally: bool) -> RunResult:
     check_rows_of_run(folder / METRICS, rows, identity)
     check_sealed_rows(folder / METRICS, record)
     prefix = "eval/" if planned.config.model.is_causal or not causally else "eval/causal/"
-    return RunResult(planned=planned, rows=tuple(rows), record=record, prefix=prefix)
+    documents = read_documents(folder, record, prefix)
+    return RunResult(planned=planned, rows=tuple(rows), record=record, prefix=prefix, documents=documents)
 
 
 @dataclass(frozen=True)
@@ -164,14 +182,21 @@ class Fingerprints:
     if held-out data differ."""
     unreadable: dict[str, tuple[str, ...]]
     """By name of a run, the training documents that it could not read; runs without any are left out."""
+    stated: bool = False
+    """Whether the makers of logs without hashes state that all arms read the same data."""
 
     @property
     def proven(self) -> bool:
         """Whether hashes were compared for every such seed, and all were equal."""
         return not self.broken and bool(self.compared) and all(self.compared.values())
 
+    @property
+    def accepted(self) -> bool:
+        """Whether the data counts as the same: it is proven, or stated and nothing speaks against it."""
+        return self.proven or (self.stated and not self.broken)
 
-def compare_fingerprints(results: Iterable[RunResult]) -> Fingerprints:
+
+def compare_fingerprints(results: Iterable[RunResult], *, stated: bool = False) -> Fingerprints:
     """Compare data/fingerprint between the runs of a seed, at every step that all of them logged."""
     by_seed: dict[int, list[tuple[RunResult, dict[int, str]]]] = {}
     for run in results:
@@ -202,6 +227,7 @@ def compare_fingerprints(results: Iterable[RunResult]) -> Fingerprints:
         last=last,
         broken=tuple(broken),
         unreadable={name: documents for name, documents in unreadable.items() if documents},
+        stated=stated,
     )
 
 

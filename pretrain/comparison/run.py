@@ -14,6 +14,7 @@ from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from parallel.launch import child_environment
 from pretrain.comparison.config import ComparisonPlan, PlannedRun, make_plan
+from pretrain.comparison.foreign.question import Plan
 from pretrain.comparison.plan_file import additions, check_same_plan, write_plan
 from pretrain.comparison.planned_cost import RunSpeed, cost_text
 from pretrain.comparison.report.digest import SUMMARY_FORMAT, digest_line
@@ -98,16 +99,16 @@ def report(plan: ComparisonPlan, out: TextIO) -> Path:
     return page
 
 
-def print_verdict(plan: ComparisonPlan, page: Path, out: TextIO) -> None:
+def print_verdict(plan: Plan, page: Path, out: TextIO) -> None:
     """Print how many runs finished, headlines, a sentence per modality, grave caveats and the page's path."""
-    if plan.cells:
+    if isinstance(plan, ComparisonPlan) and plan.cells:
         return print(_ladder_verdict(plan, page), file=out, flush=True)
     stated = read_object(
         page.parent / "summary.json",
         {"runs": str, "headlines": dict, "contrasts": list, "named_contrasts": list, "caveats": list},
         advice=f"remove {page.parent}, and the same command writes it again",
     )
-    modalities = plan.runs[0].config.model.modalities
+    modalities = plan.modalities
     lines = ["", f"{plan.config.name}: {stated['runs']}"]
     for arm, headline in stated["headlines"].items():
         sentences = [

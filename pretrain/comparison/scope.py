@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import ComparisonPlan
+from pretrain.comparison.foreign.question import Plan
 from pretrain.comparison.results import RunResult
 
 DIVERGED_FRAC = 0.2
@@ -57,7 +57,7 @@ def _run_end(run: RunResult, lowest: float) -> RunEnd:
 
 def _final_loss(run: RunResult) -> float:
     """The last held-out loss over all targets."""
-    return float(run.curve("eval/loss").values[-1])
+    return float(run.curve(run.total).values[-1])
 
 
 def _risen_frac(run: RunResult) -> float:
@@ -92,7 +92,7 @@ class Scope:
 
     def until(self, run: RunResult) -> int:
         """Last step of a run that the report covers."""
-        return int(self.share * run.planned.config.num_steps)
+        return int(self.share * run.planned.num_steps)
 
     @property
     def num_finished(self) -> int:
@@ -110,14 +110,14 @@ class Scope:
         return {name: end for name, end in self.ends.items() if end.lost}
 
 
-def _failed_arms(plan: ComparisonPlan, ends: Mapping[str, RunEnd]) -> tuple[str, ...]:
+def _failed_arms(plan: Plan, ends: Mapping[str, RunEnd]) -> tuple[str, ...]:
     """The arms of which every run failed; none if fewer than two others would remain."""
     kinds = {arm: {ends[run.name].kind for run in plan.runs if run.arm == arm} for arm in plan.others}
     failed = tuple(arm for arm, ended in kinds.items() if ended == {"failed"})
     return failed if len(failed) <= len(plan.arms) - 2 else ()
 
 
-def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
+def scope_of(plan: Plan, results: Sequence[RunResult]) -> Scope:
     """All runs that finished and did not diverge, if they include a whole seed of all arms.
 
     Otherwise the seeds that all arms have evaluated, cut at a common share of the steps. An arm whose
@@ -134,12 +134,10 @@ def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
         if own and not own & usable:
             diverged.append(arm)
             usable |= own
-    num_steps = plan.run(plan.config.baseline, plan.config.seeds[0]).config.num_steps
+    num_steps = next(run.num_steps for run in plan.runs if run.arm == plan.config.baseline)
 
     def whole(names: set[str]) -> tuple[int, ...]:
-        return tuple(
-            s for s in plan.config.seeds if all(r.planned.name in names for r in results if r.seed == s)
-        )
+        return tuple(s for s in plan.seeds if all(r.planned.name in names for r in results if r.seed == s))
 
     if seeds := whole(usable):
         return Scope(seeds, num_steps, False, ends, frozenset(usable), Fraction(1), tuple(diverged), failed)
@@ -151,6 +149,6 @@ def scope_of(plan: ComparisonPlan, results: Sequence[RunResult]) -> Scope:
             f"({', '.join(plan.arms)}); missing or unfinished: {', '.join(missing)}"
         )
     used = [r for r in results if r.seed in evaluated]
-    share = min(Fraction(r.last_eval_step, r.planned.config.num_steps) for r in used)
+    share = min(Fraction(r.last_eval_step, r.planned.num_steps) for r in used)
     names = frozenset(r.planned.name for r in used)
     return Scope(evaluated, int(share * num_steps), True, ends, names, share, failed=failed)

@@ -194,14 +194,43 @@ def local_level(design: Design, alpha: float, num_outcomes: int, *, draws: int =
     return 2 * float(stats.t.sf(np.quantile(largest, 1 - alpha / num_outcomes), design.dof))
 
 
-def half_widths(fitted: Fit, level: float) -> Float[Array, "outcomes contrasts"]:
+def half_widths(
+    fitted: Fit, level: float, documents: "OverDocuments | None" = None
+) -> Float[Array, "outcomes contrasts"]:
     """Half widths of the intervals at a local level.
 
     Where an arm of the contrast spreads farther than the others, it is the larger of the pooled and Welch's.
+    With `documents` the intervals hold what other documents would change too.
     """
-    pooled = stats.t.isf(level / 2, fitted.dof) * fitted.errors
-    welch = stats.t.isf(level / 2, fitted.welch_dof) * fitted.welch_errors
+    pooled = _half_width(fitted.errors, np.array(fitted.dof), level, documents)
+    welch = _half_width(fitted.welch_errors, fitted.welch_dof, level, documents)
     return np.where(fitted.spreads_differ, np.maximum(pooled, welch), pooled)
+
+
+@dataclass(frozen=True)
+class OverDocuments:
+    """The variance of estimates over the held-out documents, which all runs share."""
+
+    variance: Float[Array, "outcomes contrasts"]
+    dof: Int[Array, " outcomes"]
+    """Number of documents with a target of the outcome, less one."""
+
+
+def _half_width(
+    errors: Float[Array, "outcomes contrasts"], dof: Array, level: float, documents: OverDocuments | None
+) -> Float[Array, "outcomes contrasts"]:
+    """The half width from a standard error over runs and a variance over documents.
+
+    The two are independent, so they add; the degrees of freedom of their sum are Satterthwaite's.
+    """
+    if documents is None:
+        return stats.t.isf(level / 2, dof) * errors
+    over_runs, over_documents = errors**2, documents.variance
+    total = over_runs + over_documents
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = over_runs**2 / dof + over_documents**2 / documents.dof[:, None]
+        total_dof = np.where(parts > 0, total**2 / parts, dof)
+    return stats.t.isf(level / 2, total_dof) * np.sqrt(total)
 
 
 def outcome(low: float, high: float, margin: float) -> Outcome:

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.comparison.contrasts import weights
+from pretrain.comparison.costs import systems
+from pretrain.comparison.curve_pairs import Matching
 from pretrain.comparison.effects import Effect
-from pretrain.comparison.findings import ALL, Contrast, Findings, Matching
+from pretrain.comparison.findings import Contrast, Findings
 from pretrain.comparison.statistics import RatioEstimate
-from pretrain.quantities import format_tokens, join, percent, ratio, signed
+from pretrain.quantities import flops, format_tokens, join, percent, ratio, signed
 
-MATCHED = {"tokens": "steps", "train_flops": "flops"}
-"""The axis of step matching along which arms were matched; steps are tokens times a constant."""
+MATCHED = {"tokens": "tokens", "train_flops": "flops"}
+"""The axis of step matching along which arms were matched."""
 MATCH_UNIT = {"tokens": "tokens", "train_flops": "training FLOPs"}
 
 
@@ -183,27 +185,55 @@ def overall(findings: Findings) -> str:
     plan = findings.plan
     if len(plan.others) == 1:
         return headline(findings, plan.others[0])
-    if not findings.fingerprints.proven:
+    if not findings.fingerprints.accepted:
         return _not_decided(findings, "the arms")
     if all(effect.outcome == "observation" for effect in findings.effects.values()):
         seen = f"{_at(findings)}, {_observed(findings)}"
         return f"{seen}: an observation of {len(plan.arms)} arms, not a verdict."
     parts = []
-    for modality in findings.modalities:
-        contrasts = [findings.contrast(arm, modality) for arm in plan.others]
-        by_result = {
-            "better": [c.arm for c in contrasts if c.winner == c.arm],
-            "worse": [c.arm for c in contrasts if c.winner == c.baseline],
-            "equivalent": [c.arm for c in contrasts if _equivalent(c)],
-        }
-        text = ", ".join(f"{result} {join(arms)}" for result, arms in by_result.items() if arms)
+    for modality, by_result in results_by_modality(findings).items():
+        decided = {result: arms for result, arms in by_result.items() if result in DECIDED and arms}
+        text = ", ".join(f"{result} {join(arms)}" for result, arms in decided.items())
         parts.append(f"on {modality} {text or 'no arm decided'}")
     return f"{_at(findings)} against {plan.config.baseline}: {'; '.join(parts)} {joint_text(findings)}."
 
 
+DECIDED = ("better", "worse", "equivalent")
+
+
+def results_by_modality(findings: Findings) -> dict[str, dict[str, list[str]]]:
+    """By modality, the arms that are better or worse than the baseline, equivalent to it, or not decided."""
+    out: dict[str, dict[str, list[str]]] = {}
+    for modality in findings.modalities:
+        out[modality] = {result: [] for result in (*DECIDED, "not decided")}
+        for arm in findings.plan.others:
+            contrast = findings.contrast(arm, modality)
+            result = "equivalent" if _equivalent(contrast) else "not decided"
+            if contrast.winner is not None:
+                result = "better" if contrast.winner == arm else "worse"
+            out[modality][result].append(arm)
+    return out
+
+
+def budget_text(findings: Findings) -> str:
+    """What the file says is equal in all arms, and what the runs had of it."""
+    by_flops = findings.plan.config.match == "train_flops"
+    cost = systems(findings)
+    had = {
+        arm: flops(cost[arm].train_flops) if by_flops else format_tokens(cost[arm].tokens)
+        for arm in findings.plan.arms
+    }
+    if len(set(had.values())) == 1:
+        return f"{next(iter(had.values()))} a run"
+    return ", ".join(f"{arm} {amount}" for arm, amount in had.items())
+
+
 def _equivalent(contrast: Contrast) -> bool:
     """Whether a verdict calls the arms equivalent."""
-    return contrast.final.outcome == "equivalent" and contrast.final.primary and contrast.lost_more is None
+    final = contrast.final
+    return (
+        final.outcome == "equivalent" and final.primary and contrast.lost_more is None and contrast.same_data
+    )
 
 
 def joint_text(findings: Findings) -> str:
@@ -233,7 +263,7 @@ def headline(findings: Findings, arm: str) -> str:
     """One sentence that says in which modalities an arm is better or worse than the baseline."""
     base, at = findings.plan.config.baseline, _at(findings)
     contrasts = [findings.contrast(arm, m) for m in findings.modalities]
-    if not findings.fingerprints.proven:
+    if not findings.fingerprints.accepted:
         return _not_decided(findings, f"{arm} and {base}")
     if diverged := [name for name in (arm, base) if name in findings.scope.diverged]:
         return f"{at} nothing is decided between {arm} and {base}: {lost_text(findings, diverged[0])}."
@@ -266,7 +296,7 @@ def headline(findings: Findings, arm: str) -> str:
 def named_effects(findings: Findings) -> tuple[tuple[str, tuple[Effect, ...]], ...]:
     """The contrasts that the file names, with their effects by modality and over ALL."""
     return tuple(
-        (name, tuple(findings.effects[name, m] for m in (*findings.modalities, ALL)))
+        (name, tuple(findings.effects[name, m] for m in findings.outcomes))
         for name in findings.plan.config.contrasts
     )
 

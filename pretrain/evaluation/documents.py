@@ -62,6 +62,24 @@ def heldout_texts(source: TokenSource, *, num_sequences: int, context_tokens: in
     return texts[: ends[-1]] if ends else []
 
 
+def first_texts(source: TokenSource, *, num_documents: int, context_tokens: int) -> list[Text]:
+    """The first `num_documents` documents, in the order of heldout_texts; fewer if there are no more.
+
+    A document longer than the context is cut as in training.
+    """
+    texts: list[Text] = []
+    for document in documents_at(0, source.num_documents, source.num_documents, ORDER_KEY).tolist():
+        if num_documents == 0:
+            break
+        num_documents -= 1
+        ids, name = source.read(document), source.name(document)
+        texts += [
+            Text(ids[s : s + n + 1], np.ones(n, np.float32), name)
+            for s, n in cut(len(ids) - 1, source.spans(document), context_tokens)
+        ]
+    return texts
+
+
 def pairs(
     source: TokenSource, *, num_documents: int, context_tokens: int
 ) -> dict[tuple[str, str], list[Pair]]:

@@ -5,7 +5,7 @@ The sequences do not depend on the seed, the layout or the arm of a comparison.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool
@@ -24,6 +24,9 @@ from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.modality_sums import TargetSums
 from pretrain.models.router_report import RouterReport
 from pretrain.models.routing_state import RoutingState
+
+if TYPE_CHECKING:
+    from pretrain.evaluation.document_sums import HeldoutDocuments
 
 Direction = tuple[str, str]
 
@@ -51,6 +54,8 @@ class Heldout:
     images: "HeldoutImages | None" = None
     fingerprint: str | None = None
     """64 bits in hex over all that was read, by all ranks; None if there is nothing."""
+    last: "HeldoutDocuments | None" = None
+    """The documents whose losses the last evaluation keeps one by one; None if it keeps none."""
 
 
 @dataclass(frozen=True)

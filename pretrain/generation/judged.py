@@ -21,10 +21,11 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.router_report import RouterReport
+from pretrain.models.routing_state import RoutingState
 from pretrain.run_files import CONFIG
 from pretrain.train.checks import open_tokens
 from pretrain.weights.folder import WeightSource
-from pretrain.weights.sources import open_source, run_of, thresholds_of
+from pretrain.weights.sources import open_source, run_of
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ def losses(
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=given)})
     heldout, engine = build_heldout(config, data, dp_rank=0, dp_size=1), LocalEngine(decoder)
     row: dict[str, float] = {}
-    thresholds = thresholds_of(source) if config.model.depth or config.model.experts else {}
-    for prefix, rule in routing_states(config.model, thresholds, (source.step or 0) / config.num_steps):
+    state = source.routing_state or RoutingState()
+    for prefix, rule in routing_states(config.model, state.thresholds, state.progress):
         row |= heldout_losses(engine, heldout, prefix, rule)
         row |= conditional_losses(engine, heldout, prefix, rule)
     if not row:

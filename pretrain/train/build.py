@@ -1,5 +1,6 @@
 """The parts of a run, made from its config."""
 
+from dataclasses import replace
 from functools import partial
 
 from data_pipeline.shards.index import TokenSource
@@ -10,6 +11,7 @@ from parallel.pipeline_engine import PipelineEngine
 from parallel.world import World
 from parallel.zero_engine import ZeroEngine
 from pretrain.config import RunConfig
+from pretrain.evaluation.document_sums import build_documents
 from pretrain.evaluation.losses import Heldout, build_heldout
 from pretrain.models.accounting import sublayer_costs
 from pretrain.models.decoder import Decoder
@@ -78,4 +80,6 @@ def heldout(config: RunConfig, world: World) -> Heldout:
     if config.data.heldout is None:
         return Heldout(config.model.modalities, (), {}, {})
     source = TokenSource.open(config.data.heldout)
-    return build_heldout(config, source, dp_rank=world.dp_rank, dp_size=world.dp_size)
+    heldout = build_heldout(config, source, dp_rank=world.dp_rank, dp_size=world.dp_size)
+    last = build_documents(config, source, dp_rank=world.dp_rank, dp_size=world.dp_size)
+    return replace(heldout, last=last)

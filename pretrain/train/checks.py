@@ -10,9 +10,9 @@ from data_pipeline.shards.index import TokenSource
 from data_pipeline.stream.stream import Stream
 from pretrain.config import RunConfig, check_run_layout
 from pretrain.generation.facts import fact_prompts, training_utterances
-from pretrain.generation.run_tokenizers import tokenizers_of_run
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.parameter_settings import settings_of, tower_of
+from pretrain.run_tokenizers import tokenizers_of_run
 from pretrain.weights.warm_start import check_initial_weights
 
 
@@ -36,6 +36,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
     if config.data.heldout is not None:
         heldout = open_tokens(config, "data.heldout", config.data.heldout)
         _check_held_out([source for source, _ in sources], heldout)
+        _check_last_documents(config, heldout)
         sources.append((heldout, 1.0))
     # Beside each other: held-out ids must mean what training ids mean.
     Stream(
@@ -60,6 +61,16 @@ def _check_samples(config: RunConfig, train: TokenSource, heldout: TokenSource) 
             training_utterances(train, tokenizers)
         except ConfigError as error:
             raise ConfigError(f"evaluate.generate = {documents}: {error}") from None
+
+
+def _check_last_documents(config: RunConfig, heldout: TokenSource) -> None:
+    """Raise ConfigError if the last evaluation is to read more documents than there are."""
+    wanted = config.evaluate.last_documents
+    if wanted is not None and wanted > heldout.num_documents:
+        raise ConfigError(
+            f"evaluate.last_documents = {wanted}, but data.heldout = {heldout.folder} holds "
+            f"{heldout.num_documents} documents; ask for at most these, or hold out more"
+        )
 
 
 def _check_named_once(train: Sequence[TokenSource]) -> None:

@@ -35,6 +35,7 @@ from parallel.zero_engine import ZeroEngine
 from pretrain.checkpoint import restore
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.config import RunConfig
+from pretrain.evaluation.document_sums import document_sums, losses_of, to_json
 from pretrain.evaluation.losses import (
     Heldout,
     conditional_losses,
@@ -245,6 +246,7 @@ def evaluate_if_due(
             meter.picture(state.step, f"{prefix}/image_tokens", heldout.images, ran)
     if not row:
         return row
+    row |= losses_of_documents(config, engine, heldout, state, meter, stop, rules)
     if config.optimizer.ema_decay is not None:
         with engine.averaged():
             for prefix, rule in rules:
@@ -254,6 +256,27 @@ def evaluate_if_due(
         "time/eval_s": time.perf_counter() - began,
         "data/heldout_fingerprint": heldout.fingerprint,
     }
+
+
+def losses_of_documents(
+    config: RunConfig,
+    engine: ZeroEngine,
+    heldout: Heldout,
+    state: TrainState,
+    meter: Meter,
+    stop: StopSignal,
+    rules: Sequence[tuple[str, RoutingState]],
+) -> dict[str, float]:
+    """Losses over the documents of the last evaluation, whose sums the meter keeps; empty before the last
+    step, and where none are asked for."""
+    last = heldout.last
+    if last is None or state.step != config.num_steps:
+        return {}
+    stop.enter("evaluation of documents")
+    sums = {prefix: document_sums(engine, last, rule) for prefix, rule in rules}
+    meter.keep_documents(to_json(last, sums, step=state.step, fingerprint=heldout.fingerprint))
+    rows = [losses_of(sums[prefix], last.modalities, prefix) for prefix, _ in rules]
+    return {name: value for row in rows for name, value in row.items()}
 
 
 def losses_if_due(

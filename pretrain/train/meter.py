@@ -149,6 +149,11 @@ class Meter:
         """The run's TensorBoard files on rank 0, None on others."""
         return None if self._log is None else self._log.tensorboard
 
+    def keep_documents(self, content: Mapping[str, Any]) -> None:
+        """Write documents.json, on rank 0."""
+        if self._run is not None:
+            self._run.keep_documents(content)
+
     def show(self, state: TrainState) -> None:
         """Count the step on the terminal, with losses and speed since the last row."""
         if self._progress is not None:

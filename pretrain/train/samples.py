@@ -20,11 +20,11 @@ from pretrain.generation.grammar import Grammar
 from pretrain.generation.page import ShownPrompt, page
 from pretrain.generation.pieces import Piece, decode, named_files
 from pretrain.generation.prompts import Prompt, first_prompts, part_prompts
-from pretrain.generation.run_tokenizers import tokenizers_of_run
 from pretrain.generation.sampling import Sampling
 from pretrain.generation.trained_model import TrainedModel
 from pretrain.models.decoder import Decoder
 from pretrain.run_files import SAMPLES
+from pretrain.run_tokenizers import tokenizers_of_run
 from pretrain.tensorboard_view import TensorBoardView
 from pretrain.train.loop import Sample, is_due
 from pretrain.train.state import TrainState

@@ -24,7 +24,17 @@ GRACE_S = 4.0
 second that it may take to record its end, it is gone within 5 s."""
 _POLL_S = 0.2
 
-Stage = Literal["start", "step", "evaluation", "conditional evaluation", "samples", "save", "end", "over"]
+Stage = Literal[
+    "start",
+    "step",
+    "evaluation",
+    "conditional evaluation",
+    "evaluation of documents",
+    "samples",
+    "save",
+    "end",
+    "over",
+]
 """What a rank is doing. "start" and "end" have no step to lose: none is made yet, or all are saved. "over"
 is not cut: the rank knows how it ends, and leaves by itself."""
 

@@ -2,7 +2,7 @@
 
 A ```toml block names its file in its first line. `# run.toml` is a whole file. `# in run.toml` is a part of
 one, which is laid over the whole file of that name; the same page or another shows that. The first letters of
-the name say what the file configures: run, compare, site, data.
+the name say what the file configures: run, compare, question, site, data.
 """
 
 import re
@@ -17,6 +17,7 @@ from typing import Any
 from data_pipeline.files.toml_config import validate
 from data_pipeline.tokenize.config import tokenize_config
 from pretrain.comparison.config import CompareConfig
+from pretrain.comparison.foreign.question import ForeignConfig
 from pretrain.config import RunConfig
 from slurm.profile import Profile
 
@@ -34,6 +35,9 @@ LINKING_PAGES = (*PAGES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs/results").
 CHECKS: dict[str, Callable[[dict[str, Any], str], object]] = {
     "run": partial(validate, RunConfig),
     "compare": partial(validate, CompareConfig),
+    "question": lambda values, source: validate(
+        ForeignConfig, {"name": "runs", "arms": ["dense", "mot"]} | values, source
+    ),
     "site": partial(validate, Profile),
     "data": tokenize_config,
 }
@@ -42,7 +46,7 @@ PLACEHOLDERS = {"RUN.toml": "run", "COMPARE.toml": "compare", "SITE.toml": "site
 """Files that a command leaves to the reader -> what they configure."""
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_NAME_LINE = re.compile(r"# (in )?((run|compare|site|data)\w*\.toml)\b")
+_NAME_LINE = re.compile(r"# (in )?((run|compare|question|site|data)\w*\.toml)\b")
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,19 @@ RUN_TOO = {"train": "### Extend, go back, branch"}
 """Name of a page -> heading of a section, whose blocks up to its first ```text are run behind the opening."""
 
 
-def blocks(page: Path, *, opening: bool = False) -> list[Block]:
+def blocks(page: Path, *, opening: bool = False, section: str | None = None) -> list[Block]:
     """The fenced blocks of a page in order; `opening`: those before its first heading of the second level,
-    and those of RUN_TOO."""
+    and those of RUN_TOO; `section`: those under the heading of the second level of this name."""
     text = page.read_text()
-    spans = [(0, text.find("\n## "))] if opening else [(0, len(text))]
+    start = 0 if section is None else text.index(f"\n## {section}\n") + 1
+    spans = [(start, text.find("\n## ", start) if opening or section is not None else len(text))]
     if opening and (heading := RUN_TOO.get(page.stem)) is not None:
         start = text.index(heading)
         spans.append((start, text.index("\n```\n", text.index("```text", start)) + len("\n```\n")))
     return [
         Block(page, match[1], match[2], text[: match.start(2)].count("\n") + 1)
         for start, end in spans
-        for match in _FENCE.finditer(text, start, end)
+        for match in _FENCE.finditer(text[:end], start)
     ]
 
 

@@ -74,6 +74,8 @@ def check_motley(arguments: Sequence[str], files: Sequence[str]) -> None:
     if (profile := getattr(args, "profile", None)) is not None and Path(profile).exists():
         load_profile(profile, nodes=getattr(args, "nodes", None))
     path = getattr(args, "run", getattr(args, "comparison", None))
+    if getattr(args, "logs", None) is not None:
+        return
     if path is None or not path.endswith(".toml") or not Path(path).exists():
         return
     if "arms" in load_toml(path):

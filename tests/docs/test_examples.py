@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from parallel.launch import child_environment
-from tests.docs.pages import EXAMPLE_PAGES, Block, blocks, commands, whole_files
+from tests.docs.pages import EXAMPLE_PAGES, ROOT, Block, blocks, commands, whole_files
 from tests.pretrain.tiny_data import write_tiny_data
 from tests.pretrain.tiny_tokenizers import write_tokenized_data
 from tests.warm_python import executable
@@ -41,6 +41,23 @@ def assert_shows(output: str, block: Block) -> None:
         whole_line = beginning == wanted
         found = any(printed == wanted if whole_line else printed.startswith(beginning) for printed in left)
         assert found, f"{block.place}: no {wanted!r} in\n{output}"
+
+
+def test_the_example_of_runs_made_elsewhere(tmp_path: Path) -> None:
+    page, output = ROOT / "docs/compare.md", ""
+    for block in blocks(page, section="Runs made elsewhere"):
+        match block.language:
+            case "csv":
+                (tmp_path / "runs.csv").write_text(block.text)
+            case "toml":
+                (tmp_path / "question.toml").write_text(block.text)
+            case "bash":
+                for words in commands(block):
+                    code, output = run(words, tmp_path)
+                    assert code == 0, output
+            case "text":
+                assert_shows(output, block)
+    assert output.count("Report: ") == 1
 
 
 @pytest.mark.parametrize("page", EXAMPLE_PAGES, ids=lambda page: page.stem)

@@ -40,7 +40,9 @@ EXPERTS = {
 def run_file(folder: Path, data: Path, experts: dict[str, Any] | None = None, **depth: Any) -> str:
     values = tiny_run(data, folder / "runs")
     values["model"] |= {"num_layers": 2, "depth": {"image": DEPTH | depth, "speech": DEPTH | depth}}
-    values["model"] |= {"experts": experts} if experts else {}
+    if experts:
+        values["model"]["experts"] = experts
+        values["evaluate"]["last_documents"] = 20
     values["optimizer"] |= {"ema_decay": 0.9}
     (folder / "tiny.toml").write_text(toml_text(values))
     return str(folder / "tiny.toml")

@@ -20,6 +20,7 @@ def rows_of(folder: Path, data: Path, *overrides: str, processes: int = 1) -> li
     folder.mkdir()
     values = tiny_run(data, folder / "runs")
     values["model"]["experts"] = EXPERTS
+    values["evaluate"]["last_documents"] = 20
     (folder / "tiny.toml").write_text(toml_text(values))
     train([str(folder / "tiny.toml"), *overrides], folder / "out", processes=processes)
     return read_rows(folder / "runs" / "tiny" / "metrics.jsonl")
@@ -37,6 +38,7 @@ def test_rows_tell_load_drops_and_the_causal_loss(tmp_path: Path) -> None:
     assert last["eval/causal/loss"] != last["eval/loss"]
     assert last["eval/causal/loss"] == pytest.approx(last["eval/loss"], rel=0.1)
     assert last["eval/loss"] < rows[0]["train/loss"]
+    assert last["eval/documents/loss"] != last["eval/causal/documents/loss"]
 
     two = rows_of(tmp_path / "two", tmp_path / "data", "parallel.zero_stage=3", processes=2)
     names = [n for n in last if n.startswith(("train/", "eval/", "experts/", "compute/"))]

@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pretrain.checkpoint.folder import checkpoints
+from pretrain.comparison.run_documents import read_documents
 from pretrain.metrics import read_rows
 from tests.e2e.warm import Run, train
 from tests.pretrain.tiny_data import tiny_run, write_tiny_data
@@ -30,8 +31,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run_file(tmp_path: Path, data: Path) -> Path:
     path = tmp_path / "tiny.toml"
-    path.write_text(toml_text(tiny_run(data, tmp_path / "runs")))
+    path.write_text(toml_text(resumed_run(data, tmp_path / "runs")))
     return path
+
+
+def resumed_run(data: Path, runs_dir: Path) -> dict[str, Any]:
+    """A tiny run whose last evaluation keeps losses per document."""
+    values = tiny_run(data, runs_dir)
+    values["evaluate"]["last_documents"] = 20
+    return values
 
 
 Undisturbed = Callable[[int, int], list[dict[str, Any]]]
@@ -45,7 +53,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Undistu
     def of(processes: int, zero_stage: int) -> list[dict[str, Any]]:
         if (processes, zero_stage) not in rows:
             folder = tmp_path_factory.mktemp("undisturbed")
-            (folder / "tiny.toml").write_text(toml_text(tiny_run(data, folder / "runs")))
+            (folder / "tiny.toml").write_text(toml_text(resumed_run(data, folder / "runs")))
             arguments = [str(folder / "tiny.toml"), f"parallel.zero_stage={zero_stage}"]
             train(arguments, folder / "out", processes=processes)
             rows[processes, zero_stage] = curve(folder / "runs" / "tiny")
@@ -58,6 +66,17 @@ def curve(run_dir: Path) -> list[dict[str, Any]]:
     """All that was measured, without the times."""
     rows = read_rows(run_dir / "metrics.jsonl")
     return [{name: value for name, value in row.items() if name.startswith(MEASURED)} for row in rows]
+
+
+def assert_documents_are_sealed(run_dir: Path) -> None:
+    """documents.json has the digest in the record, and the losses of the last row."""
+    record = json.loads((run_dir / "record.json").read_text())
+    documents = read_documents(run_dir, record, "eval/")
+    assert documents is not None and documents.step == 24 and len(documents.names) == 20
+    row = read_rows(run_dir / "metrics.jsonl")[-1]
+    for modality, nats in documents.nats.items():
+        loss = nats.sum() / documents.targets[modality].sum()
+        assert row[f"eval/documents/loss/{modality}"] == pytest.approx(loss, abs=1e-12)
 
 
 def last_step(run_dir: Path) -> int:
@@ -92,6 +111,7 @@ def test_killed_at_any_moment_the_curve_is_that_of_an_undisturbed_run(
     train([str(run_file)], tmp_path / "out")
 
     assert curve(run_dir) == undisturbed(1, 1)
+    assert_documents_are_sealed(run_dir)
     steps = [row["step"] for row in read_rows(run_dir / "metrics.jsonl")]
     assert steps == [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]
     events = EventAccumulator(str(run_dir / "tensorboard"))

@@ -68,6 +68,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "logs": ("logs", "{}/runs/tiny"),
     "compare": ("compare", "{}/compare.toml"),
     "report": ("compare", "{}/compare.toml", "--report-only"),
+    "report logs": ("compare", "baseline=dense", "runs_dir={}/logs", "--from", "{}/logs.csv"),
     "export": ("export", "{}/runs/tiny", "{}/exported"),
     "export weights": ("export", "{}/weights", "{}/exported"),
     "tokenize": ("tokenize", "{}/raw", "{}/tokens", "--config", "{}/data.toml", "--processes", "1"),
@@ -113,7 +114,7 @@ def small_run(root: Path) -> dict[str, Any]:
     values["total_tokens"] = STEPS * 2 * CONTEXT_TOKENS
     values["tokens_per_step"] = 2 * CONTEXT_TOKENS
     values["every_steps"] = {"log": 1, "eval": 6, "checkpoint": 3}
-    values["evaluate"] = {"heldout_sequences": 2, "conditional_documents": 2}
+    values["evaluate"] = {"heldout_sequences": 2, "conditional_documents": 2, "last_documents": 5}
     return values
 
 
@@ -141,6 +142,8 @@ def _write_comparison(arena: Arena, run: dict[str, Any]) -> None:
         write_json(file, planned.config.model_dump(mode="json"))
         warm.train([str(file)], arena.output)
     _done(arena, "compare")
+    losses = [f"{arm},{seed},9,9e3,text,{3 + seed / 50}" for arm in ("dense", "mot") for seed in (3, 4)]
+    (root / "logs.csv").write_text("\n".join(["arm,seed,step,tokens,modality,loss", *losses, ""]))
 
 
 def _write_raw(arena: Arena) -> None:

@@ -51,6 +51,8 @@ FILES = (
     File(f"{COMPARISON}/*/config.resolved.json", ("status compare", "report")),
     File(f"{COMPARISON}/*/record.json", ("report", "status compare")),
     File(f"{COMPARISON}/*/metrics.jsonl", ("report", "status compare")),
+    File(f"{COMPARISON}/*/documents.json", ("report",)),
+    File("logs.csv", ("report logs",), flips=False),
     File(f"{COMPARISON}/report/summary.json", ("compare", "report"), written=True),
     File(f"{COMPARISON}/report/index.html", ("compare", "report"), optional=True, written=True),
     File(f"{COMPARISON}/report/*.csv", ("report",), optional=True, written=True),

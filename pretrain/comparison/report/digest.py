@@ -2,8 +2,8 @@
 
 import hashlib
 
-SUMMARY_FORMAT = 2
-"""Format of summary.json. 2 has the ends of all runs, joint intervals and named contrasts."""
+SUMMARY_FORMAT = 3
+"""Format of summary.json. 3 has the number of documents in the intervals, and rules of caveats."""
 
 
 def digest_line(summary: bytes) -> str:

@@ -58,9 +58,20 @@ STYLE: dict[Any, Any] = {
 Draw = Callable[[Axes], None]
 
 
+FEW_ARMS = 3
+"""Number of arms up to which curves carry names and bands. The curves of more would hide each other."""
+LONG_NAME = 12
+"""Letters from which on a name of an arm has no room beside a panel."""
+
+
 def colour(findings: Findings, arm: str) -> str:
     """The colour of an arm: blue for the baseline, orange for the first other arm."""
     return ARM_COLOURS[findings.plan.arms.index(arm) % len(ARM_COLOURS)]
+
+
+def line_style(findings: Findings, arm: str) -> Any:
+    """The style of an arm's lines: dashed once all colours have been used."""
+    return (0, (4, 1.5)) if findings.plan.arms.index(arm) >= len(ARM_COLOURS) else "-"
 
 
 def svg_panel(draw: Draw, *, key: str, label: str, inches: tuple[float, float] = PANEL_INCHES) -> str:
@@ -102,9 +113,10 @@ def _set_margins(figure: Figure, ax: Axes) -> None:
     width, height = figure.get_size_inches()
     notes = [text for text in ax.texts if isinstance(text, Annotation)]
     beside = [len(note.get_text()) for note in notes if note.get_annotation_clip() is False]
-    right = 0.1 + 0.075 * max(beside, default=0)
+    right = 0.2 + 0.075 * max(beside, default=0)
     names = [len(label.get_text()) for label in ax.get_yticklabels()] if not ax.get_ylabel() else []
-    left = max(0.52, 0.2 + 0.075 * max(names, default=0))
+    least = 0.52 if len(ax.get_yticks()) else 0.2
+    left = max(least, 0.2 + 0.075 * max(names, default=0))
     figure.subplots_adjust(left / width, 0.48 / height, 1 - right / width, 1 - 0.28 / height)
 
 
@@ -115,6 +127,7 @@ def draw_curves(ax: Axes, findings: Findings, metric: str, axis: str, *, title: 
     """Draw a metric of all arms: the mean over the seeds, and a band from the lowest to the highest seed."""
     ends: list[tuple[float, float, str, str]] = []
     shown: list[np.ndarray] = []
+    few, longest = len(findings.plan.arms) <= FEW_ARMS, 0.0
     for arm in findings.plan.arms:
         curves = [c for c in findings.curves(arm, metric) if len(c)]
         if not curves:
@@ -122,15 +135,17 @@ def draw_curves(ax: Axes, findings: Findings, metric: str, axis: str, *, title: 
         x, values = _mean_x(curves, axis), np.array([smooth(c.values, window) for c in curves])
         mean = values.mean(axis=0)
         shade = colour(findings, arm)
-        if len(curves) > 1:
+        if len(curves) > 1 and few:
             ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=shade, alpha=0.18, linewidth=0)
-        ax.plot(x, mean, color=shade, linewidth=1.8)
+        ax.plot(x, mean, color=shade, linewidth=1.8 if few else 1.3, linestyle=line_style(findings, arm))
         shown.append(values[:, _settled(x)])
         name = arm
         if window == 1:  # a smoothed curve ends in one noisy row, so its end is not labelled
             ax.plot(x[-1:], mean[-1:], "o", color=shade, markersize=3.5, clip_on=False)
-            name = f"{arm} {mean[-1]:.3f}"
-        ends.append((float(x[-1]), float(mean[-1]), name, shade))
+            name = f"{arm} {mean[-1]:.3f}" if len(arm) < LONG_NAME else f"{mean[-1]:.3f}"
+        if few:
+            ends.append((float(x[-1]), float(mean[-1]), name, shade))
+        longest = max(longest, float(x[-1]))
     ax.set_title(title)
     if not shown:
         ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=MUTED)
@@ -139,7 +154,7 @@ def draw_curves(ax: Axes, findings: Findings, metric: str, axis: str, *, title: 
     low, high = min(values.min() for values in shown), max(values.max() for values in shown)
     room = (high - low) or 1e-3
     ax.set_ylim(low - 0.08 * room, high + 0.04 * room)
-    ax.set_xlim(0, max(x for x, *_ in ends))
+    ax.set_xlim(0, longest)
     _x_axis(ax, axis)
     ax.yaxis.set_major_locator(MaxNLocator(5))
     _label_ends(ax, ends)
@@ -205,17 +220,18 @@ def draw_gain(ax: Axes, findings: Findings, a: str, b: str) -> None:
 
     All directions share one scale.
     """
-    ends = []
+    ends, few = [], len(findings.plan.arms) <= FEW_ARMS
     ax.axhline(0, color=MUTED, linewidth=0.9)
     for arm in findings.plan.arms:
         curves = findings.curves(arm, conditional_gain_name((a, b)))
         x, values = _mean_x(curves, "tokens"), np.array([c.values for c in curves])
         mean, shade = values.mean(axis=0), colour(findings, arm)
-        if len(curves) > 1:
+        if len(curves) > 1 and few:
             ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=shade, alpha=0.18, linewidth=0)
-        ax.plot(x, mean, color=shade, linewidth=1.8)
+        ax.plot(x, mean, color=shade, linewidth=1.8 if few else 1.3, linestyle=line_style(findings, arm))
         ax.plot(x[-1:], mean[-1:], "o", color=shade, markersize=3.5, clip_on=False)
-        ends.append((float(x[-1]), float(mean[-1]), f"{arm} {signed(float(mean[-1]))}", shade))
+        name = f"{arm} " if len(arm) < LONG_NAME else ""
+        ends.append((float(x[-1]), float(mean[-1]), f"{name}{signed(float(mean[-1]))}", shade))
     names = map(conditional_gain_name, findings.directions)
     gains = [c.values for name in names for arm in findings.plan.arms for c in findings.curves(arm, name)]
     low, high = min(0.0, *map(np.min, gains)), max(0.0, *map(np.max, gains))
@@ -224,7 +240,8 @@ def draw_gain(ax: Axes, findings: Findings, a: str, b: str) -> None:
     ax.set_xlim(0, max(x for x, *_ in ends))
     _x_axis(ax, "tokens")
     ax.yaxis.set_major_locator(MaxNLocator(4))
-    _label_ends(ax, ends)
+    if few:
+        _label_ends(ax, ends)
 
 
 def draw_gap(ax: Axes, findings: Findings, contrast: Contrast) -> None:
@@ -261,8 +278,9 @@ def draw_gap(ax: Axes, findings: Findings, contrast: Contrast) -> None:
     _x_axis(ax, "tokens")
 
 
-def draw_matching(ax: Axes, findings: Findings, contrast: Contrast, axis: str = "steps") -> None:
+def draw_matching(ax: Axes, findings: Findings, contrast: Contrast) -> None:
     """Draw step matching (MoT, Fig. 5b-d): the steps that the arm needed for the baseline's loss at x."""
+    axis = findings.progress_axis
     shade, matching = colour(findings, contrast.arm), contrast.matching[axis]
     end = max(float(m.base_x[-1]) for m in matching.matches)
     ax.plot([0, end], [0, end], color=MUTED, linewidth=0.9, dashes=(4, 3))
@@ -297,6 +315,16 @@ def draw_matching(ax: Axes, findings: Findings, contrast: Contrast, axis: str = 
     ax.yaxis.set_major_formatter(ax.xaxis.get_major_formatter())
 
 
+def forest_height(contrasts: Sequence[Contrast]) -> float:
+    """Inches of a forest with a row per arm. Long names stand above their bars, which takes room."""
+    row = 0.42 if _names_above(contrasts) else 0.3
+    return 0.85 + row * len(contrasts)
+
+
+def _names_above(contrasts: Sequence[Contrast]) -> bool:
+    return any(len(contrast.arm) >= LONG_NAME for contrast in contrasts)
+
+
 def draw_forest(
     ax: Axes, findings: Findings, contrasts: Sequence[Contrast], by: Literal["modality", "arm"]
 ) -> None:
@@ -316,13 +344,13 @@ def draw_forest(
     reach = 1.15 * float(np.abs(extent).max()) or 1e-3
     ax.set_xlim(-reach, reach)
     ax.set_ylim(-0.6, len(contrasts) - 0.4)
-    ax.set_yticks(range(len(contrasts)), [getattr(c, by) for c in reversed(contrasts)])
-    ax.tick_params(axis="y", labelcolor=INK)
+    _name_rows(ax, contrasts, by)
     ax.grid(False)
     ax.spines["left"].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, 2 if reach > 0.04 else 3)))
-    level = f", {_interval_name(findings, contrasts)}" if contrasts[0].final.interval else ""
+    known = any(contrast.final.interval for contrast in contrasts)
+    level = f", {_interval_name(findings, contrasts)}" if known else ""
     arm, left, right = contrasts[0].arm, "lower", "higher"
     if by == "modality":
         ax.set_xlabel(f"{arm} {MINUS} {base}, nats per token{level}")
@@ -334,12 +362,24 @@ def draw_forest(
         ax.text(x, 1.02, text, transform=ax.transAxes, ha=ha, va="bottom", color=MUTED, fontsize=7.5)
 
 
+def _name_rows(ax: Axes, contrasts: Sequence[Contrast], by: Literal["modality", "arm"]) -> None:
+    """Name the rows of a forest beside the axes, or above the bars where names of arms are long."""
+    if by == "arm" and _names_above(contrasts):
+        ax.set_yticks([])
+        for row, contrast in enumerate(reversed(contrasts)):
+            place = (0.0, row + 0.36)
+            ax.text(*place, contrast.arm, transform=ax.get_yaxis_transform(), va="center", fontsize=7.5)
+        return
+    ax.set_yticks(range(len(contrasts)), [getattr(c, by) for c in reversed(contrasts)])
+    ax.tick_params(axis="y", labelcolor=INK)
+
+
 def _draw_difference(ax: Axes, contrast: Contrast, y: int, shade: str) -> None:
     """Draw one final difference at height `y`: the margin, the seeds, the interval and the estimate."""
     final = contrast.final
     ax.fill_between([-final.margin, final.margin], y - 0.3, y + 0.3, color=RULE, alpha=0.6, linewidth=0)
     if len(contrast.differences) > 1:
-        height = np.full(len(contrast.differences), y + 0.2)
+        height = np.full(len(contrast.differences), y - 0.2)
         ax.plot(contrast.differences, height, "o", color=shade, markersize=3, alpha=0.5)
     fill = shade if contrast.winner else PAPER
     ax.plot([final.estimate], [y], "D", color=shade, markerfacecolor=fill, markersize=5.5, zorder=3)

@@ -11,7 +11,7 @@ from pretrain.comparison.caveats import caveats
 from pretrain.comparison.costs import step_time_ratio, systems
 from pretrain.comparison.effects import Effect
 from pretrain.comparison.facts import Fact
-from pretrain.comparison.findings import ALL, ArmLoss, Contrast, Findings
+from pretrain.comparison.findings import ArmLoss, Contrast, Findings
 from pretrain.comparison.report.digest import SUMMARY_FORMAT
 from pretrain.comparison.results import AXES, HELD_OUT
 from pretrain.comparison.statistics import Interval, RatioEstimate
@@ -40,15 +40,16 @@ def summary(findings: Findings) -> dict[str, Any]:
             "name": plan.config.name,
             "question": plan.config.question,
             "match": plan.config.match,
-            "deciding_metric": plan.config.deciding_metric,
+            "deciding_metric": findings.deciding_metric,
             "confidence": plan.config.confidence,
             "baseline": plan.config.baseline,
             "arms": list(plan.arms),
             "seeds": list(findings.seeds),
-            "extra_baseline_seeds": list(plan.config.extra_baseline_seeds),
+            "extra_baseline_seeds": _extra_seeds(findings),
             "margin": plan.config.margin,
             "primary": list(plan.config.verdicts),
             "interim": findings.scope.interim,
+            "documents_in_intervals": findings.num_documents,
             "runs": runs_text(findings),
             "run_ends": {name: asdict(end) for name, end in findings.scope.ends.items()},
             "step": findings.scope.until_step,
@@ -71,6 +72,7 @@ def summary(findings: Findings) -> dict[str, Any]:
             "step_time_ratio": {arm: _ratio(step_time_ratio(findings, arm)) for arm in plan.others},
             "same_data": {
                 "proven": findings.fingerprints.proven,
+                "stated": findings.fingerprints.stated,
                 "steps_compared": findings.fingerprints.compared,
                 "last_fingerprint": findings.fingerprints.last,
                 "broken": list(findings.fingerprints.broken),
@@ -79,6 +81,11 @@ def summary(findings: Findings) -> dict[str, Any]:
             "caveats": [asdict(caveat) for caveat in caveats(findings)],
         }
     )
+
+
+def _extra_seeds(findings: Findings) -> list[int]:
+    """The seeds that the comparison file gives to the baseline alone."""
+    return list(getattr(findings.plan.config, "extra_baseline_seeds", ()))
 
 
 def _losses(losses: Mapping[tuple[str, str], ArmLoss], key: str) -> list[dict[str, Any]]:
@@ -204,7 +211,7 @@ def final_csv(findings: Findings) -> str:
     lines = []
     for run in findings.results:
         at = findings.runs(run.arm).index(run)
-        for modality in (*findings.modalities, ALL):
+        for modality in findings.outcomes:
             loss = findings.losses[run.arm, modality].per_seed[at]
             lines.append((run.arm, run.seed, modality, findings.scope.until(run), loss))
         for (arm, metric), loss in findings.conditional.items():

@@ -112,7 +112,7 @@ def runs_csv(ladder: LadderFindings) -> str:
             for at, run in enumerate(findings.runs(arm)):
                 flops = run.curve("compute/train_flops").values
                 for modality in (*ladder.modalities, ALL):
-                    tokens = run.planned.config.total_tokens
+                    tokens = run.config.total_tokens
                     lines.append(
                         (
                             *(cell.size, cell.budget, arm, run.seed, cell.parameters, tokens),

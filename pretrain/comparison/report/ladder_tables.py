@@ -29,7 +29,7 @@ def cells_table(ladder: LadderFindings, arm: str) -> Table:
         cells = [
             tokens_per_parameter_text(cell.tokens_per_parameter),
             count(cell.tokens),
-            f"{run.planned.config.num_steps:,}",
+            f"{run.planned.num_steps:,}",
             flops(float(spent[-1])) if len(spent) else "n/a",
             str(len(findings.runs(arm))) if arm in findings.plan.arms else "0",
         ]
@@ -146,7 +146,7 @@ def sizes_table(ladder: LadderFindings) -> Table:
     rows = []
     for size, cells in ladder.sizes.items():
         run = next(iter(cells.values())).runs(ladder.plan.config.baseline)[0]
-        config = run.planned.config
+        config = run.config
         model, schedule = config.model, config.optimizer.schedule
         mup = f", by muP from width {model.base_width}" if model.width_ratio != 1 else ""
         shape = (

@@ -15,12 +15,21 @@ from markupsafe import Markup
 
 from data_pipeline.files.atomic import atomic_file
 from pretrain import quantities
-from pretrain.comparison.caveats import caveats
+from pretrain.comparison.caveats import RULES, caveats
 from pretrain.comparison.findings import Findings
-from pretrain.comparison.report import figures, files, picture, tables
+from pretrain.comparison.foreign.question import ForeignPlan
+from pretrain.comparison.report import board, cost_tables, figures, files, picture, tables
 from pretrain.comparison.report.digest import digest_line
 from pretrain.comparison.results import HELD_OUT
-from pretrain.comparison.verdict import MATCH_UNIT, headline, overall, runs_text, verdicts
+from pretrain.comparison.verdict import (
+    MATCH_UNIT,
+    budget_text,
+    headline,
+    overall,
+    results_by_modality,
+    runs_text,
+    verdicts,
+)
 from pretrain.html_page import environment
 
 TRAIN_SMOOTHING_ROWS = 9
@@ -28,7 +37,7 @@ TRAIN_SMOOTHING_ROWS = 9
 
 
 def write_report(findings: Findings, folder: Path) -> Path:
-    """Write index.html, summary.json, summary.png and the CSV files; returns the page's path.
+    """Write the page, summary.json, the CSV files, pictures and TensorBoard's files; returns the page's path.
 
     Every file is replaced as a whole, so a reader never sees half of one. The page ends with the digest of
     summary.json.
@@ -41,11 +50,13 @@ def write_report(findings: Findings, folder: Path) -> Path:
         "final.csv": files.final_csv(findings).encode(),
         "step_matching.csv": files.step_matching_csv(findings).encode(),
         "summary.png": picture.summary_png(findings),
+        "summary.pdf": picture.summary_pdf(findings),
         "index.html": page(findings).encode() + digest_line(summary).encode(),
     }
     for name, content in contents.items():
         with atomic_file(folder / name) as file:
             file.write(content)
+    board.write_board(findings, folder / board.FOLDER)
     return folder / "index.html"
 
 
@@ -53,41 +64,51 @@ def page(findings: Findings) -> str:
     """The whole report as one HTML document."""
     templates = environment(Path(__file__).parent)
     templates.filters["unbroken"] = lambda text: re.sub(r"(?<=\d) (?=%|[kMBT] )", "\u00a0", text)
-    plan = findings.plan
+    plan, arms = findings.plan, findings.plan.arms
     return templates.get_template("page.html.j2").render(
         findings=findings,
         plan=plan,
         config=plan.config,
-        first=plan.runs[0].config,
+        foreign=isinstance(plan, ForeignPlan),
         q=quantities,
         overall=overall(findings),
         matched=MATCH_UNIT[plan.config.match],
+        budget=budget_text(findings),
         runs=runs_text(findings),
         decided=any(effect.interval for effect in findings.effects.values()),
         overview=tables.overview_table(findings),
+        results=results_by_modality(findings),
         headlines={arm: headline(findings, arm) for arm in plan.others},
         verdicts={arm: verdicts(findings, arm) for arm in plan.others},
         caveats=caveats(findings),
+        rules_of_caveats=RULES,
         colours=figures.ARM_COLOURS,
-        arm_index={arm: i for i, arm in enumerate(plan.arms)},
-        design=tables.design_table(findings),
+        colour_of={arm: i % len(figures.ARM_COLOURS) for i, arm in enumerate(arms)},
+        dashed=arms[len(figures.ARM_COLOURS) :],
+        design=cost_tables.design_table(findings),
         losses=tables.loss_table(findings),
         matching={arm: tables.matching_table(findings, arm) for arm in plan.others},
         named=tables.contrast_table(findings),
         rules=tables.rule_table(findings),
         conditional=tables.conditional_table(findings),
         facts=tables.fact_table(findings),
-        system=tables.system_table(findings),
+        system=cost_tables.system_table(findings),
+        data=cost_tables.data_table(findings),
         panels=_panels(findings),
         smoothing=TRAIN_SMOOTHING_ROWS,
         command=reproduce_command(findings),
-        provenance=tables.provenance(findings),
+        provenance=cost_tables.provenance(findings),
     )
 
 
 def reproduce_command(findings: Findings) -> str:
-    """The command line that runs the comparison again."""
+    """The command line that makes the comparison, or the report of foreign runs, again."""
     plan = findings.plan
+    if isinstance(plan, ForeignPlan):
+        question = [str(plan.path)] if plan.path not in plan.sources else []
+        return shlex.join(
+            ["motley", "compare", *question, "--from", *map(str, plan.sources), *plan.overrides]
+        )
     return shlex.join(["motley", "compare", str(plan.path), *plan.overrides])
 
 
@@ -98,13 +119,15 @@ def _panels(findings: Findings) -> dict[str, Any]:
     """The SVG panels of every section by its name: a list, or a list per axis or per arm."""
     modalities, others = findings.modalities, findings.plan.others
     heldout = {
-        axis: [_curves(findings, f"{HELD_OUT}loss", axis, m) for m in modalities]
-        for axis in ("tokens", "flops", "seconds")
+        axis: [_curves(findings, f"{HELD_OUT}loss", axis, m) for m in modalities] for axis in findings.axes
     }
+    trained = any(
+        name.startswith("train/loss/") for run in findings.results for row in run.rows for name in row
+    )
+    train = [_curves(findings, "train/loss", "tokens", m, TRAIN_SMOOTHING_ROWS) for m in modalities]
     return {
         "heldout": heldout,
-        "train": [_curves(findings, "train/loss", "tokens", m, TRAIN_SMOOTHING_ROWS) for m in modalities],
-        "forest": {arm: _forest_of_arm(findings, arm) for arm in others},
+        "train": train if trained else [],
         "overview": [_forest_of_modality(findings, m) for m in modalities],
         "gap": {arm: _per_modality(findings, arm, "gap", figures.draw_gap) for arm in others},
         "matching": {arm: _per_modality(findings, arm, "matching", figures.draw_matching) for arm in others},
@@ -138,17 +161,6 @@ def _curves(findings: Findings, prefix: str, axis: str, modality: str, window: i
     return _svg(key, f"{prefix} of {modality} against {axis}", draw)
 
 
-def _forest_of_arm(findings: Findings, arm: str) -> Markup:
-    """The final differences of one arm, a row per modality."""
-    contrasts = [findings.contrast(arm, m) for m in findings.modalities]
-    return _svg(
-        f"forest-{findings.plan.others.index(arm)}",
-        f"final differences of {arm}",
-        partial(figures.draw_forest, findings=findings, contrasts=contrasts, by="modality"),
-        inches=(9.0, 0.85 + 0.42 * len(contrasts)),
-    )
-
-
 def _forest_of_modality(findings: Findings, modality: str) -> Markup:
     """The final differences in one modality, a row per arm."""
     contrasts = [findings.contrast(arm, modality) for arm in findings.plan.others]
@@ -156,7 +168,7 @@ def _forest_of_modality(findings: Findings, modality: str) -> Markup:
         f"overview-{modality}",
         f"final differences of all arms on {modality}",
         partial(figures.draw_forest, findings=findings, contrasts=contrasts, by="arm"),
-        inches=(figures.PANEL_INCHES[0], 0.85 + 0.3 * len(contrasts)),
+        inches=(figures.PANEL_INCHES[0], figures.forest_height(contrasts)),
     )
 
 

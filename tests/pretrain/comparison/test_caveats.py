@@ -100,12 +100,12 @@ def test_an_attempt_that_never_had_a_device_says_nothing_of_devices(
         ({"edit": lambda t: "concurrent_runs = 2\n" + t}, "a machine that was shared"),
         (
             {"multiplier": lambda arm, _: 0.7 if arm == "mot" else 1.0},
-            "mot did not reach all losses that dense had",
+            "Not all losses that dense had were reached by mot on text, image and speech.",
         ),
         ({"shift": lambda arm, _, f: 2 * max(0.0, f - 0.5)}, "has risen since: it overfits"),
         (
             {"shift": lambda arm, _, f: 0.4 * f - 0.5 if arm == "mot" else 0.0},
-            "the gap of mot was closing at the end",
+            "The gap of mot on text, image and speech was closing at the end",
         ),
     ],
 )

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pretrain.comparison.caveats import caveats
 from pretrain.comparison.config import ComparisonPlan
-from pretrain.comparison.findings import Findings, find
-from pretrain.comparison.results import load_results
+from pretrain.comparison.findings import ALL, Findings, find
+from pretrain.comparison.results import RunResult, load_results
+from pretrain.comparison.run_documents import RunDocuments
 from pretrain.comparison.verdict import headline
 
 MakePlan = Callable[..., ComparisonPlan]
@@ -119,3 +121,33 @@ def test_unless_the_file_says_otherwise(make_findings: Callable[..., Findings]) 
         edit=lambda text: 'deciding_metric = "eval/loss"\n' + with_top_k(text), causal_cost=0.25
     )
     assert found.contrast("mot", "image").final.estimate == pytest.approx(0.0, abs=1e-9)
+
+
+def test_documents_that_all_runs_kept_decide_and_widen_the_intervals(
+    make_findings: Callable[..., Findings],
+) -> None:
+    f = make_findings(noise=0.01)
+    generator = np.random.Generator(np.random.Philox(0))
+    targets = {m: np.full(50, 100.0) for m in f.modalities}
+    hard = {arm: generator.standard_normal(50) for arm in f.plan.arms}
+
+    def kept(run: RunResult) -> RunResult:
+        final = {m: run.curve(f"eval/loss/{m}").values[-1] for m in f.modalities}
+        nats = {m: targets[m] * (final[m] + 0.3 * hard[run.arm]) for m in f.modalities}
+        return replace(run, documents=RunDocuments(600, tuple(map(str, range(50))), targets, nats))
+
+    results = [kept(run) for run in f.results]
+    over = find(f.plan, results)
+    assert over.num_documents == 50 and f.num_documents is None
+    shift = 0.3 * (hard["mot"].mean() - hard["dense"].mean())
+    for m in (*f.modalities, ALL):
+        mine, before = over.effects["mot", m], f.effects["mot", m]
+        assert mine.estimate == pytest.approx(before.estimate + shift, abs=1e-9)
+        assert over.losses["mot", m].mean == pytest.approx(f.losses["mot", m].mean + 0.3 * hard["mot"].mean())
+        assert mine.interval is not None and before.interval is not None
+        assert mine.interval.high - mine.interval.low > 1.5 * (before.interval.high - before.interval.low)
+        assert over.contrast("mot", m).differences[0] == pytest.approx(
+            f.contrast("mot", m).differences[0] + shift
+        )
+    others = find(f.plan, [*results[:-1], f.results[-1]])
+    assert others.num_documents is None and others.effects["mot", ALL] == f.effects["mot", ALL]

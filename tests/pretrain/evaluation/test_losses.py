@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.files.toml_config import validate
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.stream.batch import make_batch
 from pretrain.config import RunConfig
 from pretrain.evaluation.documents import heldout_texts, pairs
 from pretrain.evaluation.losses import Heldout, build_heldout, conditional_losses, heldout_losses
-from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.router_report import RouterReport
-from tests.pretrain.tiny_data import CONTEXT_TOKENS, VOCABULARY, tiny_run, write_tiny_data
+from tests.pretrain.tiny_data import CONTEXT_TOKENS, VOCABULARY
 
 DIRECTIONS = {(a, b) for a in VOCABULARY.modalities for b in VOCABULARY.modalities if a != b}
 
@@ -46,29 +44,6 @@ class Replay:
 
     def eval_step(self, _: Any) -> tuple[list[float], RouterReport]:
         return next(self.answers), RouterReport()
-
-
-@pytest.fixture(scope="module")
-def heldout(tmp_path_factory: pytest.TempPathFactory) -> TokenSource:
-    folder = tmp_path_factory.mktemp("tokens")
-    write_tiny_data(folder)
-    return TokenSource.open(folder / "heldout")
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    folder = tmp_path_factory.mktemp("runs")
-    return validate(RunConfig, tiny_run(folder, folder), source="test")
-
-
-@pytest.fixture(scope="module")
-def module(config: RunConfig) -> Pretraining:
-    decoder = Decoder(config.model, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():  # far from uniform, so that a wrong token or a wrong condition shows
-        for parameter in decoder.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return Pretraining(decoder)
 
 
 def row(engine: Any, heldout: Heldout) -> dict[str, float]:

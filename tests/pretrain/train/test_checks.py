@@ -106,6 +106,16 @@ MISFITS: dict[str, tuple[Edit, int, list[str]]] = {
         1,
         ["data.train[1].path", "holds the same shards (sha256) as data.train[0].path", "sum of the weights"],
     ),
+    "more documents than are held out": (
+        lambda values: values["evaluate"].update(last_documents=61),
+        1,
+        ["evaluate.last_documents = 61, but data.heldout", "holds 60 documents; ask for at most these"],
+    ),
+    "documents of no held-out data": (
+        lambda values: (values["evaluate"].update(last_documents=5), values["data"].pop("heldout")),
+        1,
+        ["evaluate.last_documents = 5 needs held-out documents; set data.heldout, or take it out"],
+    ),
     "images longer than the context": (
         lambda values: values["model"].update(context_tokens=8),
         1,

@@ -72,7 +72,7 @@ def test_final_losses_per_run(findings: Findings) -> None:
 
 def test_step_matching_points_with_gaps_where_nothing_was_reached(findings: Findings) -> None:
     lines = rows(step_matching_csv(findings))
-    assert len(lines) == 4 * 3 * 3 * 30  # contrasts, axes, seeds, evaluations
+    assert len(lines) == 4 * 4 * 3 * 30  # contrasts, axes, seeds, evaluations
     image = [r for r in lines if (r["modality"], r["axis"], r["seed"]) == ("image", "steps", "1")]
     assert image[0]["arm_x"] == ""  # mot was below that at its first evaluation
     assert float(image[-1]["arm_x"]) == pytest.approx(300, rel=0.05)  # half of 600; noise on a flat curve

@@ -74,7 +74,8 @@ def test_one_file_that_needs_nothing_else_and_holds_together(
     assert f.fingerprints.last[1] in text and "Same data, same order." in text
     assert reproduce_command(f) in text
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "index.html", "summary.json", "summary.png", "curves.csv", "final.csv", "step_matching.csv",
+        "index.html", "summary.json", "summary.png", "summary.pdf", "curves.csv", "final.csv",
+        "step_matching.csv", "tensorboard",
     }  # fmt: skip
 
 
@@ -92,7 +93,9 @@ def test_three_arms_are_each_compared_with_the_baseline(findings: Callable[..., 
     f = findings(edit=lambda text: text + third, until=lambda *_: 200)
     html = unescape(page(f)).replace("\u00a0", " ")
     assert html.count("<h1>") == 1 and overall(f) in html
-    assert html.count('<h3 class="arm"') == 2 and headline(f, "pair") in html and headline(f, "mot") in html
+    assert (
+        html.count('<details class="arm"') == 2 and headline(f, "pair") in html and headline(f, "mot") in html
+    )
     assert 'aria-label="final differences of all arms on speech"' in html
     assert "var(--arm2)" in html
 
@@ -120,7 +123,7 @@ def test_lost_runs_and_named_contrasts_are_told(
     results[4].record["status"] = "failed"
     results[4].record["attempts"][-1]["reason"] = "exit code 9"
     html = unescape(page(find(plan, results))).replace("\u00a0", " ")
-    head = html[html.index("<body>") : html.index('class="panels"')]
+    head = html[html.index("<body>") : html.index('class="cards"')]
     assert "8 of 9 runs finished, mot_seed2 failed" in head
     assert "mot_seed2 failed: exit code 9. It is left out of the means and counts against its arm" in head
     assert "split, text" in html and "mot \u2212 pair" in html
