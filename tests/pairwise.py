@@ -1,4 +1,4 @@
-"""Which rows of a product of parameters to test: few, which hold every pair of values of two parameters."""
+"""Which rows of a product of parameters to test: few, which hold every pair of values, or every value."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -19,3 +19,16 @@ def pairwise(rows: Sequence[Mapping[str, str]]) -> list[int]:
         missing -= pairs[best]
         chosen.append(best)
     return sorted(chosen)
+
+
+def diagonal(rows: Sequence[Mapping[str, int]]) -> list[int]:
+    """Indices, ascending, of rows (parameter -> number of its value) that hold every value of the longest
+    parameter once, with the values of the others in turn.
+    """
+    lengths = {name: 1 + max(row[name] for row in rows) for name in rows[0]}
+    longest = max(lengths, key=lambda name: lengths[name])
+    return [
+        index
+        for index, row in enumerate(rows)
+        if all(number == row[longest] % lengths[name] for name, number in row.items())
+    ]

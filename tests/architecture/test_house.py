@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -97,3 +98,8 @@ def test_every_file_has_a_test_that_mirrors_it() -> None:
 
 def test_every_folder_of_code_is_a_package() -> None:
     assert all((path.parent / "__init__.py").exists() for path in SOURCES)
+
+
+def test_files_whose_seconds_are_known_exist() -> None:
+    files = tomllib.loads((ROOT / "tests" / "seconds.toml").read_text())
+    assert files and not [file for file in files if not (ROOT / file).is_file()]
