@@ -160,7 +160,9 @@ def _first_step(torch: ModuleType) -> None:
 def _run_case(case: _Case) -> tuple[str, Any, int | None]:
     """("ok", pickled results, None) or ("failed", message, rank)."""
     try:
-        _load(case)  # it is imported before the fork, once and not by every rank
+        # What the function and its arguments need is imported before the fork, once and not by every rank.
+        _load(case)
+        pickle.loads(case.arguments)
     except Exception:
         return "failed", f"{case.file} cannot be imported: {traceback.format_exc()}", None
     with contextlib.ExitStack() as stack:

@@ -19,6 +19,7 @@ from tests.numerics import layouts
 from tests.numerics.layouts import Towers, assert_equals_one_process, train
 from tests.numerics.plain_loop import assert_same, plain_steps
 from tests.numerics.test_resume_other_layout import _go_on, _save
+from tests.one_world import run_cases
 
 WHOLE_STREAM = {"sequence_parallel": False}
 
@@ -30,9 +31,11 @@ WHOLE_STREAM = {"sequence_parallel": False}
         (2, {"tp": 2, "zero_stage": 0, **WHOLE_STREAM, "activation_checkpointing": True}, ("moe", "experts")),
         (2, {"zero_stage": 0}, ("auxiliary",)),
         (2, {"pp": 2, "zero_stage": 0, "activation_checkpointing": True}, ("moe", "auxiliary")),
-        (4, {"pp": 4, "zero_stage": 0}, ("auxiliary",)),
+        pytest.param(4, {"pp": 4, "zero_stage": 0}, ("auxiliary",), marks=pytest.mark.full),
         (4, {"tp": 2, "pp": 2, "zero_stage": 0}, ("experts",)),
-        (4, {"tp": 2, "pp": 2, "zero_stage": 0, **WHOLE_STREAM}, ("auxiliary",)),
+        pytest.param(
+            4, {"tp": 2, "pp": 2, "zero_stage": 0, **WHOLE_STREAM}, ("auxiliary",), marks=pytest.mark.full
+        ),
         (2, {"zero_stage": 1}, ("experts",)),
         (2, {"zero_stage": 3, "activation_checkpointing": True}, ("moe", "auxiliary")),
         (4, {"tp": 2, "zero_stage": 3}, ("experts",)),
@@ -96,17 +99,17 @@ def _decoder(
 
 
 def test_a_run_goes_on_on_another_layout(tmp_path: Path) -> None:
-    folders, expected = [], []
-    for name, layout in (("tp2", ParallelConfig(tp=2)), ("dp2", ParallelConfig(zero_stage=3))):
-        folders.append(tmp_path / name)
-        expected.append(run_on_ranks(_save, 2, _decoder, layout, folders[-1])[0])
+    saves = {"tp2": ParallelConfig(tp=2), "dp2": ParallelConfig(zero_stage=3)}
+    expected = {
+        name: run_cases(_save, 2, [(_decoder, layout, tmp_path / name)], layout)[0][0]
+        for name, layout in saves.items()
+    }
     # From both to a third, and from each of the two to the other.
-    targets = (
-        (ParallelConfig(pp=2), [0, 1]),
-        (ParallelConfig(tp=2), [1]),
-        (ParallelConfig(zero_stage=3), [0]),
-    )
-    for target, sources in targets:
-        found = run_on_ranks(_go_on, 2, _decoder, target, [folders[source] for source in sources])[0]
-        for results, source in zip(found, sources, strict=True):
-            assert_same(results, expected[source], layouts.RTOL[torch.float32])
+    for target, sources in (
+        (ParallelConfig(pp=2), ["tp2", "dp2"]),
+        (ParallelConfig(tp=2), ["dp2"]),
+        (ParallelConfig(zero_stage=3), ["tp2"]),
+    ):
+        cases = [(_decoder, target, tmp_path / source) for source in sources]
+        for source, ranks in zip(sources, run_cases(_go_on, 2, cases, target), strict=True):
+            assert_same(ranks[0], expected[source], layouts.RTOL[torch.float32])

@@ -1,6 +1,7 @@
 """ZeRO 0-3 on several ranks is the one process: same losses, same gradient norms, step for step."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import pytest
@@ -20,6 +21,7 @@ from tests.numerics.plain_loop import (
     plain_steps,
 )
 from tests.numerics.toy import Toy, ToyBatch, toy_groups, toy_step
+from tests.one_world import run_cases
 
 Stage = Literal[0, 1, 2, 3]
 STEPS = 4
@@ -50,8 +52,7 @@ def engine_of(module: Toy, w: world.World, stage: Stage, **options: Any) -> Zero
     )
 
 
-def _train(stage: Stage, absent: str, precision: Literal["fp32", "bf16"]) -> list[StepResult]:
-    w = world.start(ParallelConfig())
+def _train(w: world.World, stage: Stage, absent: str, precision: Literal["fp32", "bf16"]) -> list[StepResult]:
     engine = engine_of(Toy(), w, stage, precision=precision)
     return [
         engine.train_step(toy_step(step, dp_size=w.dp_size, absent=absent)[w.dp_rank], step)
@@ -59,24 +60,43 @@ def _train(stage: Stage, absent: str, precision: Literal["fp32", "bf16"]) -> lis
     ]
 
 
+CASES = {
+    # By number of ranks: stage, where a modality is absent, precision. Two ranks in fp32 are in
+    # test_zero_decoder.py.
+    4: [(1, "nowhere", "fp32"), (3, "nowhere", "fp32")],
+    2: [(stage, "first rank", "bf16") for stage in (1, 2, 3)],
+    1: [(stage, "everywhere", "fp32") for stage in (0, 1, 2, 3)]
+    + [(stage, "first rank", "bf16") for stage in (1, 2, 3)],
+}
+
+
+@cache
+def _all_trained(ranks: int) -> list[list[list[StepResult]]]:
+    return run_cases(_train, ranks, CASES[ranks])
+
+
+def trained(ranks: int, *case: Any) -> list[StepResult]:
+    """What all ranks find in one of CASES."""
+    found = _all_trained(ranks)[CASES[ranks].index(case)]
+    assert all(rank == found[0] for rank in found)
+    return found[0]
+
+
 @pytest.mark.parametrize("stage", [1, 3])
 def test_four_ranks_equal_one_process(stage: Stage) -> None:
-    """Two ranks are in test_zero_decoder.py."""
-    ranks = run_on_ranks(_train, 4, stage, "nowhere", "fp32")
-    assert all(rank == ranks[0] for rank in ranks)
-    assert_same(ranks[0], plain_torch("nowhere"), RTOL)
+    assert_same(trained(4, stage, "nowhere", "fp32"), plain_torch("nowhere"), RTOL)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_one_rank_equals_plain_torch(stage: Stage) -> None:
-    assert_same(run_on_ranks(_train, 1, stage, "everywhere", "fp32")[0], plain_torch("everywhere"), RTOL)
+    assert_same(trained(1, stage, "everywhere", "fp32"), plain_torch("everywhere"), RTOL)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_is_the_same_on_one_and_two_ranks_and_close_to_fp32(stage: Stage) -> None:
-    two = run_on_ranks(_train, 2, stage, "first rank", "bf16")[0]
+    two = trained(2, stage, "first rank", "bf16")
     # Gradients are summed over ranks in fp32, so ranks add nothing to bf16's rounding: 1e-7 measured.
-    assert_same(two, run_on_ranks(_train, 1, stage, "first rank", "bf16")[0], RTOL)
+    assert_same(two, trained(1, stage, "first rank", "bf16"), RTOL)
     for bf16, fp32 in zip(two, plain_torch("first rank"), strict=True):
         # 8 bits of mantissa; 1.3e-3 measured on the norm, 1.1e-3 on the loss.
         assert sum(bf16.stats[:3]) == pytest.approx(sum(fp32.stats[:3]), rel=5e-3)

@@ -8,20 +8,20 @@ import torch
 
 from parallel import world
 from parallel.engine import StepResult
-from parallel.layout import ParallelConfig
-from parallel.testing import run_on_ranks
 from pretrain.checkpoint.restore import restore
 from pretrain.checkpoint.save import CheckpointWriter
 from tests.numerics.test_zero_equals_one_process import STEPS, Stage, engine_of
 from tests.numerics.toy import Toy, toy_step
+from tests.one_world import run_cases
 
 SAVED_AT = 2
 Outcome = tuple[list[StepResult], dict[str, torch.Tensor]]
 
 
-def _steps(folder: Path, stage: Stage, precision: Literal["fp32", "bf16"], resume: bool) -> Outcome:
+def _steps(
+    w: world.World, folder: Path, stage: Stage, precision: Literal["fp32", "bf16"], resume: bool
+) -> Outcome:
     """Steps after SAVED_AT, and the parameters at the end, in fp32: without a break, or after a load."""
-    w = world.start(ParallelConfig())
     module = Toy()
     engine = engine_of(module, w, stage, precision=precision)
     if resume:
@@ -44,15 +44,25 @@ def _whole(parameter: torch.nn.Parameter) -> torch.Tensor:
     return (parameter if master is None else master).detach().clone()
 
 
-@pytest.mark.parametrize(
-    ("stage", "precision"),
-    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")],
-)
+ENGINES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[list[list[Outcome]]]:
+    """Of the run without a break and of that after a load: of each engine, the outcome of every rank."""
+    folder = tmp_path_factory.mktemp("saved")
+    found = []
+    for resume in (False, True):
+        cases = [(folder / f"{stage} {precision}", stage, precision, resume) for stage, precision in ENGINES]
+        found.append(run_cases(_steps, 2, cases))
+    return found
+
+
+@pytest.mark.parametrize(("stage", "precision"), ENGINES)
 def test_a_loaded_run_goes_on_bit_for_bit(
-    tmp_path: Path, stage: Stage, precision: Literal["fp32", "bf16"]
+    outcomes: list[list[list[Outcome]]], stage: Stage, precision: str
 ) -> None:
-    unbroken = run_on_ranks(_steps, 2, tmp_path, stage, precision, False)
-    resumed = run_on_ranks(_steps, 2, tmp_path, stage, precision, True)
+    unbroken, resumed = (of_engines[ENGINES.index((stage, precision))] for of_engines in outcomes)
     for (expected, weights), (got, loaded) in zip(unbroken, resumed, strict=True):
         assert len(expected) == len(got) == STEPS - SAVED_AT
         assert got == expected

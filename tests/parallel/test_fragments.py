@@ -1,6 +1,7 @@
 """Fragments of live engines: copy 0 is everything once, and writing into them is what the next step sees."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 import pytest
@@ -8,12 +9,11 @@ import torch
 
 from parallel import world
 from parallel.fragments import PARAMETER, Fragment
-from parallel.layout import ParallelConfig
-from parallel.testing import run_on_ranks
 from parallel.zero_engine import ZeroEngine
 from tests.numerics.plain_loop import OPTIMIZER
 from tests.numerics.test_zero_equals_one_process import Stage, engine_of
 from tests.numerics.toy import Toy, toy_groups, toy_step
+from tests.one_world import run_cases
 
 Precision = Literal["fp32", "bf16"]
 ENGINES: list[tuple[Stage, Precision]] = [
@@ -25,22 +25,20 @@ ENGINES: list[tuple[Stage, Precision]] = [
     (2, "bf16"),
     (3, "bf16"),
 ]
-engines = pytest.mark.parametrize(("stage", "precision"), ENGINES)
 
 
-def _engine(stage: Stage, precision: Precision, **options: Any) -> tuple[world.World, Toy, ZeroEngine]:
-    w, module = world.start(ParallelConfig()), Toy()
-    options.setdefault("groups", toy_groups(module, frozen="image"))
-    return w, module, engine_of(module, w, stage, precision=precision, **options)
+def _engine(w: world.World, stage: Stage, precision: Precision) -> ZeroEngine:
+    module = Toy()
+    return engine_of(module, w, stage, precision=precision, groups=toy_groups(module, frozen="image"))
 
 
 def _step(engine: ZeroEngine, w: world.World, step: int) -> list[float]:
     return engine.train_step(toy_step(step, dp_size=w.dp_size)[w.dp_rank], step).stats
 
 
-def _held(stage: Stage, precision: Precision) -> tuple[list[Any], list[Any], Any, Any]:
+def _held(w: world.World, stage: Stage, precision: Precision) -> tuple[list[Any], list[Any], Any, Any]:
     """(name, start, count, kinds, replica, values) before and after two steps; the counters."""
-    w, _, engine = _engine(stage, precision)
+    engine = _engine(w, stage, precision)
 
     def look() -> list[Any]:
         return [
@@ -54,13 +52,21 @@ def _held(stage: Stage, precision: Precision) -> tuple[list[Any], list[Any], Any
     return before, look(), steps_before, engine.counters()
 
 
+SIZES = {1: ENGINES, 2: ENGINES, 4: [ENGINES[0], ENGINES[4], ENGINES[3]]}
+"""Ranks -> engines."""
+
+
+@cache
+def _all_held(world_size: int) -> list[list[Any]]:
+    """Of each engine, what every rank holds."""
+    return run_cases(_held, world_size, SIZES[world_size])
+
+
 @pytest.mark.parametrize(
-    ("stage", "precision", "world_size"),
-    [(*engine, size) for engine in ENGINES for size in (1, 2)]
-    + [(0, "fp32", 4), (1, "bf16", 4), (3, "fp32", 4)],
+    ("stage", "precision", "world_size"), [(*engine, size) for size in SIZES for engine in SIZES[size]]
 )
 def test_copy_0_is_every_element_once(stage: Stage, precision: Precision, world_size: int) -> None:
-    ranks = run_on_ranks(_held, world_size, stage, precision)
+    ranks = _all_held(world_size)[SIZES[world_size].index((stage, precision))]
     shapes = {name: parameter.shape for name, parameter in Toy().named_parameters()}
     for moment, kinds in ((0, [PARAMETER]), (1, sorted((PARAMETER, *OPTIMIZER.states)))):
         whole = {name: torch.full((shape.numel(),), torch.nan) for name, shape in shapes.items()}
@@ -83,10 +89,10 @@ def test_copy_0_is_every_element_once(stage: Stage, precision: Precision, world_
 
 
 def _written(
-    stage: Stage, precision: Precision, persistent: int
+    w: world.World, stage: Stage, precision: Precision, persistent: int
 ) -> tuple[list[float], list[float], set[Any]]:
     """Stats of a step before and after another engine's values were written into this one; its settings."""
-    w, module, engine = _engine(stage, precision)
+    engine = _engine(w, stage, precision)
     for step in range(3):
         _step(engine, w, step)
     saved = {f.name: {k: v.clone() for k, v in f.values.items()} for f in engine.fragments()}
@@ -118,23 +124,27 @@ def _written(
     return expected, got, {float(step) for step in steps}
 
 
-@engines
+KEPT_WHOLE = 10_000
+WRITTEN = [(*engine, 0) for engine in ENGINES] + [(3, "fp32", KEPT_WHOLE), (3, "bf16", KEPT_WHOLE)]
+"""Engines, and how many elements of a parameter stage 3 keeps whole."""
+
+
+@cache
+def _all_written() -> list[list[Any]]:
+    return run_cases(_written, 2, WRITTEN)
+
+
+@pytest.mark.parametrize(("stage", "precision", "persistent"), WRITTEN)
 def test_what_is_written_into_fragments_is_what_the_next_step_sees(
-    stage: Stage, precision: Precision
+    stage: Stage, precision: Precision, persistent: int
 ) -> None:
-    for expected, got, steps in run_on_ranks(_written, 2, stage, precision, 0):
+    for expected, got, steps in _all_written()[WRITTEN.index((stage, precision, persistent))]:
         assert got == expected
         assert steps == {4.0}  # each was stepped once, not once per group
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_parameters_that_stage_3_keeps_whole_are_brought_up_to_date(precision: Precision) -> None:
-    for expected, got, _ in run_on_ranks(_written, 2, 3, precision, 10_000):
-        assert got == expected
-
-
-def _back_to_the_start(stage: Stage) -> tuple[Any, list[str], list[float], list[float]]:
-    w, _, engine = _engine(stage, "fp32")
+def _back_to_the_start(w: world.World, stage: Stage) -> tuple[Any, list[str], list[float], list[float]]:
+    engine = _engine(w, stage, "fp32")
     saved = {f.name: f.values[PARAMETER].clone() for f in engine.fragments()}
     first = _step(engine, w, 0)
     _step(engine, w, 1)
@@ -148,8 +158,8 @@ def _back_to_the_start(stage: Stage) -> tuple[Any, list[str], list[float], list[
     return engine.counters(), kinds, first, _step(engine, w, 0)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
-def test_before_the_first_update_there_are_no_states(stage: Stage) -> None:
-    for counters, kinds, first, again in run_on_ranks(_back_to_the_start, 2, stage):
-        assert (counters, kinds) == (None, [PARAMETER])
-        assert first == again
+def test_before_the_first_update_there_are_no_states() -> None:
+    for of_stage in run_cases(_back_to_the_start, 2, [(0,), (1,), (3,)]):
+        for counters, kinds, first, again in of_stage:
+            assert (counters, kinds) == (None, [PARAMETER])
+            assert first == again

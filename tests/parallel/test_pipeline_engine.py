@@ -4,8 +4,10 @@ groups that a stage does not have, evaluation."""
 import contextlib
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,8 +19,11 @@ from parallel.layout import ParallelConfig
 from parallel.pipeline_engine import PipelineEngine
 from parallel.testing import RanksFailed, run_on_ranks
 from tests.numerics.plain_loop import MAX_GRAD_NORM, OPTIMIZER, assert_same, learning_rate_at, plain_steps
+from tests.one_world import run_cases
 
 STAGES = 3
+RTOL = {"fp32": 1e-5, "bf16": 2e-2}
+"""Sums in another order: 2e-7 measured; bf16: 4e-3."""
 Weights = dict[str, Tensor]
 
 
@@ -126,9 +131,8 @@ def _weights(engine: PipelineEngine) -> Weights:
 
 
 def _train(
-    zero_stage: Literal[0, 1],
+    w: world.World, zero_stage: Literal[0, 1]
 ) -> tuple[list[StepResult], list[list[int]], list[str], tuple[list[float], list[int]], str]:
-    w = world.start(ParallelConfig(pp=STAGES))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         engine = _engine(w, zero_stage)
         results, moved = [], []
@@ -141,15 +145,32 @@ def _train(
     return results, moved, list(engine.named_parameters), evaluated, printed.getvalue()
 
 
+ENGINES: list[tuple[Literal[0, 1], Literal["fp32", "bf16"]]] = [(0, "fp32"), (1, "fp32"), (1, "bf16")]
+"""ZeRO stage and precision."""
+
+
+@cache
+def _of_engines(fn: Callable[..., Any]) -> list[list[Any]]:
+    """What `fn` finds of each of ENGINES, on every rank."""
+    return run_cases(fn, STAGES, ENGINES, ParallelConfig(pp=STAGES))
+
+
+engines = pytest.mark.parametrize("engine", range(len(ENGINES)), ids=[str(engine) for engine in ENGINES])
+
+
+@cache
+def _all_trained() -> list[list[Any]]:
+    return run_cases(_train, STAGES, [(0,), (1,)], ParallelConfig(pp=STAGES))
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1])
 def test_each_stage_brings_its_micro_batches_once_and_in_order(zero_stage: Literal[0, 1]) -> None:
     whole = Whole()
     expected = plain_steps(whole, _groups(whole), _micro_batches, 3)
     with torch.no_grad():
         heldout = sum(whole(batch)[1].double() for batch in _micro_batches(3, 3))
-    ranks = run_on_ranks(_train, STAGES, zero_stage)
-    for stage, (results, moved, names, evaluated, printed) in enumerate(ranks):
-        assert_same(results, expected, rtol=1e-5)  # sums in another order: 2e-7 measured
+    for stage, (results, moved, names, evaluated, printed) in enumerate(_all_trained()[zero_stage]):
+        assert_same(results, expected, rtol=RTOL["fp32"])
         assert moved == [[0, 1, 2, 3]] * 3
         assert names == [name for name, _ in Stage(stage).named_parameters()]
         assert evaluated[0] == pytest.approx(heldout.tolist(), rel=1e-5)  # type: ignore[union-attr]
@@ -162,10 +183,9 @@ def test_each_stage_brings_its_micro_batches_once_and_in_order(zero_stage: Liter
 
 
 def _broken_step(
-    zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
+    w: world.World, zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
 ) -> tuple[Weights, Weights, StepResult, StepResult]:
     """The gradient of one stage alone is not finite in step 1."""
-    w = world.start(ParallelConfig(pp=STAGES))
     engine = _engine(w, zero_stage, precision)
     engine.train_step(_micro_batches(0), 0)
     before = _weights(engine)
@@ -179,11 +199,9 @@ def _broken_step(
     return before, after, broken, engine.train_step(_micro_batches(2), 2)
 
 
-@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
-def test_a_gradient_that_is_not_finite_on_one_stage_updates_none(
-    zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
-) -> None:
-    ranks = run_on_ranks(_broken_step, STAGES, zero_stage, precision)
+@engines
+def test_a_gradient_that_is_not_finite_on_one_stage_updates_none(engine: int) -> None:
+    ranks = _of_engines(_broken_step)[engine]
     for before, after, broken, next_step in ranks:
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert broken.grad_norm == math.inf
@@ -192,42 +210,38 @@ def test_a_gradient_that_is_not_finite_on_one_stage_updates_none(
 
 
 def _train_the_first_stage(
-    zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
+    w: world.World, zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
 ) -> tuple[list[StepResult], Weights, Weights]:
-    w = world.start(ParallelConfig(pp=STAGES))
     engine = _engine(w, zero_stage, precision, frozen="all")
     before = _weights(engine)
     results = [engine.train_step(_micro_batches(step), step) for step in range(3)]
     return results, before, _weights(engine)
 
 
-@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
-def test_a_stage_with_nothing_to_train_passes_gradients_on(
-    zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
-) -> None:
+@engines
+def test_a_stage_with_nothing_to_train_passes_gradients_on(engine: int) -> None:
     whole = Whole()
     expected = plain_steps(whole, _groups(whole, "all"), _micro_batches, 3)
-    for results, before, after in run_on_ranks(_train_the_first_stage, STAGES, zero_stage, precision):
-        assert_same(results, expected, rtol=1e-5 if precision == "fp32" else 2e-2)  # bf16: 4e-3 measured
+    for results, before, after in _of_engines(_train_the_first_stage)[engine]:
+        assert_same(results, expected, rtol=RTOL[ENGINES[engine][1]])
         for name in before:
             assert torch.equal(before[name], after[name]) == (name != "first"), name
 
 
-def _train_the_last_stage(zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]) -> list[StepResult]:
-    w = world.start(ParallelConfig(pp=STAGES))
+def _train_the_last_stage(
+    w: world.World, zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
+) -> list[StepResult]:
     engine = _engine(w, zero_stage, precision, frozen="all but the last")
     return [engine.train_step(_micro_batches(step), step) for step in range(3)]
 
 
-@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
-def test_the_first_stages_may_have_nothing_to_train(
-    zero_stage: Literal[0, 1], precision: Literal["fp32", "bf16"]
-) -> None:
+@engines
+def test_the_first_stages_may_have_nothing_to_train(engine: int) -> None:
     """What they hand on then depends on no parameter."""
     whole = Whole()
     expected = plain_steps(whole, _groups(whole, "all but the last"), _micro_batches, 3)
-    for results in run_on_ranks(_train_the_last_stage, STAGES, zero_stage, precision):
-        assert_same(results, expected, rtol=1e-5 if precision == "fp32" else 2e-2)
+    for results in _of_engines(_train_the_last_stage)[engine]:
+        assert_same(results, expected, rtol=RTOL[ENGINES[engine][1]])
 
 
 def _another_shape() -> None:

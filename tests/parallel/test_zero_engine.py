@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Literal
 
 import pytest
@@ -14,8 +15,10 @@ from parallel.testing import RanksFailed, run_on_ranks
 from tests.numerics.plain_loop import learning_rate_at
 from tests.numerics.test_zero_equals_one_process import Stage, engine_of
 from tests.numerics.toy import Toy, toy_groups, toy_step
+from tests.one_world import run_cases
 
-STAGES = pytest.mark.parametrize("stage", [0, 1, 2, 3])
+STAGES: tuple[Stage, ...] = (0, 1, 2, 3)
+stages = pytest.mark.parametrize("stage", STAGES)
 Weights = dict[str, torch.Tensor]
 
 
@@ -30,9 +33,8 @@ def _weights(module: torch.nn.Module) -> Weights:
 
 
 def _one_step(
-    stage: Stage, factors: dict[str, float] | None, frozen: str | None
+    w: world.World, stage: Stage, factors: dict[str, float] | None, frozen: str | None
 ) -> tuple[Weights, Weights, StepResult]:
-    w = world.start(ParallelConfig())
     module = Toy()
     before = _weights(module)
     engine = engine_of(module, w, stage, groups=toy_groups(module, factors=factors, frozen=frozen))
@@ -40,18 +42,34 @@ def _one_step(
     return before, _weights(module), result
 
 
-@STAGES
+KINDS: dict[str, tuple[dict[str, float] | None, str | None]] = {
+    "frozen": (None, "image"),
+    "factor": ({"image": 0.25}, None),
+    "plain": (None, None),
+}
+"""Factors of towers, and the tower that is frozen."""
+
+
+@cache
+def _all_steps() -> dict[tuple[Stage, str], tuple[Weights, Weights, StepResult]]:
+    """(stage, name of KINDS) -> what the first rank finds."""
+    cases = {(stage, name): (stage, *kind) for stage in STAGES for name, kind in KINDS.items()}
+    found = run_cases(_one_step, 2, list(cases.values()))
+    return {case: ranks[0] for case, ranks in zip(cases, found, strict=True)}
+
+
+@stages
 def test_a_frozen_tower_does_not_move_and_the_others_do(stage: Stage) -> None:
-    before, after, result = run_on_ranks(_one_step, 2, stage, None, "image")[0]
+    before, after, result = _all_steps()[stage, "frozen"]
     for name in before:
         assert torch.equal(before[name], after[name]) == ("image" in name), name
     assert set(result.grad_norm_by_group) == {"shared", "text", "speech"}
 
 
-@STAGES
+@stages
 def test_a_tower_moves_by_its_factor(stage: Stage) -> None:
-    before, after, _ = run_on_ranks(_one_step, 2, stage, {"image": 0.25}, None)[0]
-    _, plain, _ = run_on_ranks(_one_step, 2, stage, None, None)[0]
+    before, after, _ = _all_steps()[stage, "factor"]
+    _, plain, _ = _all_steps()[stage, "plain"]
     for name in before:
         factor = 0.25 if "image" in name else 1.0
         moved, expected = after[name] - before[name], factor * (plain[name] - before[name])
@@ -60,8 +78,9 @@ def test_a_tower_moves_by_its_factor(stage: Stage) -> None:
     assert not torch.equal(after["hidden.image.weight"], before["hidden.image.weight"])
 
 
-def _broken_step(stage: Stage, precision: Literal["fp32", "bf16"]) -> tuple[Weights, Weights, StepResult]:
-    w = world.start(ParallelConfig())
+def _broken_step(
+    w: world.World, stage: Stage, precision: Literal["fp32", "bf16"]
+) -> tuple[Weights, Weights, StepResult]:
     module = Toy()
     engine = engine_of(module, w, stage, precision=precision)
     engine.train_step(toy_step(0, dp_size=w.dp_size)[w.dp_rank], 0)
@@ -73,21 +92,23 @@ def _broken_step(stage: Stage, precision: Literal["fp32", "bf16"]) -> tuple[Weig
     return before, _weights(module), result
 
 
-@pytest.mark.parametrize(
-    ("stage", "precision"),
-    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")],
-)
-def test_a_gradient_that_is_not_finite_updates_nothing_and_is_reported(
-    stage: Stage, precision: Literal["fp32", "bf16"]
-) -> None:
-    for before, after, result in run_on_ranks(_broken_step, 2, stage, precision):
+ENGINES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+
+
+@cache
+def _all_broken_steps() -> list[list[tuple[Weights, Weights, StepResult]]]:
+    return run_cases(_broken_step, 2, ENGINES)
+
+
+@pytest.mark.parametrize(("stage", "precision"), ENGINES)
+def test_a_gradient_that_is_not_finite_updates_nothing_and_is_reported(stage: Stage, precision: str) -> None:
+    for before, after, result in _all_broken_steps()[ENGINES.index((stage, precision))]:
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert result.grad_norm == math.inf
         assert all(math.isnan(norm) for norm in result.grad_norm_by_group.values())
 
 
-def _evaluate(stage: Stage) -> tuple[tuple[list[float], int], Weights, Weights, StepResult]:
-    w = world.start(ParallelConfig())
+def _evaluate(w: world.World, stage: Stage) -> tuple[tuple[list[float], int], Weights, Weights, StepResult]:
     module = Toy()
     engine = engine_of(module, w, stage)
     batches = toy_step(0, dp_size=w.dp_size)[w.dp_rank]
@@ -98,9 +119,14 @@ def _evaluate(stage: Stage) -> tuple[tuple[list[float], int], Weights, Weights, 
     return evaluated, before, after, result
 
 
-@STAGES
+@cache
+def _all_evaluated() -> list[list[tuple[tuple[list[float], int], Weights, Weights, StepResult]]]:
+    return run_cases(_evaluate, 2, [(stage,) for stage in STAGES])
+
+
+@stages
 def test_evaluation_sums_over_ranks_and_changes_nothing(stage: Stage) -> None:
-    for rank, (evaluated, before, after, result) in enumerate(run_on_ranks(_evaluate, 2, stage)):
+    for rank, (evaluated, before, after, result) in enumerate(_all_evaluated()[stage]):
         assert all(torch.equal(before[name], after[name]) for name in before)
         rows = sum(len(batch.targets) for batch in toy_step(0, dp_size=2)[rank])  # of this rank alone
         assert evaluated == (result.stats, result.report) and result.report == rows

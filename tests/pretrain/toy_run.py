@@ -39,8 +39,12 @@ def save_every_step(folder: Path, last: int, keep: int, stage: Stage = 1) -> lis
 
 def restored(folder: Path, stage: Stage = 1) -> tuple[Restored | str | None, str]:
     """(what restore gave, or its error; what it said on stderr)."""
-    w, engine = start(stage)
-    said = io.StringIO()
+    return restored_in(world.start(ParallelConfig()), folder, stage)
+
+
+def restored_in(w: world.World, folder: Path, stage: Stage = 1) -> tuple[Restored | str | None, str]:
+    """The same of ranks that have met."""
+    engine, said = engine_of(Toy(), w, stage), io.StringIO()
     with contextlib.redirect_stderr(said):
         try:
             found = restore(folder, engine, w)

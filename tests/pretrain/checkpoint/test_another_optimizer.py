@@ -10,15 +10,14 @@ import torch
 
 from parallel import world
 from parallel.engine import StepResult
-from parallel.layout import ParallelConfig
 from parallel.optimizer import OptimizerSpec
-from parallel.testing import run_on_ranks
 from pretrain.checkpoint.folder import CheckpointError
 from pretrain.checkpoint.restore import restore
 from pretrain.checkpoint.save import CheckpointWriter
 from tests.numerics.plain_loop import assert_same, plain_steps
 from tests.numerics.test_zero_equals_one_process import STEPS, Stage, engine_of
 from tests.numerics.toy import Toy, toy_groups, toy_step
+from tests.one_world import run_cases
 
 SAVED_AT = 2
 
@@ -46,12 +45,14 @@ SPECS = {
 """One state and no counter; one state and a counter, which RMSprop keeps on the host."""
 
 
+Outcome = tuple[list[StepResult], dict[str, torch.Tensor], dict[str, float] | None]
+
+
 def _steps(
-    folder: Path, name: str, stage: Stage, precision: Literal["fp32", "bf16"], resume: bool
-) -> tuple[list[StepResult], dict[str, torch.Tensor], dict[str, float] | None]:
+    w: world.World, folder: Path, name: str, stage: Stage, precision: Literal["fp32", "bf16"], resume: bool
+) -> Outcome:
     """Results of the steps, of which a resumed run makes those after SAVED_AT; this rank's values of
     fragments and the counters at the end."""
-    w = world.start(ParallelConfig())
     engine = engine_of(Toy(), w, stage, precision=precision, optimizer=SPECS[name])
     if resume:
         found = restore(folder, engine, w)
@@ -70,22 +71,35 @@ def _steps(
     return results, values, engine.counters()
 
 
-@pytest.mark.parametrize(
-    ("name", "stage", "precision"),
-    [
-        ("sgd", 0, "fp32"),
-        ("sgd", 1, "fp32"),
-        ("sgd", 3, "fp32"),
-        ("rmsprop", 0, "fp32"),
-        ("rmsprop", 1, "bf16"),
-        ("rmsprop", 3, "fp32"),
-    ],
-)
+ENGINES = [
+    ("sgd", 0, "fp32"),
+    ("sgd", 1, "fp32"),
+    ("sgd", 3, "fp32"),
+    ("rmsprop", 0, "fp32"),
+    ("rmsprop", 1, "bf16"),
+    ("rmsprop", 3, "fp32"),
+]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, list[Outcome], list[Outcome]]]:
+    """Of each engine: where it was saved, and of every rank what it does without a break and after a load."""
+    folders = [tmp_path_factory.mktemp("saved") for _ in ENGINES]
+    unbroken, resumed = (
+        run_cases(
+            _steps, 2, [(folder, *engine, resume) for folder, engine in zip(folders, ENGINES, strict=True)]
+        )
+        for resume in (False, True)
+    )
+    return list(zip(folders, unbroken, resumed, strict=True))
+
+
+@pytest.mark.parametrize(("name", "stage", "precision"), ENGINES)
 def test_it_trains_as_in_one_process_and_a_loaded_run_goes_on_bit_for_bit(
-    tmp_path: Path, name: str, stage: Stage, precision: Literal["fp32", "bf16"]
+    outcomes: list[tuple[Path, list[Outcome], list[Outcome]]], name: str, stage: int, precision: str
 ) -> None:
-    unbroken = run_on_ranks(_steps, 2, tmp_path, name, stage, precision, False)
-    (path,) = tmp_path.glob("step_*")
+    folder, unbroken, resumed = outcomes[ENGINES.index((name, stage, precision))]
+    (path,) = folder.glob("step_*")
     manifest = json.loads((path / "manifest.json").read_text())
     counters = {"step": float(SAVED_AT)} if name == "rmsprop" else {}
     assert manifest["optimizer"] == {"name": name, "counters": counters}
@@ -97,15 +111,13 @@ def test_it_trains_as_in_one_process_and_a_loaded_run_goes_on_bit_for_bit(
         expected = plain_steps(module, toy_groups(module), batches, STEPS, build=SPECS[name].build)
         # Sums in another order: as of AdamW, tests/numerics/test_zero_equals_one_process.py.
         assert_same(unbroken[0][0], expected, rtol=1e-5)
-    resumed = run_on_ranks(_steps, 2, tmp_path, name, stage, precision, True)
     for (steps, values, counters), (got, loaded, loaded_counters) in zip(unbroken, resumed, strict=True):
         assert got == steps[SAVED_AT:] and loaded_counters == counters
         assert loaded.keys() == values.keys()
         assert all(torch.equal(loaded[key], value) for key, value in values.items())
 
 
-def _restore_with(folder: Path, name: str) -> str:
-    w = world.start(ParallelConfig())
+def _restore_with(w: world.World, folder: Path, name: str) -> str:
     try:
         restore(folder, engine_of(Toy(), w, 1, optimizer=SPECS[name]), w)
     except CheckpointError as error:
@@ -113,7 +125,9 @@ def _restore_with(folder: Path, name: str) -> str:
     return "restored"
 
 
-def test_the_states_of_another_optimizer_are_refused(tmp_path: Path) -> None:
-    run_on_ranks(_steps, 1, tmp_path, "sgd", 1, "fp32", False)
-    (message,) = run_on_ranks(_restore_with, 1, tmp_path, "rmsprop")
+def test_the_states_of_another_optimizer_are_refused(
+    outcomes: list[tuple[Path, list[Outcome], list[Outcome]]],
+) -> None:
+    folder, _, _ = outcomes[ENGINES.index(("sgd", 1, "fp32"))]
+    ((message,),) = run_cases(_restore_with, 1, [(folder, "rmsprop")])
     assert "it holds the states of optimizer sgd, and this run has rmsprop; go on with sgd, or" in message

@@ -20,94 +20,68 @@ from pretrain.checkpoint import restore as restore_module
 from pretrain.checkpoint.folder import CheckpointError, checkpoints, seal, shard_file, synced_file_digest
 from pretrain.checkpoint.restore import Restored, restore
 from pretrain.checkpoint.save import CheckpointWriter
-from tests.pretrain.toy_run import flip_a_bit, restored, start, train, truncate
+from tests.one_world import run_cases
+from tests.pretrain.toy_run import flip_a_bit, restored_in, start, train, truncate
 
 
 def _shard(path: Path) -> Path:
     return path / shard_file(0)
 
 
-def test_an_empty_folder_is_a_start(tmp_path: Path) -> None:
-    assert run_on_ranks(restored, 1, tmp_path / "absent") == [(None, "")]
+def _manifest(path: Path) -> Path:
+    return path / "manifest.json"
 
 
-@pytest.mark.parametrize(
-    ("file", "damage", "complaint"),
-    [
-        (_shard, truncate, "rank_00000.safetensors: .* bytes, should be"),
-        (_shard, flip_a_bit, "rank_00000.safetensors: its content has changed"),
-        (_shard, Path.unlink, "rank_00000.safetensors: missing"),
-        (lambda path: path / "rng" / "rank_00000.pt", flip_a_bit, "rank_00000.pt: its content has changed"),
-        (
-            lambda path: path / "manifest.json",
-            lambda file: file.write_text(file.read_text().replace('"step": 4.0', '"step": 2.0')),
-            r"manifest\.json: its content has changed \(SHA-256 differs\)",
-        ),
-        (
-            lambda path: path / "manifest.json",
-            lambda file: file.write_text(file.read_text().replace('"head.weight"', '"head.weighs"')),
-            r"manifest\.json: its content has changed \(SHA-256 differs\)",
-        ),
-        (lambda path: path / "manifest.json", truncate, "manifest.json: not valid JSON"),
-        (lambda path: path / "manifest.json", Path.unlink, "manifest.json: missing"),
-        (
-            lambda path: path / "manifest.json",
-            lambda file: file.write_text("{}"),
-            "not a checkpoint's manifest",
-        ),
-    ],
-)
-def test_a_damaged_newest_is_named_and_passed_over(
-    copy: Path, file: Callable[[Path], Path], damage: Callable[[Path], Any], complaint: str
-) -> None:
-    damage(file(copy / "step_00000004"))
-    found, said = run_on_ranks(restored, 1, copy)[0]
-    assert found == Restored(3, {"step": 3, "tenth": 0.1}, copy / "step_00000003")
-    assert str(copy / "step_00000004") in said
-    assert re.search(complaint, said), said
-    assert sorted(path.name for path in copy.iterdir()) == [
-        "step_00000002",
-        "step_00000003",
-        "step_00000004.corrupt",
-    ]
+def _rewrite(old: str, new: str) -> Callable[[Path], object]:
+    return lambda path: _manifest(path).write_text(_manifest(path).read_text().replace(old, new))
 
 
-def test_with_none_good_the_run_does_not_start_over_unasked(copy: Path) -> None:
-    for step, path in checkpoints(copy):
-        if step < 4:
-            shutil.rmtree(path)
-    truncate(_shard(copy / "step_00000004"))
-    for _ in range(2):  # nor at the next start
-        found, _ = run_on_ranks(restored, 1, copy)[0]
-        assert isinstance(found, str)
-        assert re.search(r"no good checkpoint, only damaged ones: step_00000004\.corrupt", found)
+def _exchange(name: str) -> Callable[[Path], None]:
+    """A folder in place of a file, or a file in place of a folder."""
+
+    def exchange(path: Path) -> None:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+            (path / name).write_text("no folder")
+        else:
+            (path / name).unlink()
+            (path / name).mkdir()
+
+    return exchange
 
 
-def test_another_format_is_refused_and_not_touched(copy: Path) -> None:
-    manifest = copy / "step_00000004" / "manifest.json"
-    manifest.write_text('{"format": 1, "step": 4, "files": {}}')
-    found, _ = run_on_ranks(restored, 1, copy)[0]
-    assert isinstance(found, str) and "is of format 1, this version reads 2 to 4" in found
-    assert (copy / "step_00000004").is_dir()
-
-
-def test_leftovers_of_a_killed_run_are_removed_at_the_next_start(copy: Path) -> None:
-    (copy / "step_00000004").rename(copy / "saving.step_00000004")
-    (copy / "step_00000002").rename(copy / "removing.step_00000002")
-    found, said = run_on_ranks(restored, 1, copy)[0]
-    assert isinstance(found, Restored) and found.step == 3
-    assert said == ""
-    assert [path.name for path in copy.iterdir()] == ["step_00000003"]
+_CHANGED = r"manifest\.json: its content has changed \(SHA-256 differs\)"
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a shard is cut": (
+        lambda path: truncate(_shard(path)), "rank_00000.safetensors: .* bytes, should be",
+    ),
+    "a bit of a shard": (
+        lambda path: flip_a_bit(_shard(path)), "rank_00000.safetensors: its content has changed",
+    ),
+    "no shard": (lambda path: _shard(path).unlink(), "rank_00000.safetensors: missing"),
+    "a bit of random states": (
+        lambda path: flip_a_bit(path / "rng" / "rank_00000.pt"), "rank_00000.pt: its content has changed",
+    ),
+    "another count of steps": (_rewrite('"step": 4.0', '"step": 2.0'), _CHANGED),
+    "another name": (_rewrite('"head.weight"', '"head.weighs"'), _CHANGED),
+    "a manifest is cut": (lambda path: truncate(_manifest(path)), "manifest.json: not valid JSON"),
+    "no manifest": (lambda path: _manifest(path).unlink(), "manifest.json: missing"),
+    "an empty manifest": (lambda path: _manifest(path).write_text("{}"), "not a checkpoint's manifest"),
+    "a folder for the manifest": (_exchange("manifest.json"), "manifest.json"),
+    "a file for the folder of shards": (_exchange("engine"), "engine"),
+    "a folder for the state": (_exchange("state.json"), "state.json"),
+}  # fmt: skip
+"""What happens to the newest checkpoint, and what is then said of it."""
 
 
 def _tamper(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
     """Change tensors and the manifest's entries of them, and make the hashes those of the changed file."""
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = json.loads(_manifest(path).read_text())
     tensors = load_file(_shard(path))
     change(tensors, manifest["tensors"])
     save_file(tensors, _shard(path))
     manifest["files"][shard_file(0)] = synced_file_digest(_shard(path))
-    (path / "manifest.json").write_text(json.dumps(seal(manifest)))
+    _manifest(path).write_text(json.dumps(seal(manifest)))
 
 
 def _drop_moments(tensors: dict[str, torch.Tensor], entries: dict[str, Any]) -> None:
@@ -143,27 +117,117 @@ def _swap_two_elements(tensors: dict[str, torch.Tensor], entries: dict[str, Any]
     moment[[3, 4]] = moment[[4, 3]]
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        (_drop_moments, r"rank_00000\.safetensors: .*/exp_avg_sq cannot be read"),
-        (_drop_moments_and_their_digests, r"manifest\.json: .* has no exp_avg_sq"),
-        (_forget_a_tensor, r"head\.weight of shape \[5, 16\] is wanted, there is no such tensor"),
-        (_add_a_tensor, r"parameter of tail\.weight is in no rank's memory"),
-        (_change_the_shape, r"there is shape \[16, 5\]: it was written by another model"),
-        (_lose_elements, r"the files hold 79 of 80 elements of head\.weight/parameter"),
-        (
-            _swap_two_elements,
-            r"what then stands in memory is not .* good: exp_avg of head\.weight \(copy 0\)$",
-        ),
-    ],
-)
-def test_what_hashes_cannot_see_is_seen(
-    copy: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None], complaint: str
-) -> None:
-    _tamper(copy / "step_00000004", change)
-    found, _ = run_on_ranks(restored, 1, copy)[0]
-    assert isinstance(found, str) and re.search(complaint, found), found
+TAMPERED: dict[str, tuple[Callable[[dict[str, torch.Tensor], dict[str, Any]], None], str]] = {
+    "no moments": (_drop_moments, r"rank_00000\.safetensors: .*/exp_avg_sq cannot be read"),
+    "nor their digests": (_drop_moments_and_their_digests, r"manifest\.json: .* has no exp_avg_sq"),
+    "a tensor is forgotten": (
+        _forget_a_tensor, r"head\.weight of shape \[5, 16\] is wanted, there is no such tensor",
+    ),
+    "a tensor is added": (_add_a_tensor, r"parameter of tail\.weight is in no rank's memory"),
+    "another shape": (
+        _change_the_shape, r"there is shape \[16, 5\]: it was written by another model",
+    ),
+    "fewer elements": (
+        _lose_elements, r"the files hold 79 of 80 elements of head\.weight/parameter",
+    ),
+    "swapped elements": (
+        _swap_two_elements,
+        r"what then stands in memory is not .* good: exp_avg of head\.weight \(copy 0\)$",
+    ),
+}  # fmt: skip
+"""Changes under hashes that are good, and what is then said."""
+
+
+def _leave_only_a_damaged_one(folder: Path) -> None:
+    for step, path in checkpoints(folder):
+        if step < 4:
+            shutil.rmtree(path)
+    truncate(_shard(folder / "step_00000004"))
+
+
+def _write_another_format(folder: Path) -> None:
+    _manifest(folder / "step_00000004").write_text('{"format": 1, "step": 4, "files": {}}')
+
+
+def _leave_what_a_killed_run_leaves(folder: Path) -> None:
+    (folder / "step_00000004").rename(folder / "saving.step_00000004")
+    (folder / "step_00000002").rename(folder / "removing.step_00000002")
+
+
+Answer = tuple[Restored | str | None, str]
+"""What restore gave, or its error, and what it said."""
+
+
+@pytest.fixture(scope="module")
+def after(three: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[Answer]]]:
+    """Name of a change -> the changed folder, and the answers of two starts, by one process for all."""
+    changes: dict[str, Callable[[Path], object]] = {
+        "absent": shutil.rmtree,
+        "none good": _leave_only_a_damaged_one,
+        "another format": _write_another_format,
+        "killed": _leave_what_a_killed_run_leaves,
+    }
+    for name, (damage, _) in DAMAGE.items():
+        changes[name] = lambda folder, damage=damage: damage(folder / "step_00000004")
+    for name, (change, _) in TAMPERED.items():
+        changes[name] = lambda folder, change=change: _tamper(folder / "step_00000004", change)
+    folders = {}
+    for name, change in changes.items():
+        folders[name] = tmp_path_factory.mktemp("changed") / "checkpoints"
+        shutil.copytree(three, folders[name])
+        change(folders[name])
+    twice = [name for name in changes for _ in range(2)]
+    answers = run_cases(restored_in, 1, [(folders[name],) for name in twice])
+    found: dict[str, tuple[Path, list[Answer]]] = {name: (folders[name], []) for name in changes}
+    for name, (answer,) in zip(twice, answers, strict=True):
+        found[name][1].append(answer)
+    return found
+
+
+After = dict[str, tuple[Path, list[Answer]]]
+
+
+def test_an_empty_folder_is_a_start(after: After) -> None:
+    assert after["absent"][1] == [(None, "")] * 2
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_newest_is_named_and_passed_over(after: After, name: str) -> None:
+    folder, ((found, said), again) = after[name]
+    assert found == Restored(3, {"step": 3, "tenth": 0.1}, folder / "step_00000003")
+    assert f"{folder / 'step_00000004'} is damaged and passed over" in said
+    assert re.search(DAMAGE[name][1], said), said
+    assert again == (found, "")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step_00000002",
+        "step_00000003",
+        "step_00000004.corrupt",
+    ]
+
+
+def test_with_none_good_the_run_does_not_start_over_unasked(after: After) -> None:
+    for found, _ in after["none good"][1]:  # nor at the next start
+        assert isinstance(found, str)
+        assert re.search(r"no good checkpoint, only damaged ones: step_00000004\.corrupt", found)
+
+
+def test_another_format_is_refused_and_not_touched(after: After) -> None:
+    folder, ((found, _), _) = after["another format"]
+    assert isinstance(found, str) and "is of format 1, this version reads 2 to 4" in found
+    assert (folder / "step_00000004").is_dir()
+
+
+def test_leftovers_of_a_killed_run_are_removed_at_the_next_start(after: After) -> None:
+    folder, ((found, said), _) = after["killed"]
+    assert isinstance(found, Restored) and found.step == 3
+    assert said == ""
+    assert [path.name for path in folder.iterdir()] == ["step_00000003"]
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_what_hashes_cannot_see_is_seen(after: After, name: str) -> None:
+    found, _ = after[name][1][0]
+    assert isinstance(found, str) and re.search(TAMPERED[name][1], found), found
 
 
 def _restore_where_one_rank_fails(folder: Path) -> str:
@@ -256,19 +320,3 @@ def _restore_where_reading_fails(folder: Path) -> None:
     if w.rank == 1:
         restore_module.find_corruption = failing
     restore(folder, engine, w)
-
-
-@pytest.mark.parametrize("name", ["manifest.json", "engine", "state.json"])
-def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_passed_over(
-    copy: Path, name: str
-) -> None:
-    path = copy / "step_00000004" / name
-    if path.is_dir():
-        shutil.rmtree(path)
-        path.write_text("no folder")
-    else:
-        path.unlink()
-        path.mkdir()
-    found, said = run_on_ranks(restored, 1, copy)[0]
-    assert isinstance(found, Restored) and found.step == 3
-    assert "step_00000004 is damaged and passed over" in said and name in said

@@ -10,24 +10,32 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from parallel import world
 from parallel.testing import RanksFailed, run_on_ranks
+from parallel.zero_engine import ZeroEngine
 from pretrain.checkpoint import save
 from pretrain.checkpoint.folder import CheckpointError, checkpoints, find_corruption
 from pretrain.checkpoint.restore import Restored, restore
 from pretrain.checkpoint.save import CheckpointWriter
+from tests.numerics.test_zero_equals_one_process import engine_of
+from tests.numerics.toy import Toy
+from tests.one_world import run_cases
 from tests.pretrain.toy_run import restored, save_every_step, start, train
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_the_newest_are_kept_and_whole(tmp_path: Path, world_size: int) -> None:
+def test_the_newest_are_kept_and_whole(tmp_path: Path) -> None:
+    """On two ranks; those of one are what test_restore.py begins with."""
     folder = tmp_path / "runs" / "checkpoints"  # made by the first save
-    seen = run_on_ranks(save_every_step, world_size, folder, 4, 2)[0]
+    seen = run_on_ranks(save_every_step, 2, folder, 4, 2)[0]
     assert seen == [
         ["step_00000001"],
         ["step_00000001", "step_00000002"],
@@ -39,34 +47,56 @@ def test_the_newest_are_kept_and_whole(tmp_path: Path, world_size: int) -> None:
         manifest = json.loads((path / "manifest.json").read_text())
         assert manifest["step"] == step
         assert manifest["optimizer"] == {"name": "adamw", "counters": {"step": float(step)}}
-        assert manifest["layout"]["dp"] == world_size
+        assert manifest["layout"]["dp"] == 2
         assert manifest["versions"]["torch"] == metadata.version("torch")
         assert manifest["seconds"] > 0
         assert manifest["tensors"]["head.weight"]["shape"] == [5, 16]
         on_disk = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
         assert on_disk == {*manifest["files"], "manifest.json"}
-    found, said = run_on_ranks(restored, world_size, folder)[-1]
+    found, said = run_on_ranks(restored, 2, folder)[-1]
     assert found == Restored(4, {"step": 4, "tenth": 0.1}, folder / "step_00000004")
     assert said == ""
 
 
-def _save_at_step_0(folder: Path) -> list[str]:
-    w, engine = start()
+def _with_an_engine(w: world.World, fn: Callable[..., Any], *args: Any) -> Any:
+    return fn(w, engine_of(Toy(), w, 1), *args)
+
+
+Saved = Callable[[str], tuple[Path, list[Any]]]
+
+
+@pytest.fixture(scope="module")
+def saved(three: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """Name of one of CASES -> its folder, and what both ranks returned; all are run by the same two."""
+    folders = {name: tmp_path_factory.mktemp("saved") / "checkpoints" for name in CASES}
+    for name, folder in folders.items():
+        if name.startswith("small files"):
+            shutil.copytree(three, folder)
+        else:
+            folder.mkdir()
+    cases = [(fn, folders[name], *further) for name, (fn, *further) in CASES.items()]
+    found = dict(zip(CASES, run_cases(_with_an_engine, 2, cases), strict=True))
+    return lambda name: (folders[name], found[name])
+
+
+def _save_at_step_0(w: world.World, engine: ZeroEngine, folder: Path) -> list[str]:
     with CheckpointWriter(folder, engine, w, keep=1) as writer:
         writer.save(0, "none yet")
     return sorted({kind for fragment in engine.fragments() for kind in fragment.values})
 
 
-def test_before_the_first_step_there_are_no_moments_to_save(tmp_path: Path) -> None:
+def test_before_the_first_step_there_are_no_moments_to_save(saved: Saved) -> None:
     """A run that is told to stop before its first step saves too."""
-    assert run_on_ranks(_save_at_step_0, 2, tmp_path) == [["parameter"]] * 2
-    found, _ = run_on_ranks(restored, 1, tmp_path)[0]
-    assert found == Restored(0, "none yet", tmp_path / "step_00000000")
+    folder, ranks = saved("step 0")
+    assert ranks == [["parameter"]] * 2
+    found, _ = run_on_ranks(restored, 1, folder)[0]
+    assert found == Restored(0, "none yet", folder / "step_00000000")
 
 
-def _train_while_saving(folder: Path) -> tuple[list[str], list[str], dict[str, torch.Tensor]]:
+def _train_while_saving(
+    w: world.World, engine: ZeroEngine, folder: Path
+) -> tuple[list[str], list[str], dict[str, torch.Tensor]]:
     """Hold the thread back while training goes on; (folder meanwhile, and then; what was saved)."""
-    w, engine = start()
     train(engine, w, 0, 2)
     held, write_shard = threading.Event(), save.write_shard
 
@@ -74,8 +104,10 @@ def _train_while_saving(folder: Path) -> tuple[list[str], list[str], dict[str, t
         held.wait()
         return write_shard(*args)
 
-    save.write_shard = waiting
-    with CheckpointWriter(folder, engine, w, keep=3) as writer:
+    with (
+        mock.patch.object(save, "write_shard", waiting),
+        CheckpointWriter(folder, engine, w, keep=3) as writer,
+    ):
         before = {f.name: f.values["parameter"].clone() for f in engine.fragments()}
         writer.save(2, {})
         train(engine, w, 2, 4)
@@ -86,13 +118,13 @@ def _train_while_saving(folder: Path) -> tuple[list[str], list[str], dict[str, t
     return meanwhile, then, before
 
 
-def test_training_goes_on_while_it_is_written_and_the_next_save_waits(tmp_path: Path) -> None:
-    ranks = run_on_ranks(_train_while_saving, 2, tmp_path)
+def test_training_goes_on_while_it_is_written_and_the_next_save_waits(saved: Saved) -> None:
+    folder, ranks = saved("while training")
     assert ranks[0][0] == ["saving.step_00000002"]
     assert "step_00000002" in ranks[0][1]
-    assert [step for step, _ in checkpoints(tmp_path)] == [2, 4]
-    shutil.rmtree(tmp_path / "step_00000004")
-    loaded = run_on_ranks(_parameters_after_restore, 2, tmp_path)
+    assert [step for step, _ in checkpoints(folder)] == [2, 4]
+    shutil.rmtree(folder / "step_00000004")
+    loaded = run_on_ranks(_parameters_after_restore, 2, folder)
     for (_, _, saved), now in zip(ranks, loaded, strict=True):
         assert saved.keys() == now.keys()
         assert all(torch.equal(saved[name], now[name]) for name in saved)
@@ -104,9 +136,10 @@ def _parameters_after_restore(folder: Path) -> dict[str, torch.Tensor]:
     return {f.name: f.values["parameter"].clone() for f in engine.fragments()}
 
 
-def _save_with_small_files(folder: Path, limited_rank: int) -> tuple[str, list[str]]:
+def _save_with_small_files(
+    w: world.World, engine: ZeroEngine, folder: Path, limited_rank: int
+) -> tuple[str, list[str]]:
     """Save where the operating system refuses files above 1 kB on one rank, as a full disk would; again."""
-    w, engine = start()
     train(engine, w, 0, 1)
     said = "saved"
     with CheckpointWriter(folder, engine, w, keep=4) as writer:
@@ -123,18 +156,19 @@ def _save_with_small_files(folder: Path, limited_rank: int) -> tuple[str, list[s
     return said, left
 
 
-@pytest.mark.parametrize(("world_size", "limited"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize("limited", [0, 1])
 def test_a_disk_that_takes_no_more_is_everybodys_error_and_leaves_the_others(
-    copy: Path, world_size: int, limited: int
+    saved: Saved, limited: int
 ) -> None:
-    for message, left in run_on_ranks(_save_with_small_files, world_size, copy, limited):
+    folder, ranks = saved(f"small files on rank {limited}")
+    for message, left in ranks:
         assert re.search(
             rf"step_00000005 cannot be written \(rank {limited}\).*Other checkpoints are untouched", message
         )
         assert left == ["step_00000002", "step_00000003", "step_00000004"]
     # And once there is room again, the run can save.
-    assert [step for step, _ in checkpoints(copy)] == [2, 3, 4, 6]
-    assert all(find_corruption(path) == [] for _, path in checkpoints(copy))
+    assert [step for step, _ in checkpoints(folder)] == [2, 3, 4, 6]
+    assert all(find_corruption(path) == [] for _, path in checkpoints(folder))
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_on_every_rank(tmp_path: Path) -> None:
@@ -143,8 +177,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_on_every_rank(tmp_path: Path) 
         run_on_ranks(save_every_step, 2, tmp_path / "checkpoints", 1, 1)
 
 
-def _save_without_memory(folder: Path) -> tuple[str, list[str]]:
-    w, engine = start()
+def _save_without_memory(w: world.World, engine: ZeroEngine, folder: Path) -> tuple[str, list[str]]:
     with CheckpointWriter(folder, engine, w, keep=4) as writer:
         if w.rank == 1:
             engine.fragments = lambda: torch.empty(2**60)  # pyright: ignore[reportAttributeAccessIssue]
@@ -155,14 +188,13 @@ def _save_without_memory(folder: Path) -> tuple[str, list[str]]:
     return "saved", []
 
 
-def test_a_rank_without_memory_for_the_copy_is_everybodys_error(tmp_path: Path) -> None:
-    for message, left in run_on_ranks(_save_without_memory, 2, tmp_path):
+def test_a_rank_without_memory_for_the_copy_is_everybodys_error(saved: Saved) -> None:
+    for message, left in saved("without memory")[1]:
         assert re.search(r"step_00000001 cannot be written \(rank 1\): .*memory", message)
         assert left == []
 
 
-def _save_where_nothing_can_be_renamed(folder: Path) -> str:
-    w, engine = start()
+def _save_where_nothing_can_be_renamed(w: world.World, engine: ZeroEngine, folder: Path) -> str:
     with CheckpointWriter(folder, engine, w, keep=4) as writer:
         writer.save(1, {})
         (folder / "step_00000001").write_text("in the way")  # seen only when all is written
@@ -173,10 +205,11 @@ def _save_where_nothing_can_be_renamed(folder: Path) -> str:
     return "saved"
 
 
-def test_what_fails_at_the_end_is_everybodys_error_too(tmp_path: Path) -> None:
-    for message in run_on_ranks(_save_where_nothing_can_be_renamed, 2, tmp_path):
+def test_what_fails_at_the_end_is_everybodys_error_too(saved: Saved) -> None:
+    folder, ranks = saved("nothing can be renamed")
+    for message in ranks:
         assert re.search(r"step_00000001 cannot be written \(rank 0\)", message)
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    assert [path.name for path in folder.iterdir()] == ["step_00000001"]
 
 
 def _fail_while_saving(folder: Path) -> None:
@@ -213,10 +246,11 @@ def _save_until_killed(folder: Path, after_s: float) -> None:
             writer.save(step, {"step": step})
 
 
-def test_killed_at_any_moment_what_is_there_is_whole(tmp_path: Path) -> None:
+def test_killed_at_any_moment_what_is_there_is_whole(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     steps = [0]
     # A step and its save take 20 ms and more, most of it the save: these are different places in it.
-    for after_ms in (23, 31, 47, 59, 73, 97, 131, 500):
+    moments_ms = (23, 31, 47, 59, 73, 97, 131, 500) if request.config.getoption("full") else (31, 59, 97, 500)
+    for after_ms in moments_ms:
         with pytest.raises(RanksFailed, match="died without an answer"):
             run_on_ranks(_save_until_killed, 1, tmp_path, after_ms / 1000)
         found = checkpoints(tmp_path)
@@ -264,9 +298,10 @@ def test_a_step_that_is_saved_is_not_written_again(copy: Path) -> None:
     assert run_on_ranks(_save_again, 1, copy) == [before]
 
 
-def _save_through_failures(folder: Path, failing: list[int]) -> tuple[str, str]:
+def _save_through_failures(
+    w: world.World, engine: ZeroEngine, folder: Path, failing: list[int]
+) -> tuple[str, str]:
     """Four saves that do not stop the run, of which some fail: (error at the end, what was said)."""
-    w, engine = start()
     write_shard, ended = save.write_shard, "well"
 
     def sometimes(path: Path, rank: int, fragments):
@@ -274,9 +309,8 @@ def _save_through_failures(folder: Path, failing: list[int]) -> tuple[str, str]:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return write_shard(path, rank, fragments)
 
-    save.write_shard = sometimes
     said = io.StringIO()
-    with contextlib.redirect_stderr(said):
+    with contextlib.redirect_stderr(said), mock.patch.object(save, "write_shard", sometimes):
         try:
             with CheckpointWriter(folder, engine, w, keep=4, stop_on_failure=False) as writer:
                 for step in range(1, 5):
@@ -286,16 +320,29 @@ def _save_through_failures(folder: Path, failing: list[int]) -> tuple[str, str]:
     return ended, said.getvalue()
 
 
-def test_saves_that_may_fail_are_said_and_only_the_last_one_must_be_there(tmp_path: Path) -> None:
+def test_saves_that_may_fail_are_said_and_only_the_last_one_must_be_there(saved: Saved) -> None:
     """The run goes on after failures, keeps older checkpoints, and must not end without its last step."""
-    good, bad = tmp_path / "good", tmp_path / "bad"
-    (ended, said), (other_ended, other_said) = run_on_ranks(_save_through_failures, 2, good, [2, 3])
+    good, ((ended, said), (other_ended, other_said)) = saved("failures in the middle")
+    bad, ranks = saved("failure of the last")
     assert (ended, other_ended, other_said) == ("well", "well", "")
     assert [step for step, _ in checkpoints(good)] == [1, 4]
     assert [path.name for path in good.iterdir() if path.name.startswith("saving.")] == []
     lines = said.splitlines()
     assert len(lines) == 2 and all("WARNING" in line and "Training goes on" in line for line in lines)
     assert "step_00000002 cannot be written (rank 1)" in lines[0]
-    for ended, _ in run_on_ranks(_save_through_failures, 2, bad, [2, 4]):
+    for ended, _ in ranks:
         assert "step_00000004 cannot be written (rank 1)" in ended
     assert [step for step, _ in checkpoints(bad)] == [1, 3]
+
+
+CASES: dict[str, tuple[Any, ...]] = {
+    "step 0": (_save_at_step_0,),
+    "while training": (_train_while_saving,),
+    "small files on rank 0": (_save_with_small_files, 0),
+    "small files on rank 1": (_save_with_small_files, 1),
+    "without memory": (_save_without_memory,),
+    "nothing can be renamed": (_save_where_nothing_can_be_renamed,),
+    "failures in the middle": (_save_through_failures, [2, 3]),
+    "failure of the last": (_save_through_failures, [2, 4]),
+}
+"""What two ranks do with an engine each and a folder, and further arguments of it."""

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from data_pipeline.files.toml_config import validate
 from parallel import engine_memory, world
 from parallel.deepspeed_config import BUCKET_ELEMENTS
-from parallel.testing import run_on_ranks
+from parallel.layout import ParallelConfig
 from pretrain.config import RunConfig
 from pretrain.models.inputs import build_inputs
 from pretrain.planning import layout_plan
 from pretrain.train import build
+from tests.one_world import run_cases
 from tests.pretrain.models.random_batch import MOT, random_batch
 
 MODEL = {
@@ -45,13 +47,13 @@ def all_tensors() -> list[torch.Tensor]:
     return found + [each.grad for each in found if each.is_leaf and each.grad is not None]
 
 
-def measure(config: RunConfig) -> tuple[int, int, int, tuple[int, int]]:
+def measure(w: world.World, config: RunConfig) -> tuple[int, int, int, tuple[int, int]]:
     """(parameters, gradients at their most, optimizer) in bytes, and (stage, data-parallel rank).
 
     Gradients are all that is neither of the others nor was there before the engine; looked at when the last
     backward pass is about to end and before each update.
     """
-    w = world.start(config.parallel)
+    gc.collect()  # of an engine before this one nothing may be freed while this one is looked at
     before = storages(all_tensors()).keys()
     engine = build.engine(config, w)
     module = engine.deepspeed.module
@@ -88,51 +90,66 @@ def measure(config: RunConfig) -> tuple[int, int, int, tuple[int, int]]:
     return parameters, max(seen.values()), optimizer, (w.pp_rank, w.dp_rank)
 
 
-LAYOUTS: dict[str, tuple[int, dict[str, int], list[tuple[int, str]]]] = {
-    "alone": (1, {}, [(1, "bf16"), (3, "bf16")]),
-    "dp 2": (
-        2,
-        {},
-        [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")],
-    ),
-    "dp 4": (4, {}, [(2, "fp32")]),
-    "tp 2": (2, {"tp": 2}, [(1, "fp32")]),
-    "tp 2 x dp 2": (4, {"tp": 2}, [(3, "bf16")]),
-    "pp 2": (2, {"pp": 2}, [(1, "fp32")]),
-    "pp 2 x dp 2": (4, {"pp": 2}, [(1, "bf16")]),
-    "tp 2 x pp 2": (4, {"pp": 2, "tp": 2}, [(1, "bf16")]),
+WORLDS: dict[str, tuple[int, dict[str, int]]] = {
+    "alone": (1, {}),
+    "dp 2": (2, {}),
+    "dp 4": (4, {}),
+    "tp 2": (2, {"tp": 2}),
+    "tp 2 x dp 2": (4, {"tp": 2}),
+    "pp 2": (2, {"pp": 2}),
+    "pp 2 x dp 2": (4, {"pp": 2}),
+    "tp 2 x pp 2": (4, {"pp": 2, "tp": 2}),
 }
+"""Ranks and layout."""
+ENGINES: dict[str, list[tuple[int, str]]] = {
+    "alone": [(1, "bf16"), (3, "bf16")],
+    "dp 2": [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")],
+    "dp 4": [(2, "fp32")],
+    "tp 2": [(1, "fp32")],
+    "tp 2 x dp 2": [(3, "bf16")],
+    "pp 2": [(1, "fp32")],
+    "pp 2 x dp 2": [(1, "bf16")],
+    "tp 2 x pp 2": [(1, "bf16")],
+}
+"""Stages and precisions of each of WORLDS."""
+MUON = {"learning_rate": 1e-3, "kind": "muon"}
+OTHERS: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "muon, stage 0 fp32": (0, "fp32", {"optimizer": MUON}),
+    "muon, stage 1 bf16": (1, "bf16", {"optimizer": MUON}),
+    "one weight of embedding and head": (1, "bf16", {"model": {"tied_embeddings": True}}),
+    "several of embedding and head": (1, "bf16", {"model": {"untied": ["qkv", "embedding", "head"]}}),
+}
+"""Engines on "dp 2" that differ in more: stage, precision, changes of the config."""
+CASES: dict[str, tuple[str, RunConfig]] = {
+    f"{name}, stage {stage} {precision}": (
+        name,
+        run_config(WORLDS[name][1] | {"zero_stage": stage}, precision),
+    )
+    for name, engines in ENGINES.items()
+    for stage, precision in engines
+} | {
+    name: ("dp 2", run_config({"zero_stage": stage}, precision, **changes))
+    for name, (stage, precision, changes) in OTHERS.items()
+}
+"""Name of one of WORLDS, and the config."""
 
 
-@pytest.mark.parametrize(
-    "ranks, parallel, stage, precision",
-    [
-        pytest.param(ranks, parallel, stage, precision, id=f"{name}, stage {stage} {precision}")
-        for name, (ranks, parallel, engines) in LAYOUTS.items()
-        for stage, precision in engines
-    ],
-)
-def test_what_an_engine_holds(ranks: int, parallel: dict[str, Any], stage: int, precision: str) -> None:
-    assert_held(run_config(parallel | {"zero_stage": stage}, precision), ranks)
+@cache
+def measured(name: str) -> dict[str, list[tuple[int, int, int, tuple[int, int]]]]:
+    """Of each case of a world, what its ranks measure."""
+    ranks, layout = WORLDS[name]
+    cases = {case: config for case, (at, config) in CASES.items() if at == name}
+    found = run_cases(measure, ranks, [(config,) for config in cases.values()], ParallelConfig(**layout))
+    return dict(zip(cases, found, strict=True))
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16")])
-def test_what_an_engine_with_muon_holds(stage: int, precision: str) -> None:
-    optimizer = {"learning_rate": 1e-3, "kind": "muon"}
-    assert_held(run_config({"zero_stage": stage}, precision, optimizer=optimizer), 2)
-
-
-@pytest.mark.parametrize(
-    "model", [{"tied_embeddings": True}, {"untied": ["qkv", "embedding", "head"]}], ids=str
-)
-def test_what_an_engine_holds_of_embedding_and_head(model: dict[str, Any]) -> None:
-    assert_held(run_config({"zero_stage": 1}, "bf16", model=model), 2)
-
-
-def assert_held(config: RunConfig, ranks: int) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_what_an_engine_holds(case: str) -> None:
+    name, config = CASES[case]
+    ranks, _ = WORLDS[name]
     stage, precision = config.parallel.zero_stage, config.precision
     planned = layout_plan.plan(config, ranks)
-    for parameters, gradients, optimizer, (pp_rank, dp_rank) in run_on_ranks(measure, ranks, config):
+    for parameters, gradients, optimizer, (pp_rank, dp_rank) in measured(name)[case]:
         groups, _ = layout_plan.weights(config, planned.stages[pp_rank].sublayers, config.parallel.tp)
         zero: dict[str, Any] = {"dp": planned.dp, "zero_stage": stage, "precision": precision}
         spec = config.optimizer.spec
