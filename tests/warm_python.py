@@ -3,14 +3,17 @@
 A fresh interpreter spends seconds on imports before it trains. `start` forks a process instead, and
 `executable()` is the path of a program that does so wherever a test would run `python -m MODULE`,
 `python -c CODE` or `python FILE.py`. Of a forked process the arguments, environment, working directory, open
-files, signals and exit code are those of a fresh one; only what it may find imported differs.
+files, signals and exit code are those of a fresh one. What it finds imported and looked up differs, and /proc
+shows the arguments and environment of that program beside it, whose end ends it too.
 """
 
 import array
 import atexit
 import contextlib
+import ctypes
 import fcntl
 import functools
+import gc
 import importlib
 import json
 import os
@@ -28,6 +31,8 @@ from pathlib import Path
 
 _MAX_FILES = 250
 """Linux passes at most 253 files with one message."""
+_address: str | None = None
+"""That of a server which another test runner has started."""
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
@@ -55,15 +60,22 @@ class Process:
 
 
 def start(
-    address: str, argv: Sequence[str], environment: Mapping[str, str], cwd: str, files: Mapping[int, int]
+    address: str,
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    cwd: str,
+    files: Mapping[int, int],
+    *,
+    like: int | None = None,
 ) -> Process:
     """Fork `python ARGV...` from the server at `address`.
 
-    `files`: number of a file in the new process -> descriptor here, 0 to 2 among them.
+    `files`: number of a file in the new process -> descriptor here, 0 to 2 among them. `like`: a process
+    whose hostname and mounts it has, else those of the server.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(address)
-    content = json.dumps([list(argv), dict(environment), cwd, list(files)]).encode()
+    content = json.dumps([list(argv), dict(environment), cwd, list(files), like]).encode()
     with tempfile.TemporaryFile() as request:  # a message of this kind of socket has a limit, a file has none
         request.write(content)
         request.flush()
@@ -73,9 +85,20 @@ def start(
     return Process(connection, pid)
 
 
-@functools.cache
+def use(address: str) -> None:
+    """Let this test runner use the server of another one."""
+    global _address
+    _address = address
+
+
 def server() -> str:
-    """The address of this test runner's server, which is forked from the process that forks ranks."""
+    """The address of this test runner's server."""
+    return _address or _own_server()
+
+
+@functools.cache
+def _own_server() -> str:
+    """Fork a server from the process that forks ranks."""
     from parallel.testing import run_on_ranks
 
     folder = Path(tempfile.mkdtemp(prefix="motley-warm-"))
@@ -107,6 +130,10 @@ def _executable(address: str) -> str:
 
 def run_here(address: str, python: str) -> None:
     """Be the program `executable()`: start a process with this one's arguments, files and environment."""
+    if sys.argv[1:2] == [
+        "-u"
+    ]:  # launchers ask for unbuffered output, which is flushed at the end in any case
+        del sys.argv[1]
     if not sys.argv[1:] or (sys.argv[1].startswith("-") and sys.argv[1] not in ("-m", "-c")):
         os.execv(python, [python, *sys.argv[1:]])
     listing = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
@@ -115,7 +142,8 @@ def run_here(address: str, python: str) -> None:
     # Signals are kept back until there is a process that they can be forwarded to.
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     ignored = [number for number in _FORWARDED if signal.getsignal(number) == signal.SIG_IGN]
-    process = start(address, sys.argv[1:], os.environ, os.getcwd(), {number: number for number in numbers})
+    files = {number: number for number in numbers}
+    process = start(address, sys.argv[1:], os.environ, os.getcwd(), files, like=os.getpid())
     for number in set(_FORWARDED) - set(ignored):
         signal.signal(number, lambda received, _: os.kill(process.pid, received))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
@@ -145,6 +173,8 @@ def _serve(listening: socket.socket, address: str) -> None:
     """Fork a keeper for every connection that asks for a process; leave when the first connection ends."""
     for module in ("pretrain.checkpoint.restore", "pretrain.comparison.run", "pretrain.train.loop"):
         importlib.import_module(module)
+    _know_what_runs_look_up()
+    gc.freeze()  # no forked process searches what is imported here
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel then reaps keepers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -161,6 +191,17 @@ def _serve(listening: socket.socket, address: str) -> None:
         connection.close()
 
 
+def _know_what_runs_look_up() -> None:
+    """Look up the state of the checkout once, and let runs measure the peak of this machine in a tenth of the
+    usual time: a quarter of what a tiny run takes."""
+    from pretrain import run_dir
+    from pretrain.train import meter
+
+    run_dir.code_state = functools.cache(run_dir.code_state)
+    run_dir.code_state()
+    meter.measure_peak_flops = functools.partial(meter.measure_peak_flops, seconds=0.02)
+
+
 def _keep(connection: socket.socket, python: str) -> None:
     """Fork the process that the connection asks for, and send its pid and its exit code.
 
@@ -172,13 +213,13 @@ def _keep(connection: socket.socket, python: str) -> None:
     received.frombytes(ancillary[0][2])
     with open(received[0], "rb") as request:
         request.seek(0)
-        argv, environment, cwd, numbers = json.load(request)
+        argv, environment, cwd, numbers, like = json.load(request)
     keeper = os.getpid()
     pid = os.fork()
     if pid == 0:
         connection.close()
         sys.executable = python
-        _become(keeper, argv, environment, cwd, dict(zip(numbers, received[1:], strict=True)))
+        _become(keeper, argv, environment, cwd, dict(zip(numbers, received[1:], strict=True)), like)
     for descriptor in received[1:]:
         os.close(descriptor)
     connection.send(str(pid).encode())
@@ -192,7 +233,12 @@ def _keep(connection: socket.socket, python: str) -> None:
 
 
 def _become(
-    keeper: int, argv: list[str], environment: dict[str, str], cwd: str, files: dict[int, int]
+    keeper: int,
+    argv: list[str],
+    environment: dict[str, str],
+    cwd: str,
+    files: dict[int, int],
+    like: int | None,
 ) -> None:
     """Turn this forked process into `python ARGV...`; it never returns."""
     from parallel import launch
@@ -200,6 +246,8 @@ def _become(
     code = 70
     try:
         launch.die_with_parent(keeper)
+        if like is not None:
+            _enter_namespaces_of(like)
         os.setsid()
         _keep_open(files)
         for number in _FORWARDED:
@@ -218,6 +266,17 @@ def _become(
             with contextlib.suppress(BaseException):
                 stream.flush()
         os._exit(code)
+
+
+def _enter_namespaces_of(pid: int) -> None:
+    """Take a process's hostname and mounts: nodes of tests/slurm_cluster/cluster.py have their own."""
+    for kind in ("uts", "mnt"):
+        theirs = f"/proc/{pid}/ns/{kind}"
+        if os.readlink(theirs) != os.readlink(f"/proc/self/ns/{kind}"):
+            namespace = os.open(theirs, os.O_RDONLY)
+            if ctypes.CDLL(None, use_errno=True).setns(namespace, 0):
+                raise OSError(ctypes.get_errno(), f"{theirs} cannot be entered")
+            os.close(namespace)
 
 
 def _keep_open(files: Mapping[int, int]) -> None:

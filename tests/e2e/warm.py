@@ -61,12 +61,12 @@ class Run:
                 os.kill(pid, number)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Look every half millisecond: a save of so small a model takes some tens of them."""
+        """Look every 2 ms: a save of so small a model takes ten times as long, and to look takes time too."""
         deadline = time.monotonic() + TIMEOUT_S
         while not condition():
             assert time.monotonic() < deadline, f"waited in vain; {self.text()}"
             assert not self._ranks[0].ended(), f"ended too early; {self.text()}"
-            time.sleep(0.0005)
+            time.sleep(0.002)
 
     def wait_for_any(self) -> None:
         """Wait until one of the ranks has ended."""

@@ -4,13 +4,13 @@ import base64
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from parallel.launch import LaunchError, child_environment, first_host, own_arguments, rank_facts
 from parallel.spawn import Ended, spawn
+from tests.warm_python import executable
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "2950"}
 SLURM = {
@@ -117,15 +117,11 @@ def test_our_own_ranks_meet(meeting: Path, capfd: pytest.CaptureFixture[str]) ->
 
 
 def test_ranks_of_torchrun_meet(meeting: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(meeting),
-    ]
-    done = subprocess.run(command, env=child_environment(2), capture_output=True, text=True, timeout=300)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(meeting)]
+    environment = child_environment(2)
+    done = subprocess.run(
+        [executable(), *words], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["sum 2.0 of 2"] * 2
 
@@ -135,7 +131,7 @@ def test_ranks_of_the_deepspeed_launcher_meet(meeting: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(sys.executable, "-m", "deepspeed.launcher.launch", "--log_level=error"),
+        *(executable(), "-m", "deepspeed.launcher.launch", "--log_level=error"),
         "--world_info=" + base64.urlsafe_b64encode(b'{"localhost": [0, 1]}').decode(),
         *("--master_addr=127.0.0.1", f"--master_port={port}", str(meeting)),
     ]
@@ -156,7 +152,7 @@ def test_ranks_of_srun_meet(meeting: Path) -> None:
     shared = child_environment(2) | SLURM | {"SLURM_STEP_NUM_TASKS": "2", "MASTER_PORT": str(port)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(meeting)],
+            [executable(), str(meeting)],
             env=shared | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "MASTER_ADDR": "127.0.0.1"},
             stdout=subprocess.PIPE,
             text=True,

@@ -20,11 +20,23 @@ from tests.pretrain.tiny_data import tiny_run, write_tiny_data
 from tests.slurm_cluster.cluster import Cluster, environment_of, missing_programs, running_cluster
 from tests.slurm_cluster.untrained import interpreter
 from tests.toml_text import toml_text
+from tests.warm_python import executable, server, use
 
 REPOSITORY = Path(__file__).parents[2]
 PROFILE = REPOSITORY / "slurm" / "profiles" / "test_cluster.toml"
 REQUIRED = "MOTLEY_SLURM_REQUIRED"
 """Set by .ci/run: there these tests must not be skipped."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """In the controller of xdist: one server of warm processes for all workers."""
+    node.workerinput["warm_python"] = server()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if address := getattr(config, "workerinput", {}).get("warm_python"):
+        use(address)
 
 
 @pytest.fixture(scope="session")
@@ -60,11 +72,21 @@ class Submitted:
     """A run's file, `motley submit` as a person types it, and what the job leaves in the run directory."""
 
     def __init__(
-        self, cluster: Cluster, data: Path, folder: Path, *, steps: int, every_steps: Any, trains: bool = True
+        self,
+        cluster: Cluster,
+        data: Path,
+        folder: Path,
+        *,
+        steps: int,
+        every_steps: Any,
+        trains: bool = True,
+        warm: bool = True,
     ) -> None:
-        """`trains` = False: its ranks are those of tests/slurm_cluster/untrained.py."""
+        """`trains` = False: its ranks are those of tests/slurm_cluster/untrained.py. `warm`: its processes
+        are forked with everything imported (tests/warm_python.py), and cannot be stopped by SIGSTOP."""
         self.cluster, self.folder = cluster, folder
-        self.profile = {} if trains else {"python": str(interpreter(folder))}
+        self.python = executable() if warm else sys.executable
+        self.profile = {} if trains else {"python": str(interpreter(folder, self.python))}
         self.run_dir = folder / "runs" / "tiny"
         values = tiny_run(data, folder / "runs")
         values["total_tokens"] = steps * values["tokens_per_step"]
@@ -74,7 +96,7 @@ class Submitted:
         self.run_file.write_text(toml_text(values))
 
     def command(self, *arguments: str, **profile: Any) -> list[str]:
-        words = [sys.executable, "-m", "tools.cli", "submit", str(self.run_file), *arguments]
+        words = [self.python, "-m", "tools.cli", "submit", str(self.run_file), *arguments]
         return [*words, "--profile", str(write_profile(self.folder, **self.profile, **profile))]
 
     def submit(self, *arguments: str, **profile: Any) -> "subprocess.CompletedProcess[str]":
@@ -124,8 +146,8 @@ class Submitted:
 def tiny(cluster: Cluster, data: Path, tmp_path: Path) -> Callable[..., Submitted]:
     """Makes a run of 24 steps, logged at each, evaluated and saved now and then."""
 
-    def make(*, steps: int = 24, trains: bool = True, **every_steps: int) -> Submitted:
+    def make(*, steps: int = 24, trains: bool = True, warm: bool = True, **every_steps: int) -> Submitted:
         every = {"log": 1, "eval": 12, "checkpoint": 1000} | every_steps
-        return Submitted(cluster, data, tmp_path, steps=steps, every_steps=every, trains=trains)
+        return Submitted(cluster, data, tmp_path, steps=steps, every_steps=every, trains=trains, warm=warm)
 
     return make

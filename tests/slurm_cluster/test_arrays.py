@@ -28,14 +28,17 @@ from tests.pretrain.tiny_data import write_tiny_comparison
 from tests.slurm_cluster.cluster import Cluster, environment_of
 from tests.slurm_cluster.conftest import PROFILE, REPOSITORY, write_profile
 from tests.slurm_cluster.running import processes_with, wait_until
+from tests.warm_python import executable
 
 pytestmark = pytest.mark.xdist_group("cluster 1")
 STEPS = 200
 
 
-def motley(cluster: Cluster, *words: object) -> "subprocess.CompletedProcess[str]":
+def motley(cluster: Cluster, *words: object, fresh: bool = False) -> "subprocess.CompletedProcess[str]":
+    """`motley WORDS`. Its jobs are run by the same Python: one that starts `fresh`, or one that has all
+    imported (tests/warm_python.py), whose processes cannot be stopped by SIGSTOP."""
     return subprocess.run(
-        [sys.executable, "-m", "tools.cli", *map(str, words)],
+        [sys.executable if fresh else executable(), "-m", "tools.cli", *map(str, words)],
         cwd=REPOSITORY,
         env=environment_of(cluster, child_environment(1)),
         capture_output=True,
@@ -114,15 +117,15 @@ def test_a_comparison_of_which_two_runs_are_killed_ends_as_one_never_interrupted
     words = ("submit", comparison, "--profile", profile)
     output = Output(directory)
 
-    def submit() -> tuple[int, int]:
-        done = motley(cluster, *words)
+    def submit(*, fresh: bool) -> tuple[int, int]:
+        done = motley(cluster, *words, fresh=fresh)
         assert done.returncode == 0, done.stderr
         job, report = (re.search(pattern, done.stdout) for pattern in (r"^job (\d+):", r"job (\d+) reports"))
         assert job is not None and report is not None, done.stdout
         return int(job[1]), int(report[1])
 
     # Both runs of seed 3 are killed before they saved anything: one by the kernel, one by a person.
-    array, report = submit()
+    array, report = submit(fresh=True)
     for task in (0, 1):  # they are held, because they might end while `motley submit` looks at them
         wait_until(lambda task=task: bool(element_rank(array, task)), output)
         for pid in element_rank(array, task):
@@ -145,7 +148,7 @@ def test_a_comparison_of_which_two_runs_are_killed_ends_as_one_never_interrupted
     undisturbed = {name: curve(directory / name) for name in ("dense_seed4", "mot_seed4")}
 
     # Only they are submitted again. One is told to stop (as ahead of its time limit) and requeues itself.
-    array, report = submit()
+    array, report = submit(fresh=False)
     assert json.loads((directory / "slurm" / "2" / "elements.json").read_text()) == [
         str(directory / name / "slurm" / "2") for name in ("dense_seed3", "mot_seed3")
     ]

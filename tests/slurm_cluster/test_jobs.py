@@ -20,7 +20,8 @@ pytestmark = pytest.mark.xdist_group("cluster 2")
 
 
 def test_two_nodes_train_to_the_end(tiny: Make, cluster: Cluster) -> None:
-    run = tiny()
+    """With interpreters that start as those of a user do."""
+    run = tiny(warm=False)
     job = run.start()
     again = run.submit()
     assert again.returncode == 2

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 
 import pytest
 
@@ -11,6 +10,7 @@ from tests.e2e.test_train_resume import last_step
 from tests.slurm_cluster.cluster import Cluster, environment_of
 from tests.slurm_cluster.conftest import REPOSITORY
 from tests.slurm_cluster.running import LONG, Make, wait_until
+from tests.warm_python import executable
 
 pytestmark = pytest.mark.xdist_group("cluster 1")
 
@@ -22,7 +22,7 @@ def test_a_run_is_watched_read_and_cancelled(
     environment = environment_of(cluster, child_environment(1))
 
     def command(verb: str, *words: str) -> list[str]:
-        return [sys.executable, "-m", "tools.cli", verb, str(run.run_file), *words]
+        return [executable(), "-m", "tools.cli", verb, str(run.run_file), *words]
 
     def motley(verb: str, *words: str) -> str:
         done = subprocess.run(

@@ -5,6 +5,7 @@ Its config, run directory, signals, records and exit code are those of a real ra
 
 import json
 import runpy
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -23,18 +24,18 @@ from slurm.records import saved_step
 STEP_S = 0.05
 
 
-def interpreter(folder: Path) -> Path:
-    """A program for a profile's `python`: it runs modules as Python does, but ranks train nothing."""
-    program = folder / "python_of_untrained_ranks"
+def interpreter(folder: Path, python: str) -> Path:
+    """A program for a profile's `python`: it runs modules as `python` does, but ranks train nothing."""
+    program, script = folder / "python_of_untrained_ranks", folder / "python_of_untrained_ranks.py"
     repository = Path(__file__).parents[2]
     lines = (
-        f"#!{sys.executable}",
         "import sys",
         f"sys.path.insert(0, {str(repository)!r})",
         "from tests.slurm_cluster.untrained import main",
         "main(sys.argv[1:])",
     )
-    program.write_text("\n".join(lines) + "\n")
+    script.write_text("\n".join(lines) + "\n")
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(python)} {shlex.quote(str(script))} "$@"\n')
     program.chmod(0o755)
     return program
 
