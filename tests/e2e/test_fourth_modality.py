@@ -112,7 +112,7 @@ def test_the_stream_packs_clips_whole(data: Path) -> None:
     assert (batch.input_modality == 3).any()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.full), 2])
 def test_a_mixture_of_four_transformers_trains_on_it(data: Path, tmp_path: Path, processes: int) -> None:
     vocabulary = TokenSource.open(data / "out" / "train").vocabulary
     run = {

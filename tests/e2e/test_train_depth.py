@@ -89,9 +89,7 @@ def test_a_killed_run_goes_on_with_its_thresholds(tmp_path: Path, data: Path) ->
         assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-6)
 
 
-def test_a_rule_that_looks_ahead_is_evaluated_causally_too(tmp_path: Path, data: Path) -> None:
-    train([run_file(tmp_path, data, rule="top_k")], tmp_path / "out")
-    last = curve(tmp_path)[-1]
+def assert_evaluated_causally_too(last: dict[str, Any]) -> None:
     names = {name.removeprefix("eval/") for name in last if name.startswith("eval/")}
     causal = {name.replace("causal/", "") for name in names if "causal/" in name}
     assert causal and causal == {name for name in names if "causal/" not in name}
@@ -100,11 +98,11 @@ def test_a_rule_that_looks_ahead_is_evaluated_causally_too(tmp_path: Path, data:
     }
     assert last["eval/ema/loss"] != last["eval/loss"] == pytest.approx(last["eval/ema/loss"], rel=0.05)
     assert last["eval/causal/loss"] != last["eval/loss"]
-    assert last["eval/causal/loss"] == pytest.approx(last["eval/loss"], rel=0.05)
+    assert last["eval/causal/loss"] == pytest.approx(last["eval/loss"], rel=0.1)
 
 
 def test_a_killed_run_with_experts_among_the_tokens_that_run(tmp_path: Path, data: Path) -> None:
-    """Thresholds of both kinds choose in eval/causal."""
+    """Thresholds of both kinds choose in eval/causal, of the average of weights too."""
     folders = [tmp_path / name for name in ("undisturbed", "killed", "stages")]
     for folder in folders:
         folder.mkdir()
@@ -112,7 +110,7 @@ def test_a_killed_run_with_experts_among_the_tokens_that_run(tmp_path: Path, dat
     train([run_file(undisturbed, data, EXPERTS, rule="top_k")], undisturbed / "out")
     expected = curve(undisturbed)
     last = expected[-1]
-    assert last["eval/causal/loss"] != last["eval/loss"]
+    assert_evaluated_causally_too(last)
     assert 1 <= last["experts/load_balance/image"] < 3 and last["experts/router_z/image"] > 0
     assert "experts/router_z/speech" not in last and 0.35 < last["depth/ratio/speech/1"] < 0.65
     flops = [row["compute/train_flops"] / row["tokens"] for row in expected]

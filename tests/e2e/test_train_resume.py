@@ -123,7 +123,7 @@ def test_killed_at_any_moment_the_curve_is_that_of_an_undisturbed_run(
     assert second["from_step"] in (0, 5, 10, 15)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 3])
+@pytest.mark.parametrize("zero_stage", [pytest.param(0, marks=pytest.mark.full), 3])
 def test_killed_again_and_again_on_two_ranks(
     tmp_path: Path, run_file: Path, undisturbed: Undisturbed, zero_stage: int
 ):

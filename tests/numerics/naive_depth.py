@@ -155,7 +155,7 @@ class NaiveDepth(NaiveExperts):
             for head in range(c.num_heads):
                 group = head // (c.num_heads // c.kv_heads)
                 q = projected[i][0][head]
-                shares = torch.stack([q @ projected[j][1][group] / sqrt(c.head_dim) for j in seen]).exp()
+                shares = (torch.stack([projected[j][1][group] for j in seen]) @ q / sqrt(c.head_dim)).exp()
                 values = torch.stack([projected[j][2][group] for j in seen])
                 heads.append((shares / shares.sum()) @ values)
             out = self._weight(f"{layer}.out", "attention", modality[i]) @ torch.cat(heads)

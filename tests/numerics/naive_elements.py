@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pretrain.models.rope_config import RopeScalingConfig
 from tests.numerics.naive_depth import NaiveDepth
+from tests.numerics.naive_mot import turned
 
 
 class NaiveElements(NaiveDepth):
@@ -49,18 +50,18 @@ class NaiveElements(NaiveDepth):
             eps = c.norm_eps if c.qk_norm_eps is None else c.qk_norm_eps
             queries = [self._norm(q, for_queries, eps) for q in queries]
             keys = [self._norm(k, for_keys, eps) for k in keys]
-        turned = ([self._rope(each, position) for each in of] for of in (queries, keys))
-        return (*turned, list(rows[-c.kv_heads :]))
+        placed = ([self._rope(each, position) for each in of] for of in (queries, keys))
+        return (*placed, list(rows[-c.kv_heads :]))
 
     def _rope(self, x: Tensor, position: int) -> Tensor:
-        size, out = magnitude(self.config.rope_scaling), list(x)
+        size, frequencies = magnitude(self.config.rope_scaling), []
         for i in range(0, len(x), 2):
             frequency = self.config.rope_theta ** (-i / len(x))
             if (scaling := self.config.rope_scaling) is not None:
                 frequency = scaled(frequency, i // 2, len(x), self.config.rope_theta, scaling)
-            cos, sin = size * math.cos(position * frequency), size * math.sin(position * frequency)
-            out[i], out[i + 1] = x[i] * cos - x[i + 1] * sin, x[i] * sin + x[i + 1] * cos
-        return torch.stack(out)
+            frequencies.append(frequency)
+        cosines = [size * math.cos(position * frequency) for frequency in frequencies]
+        return turned(x, cosines, [size * math.sin(position * frequency) for frequency in frequencies])
 
     def sequence_logits(
         self, ids: list[int], modality: list[int], position: list[int], document: list[int]

@@ -2,7 +2,7 @@
 code with the model. Everything is a loop in fp64; nothing is sorted, fused, batched or masked."""
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import cos, sin, sqrt
 
 import torch
 from torch import Tensor
@@ -15,6 +15,13 @@ _SHORTHAND = {
     "block_norm": "norm", "final_norm": "norm",
 }  # fmt: skip
 """Part -> the name in `untied` that stands for it and others."""
+
+
+def turned(x: Tensor, cosines: Sequence[float], sines: Sequence[float]) -> Tensor:
+    """Each pair (x[2k], x[2k + 1]) turned by its angle."""
+    even, odd = x[0::2], x[1::2]
+    cosine, sine = (torch.tensor(values, dtype=torch.float64) for values in (cosines, sines))
+    return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=1).flatten()
 
 
 class NaiveMoT:
@@ -36,12 +43,8 @@ class NaiveMoT:
         return x / torch.sqrt((x * x).mean() + self.config.norm_eps) * weight
 
     def _rope(self, x: Tensor, position: int) -> Tensor:
-        out = list(x)
-        for i in range(0, len(x), 2):
-            angle = torch.tensor(position * self.config.rope_theta ** (-i / len(x)), dtype=torch.float64)
-            out[i] = x[i] * angle.cos() - x[i + 1] * angle.sin()
-            out[i + 1] = x[i] * angle.sin() + x[i + 1] * angle.cos()
-        return torch.stack(out)
+        angles = [position * self.config.rope_theta ** (-i / len(x)) for i in range(0, len(x), 2)]
+        return turned(x, [cos(angle) for angle in angles], [sin(angle) for angle in angles])
 
     def _project(self, x: Tensor, layer: str, modality: int, position: int) -> tuple[list, list, list]:
         """Queries per head, keys and values per kv head, of one token."""
@@ -70,11 +73,9 @@ class NaiveMoT:
             for head in range(c.num_heads):
                 group = head // (c.num_heads // c.kv_heads)
                 q = projected[i][0][head]
-                scores = torch.stack([q @ projected[j][1][group] / sqrt(c.head_dim) for j in seen])
-                shares = scores.exp() / scores.exp().sum()
-                heads.append(
-                    sum(share * projected[j][2][group] for share, j in zip(shares, seen, strict=True))
-                )
+                shares = (torch.stack([projected[j][1][group] for j in seen]) @ q / sqrt(c.head_dim)).exp()
+                values = torch.stack([projected[j][2][group] for j in seen])
+                heads.append((shares / shares.sum()) @ values)
             outputs.append(self._weight(f"{layer}.out", "attention_out", modality[i]) @ torch.cat(heads))
         return outputs
 

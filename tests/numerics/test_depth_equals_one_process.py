@@ -16,7 +16,7 @@ WHOLE_STREAM = {"sequence_parallel": False}
         (2, {"tp": 2, "zero_stage": 0, **WHOLE_STREAM}, ("depth_feed_forward", "depth_experts")),
         (2, {"zero_stage": 0, "activation_checkpointing": True}, ("pmod",)),
         (2, {"pp": 2, "zero_stage": 0, "activation_checkpointing": True}, ("depth", "depth_experts")),
-        (4, {"tp": 2, "pp": 2, "zero_stage": 0}, ("depth_feed_forward",)),
+        pytest.param(4, {"tp": 2, "pp": 2, "zero_stage": 0}, ("depth_feed_forward",), marks=pytest.mark.full),
         (4, {"tp": 2, "pp": 2, "zero_stage": 0, "activation_checkpointing": True}, ("pmod", "depth_experts")),
         (2, {"zero_stage": 1}, ("depth",)),
         (2, {"zero_stage": 2}, ("depth_experts",)),

@@ -154,6 +154,7 @@ def test_ratio_1_with_neutral_gates_is_experts_alone(
     assert all(not grad.any() for name, grad in routed.items() if ".depth." in name)
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("experts", EXPERTS)
 def test_recomputation_changes_and_counts_nothing(rule: str, experts: str) -> None:

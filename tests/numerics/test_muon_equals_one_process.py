@@ -39,7 +39,7 @@ SAVED_AT = 2
     [
         (2, {"zero_stage": 0}),
         (2, {"zero_stage": 1}),
-        (4, {"zero_stage": 1}),
+        pytest.param(4, {"zero_stage": 1}, marks=pytest.mark.full),
         (2, {"zero_stage": 2}),
         (2, {"zero_stage": 0, "tp": 2}),
         (2, {"zero_stage": 0, "tp": 2, "sequence_parallel": False}),

@@ -140,6 +140,7 @@ def test_attention_across_documents(
     assert len(set(ran.values())) == 2
 
 
+@pytest.mark.diagonal
 @pytest.mark.parametrize("present", [(0, 2), (1,)], ids=["no_image", "only_image"])
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_an_absent_modality(present: tuple[int, ...], place: tuple[str, str]) -> None:

@@ -14,7 +14,7 @@ from tests.numerics.layouts import assert_equals_one_process, groups_of, model_c
     ("ranks", "layout"),
     [
         (2, {"zero_stage": 0}),
-        (2, {"zero_stage": 1}),
+        pytest.param(2, {"zero_stage": 1}, marks=pytest.mark.full),
         (2, {"zero_stage": 2}),
         (2, {"zero_stage": 3}),
         (2, {"zero_stage": 0, "tp": 2}),

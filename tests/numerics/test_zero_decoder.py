@@ -21,7 +21,14 @@ Stage = Literal[0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
-    ("stage", "towers"), [(0, "mot"), (1, "dense"), (1, "mot"), (2, "mot"), (3, "weighted")]
+    ("stage", "towers"),
+    [
+        (0, "mot"),
+        pytest.param(1, "dense", marks=pytest.mark.full),
+        (1, "mot"),
+        (2, "mot"),
+        (3, "weighted"),
+    ],
 )
 def test_two_ranks_equal_one_process(stage: Stage, towers: Towers) -> None:
     """In fp64 without ZeRO. Activation checkpointing meets the hooks of ZeRO-3, and one other stage."""

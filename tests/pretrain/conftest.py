@@ -234,6 +234,13 @@ def make_findings(
     return make
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have no figures, which take 3 s a page; tests of report/figures.py and page.py draw them."""
+    monkeypatch.setattr("pretrain.comparison.report.figures.svg_panel", lambda *_, **__: "<svg></svg>")
+    monkeypatch.setattr("pretrain.comparison.report.picture.summary_png", lambda _: b"")
+
+
 @pytest.fixture(scope="session")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of steps 2, 3, 4, written by one rank; copy before changing."""

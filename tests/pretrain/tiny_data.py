@@ -63,7 +63,7 @@ def tiny_run(data: Path, runs_dir: Path) -> dict[str, Any]:
         "optimizer": {"learning_rate": 3e-3, "schedule": {"warmup_steps": 4}},
         "parallel": {"micro_batch_sequences": 2},
         "every_steps": {"log": 3, "eval": 8, "checkpoint": 5},
-        "evaluate": {"heldout_sequences": 6, "conditional_documents": 8},
+        "evaluate": {"heldout_sequences": 6, "conditional_documents": 2},
     }
 
 

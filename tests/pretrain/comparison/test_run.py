@@ -15,6 +15,8 @@ from pretrain.comparison.run import detectable_line, finished_page, run_comparis
 from pretrain.comparison.run_queue import lock_comparison
 from tools.cli import main
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def test_report_only_reports_on_what_has_run_and_starts_nothing(
     synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]

@@ -95,6 +95,7 @@ def test_parameters_equal_those_counted(towers: dict[str, str], changes: dict) -
         assert active_parameters(config, modality) == sum(met)
 
 
+@pytest.mark.diagonal
 @configs
 @pytest.mark.parametrize("present", [None, (0,)], ids=["all_modalities", "text_only"])
 def test_flops_equal_torchs_counter(towers: dict[str, str], changes: dict, present: tuple | None) -> None:

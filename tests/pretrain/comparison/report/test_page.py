@@ -79,6 +79,7 @@ def test_one_file_that_needs_nothing_else_and_holds_together(
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_data_that_differs_is_a_warning_at_the_top(findings: Callable[..., Findings]) -> None:
     html = page(findings(fingerprint_salt=lambda arm: arm))
     assert "Same data, same order." not in html
@@ -129,6 +130,7 @@ def test_lost_runs_and_named_contrasts_are_told(
     assert "split, text" in html and "mot \u2212 pair" in html
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_without_conditional_losses_the_section_is_left_out(
     findings: Callable[..., Findings], synthetic_plan: Callable[..., ComparisonPlan]
 ) -> None:
