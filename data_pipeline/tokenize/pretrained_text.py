@@ -133,14 +133,15 @@ def pretrained_kind(
     """The definition of a kind whose files are called `names`, read by the package `needs`."""
 
     def open_saved(folder: Path, config: PretrainedConfig) -> PretrainedText:
-        content = (folder / names[0]).read_bytes()
-        tokenizer = PretrainedText(kind, config, content, names[0], partial(_codec, read_file, needs))
+        content, where = (folder / names[0]).read_bytes(), str(folder / names[0])
+        tokenizer = PretrainedText(kind, config, content, names[0], partial(_codec, read_file, needs, where))
         _check_golden(folder / GOLDEN, tokenizer)
         return tokenizer
 
     def take(_: Iterable[Any], config: PretrainedConfig, seed: int = 0) -> PretrainedText:
         path = find_file(Path(config.file), names)
-        return PretrainedText(kind, config, path.read_bytes(), names[0], partial(_codec, read_file, needs))
+        read_named = partial(_codec, read_file, needs, f'text.file = "{path}"')
+        return PretrainedText(kind, config, path.read_bytes(), names[0], read_named)
 
     def read(data: Any, config: PretrainedConfig) -> str:
         return read_text(data)
@@ -157,15 +158,16 @@ def find_file(path: Path, names: tuple[str, ...]) -> Path:
     return found
 
 
-def _codec(read_file: Callable[[bytes], Codec], needs: str, content: bytes) -> Codec:
+def _codec(read_file: Callable[[bytes], Codec], needs: str, where: str, content: bytes) -> Codec:
+    """The codec of a file's content. Raises ConfigError, which begins with `where`."""
     try:
         return read_file(content)
     except ImportError:
-        raise ConfigError(f'text.kind: needs {needs}: pip install "motley[tokenizers]"') from None
-    except ConfigError:
-        raise
+        raise ConfigError(f'{where}: needs the package {needs}: pip install "motley[tokenizers]"') from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     except Exception as error:  # of a library in another language, whose errors have no kind of their own
-        raise ConfigError(f"text.file: {needs} cannot read it: {str(error)[:300]}") from None
+        raise ConfigError(f"{where}: {needs} cannot read it: {str(error)[:300]}") from None
 
 
 def _check_golden(path: Path, tokenizer: PretrainedText) -> None:

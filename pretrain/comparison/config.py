@@ -370,6 +370,11 @@ def _check_arms(plan: ComparisonPlan) -> None:
             'depth sees the whole document; give it another gate, or set deciding_metric = "eval/loss" and '
             "compare what cannot write"
         )
+    if plan.config.budgets is not None and baseline.evaluate.last_documents is not None:
+        raise ConfigError(
+            f"{plan.path}: a ladder with evaluate.last_documents = {baseline.evaluate.last_documents}: its "
+            "intervals hold the variance over seeds alone, so take last_documents out"
+        )
     for arm in plan.others:
         differing = [d for d in differences(plan.run(arm, seed).config, baseline) if d[0] != "name"]
         if not differing:

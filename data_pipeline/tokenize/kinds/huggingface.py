@@ -15,7 +15,7 @@ def read_file(content: bytes) -> Codec:
     model = json.loads(content).get("model", {})
     if model.get("dropout"):
         raise ConfigError(
-            f"text.file: model.dropout = {model['dropout']} makes its ids random; set it to null in the file"
+            f"model.dropout = {model['dropout']} makes its ids random; set it to null in the file"
         )
     tokenizer = tokenizers.Tokenizer.from_str(content.decode())
     tokenizer.no_truncation()

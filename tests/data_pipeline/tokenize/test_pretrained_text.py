@@ -77,7 +77,7 @@ def test_files_that_are_none_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'text\.file = ".*": there is no file .*tokenizer\.json'):
         huggingface.TOKENIZER.fit((), PretrainedConfig(file=str(tmp_path)), 0)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"text\.file: tokenizers cannot read it"):
+    with pytest.raises(ConfigError, match=r'text\.file = ".*": tokenizers cannot read it'):
         huggingface.TOKENIZER.fit((), PretrainedConfig(file=str(tmp_path)), 0).encode("a")
 
 
@@ -88,6 +88,11 @@ def test_a_saved_tokenizer_is_whole_and_its_golden_ids_are_compared(kind: str, t
     opened = open_tokenizer(folder, "text")
     assert opened.fingerprint == tokenizer.fingerprint
     assert opened.encode(TEXTS[3]).tolist() == tokenizer.encode(TEXTS[3]).tolist()
+    saved = (folder / tokenizer.saved_name).read_bytes()
+    (folder / tokenizer.saved_name).write_bytes(saved[:-9])
+    with pytest.raises(ConfigError, match=rf"{folder}.*: .* cannot read it"):
+        open_tokenizer(folder, "text")
+    (folder / tokenizer.saved_name).write_bytes(saved)
     golden = json.loads((folder / GOLDEN).read_text())
     golden["ids"][4] += 1  # what another version of the library might have given
     (folder / GOLDEN).write_text(json.dumps(golden))
