@@ -187,8 +187,6 @@ def metric(name: str) -> Metric:
     raise KeyError(f'"{name}" is not in METRICS (pretrain/metrics.py)')
 
 
-# ---------------------------------------------------------------------------------------------- sums -> rows
-
 MASKED = "masked_targets"
 """The name of a sum that only data with context parts has."""
 
@@ -280,9 +278,6 @@ def inherited_row(record: Mapping[str, Any]) -> dict[str, float]:
         "compute/inherited_flops": costs["flops"],
         "time/inherited_s": costs["seconds"],
     }
-
-
-# ------------------------------------------------------------------------------------------------- the files
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import counted_layers, is_decayed, width_role
 
 if TYPE_CHECKING:
-    from pretrain.config import OptimizerConfig
+    from pretrain.optimizer_config import OptimizerConfig
 
 
 @dataclass(frozen=True)

@@ -92,12 +92,10 @@ def effects(
 ) -> dict[tuple[str, str], Effect]:
     """The effects by (contrast, modality), from the final losses by modality, given in the order of `runs`.
 
-    `documents`: by modality, the losses of every run on every held-out document, whose variance the intervals
-    then hold too.
-
     `family`: the modalities whose intervals hold together; others are exploratory. An unfinished comparison
     (`interim`) has no intervals: a level is that of one look. Arms of which every run `diverged` have none
-    either, and their losses take no part in the fit of the others.
+    either, and their losses take no part in the fit. `documents`: by modality, the losses of every run on
+    every held-out document, whose variance the intervals then hold too.
     """
     table = np.array([losses[modality] for modality in losses], float)
     kept = None if documents is None else [documents[modality] for modality in losses]
@@ -109,20 +107,15 @@ def effects(
         for name, (estimates, single, joint, differ) in fitted.items():
             primary = name in config.verdicts and modality in family
             estimate, half = float(estimates[o]), float((joint if primary else single)[o])
-            decided = math.isfinite(half) and not interim
-            interval = Interval(estimate - half, estimate + half) if decided else None
+            undecided = interim or not math.isfinite(half)
+            interval = None if undecided else Interval(estimate - half, estimate + half)
             margin = config.margin * base
+            found = outcome(interval.low, interval.high, margin) if interval else "observation"
             out[name, modality] = Effect(
-                contrast=name,
-                modality=modality,
-                primary=primary,
-                estimate=estimate,
-                relative=estimate / base if base else math.nan,
-                interval=interval,
-                outcome=outcome(interval.low, interval.high, margin) if interval else "observation",
-                margin=margin,
-                spreads_differ=bool(differ[o]),
-            )
+                contrast=name, modality=modality, primary=primary,
+                estimate=estimate, relative=estimate / base if base else math.nan,
+                interval=interval, outcome=found, margin=margin, spreads_differ=bool(differ[o]),
+            )  # fmt: skip
     return out
 
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from parallel.engine import ParameterGroup
 from parallel.logical import logical_of
-from pretrain.config import OptimizerConfig
 from pretrain.models.config import ModelConfig
+from pretrain.optimizer_config import OptimizerConfig
 from pretrain.parameter_settings import settings_of
 
 

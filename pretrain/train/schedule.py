@@ -4,7 +4,8 @@ import math
 from typing import NamedTuple
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.config import RunConfig, ScheduleConfig
+from pretrain.config import RunConfig
+from pretrain.optimizer_config import ScheduleConfig
 
 
 def schedule_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:

@@ -1,7 +1,7 @@
 """Opening weights of any origin: a run, a checkpoint, a folder of weights, a Llama or Qwen3 folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -82,6 +82,20 @@ def with_ids_of(source: WeightSource, manifest: Mapping[str, Any] | None) -> Wei
     )
 
 
+def _sound_manifest(path: Path, config: RunConfig, others: Sequence[str]) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all sound. Raises ConfigError, which names `others`."""
+    try:
+        problems, (manifest, _) = find_corruption(path), read_manifest(path)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    if not path.exists():
+        raise _gone(path, config)
+    if problems:
+        there = ", ".join(others) or "none"
+        raise ConfigError(f"{path} is damaged: {'; '.join(problems)}. Other checkpoints there: {there}")
+    return manifest
+
+
 def _open_run(run: Path, checkpoint: Path | None, ema: bool) -> WeightSource:
     """The weights of a checkpoint (None: the newest), or with `ema` the averages of those that are trained,
     after all of its files are checked."""
@@ -95,15 +109,7 @@ def _open_run(run: Path, checkpoint: Path | None, ema: bool) -> WeightSource:
             f"{config.every_steps.checkpoint} steps, after its last step, and when SIGTERM stops it"
         )
     path = checkpoint or saved[-1]
-    try:
-        problems, (manifest, _) = find_corruption(path), read_manifest(path)
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from None
-    if not path.exists():
-        raise _gone(path, config)
-    if problems:
-        others = ", ".join(other.name for other in saved if other != path) or "none"
-        raise ConfigError(f"{path} is damaged: {'; '.join(problems)}. Other checkpoints there: {others}")
+    manifest = _sound_manifest(path, config, [other.name for other in saved if other != path])
     if (identity := identity_of(read_record(run))) is not None:
         check_resolved_config(run, identity)
         check_origin(path, manifest["run"], identity)
@@ -120,8 +126,9 @@ def _open_run(run: Path, checkpoint: Path | None, ema: bool) -> WeightSource:
 
     tensors = {name: LazyTensor(tuple(entry["shape"]), partial(read, name)) for name, entry in entries}
     check_tensors(path, tensors, logical_shapes(config.model), f"the model of {run / RUN}")
-    state = _routing_state(path, config, manifest["step"])
-    found = WeightSource(path, config.model, tensors, config.name, manifest["step"], routing_state=state)
+    step = manifest["step"]
+    state = _routing_state(path, config, step)
+    found = WeightSource(path, config.model, tensors, config.name, step, routing_state=state)
     return with_ids_of(found, manifest_of(config))
 
 

@@ -180,11 +180,8 @@ def _state(
     why = next((attempt["reason"] for attempt in reversed(attempts) if attempt["next"] != "running"), None)
     record = read_json(directory / RECORD)
     if record.get("status") == "done":
-        saved, last_step = saved_step(directory), (record.get("attempts") or [{}])[-1].get("to_step")
-        if saved and isinstance(last_step, int) and saved < last_step:
-            why = f"the checkpoint of step {last_step} is gone; the newest is of step {saved}"
-            return "stopped", job, why
-        return "done", job, why
+        gone = _lost_checkpoint(directory, record)
+        return ("stopped", job, gone) if gone else ("done", job, why)
     if queued:
         job, entry = next(iter(queued.items()))
         state = _WORDS.get(entry.state, entry.state.lower())
@@ -203,6 +200,14 @@ def _state(
         state = {None: "queued", "running": "running", "lost": "left the queue"}.get(end, "requeued, waiting")
         return state, job, why
     return _state_outside_queue(directory, jobs[-1] if end == "chained" else job, started=bool(of_jobs))
+
+
+def _lost_checkpoint(directory: Path, record: Mapping[str, Any]) -> str | None:
+    """A sentence if the last checkpoint of a run that ended is gone; None if it is there."""
+    saved, last_step = saved_step(directory), (record.get("attempts") or [{}])[-1].get("to_step")
+    if saved and isinstance(last_step, int) and saved < last_step:
+        return f"the checkpoint of step {last_step} is gone; the newest is of step {saved}"
+    return None
 
 
 def _state_outside_queue(directory: Path, job: str, *, started: bool) -> tuple[str, str, str]:

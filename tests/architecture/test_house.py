@@ -40,12 +40,14 @@ TESTED_ELSEWHERE = {
     "parallel/engine.py": "parallel/test_zero_engine.py",
     "parallel/exit_codes.py": "parallel/test_launch.py",
     "parallel/optimizer.py": "pretrain/checkpoint/test_another_optimizer.py",
+    "pretrain/comparison/caveat.py": "pretrain/comparison/test_caveats.py",
+    "pretrain/comparison/curve_caveats.py": "pretrain/comparison/test_caveats.py",
     "pretrain/models/routing_state.py": "pretrain/models/test_depth.py",
     "pretrain/run_files.py": "pretrain/test_run_dir.py",
     "slurm/attempt.py": "slurm_cluster/test_jobs.py",
     "tools/model_verbs.py": "tools/test_cli.py",
 }
-"""Files that hold names, protocols or parsing only -> the test that uses them."""
+"""Files that hold names, protocols or parsing only, or a part of another -> the test that uses them."""
 
 
 def relative(path: Path) -> str:

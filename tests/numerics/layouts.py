@@ -23,7 +23,6 @@ from parallel.partition import partition
 from parallel.pipeline_engine import PipelineEngine
 from parallel.testing import run_on_ranks
 from parallel.zero_engine import ZeroEngine
-from pretrain.config import OptimizerConfig
 from pretrain.models.accounting import sublayer_costs
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
@@ -31,6 +30,7 @@ from pretrain.models.dropout import DropoutDraw
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
+from pretrain.optimizer_config import OptimizerConfig
 from pretrain.train.optimizer import parameter_groups
 from tests.numerics.choice_margin import LEAST_MARGIN, choice_margin
 from tests.numerics.plain_loop import EPS, MAX_GRAD_NORM, OPTIMIZER, assert_same, deviation, plain_steps

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.config import OptimizerConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
+from pretrain.optimizer_config import OptimizerConfig
 from pretrain.parameter_settings import settings_of
 from pretrain.train.optimizer import parameter_groups
 from tests.pretrain.models.random_batch import TWO_TOWERS, random_batch, tiny_config

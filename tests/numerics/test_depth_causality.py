@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from data_pipeline.stream.batch import Batch
-from pretrain.config import OptimizerConfig
 from pretrain.metrics import RouterSums, add_by_router
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
+from pretrain.optimizer_config import OptimizerConfig
 from pretrain.train.depth_steps import router_sums, routers, row, thresholds_after
 from pretrain.train.optimizer import parameter_groups
 from tests.numerics.test_naive_depth import perturbed

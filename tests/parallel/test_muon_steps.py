@@ -15,10 +15,10 @@ from parallel.logical import LogicalTensor, mark
 from parallel.muon import MuonSettings
 from parallel.muon_steps import MuonWithAdamW
 from parallel.testing import run_on_ranks
-from pretrain.config import OptimizerConfig
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
+from pretrain.optimizer_config import OptimizerConfig
 from pretrain.train.optimizer import parameter_groups
 from tests.pretrain.models.random_batch import TWO_TOWERS, random_batch, tiny_config
 

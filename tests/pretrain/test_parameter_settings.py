@@ -2,8 +2,8 @@
 
 import pytest
 
-from pretrain.config import OptimizerConfig
 from pretrain.models.logical_weights import logical_shapes
+from pretrain.optimizer_config import OptimizerConfig
 from pretrain.parameter_settings import settings_of
 from tests.pretrain.models.random_batch import MOT, tiny_config
 

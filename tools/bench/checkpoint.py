@@ -131,10 +131,10 @@ def _trained(w: Any, args: argparse.Namespace, steps: int = 1) -> Any:
     """An engine of about 35 M parameters with the optimizer's states, after `steps` steps."""
     from parallel.adamw import adamw
     from parallel.zero_engine import ZeroEngine
-    from pretrain.config import OptimizerConfig
     from pretrain.models.decoder import Decoder
     from pretrain.models.inputs import build_inputs
     from pretrain.models.pretraining import Pretraining
+    from pretrain.optimizer_config import OptimizerConfig
     from pretrain.train.optimizer import parameter_groups
     from tools.bench.model import Case, model_config, random_batch
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pretrain.comparison.caveats import Caveat, run_caveats
+from pretrain.comparison.caveat import Caveat
+from pretrain.comparison.caveats import run_caveats
 from pretrain.comparison.ladder_config import Cell
 from pretrain.comparison.ladder_findings import LadderFindings
 from pretrain.comparison.ladder_laws import law_share

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from data_pipeline.files.toml_config import validate
-from pretrain.config import OptimizerConfig, RunConfig
+from pretrain.config import RunConfig
 from pretrain.models import cross_entropy
 from pretrain.models.decoder import Decoder
 from pretrain.models.pretraining import Pretraining
+from pretrain.optimizer_config import OptimizerConfig
 from pretrain.planning import layout_plan
 from pretrain.train.optimizer import parameter_groups
 from tests.pretrain.models.random_batch import DENSE, ELEMENTS, MOT

@@ -2,8 +2,8 @@
 
 import math
 
-from pretrain.config import OptimizerConfig
 from pretrain.models.logical_weights import logical_shapes
+from pretrain.optimizer_config import OptimizerConfig
 from pretrain.planning.optimizer_groups import describe_groups
 from tests.pretrain.planning.test_layout_plan import run_config
 

@@ -1,8 +1,8 @@
 """Groups of a decoder's parameters."""
 
-from pretrain.config import OptimizerConfig, TowerOptimizerConfig
 from pretrain.models.config import ModelConfig
 from pretrain.models.decoder import Decoder
+from pretrain.optimizer_config import OptimizerConfig, TowerOptimizerConfig
 from pretrain.train.optimizer import parameter_groups
 from tests.pretrain.models.random_batch import MOT, tiny_config
 

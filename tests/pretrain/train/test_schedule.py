@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.config import RunConfig, ScheduleConfig
+from pretrain.config import RunConfig
+from pretrain.optimizer_config import ScheduleConfig
 from pretrain.train.schedule import first_difference, schedule_factor
 from tests.pretrain.lineage.made_run import run_config
 
