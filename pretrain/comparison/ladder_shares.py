@@ -121,6 +121,8 @@ class Turn:
     """Tokens per parameter of the last cell that decided for the other side; None if none did."""
     first_for: float | None
     """Tokens per parameter of the first cell after that which decided for the leader; None if none did."""
+    range: tuple[float, float]
+    """The smallest and the largest tokens per parameter whose differences are used."""
 
 
 def turn(x: Sequence[float], difference: Sequence[float], winner: Sequence[int]) -> Turn:
@@ -142,4 +144,5 @@ def turn(x: Sequence[float], difference: Sequence[float], winner: Sequence[int])
         sign < 0,
         x[against[-1]] if against else None,
         x[favours[0]] if favours else None,
+        (x[0], x[-1]),
     )

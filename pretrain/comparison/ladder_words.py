@@ -71,11 +71,10 @@ def turn_sentence(ladder: LadderFindings, size: str, arm: str, modality: str) ->
     found = ladder.turns[size, arm, modality]
     base = ladder.plan.config.baseline
     after, before = (arm, base) if found.arm_leads_after else (base, arm)
-    cells = ladder.sizes[size].items()
-    x = [cell.tokens_per_parameter for cell, findings in cells if not findings.scope.interim]
     if found.estimate is None:
-        ends = [tokens_per_parameter_text(end) for end in (x[0], x[-1])]
-        where = f"all budgets ({ends[0]} to {ends[1]}" if len(x) > 1 else f"the one budget ({ends[0]}"
+        low, high = map(tokens_per_parameter_text, found.range)
+        is_one = found.range[0] == found.range[1]
+        where = f"the one budget ({low}" if is_one else f"all budgets ({low} to {high}"
         text = f"{size}, {modality}: {after} lower at {where} tokens per parameter)"
     else:
         text = (

@@ -78,7 +78,8 @@ def draw_shares(ax: Axes, ladder: LadderFindings, arm: str, modality: str) -> No
         value = min(share.value, _HIGHEST_SHARE)
         ends = [value, value]
         if share.interval is not None:
-            ends = [share.interval.low, min(share.interval.high, _HIGHEST_SHARE)]
+            # Both ends are infinite where the baseline was as low at its smallest budget in all draws.
+            ends = [min(end, _HIGHEST_SHARE) for end in (share.interval.low, share.interval.high)]
             ax.plot([x, x], ends, color=shade, linewidth=1.4)
         ax.plot([x], [value], "D", color=shade, markersize=5, zorder=3)
         highest += ends

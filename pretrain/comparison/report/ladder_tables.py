@@ -192,7 +192,7 @@ def ladder_caveats(ladder: LadderFindings) -> tuple[Caveat, ...]:
     for cell, findings in ladder.cells.items():
         for caveat in run_caveats(findings):
             by_text.setdefault(caveat, []).append(cell.name)
-    out = [*_of_progress(ladder)]
+    out = [*_of_progress(ladder), *_of_lost_cells(ladder)]
     out += [
         Caveat(
             f"{join(addition.runs) if len(addition.runs) <= CELLS_NAMED else f'{len(addition.runs)} runs'} "
@@ -221,6 +221,19 @@ def _of_progress(ladder: LadderFindings) -> Iterator[Caveat]:
         "finished; who looks now and again later claims more often than they say.",
         grave=True,
     )
+
+
+def _of_lost_cells(ladder: LadderFindings) -> Iterator[Caveat]:
+    """A caveat for every cell without a result in which runs failed or diverged."""
+    for cell in ladder.missing:
+        names = [run.name for run in ladder.plan.cells[cell].runs]
+        if lost := {name: ladder.ends[name] for name in names if ladder.ends[name].lost}:
+            told = join([f"{name} {end.kind}{f' ({end.why})' * bool(end.why)}" for name, end in lost.items()])
+            yield Caveat(
+                f"{cell.name} has no result, and no figure, table or sentence counts it, because no seed "
+                f"was evaluated in all arms: {told}.",
+                grave=True,
+            )
 
 
 def _names(names: list[str]) -> str:

@@ -52,5 +52,6 @@ def test_a_turn_is_interpolated_and_bracketed_by_what_is_decided() -> None:
     assert (found.last_against, found.first_for) == (1, 100)
     other = turn([1, 10, 100], [-0.2, -0.1, -0.1], [-1, 0, -1])
     assert other.estimate is None and (other.last_against, other.first_for) == (None, 1)
+    assert other.range == (1, 100)
     back = turn([1, 10, 100, 1000], [0.1, -0.1, 0.2, -0.3], [0, -1, 1, 0])
     assert back.estimate == pytest.approx(10**2.4) and back.first_for is None and back.last_against == 100

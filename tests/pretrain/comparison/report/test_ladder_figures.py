@@ -1,13 +1,16 @@
 """The figures of a ladder draw what the findings hold."""
 
+import math
 from dataclasses import replace
 
 import pytest
 from matplotlib.figure import Figure
 
 from pretrain.comparison.ladder_findings import LadderFindings
+from pretrain.comparison.ladder_shares import EqualLossShare
 from pretrain.comparison.report.figures import PAPER
 from pretrain.comparison.report.ladder_figures import draw_differences, draw_shares, size_colour
+from pretrain.comparison.statistics import Interval
 
 
 def test_a_line_per_size_and_a_filled_marker_per_verdict(turning_ladder: LadderFindings) -> None:
@@ -35,3 +38,9 @@ def test_a_line_per_size_and_a_filled_marker_per_verdict(turning_ladder: LadderF
     assert [float(line.get_ydata()[0]) for line in ours] == pytest.approx(expected)  # type: ignore[index]
     theirs = [line for line in shares.lines if line.get_marker() == "s"]
     assert len(theirs) == 1 and len(theirs[0].get_xdata()) == 6  # type: ignore[arg-type]
+    beyond = EqualLossShare(math.inf, Interval(math.inf, math.inf), False)
+    cells = ladder.shares["d32", "mot", "text"]
+    worse = replace(ladder, shares=ladder.shares | {("d32", "mot", "text"): dict.fromkeys(cells, beyond)})
+    shares = Figure().add_subplot()
+    draw_shares(shares, worse, "mot", "text")
+    assert math.isfinite(shares.get_ylim()[1])

@@ -39,3 +39,7 @@ def test_additions_and_missing_cells_are_grave(turning_ladder: LadderFindings) -
         "Not finished: 29 of 30 runs finished; no result yet in d32_2tpp. The intervals"
     )
     assert any("were added after 4 runs had finished" in text for text in grave)
+    failed = replace(found, ends=turning_ladder.ends | {"d32_2tpp_mot_seed1": RunEnd("failed", "no disk")})
+    grave = [caveat.text for caveat in ladder_caveats(failed) if caveat.grave]
+    assert grave[0].startswith("d32_2tpp has no result, and no figure, table or sentence counts it")
+    assert grave[0].endswith("d32_2tpp_mot_seed1 failed (no disk).")
