@@ -91,8 +91,7 @@ def draw_shares(ax: Axes, ladder: LadderFindings, arm: str, modality: str) -> No
     if theirs:
         x, y = [p.parameters for p in theirs], [p.s for p in theirs]
         ax.plot(x, y, "s", color=MUTED, markerfacecolor=PAPER, markersize=4.5)
-        last = theirs[-1]
-        ax.annotate("MoT paper", (last.parameters, last.s), xytext=(0, 7), textcoords="offset points",
+        ax.annotate("MoT paper", (x[-1], max(y)), xytext=(0, 7), textcoords="offset points",
                     ha="right", color=MUTED, fontsize=7.5)  # fmt: skip
     ax.set_ylim(0, 1.08 * max(highest))
     _log_axis(ax, [*places, *(p.parameters for p in theirs)])

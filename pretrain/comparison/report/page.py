@@ -4,7 +4,6 @@ This module imports no torch.
 """
 
 import json
-import re
 import shlex
 from collections.abc import Callable
 from functools import partial
@@ -63,7 +62,6 @@ def write_report(findings: Findings, folder: Path) -> Path:
 def page(findings: Findings) -> str:
     """The whole report as one HTML document."""
     templates = environment(Path(__file__).parent)
-    templates.filters["unbroken"] = lambda text: re.sub(r"(?<=\d) (?=%|[kMBT] )", "\u00a0", text)
     plan, arms = findings.plan, findings.plan.arms
     return templates.get_template("page.html.j2").render(
         findings=findings,
