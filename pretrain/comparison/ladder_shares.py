@@ -119,8 +119,8 @@ class Turn:
     """Whether the arm's loss is lower at the largest budget."""
     last_against: float | None
     """Tokens per parameter of the last cell that decided for the other side; None if none did."""
-    first_for: float | None
-    """Tokens per parameter of the first cell after that which decided for the leader; None if none did."""
+    decided_for: tuple[float, ...]
+    """Tokens per parameter of the cells after that which decided for the leader."""
     range: tuple[float, float]
     """The smallest and the largest tokens per parameter whose differences are used."""
 
@@ -143,6 +143,6 @@ def turn(x: Sequence[float], difference: Sequence[float], winner: Sequence[int])
         estimate,
         sign < 0,
         x[against[-1]] if against else None,
-        x[favours[0]] if favours else None,
+        tuple(x[i] for i in favours),
         (x[0], x[-1]),
     )

@@ -85,12 +85,12 @@ def turn_sentence(ladder: LadderFindings, size: str, arm: str, modality: str) ->
 
 
 def decided_text(found: Turn, after: str, before: str) -> str:
-    """Between which decided cells the sign turns."""
+    """Which cells decide for the leader at the largest budget, and the last that decides against it."""
     parts = []
     if found.last_against is not None:
         parts.append(f"{before} better at {tokens_per_parameter_text(found.last_against)}")
-    if found.first_for is not None:
-        parts.append(f"{after} better from {tokens_per_parameter_text(found.first_for)} on")
+    if found.decided_for:
+        parts.append(f"{after} better at {join([tokens_per_parameter_text(x) for x in found.decided_for])}")
     return f"decided: {join(parts)}" if parts else "no cell decides it"
 
 

@@ -49,9 +49,9 @@ def test_an_interval_holds_the_true_share_as_often_as_it_says() -> None:
 def test_a_turn_is_interpolated_and_bracketed_by_what_is_decided() -> None:
     found = turn([1, 10, 100], [0.2, 0.1, -0.1], [1, 0, -1])
     assert found.estimate == pytest.approx(math.sqrt(1000)) and found.arm_leads_after
-    assert (found.last_against, found.first_for) == (1, 100)
+    assert (found.last_against, found.decided_for) == (1, (100,))
     other = turn([1, 10, 100], [-0.2, -0.1, -0.1], [-1, 0, -1])
-    assert other.estimate is None and (other.last_against, other.first_for) == (None, 1)
+    assert other.estimate is None and (other.last_against, other.decided_for) == (None, (1, 100))
     assert other.range == (1, 100)
     back = turn([1, 10, 100, 1000], [0.1, -0.1, 0.2, -0.3], [0, -1, 1, 0])
-    assert back.estimate == pytest.approx(10**2.4) and back.first_for is None and back.last_against == 100
+    assert back.estimate == pytest.approx(10**2.4) and back.decided_for == () and back.last_against == 100

@@ -25,7 +25,7 @@ def test_cells_are_counted_by_outcome_and_the_turn_is_told(turning_ladder: Ladde
     sentence = turn_sentence(ladder, "d32", "mot", "text")
     assert sentence == (
         "d32, text: dense lower at first, mot from about 4 tokens per parameter on; decided: dense better at "
-        "2 and mot better from 8 on."
+        "2 and mot better at 8."
     )
     assert "all 15 verdicts" in level_text(ladder) and "10 degrees of freedom" in level_text(ladder)
     assert runs_text(ladder) == "30 of 30 runs finished"
