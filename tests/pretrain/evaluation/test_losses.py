@@ -76,7 +76,8 @@ def test_packed_evaluation_is_that_of_documents_on_their_own(
     for index, name in enumerate(VOCABULARY.modalities):
         assert got[f"eval/loss/{name}"] == pytest.approx(losses[modality == index].mean(), rel=2e-6)
 
-    for (a, b), listed in pairs(heldout, num_documents=8, context_tokens=CONTEXT_TOKENS).items():
+    count = config.evaluate.conditional_documents
+    for (a, b), listed in pairs(heldout, num_documents=count, context_tokens=CONTEXT_TOKENS).items():
         own, foreign = [], []
         for pair in listed:
             for condition, losses in ((pair.condition, own), (pair.foreign, foreign)):
