@@ -54,21 +54,30 @@ def sampler(config: RunConfig) -> Sample:
         )
         rule = routing_states(config.model, state.thresholds, state.step / config.num_steps)[-1][1]
         model = TrainedModel(source, decoder, tokenizers, vocabulary, rule, heldout.folder)
-        every = config.every_steps.samples
-        if every and is_due(config, state, every):
-            try:
-                show(config, model, fixed_prompts(model, heldout), state.step, view)
-            except Exception as error:  # a run does not end because a view of it fails
-                print(
-                    f"step {state.step}: samples are not shown: {type(error).__name__}: {error}", flush=True
-                )
-        if not config.evaluate.generate or state.step < config.num_steps:
-            return {}
-        train = TokenSource.open(config.data.train[0].path)
-        documents, sampling = config.evaluate.generate, Sampling(seed=config.seed)
-        return fact_row(judge_facts(model, train, heldout, documents=documents, sampling=sampling))
+        decoder.eval()  # nothing is dropped from samples
+        try:
+            return _shown_and_judged(config, model, heldout, state, view)
+        finally:
+            decoder.train()
 
     return sample
+
+
+def _shown_and_judged(
+    config: RunConfig, model: TrainedModel, heldout: TokenSource, state: TrainState, view: TensorBoardView
+) -> dict[str, float]:
+    """Show samples and judge facts, as far as they are due; metrics of facts."""
+    every = config.every_steps.samples
+    if every and is_due(config, state, every):
+        try:
+            show(config, model, fixed_prompts(model, heldout), state.step, view)
+        except Exception as error:  # a run does not end because a view of it fails
+            print(f"step {state.step}: samples are not shown: {type(error).__name__}: {error}", flush=True)
+    if not config.evaluate.generate or state.step < config.num_steps:
+        return {}
+    train = TokenSource.open(config.data.train[0].path)
+    documents, sampling = config.evaluate.generate, Sampling(seed=config.seed)
+    return fact_row(judge_facts(model, train, heldout, documents=documents, sampling=sampling))
 
 
 def fixed_prompts(model: TrainedModel, heldout: TokenSource) -> Prompts:

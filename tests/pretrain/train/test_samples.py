@@ -44,6 +44,8 @@ def test_a_page_and_tensorboard_show_what_the_model_writes(
     judge_in_small(monkeypatch)
     monkeypatch.setattr("pretrain.train.samples.MOST_TOKENS", 8)
     config = run_config(tmp_path, evaluate={"generate": 4})
+    model = config.model.model_copy(update={"dropout": 0.5})  # samples drop nothing
+    config = config.model_copy(update={"model": model})
     check_run(config, 1)
     config.run_dir.mkdir(parents=True)
     engine: Any = SimpleNamespace(
@@ -53,7 +55,7 @@ def test_a_page_and_tensorboard_show_what_the_model_writes(
     state = replace(TrainState.start(stream), step=8)
     view = TensorBoardView(tmp_path / "events", attempt=0, purge_from_step=0)
     sample = sampler(config)
-    assert sample(engine, state, view) == {}
+    assert sample(engine, state, view) == {} and engine.deepspeed.module.decoder.training
     assert sample(engine, replace(state, step=9), view) == {}  # neither samples nor facts are due
     facts = sample(engine, replace(state, step=config.num_steps), view)
     view.close()
