@@ -21,7 +21,7 @@ from data_pipeline.demo.speech_judge import SpeechJudge, train_speech_judge
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.spans import read_spans
-from data_pipeline.shards.vocabulary import EOS, TEXT, Vocabulary
+from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 from data_pipeline.stream.order import documents_at
 from data_pipeline.tokenize.media.pictures import png
 from data_pipeline.tokenize.tokenizer import Tokenizer
@@ -230,7 +230,7 @@ def _stated(modality: str, samples: Sequence[Ids], model: "TrainedModel", judges
     """The digits that samples of a modality state."""
     tokenizer = model.tokenizers[modality]
     if modality == TEXT:
-        return [caption_digits(tokenizer.decode(ids[ids != EOS])) for ids in samples]
+        return [caption_digits(tokenizer.decode(ids[ids != model.vocabulary.eos])) for ids in samples]
     codes = [_codes(ids, modality, model.vocabulary) for ids in samples]
     if modality == SPEECH:
         return judges.speech.digits(codes)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +83,19 @@ def test_scores_are_those_of_the_prompts_digits_and_say_what_the_judge_misses(
     told = {("image", "text"): [p._replace(wanted=p.wanted) for p in prompts["text", "image"]]}
     (score,) = score_facts(model, told, judges, Sampling()).values()
     assert score.accuracy == Accuracy(1.0, 1.0) and score.foreign.per_digit < 1.0
+
+    # Of a tokenizer with ids of its own, <eos> is 11, and the id 2 is text.
+    ids = (0, 1, 11, *model.vocabulary.special_ids[3:])
+    own = replace(model, vocabulary=model.vocabulary.model_copy(update={"special_ids": ids}))
+    decoded: list[list[int]] = []
+    text = SimpleNamespace(
+        config=model.tokenizers["text"].config, decode=lambda ids: decoded.append(ids.tolist()) or ""
+    )
+    answers = lambda *_, **__: [[np.array([2, 9, 11])]]  # noqa: E731
+    monkeypatch.setattr("pretrain.generation.continuation.continue_prompts", answers)
+    own = replace(own, tokenizers={**own.tokenizers, "text": text})
+    score_facts(own, {("image", "text"): told["image", "text"][:1]}, judges, Sampling())
+    assert decoded == [[2, 9]]
 
 
 def test_data_that_states_no_digits_is_refused(tmp_path: Path, data: Path) -> None:
