@@ -66,7 +66,7 @@ def open_model(path: Path, tokenizers: Path | None = None, world: World | None =
     if world is not None:
         check_processes(source.model, world.tp_size)
     vocabulary = vocabulary_of(opened)
-    _check_vocabulary(source, vocabulary, tokenizers)
+    _check_vocabulary(source, vocabulary, opened, tokenizers)
     return TrainedModel(
         source=source,
         decoder=load_decoder(source, "fp32" if config is None else config.precision, world),
@@ -99,7 +99,9 @@ def _tokenizers_of_weights(path: Path, folder: Path | None) -> dict[str, Tokeniz
     return load_tokenizers(folder)
 
 
-def _check_vocabulary(source: WeightSource, vocabulary: Vocabulary, folder: Path | None) -> None:
+def _check_vocabulary(
+    source: WeightSource, vocabulary: Vocabulary, opened: Mapping[str, Tokenizer], folder: Path | None
+) -> None:
     """Raise ConfigError unless the tokenizers make the ids that the model was trained on."""
     model, where = source.model, folder or "the tokenizers"
     expected = None if source.vocabulary is None else dict(source.vocabulary)
@@ -113,6 +115,13 @@ def _check_vocabulary(source: WeightSource, vocabulary: Vocabulary, folder: Path
             f"{source.path}: {model.vocab_tokens} ids, but {where} make {vocabulary.size}; name the "
             "tokenizers of its data with --tokenizers DIR"
         )
+    for modality, fingerprint in (source.tokenizers or {}).items():
+        if fingerprint != opened[modality].fingerprint:
+            raise ConfigError(
+                f"{source.path}: trained on ids of the {modality} tokenizer {fingerprint}, but that of "
+                f"{where} is {opened[modality].fingerprint}: the same ids mean other things; name the "
+                "tokenizers of its data with --tokenizers DIR"
+            )
 
 
 def routing_state_of(source: WeightSource) -> RoutingState:

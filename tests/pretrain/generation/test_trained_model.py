@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from data_pipeline.files.toml_config import ConfigError, validate
+from data_pipeline.tokenize.tokenizer_set import load_tokenizers
 from pretrain.config import RunConfig
 from pretrain.generation.trained_model import open_model, routing_state_of
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_files import CONFIG
-from pretrain.weights.folder import WeightSource
+from pretrain.weights.folder import MODEL, WeightSource
 from tests.pretrain.models.random_batch import depth_tables
 from tests.pretrain.tiny_data import tiny_run
 from tests.pretrain.tiny_tokenizers import write_tokenized_data
@@ -39,6 +40,20 @@ def test_tokenizers_that_were_changed_or_make_other_ids_are_refused(speaker: Pat
     np.save(changed, np.load(changed)[::-1])
     with pytest.raises(ConfigError, match="its files were changed after they were saved"):
         open_model(speaker / "weights", tmp_path / "changed")
+
+
+def test_equally_large_tokenizers_that_did_not_make_the_ids_of_weights_are_refused(
+    speaker: Path, tmp_path: Path
+) -> None:
+    weights = Path(shutil.copytree(speaker / "weights", tmp_path / "weights"))
+    about = json.loads((weights / MODEL).read_text())
+    made_by = {name: one.fingerprint for name, one in load_tokenizers(speaker / "tokenizers").items()}
+    for tokenizers in (made_by, made_by | {"image": "0123"}):
+        (weights / MODEL).write_text(json.dumps(about | {"tokenizers": tokenizers}))
+        if tokenizers == made_by:
+            open_model(weights, speaker / "tokenizers")
+    with pytest.raises(ConfigError, match=r"the image tokenizer 0123, but that of .*tokenizers is \w+"):
+        open_model(weights, speaker / "tokenizers")
 
 
 def write_run(folder: Path) -> Path:
