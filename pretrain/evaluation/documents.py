@@ -16,6 +16,8 @@ from data_pipeline.stream.packing import cut, pack
 
 ORDER_KEY = key_of(0)
 """Key of the pseudo-random order of held-out documents, which is the same for all runs and seeds."""
+NO_RANGES = np.empty((0, 2), np.int64)
+"""Masked ranges of a document without context."""
 
 
 class Text(NamedTuple):
@@ -29,12 +31,22 @@ class Text(NamedTuple):
     """Name of the document: "shard/key"."""
 
 
+class _Parts(NamedTuple):
+    """The ids of a part a and a part b of a document, and which of b are trained on."""
+
+    condition: np.ndarray
+    target: np.ndarray
+    counted: np.ndarray
+
+
 class Pair(NamedTuple):
     """A part b of a document (`target`), the nearest part a of this document, and a part a of another one."""
 
     condition: np.ndarray
     foreign: np.ndarray
     target: np.ndarray
+    counted: np.ndarray
+    """bool, by id of the target: whether it is trained on; False in context without loss."""
     name: str
 
 
@@ -72,9 +84,9 @@ def first_texts(source: TokenSource, *, num_documents: int, context_tokens: int)
         if num_documents == 0:
             break
         num_documents -= 1
-        ids, name = source.read(document), source.name(document)
+        ids, name, masked = source.read(document), source.name(document), source.masked(document)
         texts += [
-            Text(ids[s : s + n + 1], np.ones(n, np.float32), name)
+            Text(ids[s : s + n + 1], is_target(masked, s, n).astype(np.float32), name)
             for s, n in cut(len(ids) - 1, source.spans(document), context_tokens)
         ]
     return texts
@@ -83,25 +95,26 @@ def first_texts(source: TokenSource, *, num_documents: int, context_tokens: int)
 def pairs(
     source: TokenSource, *, num_documents: int, context_tokens: int
 ) -> dict[tuple[str, str], list[Pair]]:
-    """By direction (a, b), up to `num_documents` pairs from the first documents that hold both modalities.
+    """By direction (a, b), up to `num_documents` pairs from the first documents that hold both modalities. A
+    part b that is context without loss is no target.
 
     The foreign a comes from the next of these documents, cyclically, whose a differs and fits the context. A
     direction with fewer than two documents is left out.
     """
     vocabulary = source.vocabulary
     directions = list(permutations(vocabulary.modalities, 2))
-    own: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray, str]]] = {d: [] for d in directions}
+    own: dict[tuple[str, str], list[tuple[_Parts, str]]] = {d: [] for d in directions}
     for document in documents_at(0, source.num_documents, source.num_documents, ORDER_KEY).tolist():
         unfinished = [d for d in directions if len(own[d]) < num_documents]
         if not unfinished:
             break
         if not len(source.spans(document)):
             continue
-        ids, name = source.read(document), source.name(document)
+        ids, masked, name = source.read(document), source.masked(document), source.name(document)
         for a, b in unfinished:
-            pair = nearest_parts(ids, vocabulary, a, b)
-            if pair is not None and len(pair[0]) + len(pair[1]) + 1 <= context_tokens:
-                own[a, b].append((*pair, name))
+            parts = nearest_parts(ids, vocabulary, a, b, masked)
+            if parts is not None and len(parts.condition) + len(parts.target) + 1 <= context_tokens:
+                own[a, b].append((parts, name))
     result = {direction: list(_with_foreign(own[direction], context_tokens)) for direction in directions}
     return {direction: pairs for direction, pairs in result.items() if pairs}
 
@@ -117,47 +130,55 @@ def fingerprint(texts: Sequence[Text], pairs_of: Mapping[tuple[str, str], Sequen
     for text in texts:
         if not text.weights.all():
             digest.update(text.weights.tobytes())
+    for counted in (pair.counted for listed in pairs_of.values() for pair in listed):
+        if not counted.all():
+            digest.update(counted.tobytes())
     return digest.hexdigest()[:16]
 
 
 def nearest_parts(
-    ids: np.ndarray, vocabulary: Vocabulary, a: str, b: str
-) -> tuple[np.ndarray, np.ndarray] | None:
+    ids: np.ndarray, vocabulary: Vocabulary, a: str, b: str, masked: np.ndarray = NO_RANGES
+) -> _Parts | None:
     """The part of modality a and the part of modality b that are nearest to each other, with delimiters.
 
-    None if the document lacks one of the modalities. Ties go to the first pair.
+    `masked`: ranges of the document without loss; a part b within them is left out. None if the document
+    lacks one of the modalities. Ties go to the first pair.
     """
     parts = read_spans(ids, vocabulary)
+    counted = np.concatenate([[False], is_target(masked, 0, len(ids) - 1)])
     candidates = [
         (abs(i - j), i, j)
         for i, first in enumerate(parts)
         for j, second in enumerate(parts)
-        if first.modality == a and second.modality == b
+        if first.modality == a and second.modality == b and counted[second.start : second.end].any()
     ]
     if not candidates:
         return None
     _, i, j = min(candidates)
-    return ids[parts[i].start : parts[i].end], ids[parts[j].start : parts[j].end]
+    of_target = slice(parts[j].start, parts[j].end)
+    return _Parts(ids[parts[i].start : parts[i].end], ids[of_target], counted[of_target])
 
 
-def _with_foreign(own: Sequence[tuple[np.ndarray, np.ndarray, str]], context_tokens: int) -> Iterator[Pair]:
-    """Pairs with a foreign condition, from (condition, target, name) of documents."""
-    for i, (condition, target, name) in enumerate(own):
-        for other, _, _ in (*own[i + 1 :], *own[:i]):
+def _with_foreign(own: Sequence[tuple[_Parts, str]], context_tokens: int) -> Iterator[Pair]:
+    """Pairs with a foreign condition, from the parts and names of documents."""
+    for i, ((condition, target, counted), name) in enumerate(own):
+        for (other, _, _), _ in (*own[i + 1 :], *own[:i]):
             if len(other) + len(target) + 1 <= context_tokens and not np.array_equal(other, condition):
-                yield Pair(condition, other, target, name)
+                yield Pair(condition, other, target, counted, name)
                 break
 
 
-def pair_text(condition: np.ndarray, target: np.ndarray, name: str, vocabulary: Vocabulary) -> Text:
-    """`<bos> condition target <eos>`, in which only the ids of the target count, without its delimiters."""
+def pair_text(condition: np.ndarray, pair: Pair, vocabulary: Vocabulary) -> Text:
+    """`<bos> condition target <eos>` of the pair's target. Only ids of the target that are trained on count,
+    without its delimiters."""
+    target = pair.target
     ids = np.concatenate([[vocabulary.bos], condition, target, [vocabulary.eos]]).astype(np.int64)
     weights = np.zeros(len(ids) - 1, np.float32)
     start, end = 1 + len(condition), 1 + len(condition) + len(target)
     is_text = vocabulary.modality_of(target) == vocabulary.modalities.index(TEXT)
     inside = ~is_text if not is_text.all() else is_text
-    weights[start - 1 : end - 1] = inside
-    return Text(ids, weights, name)
+    weights[start - 1 : end - 1] = inside & pair.counted
+    return Text(ids, weights, pair.name)
 
 
 def pack_texts(texts: Sequence[Text], context_tokens: int) -> list[list[Text]]:

@@ -84,11 +84,11 @@ def build_heldout(config: RunConfig, source: TokenSource, *, dp_rank: int, dp_si
         modalities=source.vocabulary.modalities,
         documents=share(texts, document_mask=config.data.document_mask),
         own={
-            direction: share([pair_text(p.condition, p.target, p.name, source.vocabulary) for p in listed])
+            direction: share([pair_text(p.condition, p, source.vocabulary) for p in listed])
             for direction, listed in pairs_of.items()
         },
         foreign={
-            direction: share([pair_text(p.foreign, p.target, p.name, source.vocabulary) for p in listed])
+            direction: share([pair_text(p.foreign, p, source.vocabulary) for p in listed])
             for direction, listed in pairs_of.items()
         },
         images=images_of(texts, source, config, IMAGES_DRAWN),

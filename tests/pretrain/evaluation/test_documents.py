@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.synthetic import write_token_folder
 from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
 from pretrain.evaluation.documents import (
+    Pair,
     fingerprint,
+    first_texts,
     heldout_texts,
     nearest_parts,
     pack_texts,
@@ -60,8 +63,10 @@ def test_a_pair_is_of_one_document_and_its_foreign_condition_is_of_another(heldo
     for (a, b), listed in found.items():
         assert 2 <= len(listed) <= 8
         for pair in listed:
-            condition, target = nearest_parts(by_name[pair.name], VOCABULARY, a, b) or (None, None)
-            assert np.array_equal(pair.condition, condition) and np.array_equal(pair.target, target)
+            parts = nearest_parts(by_name[pair.name], VOCABULARY, a, b)
+            assert parts is not None and pair.counted.all()
+            assert np.array_equal(pair.condition, parts.condition)
+            assert np.array_equal(pair.target, parts.target)
             assert not np.array_equal(pair.foreign, pair.condition)
             owners = [
                 name
@@ -102,11 +107,30 @@ def test_a_direction_without_two_documents_is_left_out(tmp_path: Path):
 def test_the_nearest_parts_are_paired_the_first_of_equals():
     image = lambda n: [BOI, IMAGE + n, EOI]  # noqa: E731
     ids = np.array([BOS, *image(1), *image(2), 8, 9, *image(3), EOS])
-    condition, target = nearest_parts(ids, VOCABULARY, "image", "text") or ([], [])
-    assert (list(condition), list(target)) == (image(2), [8, 9])
-    condition, target = nearest_parts(ids, VOCABULARY, "text", "image") or ([], [])
-    assert (list(condition), list(target)) == ([8, 9], image(2))
+    parts = nearest_parts(ids, VOCABULARY, "image", "text")
+    assert parts and (list(parts.condition), list(parts.target)) == (image(2), [8, 9])
+    parts = nearest_parts(ids, VOCABULARY, "text", "image")
+    assert parts and (list(parts.condition), list(parts.target)) == ([8, 9], image(2))
     assert nearest_parts(ids, VOCABULARY, "text", "speech") is None
+
+
+def test_context_without_loss_is_no_target_of_any_evaluation(tmp_path: Path):
+    ids = [np.array([BOS, 8, 9, 10 + i, BOI, IMAGE + i, EOI, EOS]) for i in range(6)]
+    # Half a text is context in documents 0 to 2, and the picture in the others.
+    masked = {i: np.array([[1, 3]] if i < 3 else [[4, 7]]) for i in range(6)}
+    write_token_folder(tmp_path, ids, VOCABULARY, documents_per_shard=6, masked=masked)
+    source = TokenSource.open(tmp_path)
+    found = pairs(source, num_documents=6, context_tokens=64)
+    assert sorted(pair.target[1] - IMAGE for pair in found["text", "image"]) == [0, 1, 2]
+    counted = [pair.target[pair.counted].tolist() for pair in found["image", "text"]]
+    assert sorted(map(len, counted)) == [1, 1, 1, 3, 3, 3]
+    text = pair_text(found["image", "text"][0].foreign, found["image", "text"][0], VOCABULARY)
+    assert text.ids[1:][text.weights > 0].tolist() == counted[0]
+    unmasked = {d: [pair._replace(counted=pair.counted | True) for pair in own] for d, own in found.items()}
+    assert fingerprint([], found) != fingerprint([], unmasked)
+    heldout = heldout_texts(source, num_sequences=1, context_tokens=64)
+    alone = first_texts(source, num_documents=6, context_tokens=64)
+    assert [text.weights.tolist() for text in alone] == [text.weights.tolist() for text in heldout]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +142,8 @@ def test_the_nearest_parts_are_paired_the_first_of_equals():
     ],
 )
 def test_only_the_ids_of_the_target_count(condition: list[int], target: list[int], counted: list[int]):
-    text = pair_text(np.array(condition), np.array(target), "s/k", VOCABULARY)
+    pair = Pair(np.array(condition), np.array([]), np.array(target), np.ones(len(target), bool), "s/k")
+    text = pair_text(pair.condition, pair, VOCABULARY)
     assert text.ids.tolist() == [BOS, *condition, *target, EOS]
     assert text.ids[1:][text.weights > 0].tolist() == counted
     assert set(text.weights.tolist()) == {0.0, 1.0}
