@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.arm_losses import ArmLoss, aligned_arm, arm_loss, with_documents
 from pretrain.comparison.contrasts import weights
 from pretrain.comparison.curve_pairs import Matching, gaps_along, match_pairs, pairs_of_curves
@@ -266,6 +267,13 @@ def _measured(
         return all(len(run.curve(metric, until=scope.until(run))) for run in results)
 
     modalities = tuple(m for m in plan.modalities if known(metric_name(m)))
+    if not modalities:
+        late = [r.planned.name for r in results if not len(r.curve(r.total, until=scope.until(r)))]
+        raise ConfigError(
+            f"{plan.directory}: nothing to report on: runs are compared up to step {scope.until_step} of the "
+            "baseline, the share of their steps that all have made, and no modality was evaluated in all of "
+            f"them up to there; without an evaluation: {', '.join(late) or 'none'}"
+        )
     outcomes = (*modalities, *((ALL,) if known(metric_name(ALL)) else ()))
     directions = tuple(
         d

@@ -1,5 +1,6 @@
 """The results of a comparison's runs, read back as curves. This module imports no torch."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pretrain.comparison.config import ComparisonPlan, PlannedRun
 from pretrain.comparison.foreign.question import ForeignRun
 from pretrain.comparison.run_documents import RunDocuments, read_documents
 from pretrain.config import RunConfig
+from pretrain.lineage.branch import rows_of_trunk
 from pretrain.metrics import read_rows
 from pretrain.run_dir import read_record
 from pretrain.run_files import METRICS
@@ -148,7 +150,8 @@ def load_results(plan: ComparisonPlan) -> tuple[RunResult, ...]:
 
 
 def load_run(planned: PlannedRun, causally: bool) -> RunResult:
-    """The result of one run, judged by its causal form if `causally`. Raises ConfigError as load_results."""
+    """The result of one run, judged by its causal form if `causally`. The rows of a branch begin with those
+    of its trunk. Raises ConfigError as load_results."""
     folder = planned.config.run_dir
     rows = read_rows(folder / METRICS)
     steps = [row["step"] for row in rows]
@@ -164,6 +167,13 @@ def load_run(planned: PlannedRun, causally: bool) -> RunResult:
     check_resolved_config(folder, identity)
     check_rows_of_run(folder / METRICS, rows, identity)
     check_sealed_rows(folder / METRICS, record)
+    if steps and steps[-1] > planned.config.num_steps:
+        raise ConfigError(
+            f"{folder}: the run was extended to {steps[-1]} steps or more, and this comparison is of "
+            f"{planned.config.num_steps}; set total_tokens to the longer one, or take the run out and train "
+            "it again"
+        )
+    rows = [*map(json.loads, rows_of_trunk(folder, record).splitlines()), *rows]
     prefix = "eval/" if planned.config.model.is_causal or not causally else "eval/causal/"
     documents = read_documents(folder, record, prefix)
     return RunResult(planned=planned, rows=tuple(rows), record=record, prefix=prefix, documents=documents)

@@ -187,12 +187,20 @@ def _trunk_rows(parent: Path, record: Mapping[str, Any], step: int, state: Mappi
             f"{parent / METRICS}: the rows up to step {step} are not those that the checkpoint of that step "
             "was made after (SHA-256 differs); put the file back"
         )
+    return rows_of_trunk(parent, record) + rows
+
+
+def rows_of_trunk(run_dir: Path, record: Mapping[str, Any]) -> bytes:
+    """The rows of metrics of the trunk of the run in `run_dir`; b"" for a run without one. Raises ConfigError
+    if they are missing or have changed."""
     if "branch" not in record:
-        return rows
-    of_trunk = (parent / TRUNK).read_bytes()
-    if hashlib.sha256(of_trunk).hexdigest() != record["branch"]["rows_sha256"]:
-        raise ConfigError(f"{parent / TRUNK} has changed (SHA-256 differs from {RECORD}); put the file back")
-    return of_trunk + rows
+        return b""
+    path = run_dir / TRUNK
+    rows = path.read_bytes() if path.exists() else None
+    if rows is None or hashlib.sha256(rows).hexdigest() != record["branch"]["rows_sha256"]:
+        what = "is missing" if rows is None else f"has changed (SHA-256 differs from {RECORD})"
+        raise ConfigError(f"{path} {what}; put the file back")
+    return rows
 
 
 def _as_without_trunk(trunk: RunConfig, config: RunConfig, record: Mapping[str, Any], step: int) -> bool:

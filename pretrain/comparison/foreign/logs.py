@@ -14,7 +14,7 @@ from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.comparison.config import PlannedRun
 from pretrain.comparison.foreign.csv_file import ALL_TARGETS, Measurement, read_measurements
-from pretrain.comparison.results import load_run
+from pretrain.comparison.results import RunResult, load_run
 from pretrain.comparison.run_documents import RunDocuments
 from pretrain.config import RunConfig
 from pretrain.run_files import CONFIG
@@ -37,9 +37,16 @@ class Log:
     num_steps: int
     """Steps that the run was to make, or the last step of a CSV file, which does not say."""
     note: str | None = None
-    """A sentence on what was left out of the log."""
+    """A sentence on what was left out of the log, or on what the run goes on from."""
     documents: RunDocuments | None = None
     """Its losses per held-out document, of a run directory that has them."""
+
+    @property
+    def last_losses(self) -> dict[str, Any]:
+        """The last row with a loss on held-out data; {} if there is none. Behind it, a run that is not
+        finished has rows of training."""
+        with_loss = (row for row in reversed(self.rows) if any(n.startswith("eval/loss") for n in row))
+        return next(with_loss, {})
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -192,8 +199,18 @@ def _of_run(folder: Path) -> tuple[RunKey, Log]:
     arm = config.name.removesuffix(f"_seed{config.seed}")
     run = load_run(PlannedRun(arm, config.seed, config), causally=True)
     rows = tuple(_as_compared(row, run.prefix) for row in run.rows)
-    log = Log(str(folder), rows, run.record, config.num_steps, documents=run.documents)
+    log = Log(str(folder), rows, run.record, config.num_steps, _lineage(run), run.documents)
     return (arm, config.seed, None), log
+
+
+def _lineage(run: RunResult) -> str | None:
+    """A sentence on the trunk of a run; None for a run without one."""
+    if (branch := run.record.get("branch")) is None:
+        return None
+    return (
+        f"{run.planned.name} is a branch of {branch['parent']} at step {branch['step']:,}: its curves, "
+        "tokens, FLOPs and seconds hold those of its trunk."
+    )
 
 
 def _as_compared(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -116,11 +116,11 @@ def _of_one_size(
 
 
 def _modalities(logs: Mapping[Run, Log]) -> tuple[tuple[str, ...], list[str]]:
-    """The modalities that all runs have, and a sentence for every other one.
+    """The modalities that all runs with a loss have, and a sentence for every other one.
 
-    Raises ConfigError if there is none, or if a run has a modality, but not at its last step.
+    Raises ConfigError if there is none, or if a run has a modality, but not in its last losses.
     """
-    sound = {key: log for key, log in logs.items() if log.rows and log.record.get("status") != "failed"}
+    sound = {key: log for key, log in logs.items() if log.modalities and log.record.get("status") != "failed"}
     if not sound:
         raise ConfigError(f"{next(iter(logs.values())).place}: no run ends with a finite loss")
     lacking: dict[str, dict[str, None]] = {m: {} for log in sound.values() for m in log.modalities}
@@ -128,10 +128,10 @@ def _modalities(logs: Mapping[Run, Log]) -> tuple[tuple[str, ...], list[str]]:
         for modality in lacking:
             if modality not in log.modalities:
                 lacking[modality][f"seed {seed} of {arm}"] = None
-            elif f"eval/loss/{modality}" not in log.rows[-1]:
+            elif f"eval/loss/{modality}" not in log.last_losses:
                 raise ConfigError(
                     f"{log.place}: seed {seed} of {arm} has a loss on {modality}, but none at its last step, "
-                    f"{log.rows[-1]['step']}; add it, or take {modality} out"
+                    f"{log.last_losses['step']}; add it, or take {modality} out"
                 )
     common = tuple(modality for modality, runs in lacking.items() if not runs)
     if not common:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.caveats import caveats
 from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import ALL, Findings, find
@@ -32,6 +33,17 @@ def test_multipliers_are_recovered_per_modality_and_axis(make_findings: Callable
             assert slope is not None and slope.interval is not None and len(slope.per_seed) == 3
             # 2 %: noise of .003 nats on curves that fall by .02 between evaluations (worst measured: 0.9 %)
             assert slope.value == pytest.approx(factor / speed, rel=0.02), (modality, axis)
+
+
+def test_runs_that_were_not_evaluated_up_to_a_common_step_are_refused(
+    synthetic_plan: MakePlan, write_runs: Write
+) -> None:
+    plan = synthetic_plan(seeds=(1,))
+    write_runs(plan, until=lambda arm, seed: 60 if arm == "mot" else None)
+    dense, mot = load_results(plan)
+    late = replace(dense, rows=tuple(row for row in dense.rows if row["step"] > 60))
+    with pytest.raises(ConfigError, match=r"up to step 60 .* without an evaluation: dense_seed1"):
+        find(plan, [late, mot])
 
 
 def test_a_crossing_is_found_in_tokens(make_findings: Callable[..., Findings]) -> None:

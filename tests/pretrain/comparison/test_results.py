@@ -45,6 +45,9 @@ def test_a_torn_last_line_is_left_out_and_a_step_twice_is_refused(
     path.write_text(whole + json.dumps({"step": 600, "tokens": 1}) + "\n")
     with pytest.raises(ConfigError, match="step 600 follows one of step 600"):
         load_results(plan)
+    path.write_text(whole + json.dumps({"step": 640, "tokens": 1}) + "\n")
+    with pytest.raises(ConfigError, match="was extended to 640 steps or more, and this comparison is of 600"):
+        load_results(plan)
 
 
 def _forget_the_digest(run_dir: Path) -> None:

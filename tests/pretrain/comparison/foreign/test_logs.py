@@ -1,5 +1,7 @@
 """Logs become rows of metrics, from CSV files and from run directories."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -96,6 +98,18 @@ def test_run_directories_give_the_losses_that_are_compared(
         assert "data/fingerprint" in log.rows[-1] and "eval/gain/text_to_image" in log.rows[-1]
     same = read_logs([plan.run("dense", 3).config.run_dir])
     assert same == {("dense", 3, None): found["dense", 3, None]}
+    key, folder = ("mot", 3, None), plan.run("mot", 3).config.run_dir
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "trunk.jsonl").write_bytes(of_trunk := b"".join(lines[:5]))
+    (folder / "metrics.jsonl").write_bytes(b"".join(lines[5:]))
+    branch = {"parent": "runs/trunk", "run": "0", "step": 50, "inherited": {}}
+    branch["rows_sha256"] = hashlib.sha256(of_trunk).hexdigest()
+    (folder / "record.json").write_text(json.dumps({"attempts": [], "branch": branch}))
+    log = read_logs([folder])[key]
+    assert log.rows == found[key].rows and "mot_seed3 is a branch of runs/trunk at step 50" in str(log.note)
+    (folder / "trunk.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"trunk\.jsonl is missing; put the file back"):
+        read_logs([folder])
     difference = (
         found["routed", 3, None].rows[-1]["eval/loss/text"] - found["mot", 3, None].rows[-1]["eval/loss/text"]
     )

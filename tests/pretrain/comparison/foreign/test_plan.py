@@ -1,5 +1,6 @@
 """From logs to plan and results, and to findings."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ def test_runs_that_end_early_or_not_finite_are_told_and_left_out() -> None:
     lines = [m for m in measurements() if not (m.arm == "mot" and m.seed == 2 and m.step == 400)]
     f = findings(lines)
     assert runs_text(f) == "5 of 6 runs finished" and len(f.runs("mot")) == 2
+    logs = logs_of(lines, "runs.csv")
+    key = ("mot", 2, None)
+    training = {"step": 360, "tokens": 36_000, "train/loss": 1.0}
+    for rows in ((*logs[key].rows, training), (training,)):
+        trains = logs | {key: replace(logs[key], rows=rows)}
+        asked = make_foreign_plan([Path("runs.csv")], trains, None, ASKED)
+        assert runs_text(find(*asked)) == "5 of 6 runs finished"
     lines = [
         m._replace(loss=float("nan")) if (m.arm, m.seed, m.step) == ("mot", 2, 400) else m
         for m in measurements()
