@@ -375,6 +375,11 @@ def _check_arms(plan: ComparisonPlan) -> None:
             f"{plan.path}: a ladder with evaluate.last_documents = {baseline.evaluate.last_documents}: its "
             "intervals hold the variance over seeds alone, so take last_documents out"
         )
+    if plan.config.budgets is not None and baseline.evaluate.generate:
+        raise ConfigError(
+            f"{plan.path}: a ladder with evaluate.generate = {baseline.evaluate.generate}: its report has no "
+            "place for facts, so take generate out, and judge them in a comparison of one size"
+        )
     for arm in plan.others:
         differing = [d for d in differences(plan.run(arm, seed).config, baseline) if d[0] != "name"]
         if not differing:

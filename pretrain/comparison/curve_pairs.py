@@ -77,8 +77,8 @@ def gaps_along(
     if not known.any():
         x, theirs = base[0].x(axis), other[0].x(axis)
         raise ConfigError(
-            f"the baseline was evaluated from {x[0]:g} to {x[-1]:g} {axis} and another arm from "
-            f"{theirs[0]:g} to {theirs[-1]:g}: they have no {axis} in common, so nothing is compared"
+            f"the baseline was evaluated from {x[0]:g} to {x[-1]:g} {axis} and this arm from "
+            f"{theirs[0]:g} to {theirs[-1]:g}: they have no {axis} in common; leave the arm out"
         )
     gaps = [
         np.interp(b.x(axis)[known], o.x(axis), o.values) - b.values[known]

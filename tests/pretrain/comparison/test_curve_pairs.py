@@ -26,7 +26,7 @@ def test_between_evaluations_a_loss_is_on_the_straight_line_and_outside_it_is_no
     other = curve([15, 25, 30], [3, 2, 1])
     tokens, mean, gaps = gaps_along([base], [other], "tokens")
     assert tokens.tolist() == [200, 300] and mean.tolist() == [3, 2] and gaps.tolist() == [[-0.5, -1.0]]
-    with pytest.raises(ConfigError, match="evaluated from 100 to 400 tokens and another arm from 500 to 600"):
+    with pytest.raises(ConfigError, match="evaluated from 100 to 400 tokens and this arm from 500 to 600"):
         gaps_along([base], [curve([50, 60], [1, 1])], "tokens")
 
 

@@ -93,6 +93,7 @@ def test_a_budget_of_flops_is_what_the_baseline_spends_at_every_size(
         (SIZE, f'[sizes.d9.data]\nheldout = "x"\n{SIZE}', "all sizes read the same data"),
         (SIZE, f'{SIZE}\ntowers.text = "all"', r'sets "model.towers.text", and arms."dense" does too'),
         ("d_model = 32", "d_model = 33", r'sizes."d32": arms."dense": .*d_model = 33'),
+        (SIZE, f"[common.evaluate]\ngenerate = 2\n{SIZE}", "a ladder with evaluate.generate = 2: its report"),
     ],
 )
 def test_what_a_ladder_may_not_say(
