@@ -32,7 +32,7 @@ from pretrain.checkpoint.folder import (
 from pretrain.config import RunConfig, differences
 from pretrain.lineage import extend
 from pretrain.lineage.changes import saved_steps, whole_checkpoint
-from pretrain.lineage.costs import Costs
+from pretrain.lineage.costs import Costs, spikes_of
 from pretrain.metrics import rows_up_to
 from pretrain.quantities import count, flops
 from pretrain.run_dir import check_config, is_free, new_record, read_record
@@ -153,7 +153,7 @@ def make_branch(trunk: RunConfig, config: RunConfig, step: int) -> str:
     with atomic_folder(config.run_dir) as folder:
         write_json(folder / CONFIG, config.model_dump(mode="json"))
         own = draw_identity(folder)
-        fields = {"run": own.to_json(), "branch": entry, "status": "stopped"}
+        fields = {"run": own.to_json(), "branch": entry, "status": "stopped", **spikes_of(state)}
         write_json(folder / RECORD, new_record(config) | fields)
         with atomic_file(folder / TRUNK) as file:
             file.write(rows)

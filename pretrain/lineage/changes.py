@@ -16,6 +16,7 @@ from data_pipeline.files.atomic import atomic_file, write_json
 from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError, set_key, validate
 from pretrain.checkpoint.folder import (
+    STATE,
     CheckpointError,
     checkpoint_path,
     checkpoints,
@@ -109,6 +110,9 @@ def _finish(run_dir: Path, record: dict[str, Any]) -> None:
     change = record["change"]
     if change["aside"] is not None:
         _set_aside(run_dir, change["step"], run_dir / CHECKPOINTS / change["aside"])
+        state = read_object(checkpoint_path(run_dir / CHECKPOINTS, change["step"]) / STATE)["state"]
+        record.pop("spikes", None)
+        record |= costs.spikes_of(state)
     if change["config"] is not None:
         write_json(run_dir / CONFIG, change["config"])
         if "run" in record:  # a version without identities may have begun the run

@@ -1,4 +1,5 @@
-"""What steps cost: those of a run's trunk, its own, and those that were set aside. Imports no torch."""
+"""What steps cost: those of a run's trunk, its own, those that were set aside, and those that spikes lost.
+Imports no torch."""
 
 import json
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pretrain.metrics import rows_up_to
 from pretrain.newest_rows import last_row
 from pretrain.run_dir import read_record
 from pretrain.run_files import METRICS
+from pretrain.train.spikes import lost_row
 
 
 class Costs(NamedTuple):
@@ -48,6 +50,13 @@ def behind(run_dir: Path, step: int) -> Costs:
         return NOTHING
     before = _since_start(json.loads(kept[-1])) if kept else inherited_and_own(run_dir)[0]
     return _since_start(last).minus(before)
+
+
+def spikes_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of record.json on the spikes that a checkpoint's `state` knows; empty if there were none."""
+    if not state.get("spikes"):
+        return {}
+    return {"spikes": {"events": state["spikes"], **lost_row(state["total"])}}
 
 
 def _since_start(row: Mapping[str, Any]) -> Costs:

@@ -40,18 +40,22 @@ def run_config(runs_dir: Path | str, **changes: Any) -> RunConfig:
     return validate(RunConfig, values | changes, source="test")
 
 
-def make_run(config: RunConfig, steps: Sequence[int]) -> Path:
-    """The directory of a run that is done and has a row and a checkpoint at each of `steps`."""
+def make_run(config: RunConfig, steps: Sequence[int], *, spikes: Sequence[int] = ()) -> Path:
+    """The directory of a run that is done and has a row and a checkpoint at each of `steps`, and left out the
+    steps `spikes`."""
     run_dir = config.run_dir
     run_dir.mkdir(parents=True)
     _write(run_dir / CONFIG, config.model_dump(mode="json"))
     run, content = draw_identity(run_dir), ""
+    events = [{"step": step, "why": "so", "back_to": None} for step in spikes]
     for number, step in enumerate(steps, start=1):
         content += json.dumps({"step": step, "run": run.id, **_spent(step)}) + "\n"
-        _write_checkpoint(run_dir, run, step, number, content)
+        known = [event for event in events if event["step"] <= step]
+        _write_checkpoint(run_dir, run, step, number, content, known)
     (run_dir / METRICS).write_text(content)
     attempt = {"stopped": "2026-11-29T12:00:00+00:00", "to_step": max(steps, default=0)}
     fields = {"run": run.to_json(), "attempts": [attempt], "status": "done"}
+    fields |= {"spikes": {"events": events, "train/lost_steps": len(events)}} if events else {}
     digest = hashlib.sha256(content.encode()).hexdigest()
     _write(run_dir / RECORD, new_record(config) | fields | {"metrics": {"sha256": digest}})
     return run_dir
@@ -65,11 +69,20 @@ def _spent(step: int) -> dict[str, float]:
     return {"tokens": step * STEP_TOKENS, "compute/train_flops": 1e6 * step, "time/train_s": 0.5 * step}
 
 
-def _write_checkpoint(run_dir: Path, run: RunIdentity, step: int, num_rows: int, rows: str) -> None:
+def _write_checkpoint(
+    run_dir: Path, run: RunIdentity, step: int, num_rows: int, rows: str, spikes: list[dict[str, Any]]
+) -> None:
     path = checkpoint_path(run_dir / CHECKPOINTS, step)
     (path / "engine").mkdir(parents=True)
-    total = {"tokens": step * STEP_TOKENS, "flops": 1e6 * step, "step_s": 0.4 * step, "wait_s": 0.1 * step}
+    total = {
+        "lost_steps": len(spikes),
+        "tokens": step * STEP_TOKENS,
+        "flops": 1e6 * step,
+        "step_s": 0.4 * step,
+        "wait_s": 0.1 * step,
+    }
     state = {"num_rows": num_rows, "rows_sha256": hashlib.sha256(rows.encode()).hexdigest(), "total": total}
+    state |= {"spikes": spikes}
     (path / STATE).write_text(json.dumps({"step": step, "state": state}))
     weights = "engine/rank_00000.safetensors"
     (path / weights).write_bytes(b"weights %d" % step)

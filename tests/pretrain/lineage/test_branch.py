@@ -24,7 +24,7 @@ LONGER = [f"total_tokens={40 * STEP_TOKENS}", "optimizer.schedule.kind=wsd"]
 def trunk(tmp_path: Path) -> RunConfig:
     """The config of a run with rows and checkpoints of steps 5, 10 and 15."""
     config = run_config(tmp_path)
-    make_run(config, [5, 10, 15])
+    make_run(config, [5, 10, 15], spikes=[7, 12])
     return config
 
 
@@ -52,6 +52,7 @@ def test_a_branch_holds_what_it_needs_and_says_where_it_is_from(trunk: RunConfig
         "total_tokens": [20 * STEP_TOKENS, 40 * STEP_TOKENS],
     }
     assert [row["step"] for row in read_rows(config.run_dir / TRUNK)] == [5, 10]
+    assert [event["step"] for event in record["spikes"]["events"]] == [7]
     assert json.loads((path / STATE).read_text())["state"]["num_rows"] == 0
     shutil.rmtree(trunk.run_dir)
     assert find_corruption(path) == []  # a trunk that is deleted takes nothing with it

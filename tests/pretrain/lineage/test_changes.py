@@ -34,7 +34,7 @@ def extend_from_10(run_dir: Path) -> None:
 
 def test_a_change_sets_later_steps_aside_and_keeps_what_the_run_was(tmp_path: Path) -> None:
     old = run_config(tmp_path, keep_checkpoints=2)
-    run_dir = make_run(old, [5, 10, 15, 20])
+    run_dir = make_run(old, [5, 10, 15, 20], spikes=[7, 17])
     before = identity_of(read_record(run_dir))
     extend_from_10(run_dir)
     assert saved_steps(run_dir) == [5, 10] and not has_later(run_dir, 10)
@@ -48,11 +48,14 @@ def test_a_change_sets_later_steps_aside_and_keeps_what_the_run_was(tmp_path: Pa
     assert after.config_sha256 != before.config_sha256
     assert "metrics" not in record and record["status"] == "stopped"
     assert record["changes"][0]["before"] == {"total_tokens": 2560}
+    spikes = record["spikes"]
+    assert [event["step"] for event in spikes["events"]] == [7] and spikes["train/lost_steps"] == 1
     assert finished_step(run_config(tmp_path, steps=30)) is None
     check_config(run_config(tmp_path, steps=30))
 
     make_change(run_dir, change_of("go back", run_dir, step=5))
     assert saved_steps(run_dir) == [5] and (run_dir / CHECKPOINTS / "aside_2/step_00000010").is_dir()
+    assert "spikes" not in read_record(run_dir)
 
 
 def test_a_process_killed_anywhere_in_a_change_leaves_one_that_is_finished(tmp_path: Path) -> None:
