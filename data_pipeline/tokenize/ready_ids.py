@@ -188,13 +188,16 @@ def _documents(paths: Sequence[Path], rules: Rules) -> Iterator[np.ndarray]:
                     f"{path}: document {number} holds the id {wrong}; the text tokenizer has 0 ... "
                     f"{rules.num_ids - 1}: are the ids those of another tokenizer?"
                 )
+            if ids[0] == vocabulary.bos:  # of a file that begins documents, as Motley does
+                ids = ids[1:]
             special = ids[vocabulary.is_special(ids)]
             if len(special):
                 raise ConfigError(
                     f"{path}: document {number} holds the special token {special[0]} within its text; where "
                     f"it ends documents, say --end {special[0]}"
                 )
-            yield np.concatenate([[vocabulary.bos], ids, [vocabulary.eos]]).astype(vocabulary.dtype)
+            if len(ids):
+                yield np.concatenate([[vocabulary.bos], ids, [vocabulary.eos]]).astype(vocabulary.dtype)
 
 
 def _write(

@@ -71,6 +71,16 @@ def test_arrays_are_rows_or_end_at_an_id(
     assert manifest["tokens"] == {"text": sum(len(d) + 2 for d in DOCUMENTS) + 4 + 5}
 
 
+def test_a_document_that_begins_with_bos_has_one(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text() + 'bos = "<|begin|>"\n')
+    np.save(tmp_path / "a.npy", np.array([[0, 5, END], [0, END, END]]))
+    with pytest.raises(ConfigError, match="document 1 holds the special token 2 within its text"):
+        import_tokens(tmp_path / "a.npy", tmp_path / "out", config_path=config, end=END)
+    np.save(tmp_path / "a.npy", np.array([0, 5, END, 0, END, 5, 6, END]))
+    import_tokens(tmp_path / "a.npy", tmp_path / "out", config_path=config, end=END)
+    assert found_in(tmp_path / "out") == [[5], [5, 6]]
+
+
 def test_other_ids_and_other_files_are_refused(config: Path, tmp_path: Path) -> None:
     wide, within, odd = (tmp_path / f"{name}.npy" for name in ("wide", "within", "odd"))
     np.save(wide, np.array([[5, 300]]))
