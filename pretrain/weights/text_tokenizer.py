@@ -74,7 +74,8 @@ def _text_ids(source: WeightSource, data: str, manifest: Mapping[str, Any], path
     if fingerprint != entry["fingerprint"]:
         raise ConfigError(
             f"{path}: not the tokenizer that made {data} (fingerprint {fingerprint}, there "
-            f"{entry['fingerprint']}): the same ids mean other words; {advice}"
+            f"{entry['fingerprint']}): the same ids mean other words; {advice}. Of weights that Motley "
+            "exported for such data, --tokenizer names the file that the data was made with"
         )
     if source.model.vocab_tokens < made.codec.num_ids:
         raise ConfigError(
