@@ -152,9 +152,11 @@ def _of_seeds(findings: Findings) -> Iterator[Caveat]:
     config, plan = findings.plan.config, findings.plan
     n = min(len(findings.runs(arm)) for arm in plan.arms)
     if n < ENOUGH_RUNS:
+        few = [arm for arm in plan.arms if len(findings.runs(arm)) < ENOUGH_RUNS]
+        whose = "" if config.baseline in few or len(few) == len(plan.others) else f"{join(few)}: "
         yield Caveat(
-            f"{'One seed' if n == 1 else f'{n} seeds'}: there is no interval, and a difference of this size "
-            f"may be chance. A verdict needs {ENOUGH_RUNS} seeds, better {ENOUGH_SEEDS}.",
+            f"{whose}{'One seed' if n == 1 else f'{n} seeds'}: there is no interval, and a difference of "
+            f"this size may be chance. A verdict needs {ENOUGH_RUNS} seeds, better {ENOUGH_SEEDS}.",
             grave=True,
         )
         return

@@ -77,7 +77,8 @@ def find_ladder(
         except ConfigError as error:
             missing[cell] = str(error)
     if not cells:
-        raise ConfigError(f"{plan.directory}: nothing to report on: no run of a cell has been evaluated yet")
+        cell, why = next(iter(missing.items()))
+        raise ConfigError(f"no cell can be reported on; {cell.name}, the first: {why}")
     first = next(iter(cells.values()))
     modalities = tuple(m for m in first.modalities if all(m in f.modalities for f in cells.values()))
     fitted = ladder_effects(cells, modalities)
