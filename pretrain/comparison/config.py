@@ -370,16 +370,8 @@ def _check_arms(plan: ComparisonPlan) -> None:
             'depth sees the whole document; give it another gate, or set deciding_metric = "eval/loss" and '
             "compare what cannot write"
         )
-    if plan.config.budgets is not None and baseline.evaluate.last_documents is not None:
-        raise ConfigError(
-            f"{plan.path}: a ladder with evaluate.last_documents = {baseline.evaluate.last_documents}: its "
-            "intervals hold the variance over seeds alone, so take last_documents out"
-        )
-    if plan.config.budgets is not None and baseline.evaluate.generate:
-        raise ConfigError(
-            f"{plan.path}: a ladder with evaluate.generate = {baseline.evaluate.generate}: its report has no "
-            "place for facts, so take generate out, and judge them in a comparison of one size"
-        )
+    if plan.config.budgets is not None:
+        _check_evaluations(plan, baseline)
     for arm in plan.others:
         differing = [d for d in differences(plan.run(arm, seed).config, baseline) if d[0] != "name"]
         if not differing:
@@ -390,3 +382,17 @@ def _check_arms(plan: ComparisonPlan) -> None:
             raise ConfigError(
                 f'{plan.path}: arms."{arm}" differs from "{plan.config.baseline}" outside `vary`: {listed}'
             )
+
+
+def _check_evaluations(plan: ComparisonPlan, baseline: RunConfig) -> None:
+    """Raise ConfigError if the runs of a ladder evaluate what its report does not hold."""
+    if baseline.evaluate.last_documents is not None:
+        raise ConfigError(
+            f"{plan.path}: a ladder with evaluate.last_documents = {baseline.evaluate.last_documents}: its "
+            "intervals hold the variance over seeds alone, so take last_documents out"
+        )
+    if baseline.evaluate.generate:
+        raise ConfigError(
+            f"{plan.path}: a ladder with evaluate.generate = {baseline.evaluate.generate}: its report has no "
+            "place for facts, so take generate out, and judge them in a comparison of one size"
+        )

@@ -62,10 +62,10 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def gaps_along(
-    base: Sequence[Curve], other: Sequence[Curve], axis: str
+    base: Sequence[Curve], other: Sequence[Curve], axis: str, arm: str
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"], Float[np.ndarray, "pairs points"]]:
     """(tokens of the baseline, its mean loss, the arm's losses minus the baseline's by pair) where the curves
-    of both arms are known along `axis`.
+    of both arms are known along `axis`. `arm`: name of the arm whose curves are `other`.
 
     An arm's loss between its evaluations is that of the straight line. Raises ConfigError where no evaluation
     of the baseline lies in the arm's range.
@@ -77,7 +77,7 @@ def gaps_along(
     if not known.any():
         x, theirs = base[0].x(axis), other[0].x(axis)
         raise ConfigError(
-            f"the baseline was evaluated from {x[0]:g} to {x[-1]:g} {axis} and this arm from "
+            f"the baseline was evaluated from {x[0]:g} to {x[-1]:g} {axis} and {arm} from "
             f"{theirs[0]:g} to {theirs[-1]:g}: they have no {axis} in common; leave the arm out"
         )
     gaps = [

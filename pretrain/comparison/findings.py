@@ -352,10 +352,7 @@ def _contrast(
     curves = {(r.arm, r.seed): r.curve(metric, until=scope.until(r)) for r in both}
     seeds, base, other = pairs_of_curves(curves, baseline, arm)
     at_equal = "flops" if plan.config.match == "train_flops" else "tokens"
-    try:
-        tokens, base_mean, gaps = gaps_along(base, other, at_equal)
-    except ConfigError as error:
-        raise ConfigError(f"{plan.directory}: {arm} against {baseline}: {error}") from None
+    tokens, base_mean, gaps = gaps_along(base, other, at_equal, arm)
     least = 2 * wobble(gap := gaps.mean(axis=0))
     return Contrast(
         arm=arm,

@@ -47,6 +47,6 @@ def test_cells_that_have_not_run_are_named_and_the_others_reported(
     assert again.fit.dof == 4 * 2
     plan = make_plan(comparison_files(edit=ladder_edit()).comparison, ["comparison.name=other"])  # type: ignore[attr-defined]
     with pytest.raises(
-        ConfigError, match="no cell can be reported on; d32_2tpp, the first: .*no seed has been"
+        ConfigError, match=r"no cell can be reported on; d32_2tpp, the first: .*no seed has been"
     ):
         find_ladder(plan, load_results(plan))
