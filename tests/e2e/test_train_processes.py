@@ -67,9 +67,9 @@ def test_done_is_done_and_another_config_is_refused(
             and f"{run_dir} was made by another config" in message
         )
     assert {file: file.read_bytes() for file in run_dir.rglob("*") if file.is_file()} == before
-    # The checkpoints are gone, the record says done: still nothing to do.
     shutil.rmtree(run_dir / "checkpoints")
-    assert main(["train", str(path), short]) == 0
+    assert main(["train", str(path), short]) == 2
+    assert "was done at step 5, and none of its checkpoints is left" in capsys.readouterr().err
 
 
 def test_two_at_once_are_refused(

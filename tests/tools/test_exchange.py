@@ -158,7 +158,9 @@ TIRED: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         lambda f: main(["import", str(f / "mot.toml"), str(f / "runs/dense"), str(f / "mot")]),
         ["export", "mot", "out", "--format", "llama"], ["towers text, image, speech", "--format motley"],
     ),
-    "RUN.toml and SRC swapped": (_nothing, ["import", "runs/dense", "mot.toml", "out"], ["dense: cannot be"]),
+    "RUN.toml and SRC swapped": (
+        _nothing, ["import", "runs/dense", "mot.toml", "out"], ["mot.toml is no folder"],
+    ),
     "no RUN.toml": (_nothing, ["import", "more.toml", "runs/dense", "out"], ["more.toml: no such file"]),
     "a shape that is not the run's": (
         _nothing, ["import", "mot.toml", "runs/dense", "out", "model.num_layers=3"],

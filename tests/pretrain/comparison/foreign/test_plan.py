@@ -75,7 +75,7 @@ def test_arms_may_have_other_seeds_and_other_evaluation_points() -> None:
     assert "mot and dense have no seed in common" in texts(f)
     late = findings(measurements(steps={"mot": (220, 300, 400)})).contrast("mot", "text")
     assert late.gap_tokens.tolist() == [25_000, 30_000, 35_000, 40_000]  # where both are known
-    with pytest.raises(ConfigError, match="from 5000 to 40000 tokens and another arm from 50000 to 60000"):
+    with pytest.raises(ConfigError, match="from 5000 to 40000 tokens and mot from 50000 to 60000"):
         findings(measurements(steps={"mot": (500, 600)}))
 
 
