@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests and checks, from nothing: about 10 minutes on two quiet cores. Arguments go to pytest.
+# All tests and checks, from nothing: about 11 minutes on two quiet cores. Arguments go to pytest.
 #
 #   bash tools/test.sh --quick                      a first look in 90 s: the checks, and the core's fastest tests
 #   bash tools/test.sh --full                       whole products of parameters (tests/conftest.py)

@@ -50,6 +50,12 @@ def processes_with(**variables: int) -> list[int]:
     return found
 
 
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a signal has reached a process that has not handled it yet, as one that is stopped."""
+    lines = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return any(int(lines[mask], 16) >> (number - 1) & 1 for mask in ("SigPnd", "ShdPnd"))
+
+
 def signal_rank(job: int, rank: int, number: int) -> None:
     for pid in rank_processes(job, rank):
         with contextlib.suppress(ProcessLookupError):

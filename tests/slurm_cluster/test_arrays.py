@@ -27,7 +27,7 @@ from tests.e2e.warm import train
 from tests.pretrain.tiny_data import write_tiny_comparison
 from tests.slurm_cluster.cluster import Cluster, environment_of
 from tests.slurm_cluster.conftest import PROFILE, REPOSITORY, write_profile
-from tests.slurm_cluster.running import processes_with, wait_until
+from tests.slurm_cluster.running import is_pending, processes_with, wait_until
 from tests.warm_python import executable
 
 pytestmark = pytest.mark.xdist_group("cluster 1")
@@ -117,15 +117,15 @@ def test_a_comparison_of_which_two_runs_are_killed_ends_as_one_never_interrupted
     words = ("submit", comparison, "--profile", profile)
     output = Output(directory)
 
-    def submit(*, fresh: bool) -> tuple[int, int]:
-        done = motley(cluster, *words, fresh=fresh)
+    def submit() -> tuple[int, int]:
+        done = motley(cluster, *words, fresh=True)
         assert done.returncode == 0, done.stderr
         job, report = (re.search(pattern, done.stdout) for pattern in (r"^job (\d+):", r"job (\d+) reports"))
         assert job is not None and report is not None, done.stdout
         return int(job[1]), int(report[1])
 
     # Both runs of seed 3 are killed before they saved anything: one by the kernel, one by a person.
-    array, report = submit(fresh=True)
+    array, report = submit()
     for task in (0, 1):  # they are held, because they might end while `motley submit` looks at them
         wait_until(lambda task=task: bool(element_rank(array, task)), output)
         for pid in element_rank(array, task):
@@ -148,12 +148,16 @@ def test_a_comparison_of_which_two_runs_are_killed_ends_as_one_never_interrupted
     undisturbed = {name: curve(directory / name) for name in ("dense_seed4", "mot_seed4")}
 
     # Only they are submitted again. One is told to stop (as ahead of its time limit) and requeues itself.
-    array, report = submit(fresh=False)
+    array, report = submit()
     assert json.loads((directory / "slurm" / "2" / "elements.json").read_text()) == [
         str(directory / name / "slurm" / "2") for name in ("dense_seed3", "mot_seed3")
     ]
     wait_until(lambda: last_step(directory / "mot_seed3") >= 10, output)
+    (rank,) = element_rank(array, 1)
+    os.kill(rank, signal.SIGSTOP)  # it is held, because it might end before Slurm's signal comes
     cluster.run("scancel", "--signal=USR2", f"{array}_1")
+    wait_until(lambda: is_pending(rank, signal.SIGUSR2), output)
+    os.kill(rank, signal.SIGCONT)
     assert left_the_queue(cluster, report)["ExitCode"] == "0:0", output.text()
     first, second = [row for row in read_attempts(directory / "mot_seed3" / "slurm") if row["job"] == array]
     assert (first["task"], first["attempt"], first["exit_code"], first["next"]) == (1, 0, 85, "requeued"), (
