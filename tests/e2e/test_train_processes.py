@@ -113,8 +113,9 @@ def test_a_rank_that_waits_for_a_hung_one_leaves_at_sigterm(tmp_path: Path, writ
 
     path = str(write_run(edit))
     hangs = {"early": "before its first step", "late": "in its step"}
-    runs = {name: Run([path, f"name={name}"], tmp_path / name, processes=2) for name in hangs}
-    runs["early"].signal(signal.SIGSTOP, rank=1)  # long before they meet
+    runs = {"early": Run([path, "name=early"], tmp_path / "early", processes=2)}
+    runs["early"].signal(signal.SIGSTOP, rank=1)  # at once, before they meet
+    runs["late"] = Run([path, "name=late"], tmp_path / "late", processes=2)
     rows = tmp_path / "runs" / "late" / "metrics.jsonl"
     runs["late"].wait_until(lambda: rows.exists() and len(read_rows(rows)) >= 5)
     runs["late"].signal(signal.SIGSTOP, rank=1)

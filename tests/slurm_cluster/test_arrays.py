@@ -124,7 +124,7 @@ def test_a_comparison_of_which_two_runs_are_killed_ends_as_one_never_interrupted
         assert job is not None and report is not None, done.stdout
         return int(job[1]), int(report[1])
 
-    # Both runs of seed 3 are killed before they saved anything: one by the kernel, one by a person.
+    # Both runs of seed 3 are ended: one is killed before it saved anything, one is cancelled and may save.
     array, report = submit()
     for task in (0, 1):  # they are held, because they might end while `motley submit` looks at them
         wait_until(lambda task=task: bool(element_rank(array, task)), output)
@@ -147,12 +147,13 @@ def test_a_comparison_of_which_two_runs_are_killed_ends_as_one_never_interrupted
     }, output.text()
     undisturbed = {name: curve(directory / name) for name in ("dense_seed4", "mot_seed4")}
 
+    step_before = last_step(directory / "mot_seed3")
     # Only they are submitted again. One is told to stop (as ahead of its time limit) and requeues itself.
     array, report = submit()
     assert json.loads((directory / "slurm" / "2" / "elements.json").read_text()) == [
         str(directory / name / "slurm" / "2") for name in ("dense_seed3", "mot_seed3")
     ]
-    wait_until(lambda: last_step(directory / "mot_seed3") >= 10, output)
+    wait_until(lambda: last_step(directory / "mot_seed3") >= step_before + 10, output)
     (rank,) = element_rank(array, 1)
     os.kill(rank, signal.SIGSTOP)  # it is held, because it might end before Slurm's signal comes
     cluster.run("scancel", "--signal=USR2", f"{array}_1")
