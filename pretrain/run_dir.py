@@ -23,6 +23,7 @@ from parallel.exit_codes import ExitCode
 from parallel.layout import data_parallel_size
 from pretrain.checkpoint.folder import checkpoints, file_digest
 from pretrain.config import RunConfig, differences
+from pretrain.dotted_keys import covers, value_at
 from pretrain.run_files import CHECKPOINTS, CONFIG, DOCUMENTS, LOCK, LOGS, METRICS, RECORD
 from pretrain.run_identity import (
     RECORD_FORMAT,
@@ -338,7 +339,7 @@ def _new_attempt(
             "dp": data_parallel_size(config.parallel, world_size),
             **config.parallel.model_dump(include={"tp", "pp", "zero_stage"}),
         },
-        "free_keys": {key: _at(config.model_dump(mode="json"), key) for key in FREE_KEYS},
+        "free_keys": {key: value_at(config.model_dump(mode="json"), key) for key in FREE_KEYS},
         "commit": code.commit,
         "diff": code.digest,
         "changed_files": code.changed_files,
@@ -362,15 +363,9 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _at(value: Any, key: str) -> Any:
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
 def is_free(key: str) -> bool:
     """Whether a later attempt may change the dotted key."""
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+    return any(covers(free, key) for free in FREE_KEYS)
 
 
 def _show(value: Any) -> str:

@@ -24,6 +24,7 @@ LOCK = "lock"
 METRICS = "metrics.jsonl"
 TRUNK = "trunk.jsonl"
 DOCUMENTS = "documents.json"
+DOCUMENTS_FORMAT = 1
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 ASIDE = "aside_"

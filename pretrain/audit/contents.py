@@ -65,11 +65,11 @@ def documents_named(stream: Stream, names: object) -> list[Document]:
             path = PurePath(str(name))
             if path.is_relative_to(source.folder):
                 wanted = str(path.relative_to(source.folder))
-                found += [(number, document) for document in _of_name(source, wanted)]
+                found += [(number, document) for document in documents_of_name(source, wanted)]
     return found
 
 
-def _of_name(source: TokenSource, wanted: str) -> list[int]:
+def documents_of_name(source: TokenSource, wanted: str) -> list[int]:
     """Numbers of the documents of a name "shard/key", of which one shard is searched."""
     first, last = source.documents_of_shard(wanted.partition("/")[0])
     return [document for document in range(first, last) if source.name(document) == wanted]

@@ -13,7 +13,7 @@ import numpy as np
 from data_pipeline.files.atomic import atomic_file
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
-from pretrain.audit.contents import differing_rows, digest_of
+from pretrain.audit.contents import differing_rows, digest_of, documents_of_name
 from pretrain.audit.steps import ConsumedStep, RunData, consumed_steps, open_run
 
 _TIMES = {0: "never", 1: "once", 2: "twice"}
@@ -115,11 +115,11 @@ def slots_read(steps: Sequence[ConsumedStep], number: int, source: TokenSource) 
 
 def _document_lines(run: RunData, steps: Sequence[ConsumedStep], name: str) -> list[str]:
     """A line for each piece of the document "shard/key" that a step held."""
-    shard, _, key = name.partition("/")
-    found = []
-    for number, source in enumerate(run.stream.sources):
-        first, last = source.documents_of_shard(shard)
-        found += [(number, d) for d in range(first, last) if key and source.name(d) == name]
+    found = [
+        (number, document)
+        for number, source in enumerate(run.stream.sources)
+        for document in documents_of_name(source, name)
+    ]
     if not found:
         raise ConfigError(
             f'--document "{name}": no such document; legal: SHARD/KEY, as in tokens-00000.tar/000017'

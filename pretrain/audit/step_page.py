@@ -19,7 +19,7 @@ from pretrain.audit.report import pieces
 from pretrain.audit.steps import ConsumedStep, RunData, consumed_steps, open_run
 from pretrain.generation.page import shown_environment
 from pretrain.generation.pieces import Piece, decode
-from pretrain.weights.text_tokenizer import tokenizers_of_run
+from pretrain.run_tokenizers import tokenizers_of_run
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ FLOPS_TOLERANCE = 0.01
 
 def caveats(findings: Findings) -> tuple[Caveat, ...]:
     """All caveats that apply to the findings, grave ones first."""
-    of_curves = _by_rule(findings, OF_CURVES)
-    found = (*_by_rule(findings, (PROGRESS,)), *run_caveats(findings), *of_curves)
+    found = (*_by_rule(findings, (PROGRESS,)), *run_caveats(findings), *_by_rule(findings, OF_CURVES))
     return tuple(sorted(found, key=lambda caveat: not caveat.grave))
 
 
@@ -226,20 +225,15 @@ def _of_logs(findings: Findings) -> Iterator[Caveat]:
             f"{join(unpaired)} and {plan.config.baseline} have no seed in common: step matching and gaps are "
             "those of mean curves, without intervals."
         )
-    budget = {arm: _mean_tokens(findings, arm) for arm in plan.arms}
+    cost = systems(findings)
     for arm in plan.others:
-        ratio = budget[arm] / budget[plan.config.baseline]
+        ratio = cost[arm].tokens / cost[plan.config.baseline].tokens
         if plan.config.match == "tokens" and abs(ratio - 1) > FLOPS_TOLERANCE:
             yield Caveat(
                 f"Budgets were to be equal and were not: {arm} had {ratio:.3f} times the tokens of "
                 f"{plan.config.baseline}. Verdicts compare the ends of the runs.",
                 grave=True,
             )
-
-
-def _mean_tokens(findings: Findings, arm: str) -> float:
-    """The mean number of tokens of an arm's runs, as far as the report covers them."""
-    return systems(findings)[arm].tokens
 
 
 def _of_spikes(findings: Findings) -> Iterator[Caveat]:
@@ -274,7 +268,7 @@ def _of_compute(findings: Findings) -> Iterator[Caveat]:
                 f"of {plan.config.baseline}. Read the curves against FLOPs.",
                 grave=True,
             )
-        data = _mean_tokens(findings, arm) / _mean_tokens(findings, plan.config.baseline)
+        data = cost[arm].tokens / cost[plan.config.baseline].tokens
         if by_flops and abs(data - 1) > FLOPS_TOLERANCE:
             yield Caveat(
                 f"Equal compute is not equal data here: {arm} saw {data:.2f} times the tokens of "

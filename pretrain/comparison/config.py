@@ -15,12 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, set_key, validate
-from pretrain.comparison.contrasts import Difference, all_differences, check_contrasts, weights
-from pretrain.comparison.dotted_keys import covers, dotted_keys, leaves
+from pretrain.comparison.contrasts import (
+    Difference,
+    all_differences,
+    check_contrasts,
+    verdict_names,
+    without_arms,
+)
 from pretrain.comparison.ladder_config import BudgetConfig, Cell, cells_of, check_ladder, run_keys
+from pretrain.comparison.leaves import dotted_keys, leaves
 from pretrain.comparison.matched_flops import expected_mix, match_flops, step_flops
 from pretrain.comparison.run_length import with_steps
 from pretrain.config import RunConfig, differences
+from pretrain.dotted_keys import covers
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 SET_BY_COMPARISON = ("name", "seed")
@@ -131,9 +138,7 @@ class CompareConfig(BaseModel):
     @property
     def verdicts(self) -> tuple[str, ...]:
         """Names of the primary contrasts."""
-        if self.primary is not None:
-            return self.primary
-        return tuple(arm for arm in self.arms if arm != self.baseline)
+        return verdict_names(tuple(self.arms), self.baseline, self.primary)
 
 
 @dataclass(frozen=True)
@@ -214,14 +219,10 @@ class ComparisonPlan:
         """The plan without some arms, which are not the baseline, and without their contrasts."""
         if not arms:
             return self
-        gone = {name for name, d in self.config.differences.items() if set(weights(d)) & set(arms)}
-        config = self.config.model_copy(
-            update={
-                "arms": {arm: table for arm, table in self.config.arms.items() if arm not in arms},
-                "contrasts": {n: d for n, d in self.config.contrasts.items() if n not in gone},
-                "primary": tuple(name for name in self.config.verdicts if name not in gone),
-            }
-        )
+        gone, primary = without_arms(self.config.differences, self.config.verdicts, arms)
+        left = {arm: table for arm, table in self.config.arms.items() if arm not in arms}
+        contrasts = {name: d for name, d in self.config.contrasts.items() if name not in gone}
+        config = self.config.model_copy(update={"arms": left, "contrasts": contrasts, "primary": primary})
         return replace(self, config=config, runs=tuple(run for run in self.runs if run.arm not in arms))
 
 

@@ -42,6 +42,19 @@ def all_differences(
     return {arm: (arm, baseline) for arm in arms if arm != baseline} | dict(named)
 
 
+def verdict_names(arms: Sequence[str], baseline: str, primary: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names of the primary contrasts; without a list of them, those of all arms with the baseline."""
+    return tuple(arm for arm in arms if arm != baseline) if primary is None else primary
+
+
+def without_arms(
+    differences: Mapping[str, Difference], verdicts: Sequence[str], arms: Sequence[str]
+) -> tuple[set[str], tuple[str, ...]]:
+    """(names of contrasts that some arms take part in, verdicts that are left without them)."""
+    gone = {name for name, difference in differences.items() if set(weights(difference)) & set(arms)}
+    return gone, tuple(name for name in verdicts if name not in gone)
+
+
 def check_contrasts(
     arms: Sequence[str],
     baseline: str,

@@ -17,6 +17,7 @@ from pretrain.comparison.foreign.question import Question
 from pretrain.comparison.simultaneous import (
     Design,
     Outcome,
+    design_over,
     detectable_effects,
     fit,
     half_widths,
@@ -68,15 +69,8 @@ def design_of(config: Question, runs: Sequence[Run], contrasts: Sequence[str]) -
     """
     arms = [arm for arm in config.arms if any(arm == other for other, _ in runs)]
     seeds = sorted({seed for _, seed in runs})
-    rows = np.zeros((len(contrasts), len(arms)))
-    for row, name in zip(rows, contrasts, strict=True):
-        for arm, weight in weights(config.differences[name]).items():
-            row[arms.index(arm)] = weight
-    design = Design(
-        np.array([arms.index(arm) for arm, _ in runs]),
-        np.array([seeds.index(seed) for _, seed in runs]),
-        rows,
-    )
+    rows = [weights(config.differences[name]) for name in contrasts]
+    design = design_over(arms, seeds, runs, rows)
     return design if design.dof else replace(design, seed=np.zeros_like(design.seed))
 
 
@@ -174,8 +168,13 @@ def detectable(plan: ComparisonPlan) -> dict[str, float] | None:
 
     It is in nats per token, that of the largest primary contrast. None if there will be too few seeds.
     """
+    runs = [(run.arm, run.seed) for run in plan.runs]
+    return detectable_in(design_of(plan.config, runs, plan.config.verdicts), plan)
+
+
+def detectable_in(design: Design, plan: ComparisonPlan) -> dict[str, float] | None:
+    """`detectable` of a design, which holds the primary contrasts of the plan alone."""
     config, modalities = plan.config, plan.runs[0].config.model.modalities
-    design = design_of(config, [(run.arm, run.seed) for run in plan.runs], config.verdicts)
     if not enough_runs(design).all():
         return None
     level = local_level(design, 1 - config.confidence, len(modalities))

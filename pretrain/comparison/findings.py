@@ -309,7 +309,7 @@ def _effects(
     documents: Mapping[str, DocumentLosses] | None,
 ) -> dict[tuple[str, str], Effect]:
     """All effects, by (contrast, modality or ALL), from the final losses of all runs in scope."""
-    by_run = _final_losses(results, losses)
+    by_run = final_losses(results, losses)
     outcomes = dict.fromkeys(modality for _, modality in losses)
     return effects(
         plan.config,
@@ -322,7 +322,7 @@ def _effects(
     )
 
 
-def _final_losses(
+def final_losses(
     results: Sequence[RunResult], losses: dict[tuple[str, str], ArmLoss]
 ) -> dict[tuple[str, int, str], float]:
     """The final losses by (arm, seed, modality)."""
@@ -346,7 +346,7 @@ def _contrast(
     same_data: bool,
 ) -> Contrast:
     """The contrast of an arm with the baseline; its curves are those of the seeds that both have."""
-    by_run, metric = _final_losses(results, losses), metric_name(final.modality)
+    by_run, metric = final_losses(results, losses), metric_name(final.modality)
     confidence, baseline, arm = plan.config.confidence, plan.config.baseline, final.contrast
     both = (r for r in results if r.arm in (arm, baseline))
     curves = {(r.arm, r.seed): r.curve(metric, until=scope.until(r)) for r in both}

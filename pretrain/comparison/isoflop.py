@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from pretrain.comparison.statistics import Interval
+from pretrain.comparison.statistics import Interval, interval_of_draws
 
 MIN_SIZES = 4
 """Number of sizes below which a quadratic is not fitted: three fit any three."""
@@ -65,8 +65,8 @@ def isoflop_minimum(
     drawn = _vertex(x, means + scale * generator.standard_normal((draws, len(sizes))) / np.sqrt(counts))
     # A draw without a minimum between the sizes lies beyond them, on the side of its lower end.
     drawn = np.where((drawn > x[0]) & (drawn < x[-1]), drawn, np.sign(drawn) * np.inf)
-    tail = (1 - confidence) / 2
-    low, high = np.exp(centre + np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf"))
+    inside = interval_of_draws(drawn, confidence)
+    low, high = np.exp(centre + np.array([inside.low, inside.high]))
     return replace(found, interval=Interval(float(low), float(high)))
 
 

@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from pretrain.comparison.dotted_keys import covers, leaves
+from pretrain.comparison.leaves import leaves
 from pretrain.config import RunConfig
+from pretrain.dotted_keys import covers
 from pretrain.models.accounting import active_body_parameters
 
 OWN_BUDGETS = "budgets"

@@ -16,14 +16,14 @@ from jaxtyping import Float
 
 from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.contrasts import weights
-from pretrain.comparison.effects import PILOT_DEVIATION, Effect, enough_runs
-from pretrain.comparison.findings import ALL, Findings
+from pretrain.comparison.effects import Effect, detectable_in, enough_runs
+from pretrain.comparison.findings import ALL, Findings, final_losses
 from pretrain.comparison.foreign.question import Plan
 from pretrain.comparison.ladder_config import Cell
 from pretrain.comparison.simultaneous import (
     Array,
     Design,
-    detectable_effects,
+    design_over,
     fit,
     half_widths,
     local_level,
@@ -56,15 +56,12 @@ def ladder_design(plan_of: Mapping[Cell, Plan], runs: list[Run], rows: list[Row]
     """The design of all runs of a ladder: an arm of a cell is an arm, and a seed of a cell a seed."""
     arms = list(dict.fromkeys((cell, arm) for cell, arm, _ in runs))
     seeds = list(dict.fromkeys((cell, seed) for cell, _, seed in runs))
-    table = np.zeros((len(rows), len(arms)))
-    for row, (cell, name) in zip(table, rows, strict=True):
-        for arm, weight in weights(plan_of[cell].config.differences[name]).items():
-            row[arms.index((cell, arm))] = weight
-    return Design(
-        np.array([arms.index((cell, arm)) for cell, arm, _ in runs]),
-        np.array([seeds.index((cell, seed)) for cell, _, seed in runs]),
-        table,
-    )
+    contrasts = [
+        {(cell, arm): weight for arm, weight in weights(plan_of[cell].config.differences[name]).items()}
+        for cell, name in rows
+    ]
+    in_cells = [((cell, arm), (cell, seed)) for cell, arm, seed in runs]
+    return design_over(arms, seeds, in_cells, contrasts)
 
 
 def ladder_effects(cells: Mapping[Cell, Findings], modalities: tuple[str, ...]) -> LadderFit:
@@ -89,9 +86,8 @@ def ladder_effects(cells: Mapping[Cell, Findings], modalities: tuple[str, ...]) 
     if not rows or (design := ladder_design(plans, runs, rows)).dof == 0:
         return LadderFit(without, {}, 0, 0)
     names = (*modalities, ALL)
-    table = np.array(
-        [[_final_loss(kept[cell], run.arm, run.seed, m) for cell, run in results] for m in names]
-    )
+    final = {cell: final_losses(f.results, f.losses) for cell, f in kept.items()}
+    table = np.array([[final[cell][run.arm, run.seed, m] for cell, run in results] for m in names])
     primary = [name in kept[cell].plan.config.verdicts for cell, name in rows] & enough_runs(design)
     alpha = 1 - next(iter(kept.values())).plan.config.confidence
     arms = [(cell.size, cell.budget, arm) for cell, arm in dict.fromkeys((c, arm) for c, arm, _ in runs)]
@@ -131,12 +127,6 @@ def ladder_half_widths(
     return np.where(enough_runs(design), half, np.nan)
 
 
-def _final_loss(findings: Findings, arm: str, seed: int, modality: str) -> float:
-    """The final held-out loss of a run in a modality or ALL."""
-    seeds = [run.seed for run in findings.runs(arm)]
-    return findings.losses[arm, modality].per_seed[seeds.index(seed)]
-
-
 def _observation(effect: Effect) -> Effect:
     """The effect without an interval."""
     return replace(effect, interval=None, outcome="observation")
@@ -153,14 +143,7 @@ def _decided(effect: Effect, half: float) -> Effect:
 def ladder_detectable(plan: ComparisonPlan) -> dict[str, float] | None:
     """By modality of a known deviation, the smallest difference that a cell is likely to decide, in nats per
     token: that of the largest primary contrast. None if there will be too few seeds."""
-    cells, config = plan.cells, plan.config
+    cells = plan.cells
     runs: list[Run] = [(run.cell, run.arm, run.seed) for run in plan.runs if run.cell is not None]
-    rows: list[Row] = [(cell, name) for cell in cells for name in config.verdicts]
-    design = ladder_design(cells, runs, rows)
-    if not enough_runs(design).all():
-        return None
-    modalities = plan.runs[0].config.model.modalities
-    level = local_level(design, 1 - config.confidence, len(modalities))
-    largest = float(detectable_effects(design, level).max())
-    deviation = PILOT_DEVIATION | config.pilot_deviation
-    return {m: largest * deviation[m] for m in modalities if m in deviation}
+    rows: list[Row] = [(cell, name) for cell in cells for name in plan.config.verdicts]
+    return detectable_in(ladder_design(cells, runs, rows), plan)

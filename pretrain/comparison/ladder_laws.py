@@ -11,7 +11,7 @@ from pretrain.comparison.isoflop import IsoFlopMinimum, isoflop_minimum
 from pretrain.comparison.ladder_config import Cell, body_parameters
 from pretrain.comparison.ladder_effects import LadderFit
 from pretrain.comparison.scaling_fit import Law, Runs, ScalingFit, fit_law
-from pretrain.comparison.statistics import Interval
+from pretrain.comparison.statistics import Interval, interval_of_draws
 
 DRAWS = 200
 
@@ -123,8 +123,6 @@ def law_share(base: ArmLaw, arm: ArmLaw, cell: Cell, confidence: float) -> LawSh
 
     value = share(base.fit.law, arm.fit.law)
     drawn = [share(one, other) for one, other in zip(base.fit.draws, arm.fit.draws, strict=True)]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
     own = arm.runs.tokens[np.isclose(arm.runs.parameters, parameters, rtol=0.05)]
     inside = len(own) > 0 and own.min() <= value * tokens <= own.max()
-    return LawShare(value, Interval(float(low), float(high)), not inside)
+    return LawShare(value, interval_of_draws(drawn, confidence), not inside)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import PchipInterpolator
 
-from pretrain.comparison.statistics import Interval
+from pretrain.comparison.statistics import Interval, interval_of_draws
 
 DRAWS = 2_000
 """Draws of the noise, from which the interval of a share follows."""
@@ -102,10 +102,7 @@ def equal_loss_share(
         return Curve(curve.x, np.maximum(curve.loss + scale * noise, 1e-3 * curve.loss), curve.runs)
 
     shares = share_at_equal_loss(drawn(base), drawn(arm))
-    tail = (1 - confidence) / 2
-    # Order statistics and no interpolation, which inf would spoil.
-    low, high = np.quantile(shares, [tail, 1 - tail], method="inverted_cdf")
-    return EqualLossShare(value, Interval(float(low), float(high)), reached)
+    return EqualLossShare(value, interval_of_draws(shares, confidence), reached)
 
 
 @dataclass(frozen=True)

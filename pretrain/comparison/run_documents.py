@@ -12,9 +12,8 @@ from data_pipeline.files.json_file import check_fields, read_object
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.checkpoint.folder import file_digest
 from pretrain.comparison.document_variance import DocumentLosses
-from pretrain.run_files import DOCUMENTS, RECORD
+from pretrain.run_files import DOCUMENTS, DOCUMENTS_FORMAT, RECORD
 
-FORMAT = 1
 _FIELDS = {"format": int, "step": int, "documents": list, "targets": dict, "nats": dict}
 
 
@@ -54,8 +53,8 @@ def read_documents(run_dir: Path, record: Mapping[str, Any], prefix: str) -> Run
             f"the file back, or remove {run_dir} and train the run again"
         )
     content = read_object(path, _FIELDS)
-    if content["format"] != FORMAT:
-        raise ConfigError(f"{path}: format {content['format']}, and this version reads {FORMAT}")
+    if content["format"] != DOCUMENTS_FORMAT:
+        raise ConfigError(f"{path}: format {content['format']}, and this version reads {DOCUMENTS_FORMAT}")
     rule = prefix.rstrip("/")
     check_fields(content["nats"], {rule: dict}, where=f"{path}: nats", advice="was it edited?")
     names, by_rule = tuple(content["documents"]), content["nats"][rule]

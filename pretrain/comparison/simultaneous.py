@@ -12,8 +12,9 @@ among contrasts, and Bonferroni among outcomes. Step-down procedures such as Hol
 many decisions, and no informative interval agrees with them (Strassburger and Bretz 2008).
 """
 
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -66,6 +67,25 @@ class Design:
     def dof(self) -> int:
         """Degrees of freedom of the residual variance; 0 if the runs cannot tell it."""
         return len(self.arm) - int(np.linalg.matrix_rank(np.hstack(self.indicators)))
+
+
+def design_over(
+    arms: Sequence[Hashable],
+    seeds: Sequence[Hashable],
+    runs: Iterable[tuple[Hashable, Hashable]],
+    contrasts: Sequence[Mapping[Any, float]],
+) -> Design:
+    """The design of runs (arm, seed), whose numbers are places in `arms` and `seeds`.
+
+    `contrasts`: the weights of arms in each; an arm that is left out has none.
+    """
+    number = {arm: i for i, arm in enumerate(arms)}
+    table = np.zeros((len(contrasts), len(arms)))
+    for row, of_contrast in zip(table, contrasts, strict=True):
+        for arm, weight in of_contrast.items():
+            row[number[arm]] = weight
+    pairs = [(number[arm], seeds.index(seed)) for arm, seed in runs]
+    return Design(np.array([arm for arm, _ in pairs]), np.array([seed for _, seed in pairs]), table)
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,16 @@ def student_interval(values: Sequence[float], confidence: float) -> Interval | N
     return Interval(mean - half, mean + half)
 
 
+def interval_of_draws(drawn: Sequence[float] | Float[Array, " draws"], confidence: float) -> Interval:
+    """The interval between two draws that leaves out equal shares on both sides.
+
+    Its ends are order statistics and no interpolation, which infinite draws would spoil.
+    """
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
+    return Interval(float(low), float(high))
+
+
 def first_reach(x: Float[Array, " points"], y: Float[Array, " points"], level: float) -> float:
     """First x at which the curve, linear between points, is at or below `level`; nan if it never is.
 

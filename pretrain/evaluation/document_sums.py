@@ -18,6 +18,7 @@ from pretrain.evaluation.documents import first_texts, pack_texts
 from pretrain.evaluation.losses import micro_batches
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.routing_state import RoutingState
+from pretrain.run_files import DOCUMENTS_FORMAT
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def to_json(
         return {m: row.tolist() for m, row in zip(heldout.modalities, table, strict=True)}
 
     return {
-        "format": 1,
+        "format": DOCUMENTS_FORMAT,
         "step": step,
         "heldout_fingerprint": fingerprint,
         "documents": list(heldout.names),

@@ -6,7 +6,7 @@ Pictures and utterances are read by classifiers, which err: their own accuracy s
 Importing this module imports no torch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -128,10 +128,12 @@ def train_judges(
 ) -> Judges:
     """Judges for what comes out of these tokenizers. The judge of pictures is trained on the scans of
     training pictures, that of speech on utterances of `train`. Raises ConfigError where those are too few."""
-    speech = train_speech_judge(*training_utterances(train, tokenizers))
+    utterances, said = _apart(_spoken(train, tokenizers[TEXT], TRAINING_UTTERANCES))
+    _check_enough(train, said)
+    speech = train_speech_judge(utterances, said)
     seen = _through(tokenizers[IMAGE])
     picture = train_picture_judge(seen, seed)
-    judged, truth = _spoken(heldout, tokenizers[TEXT], HELDOUT_UTTERANCES)
+    judged, truth = _apart(_spoken(heldout, tokenizers[TEXT], HELDOUT_UTTERANCES))
     heard = speech.digits(judged)
     return Judges(
         picture,
@@ -141,18 +143,23 @@ def train_judges(
     )
 
 
-def training_utterances(
-    train: TokenSource, tokenizers: Mapping[str, Tokenizer]
-) -> tuple[list[Ids], list[Digits]]:
-    """(units of utterances, digits whose words they hold) that a judge of speech is trained on. Raises
-    ConfigError where they are too few."""
-    utterances, said = _spoken(train, tokenizers[TEXT], TRAINING_UTTERANCES)
-    if len(utterances) < LEAST_UTTERANCES or set(range(10)) - {digit for of in said for digit in of}:
-        raise ConfigError(
-            f"{train.folder}: {len(utterances)} utterances with a text beside them; a judge of speech is "
-            f"trained on at least {LEAST_UTTERANCES}, which say every digit"
-        )
-    return utterances, said
+def check_utterances(train: TokenSource, tokenizers: Mapping[str, Tokenizer]) -> None:
+    """Raise ConfigError if the utterances of `train` are too few to train a judge of speech. No more are read
+    than show that they are enough."""
+    _check_enough(train, (digits for _, digits in _spoken(train, tokenizers[TEXT], TRAINING_UTTERANCES)))
+
+
+def _check_enough(train: TokenSource, said: Iterable[Digits]) -> None:
+    """Raise ConfigError unless utterances, whose words hold the digits `said`, are enough."""
+    count, unsaid = 0, set(range(10))
+    for digits in said:
+        count, unsaid = count + 1, unsaid - set(digits)
+        if count >= LEAST_UTTERANCES and not unsaid:
+            return
+    raise ConfigError(
+        f"{train.folder}: {count} utterances with a text beside them; a judge of speech is "
+        f"trained on at least {LEAST_UTTERANCES}, which say every digit"
+    )
 
 
 def _through(tokenizer: Tokenizer) -> Callable[[Picture], Picture]:
@@ -166,22 +173,25 @@ def _shown(tokenizer: Tokenizer, codes: Int[np.ndarray, " codes"]) -> Picture:
     return np.asarray(picture.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BOX))
 
 
-def _spoken(source: TokenSource, text: Tokenizer, most: int) -> tuple[list[Ids], list[Digits]]:
-    """(units of utterances, digits whose words they hold, from the text beside them) of the first documents
-    that hold both."""
-    utterances: list[Ids] = []
-    said: list[Digits] = []
+def _apart(spoken: Iterable[tuple[Ids, Digits]]) -> tuple[list[Ids], list[Digits]]:
+    """Lists of the units and of the digits of utterances."""
+    found = list(spoken)
+    return [units for units, _ in found], [digits for _, digits in found]
+
+
+def _spoken(source: TokenSource, text: Tokenizer, most: int) -> Iterator[tuple[Ids, Digits]]:
+    """(units of an utterance, digits whose words it holds, from the text beside it) of each of the first
+    `most` documents that hold both."""
     for document in documents_at(0, source.num_documents, source.num_documents, ORDER_KEY).tolist():
-        if len(utterances) == most:
+        if most == 0:
             break
         if not len(source.spans(document)):
             continue
         ids = source.read(document).astype(np.int64)
         parts = {span.modality: ids[span.start : span.end] for span in read_spans(ids, source.vocabulary)}
         if TEXT in parts and SPEECH in parts:
-            utterances.append(_codes(parts[SPEECH], SPEECH, source.vocabulary))
-            said.append(said_digits(text.decode(parts[TEXT])))
-    return utterances, said
+            most -= 1
+            yield _codes(parts[SPEECH], SPEECH, source.vocabulary), said_digits(text.decode(parts[TEXT]))
 
 
 def _codes(span: Ids, modality: str, vocabulary: Vocabulary) -> Ids:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from data_pipeline.files.toml_config import ConfigError, set_key, validate
 from pretrain.config import RunConfig, load
+from pretrain.dotted_keys import value_at
 from pretrain.lineage import branch, extend
-from pretrain.lineage.changes import as_extended, change_of, finish_change, make_change, saved_steps, value_at
+from pretrain.lineage.changes import as_extended, change_of, finish_change, make_change, saved_steps
 from pretrain.run_dir import check_config, finished_step
 from pretrain.run_files import CONFIG
 

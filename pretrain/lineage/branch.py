@@ -30,6 +30,7 @@ from pretrain.checkpoint.folder import (
     synced_file_digest,
 )
 from pretrain.config import RunConfig, differences
+from pretrain.dotted_keys import covers
 from pretrain.lineage import extend
 from pretrain.lineage.changes import saved_steps, whole_checkpoint
 from pretrain.lineage.costs import Costs, spikes_of
@@ -72,7 +73,7 @@ def branch_config(trunk: RunConfig, name: str, overrides: Sequence[str]) -> RunC
     config = validate(RunConfig, values | {"name": name}, source=f"--branch {name}")
     for key, before, after in differences(trunk, config):
         if not is_free(key) and not _matches(key, (*LENGTH_KEYS, *OTHER_KEYS)):
-            table = max((fixed for fixed in FIXED if _is_in(key, fixed)), key=len)
+            table = max((fixed for fixed in FIXED if covers(fixed, key)), key=len)
             raise ConfigError(
                 f"{key} = {json.dumps(after)}: a branch keeps {json.dumps(before)}, for {FIXED[table]}; "
                 "leave it out, or begin a run of its own (initial_weights takes weights alone)"
@@ -243,7 +244,3 @@ def _link(source: Path, target: Path) -> None:
 
 def _matches(key: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
-
-
-def _is_in(key: str, table: str) -> bool:
-    return key == table or key.startswith(f"{table}.")

@@ -26,6 +26,7 @@ from pretrain.checkpoint.folder import (
     sync,
 )
 from pretrain.config import RunConfig, differences
+from pretrain.dotted_keys import value_at
 from pretrain.lineage import costs
 from pretrain.metrics import rows_up_to
 from pretrain.run_dir import FREE_KEYS, is_free, lock_run, read_record
@@ -156,10 +157,3 @@ def as_extended(config: RunConfig) -> RunConfig:
     earlier = [(key, before) for change in changes for key, before in change["before"].items()]
     other = [(key, theirs) for key, _, theirs in differences(extended, config)]
     return config if any(item not in earlier for item in other) else extended
-
-
-def value_at(values: Any, dotted_key: str) -> Any:
-    """The value of a dotted key in nested tables."""
-    for part in dotted_key.split("."):
-        values = values[part]
-    return values

@@ -9,7 +9,7 @@ from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.stream.stream import Stream
 from pretrain.config import RunConfig, check_run_layout
-from pretrain.generation.facts import fact_prompts, training_utterances
+from pretrain.generation.facts import check_utterances, fact_prompts
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.parameter_settings import settings_of, tower_of
 from pretrain.run_tokenizers import tokenizers_of_run
@@ -58,7 +58,7 @@ def _check_samples(config: RunConfig, train: TokenSource, heldout: TokenSource) 
         try:
             context = config.model.context_tokens
             fact_prompts(heldout, tokenizers, documents=documents, context_tokens=context)
-            training_utterances(train, tokenizers)
+            check_utterances(train, tokenizers)
         except ConfigError as error:
             raise ConfigError(f"evaluate.generate = {documents}: {error}") from None
 

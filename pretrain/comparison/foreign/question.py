@@ -14,7 +14,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pretrain.comparison.config import NAME_PATTERN, CompareConfig, ComparisonPlan
-from pretrain.comparison.contrasts import Difference, all_differences, check_contrasts, weights
+from pretrain.comparison.contrasts import (
+    Difference,
+    all_differences,
+    check_contrasts,
+    verdict_names,
+    without_arms,
+)
 from pretrain.config import RunConfig
 
 
@@ -63,9 +69,7 @@ class ForeignConfig(BaseModel):
     @property
     def verdicts(self) -> tuple[str, ...]:
         """Names of the primary contrasts."""
-        if self.primary is not None:
-            return self.primary
-        return tuple(arm for arm in self.arms if arm != self.baseline)
+        return verdict_names(self.arms, self.baseline, self.primary)
 
 
 @dataclass(frozen=True)
@@ -130,14 +134,10 @@ class ForeignPlan:
         """The plan without some arms, which are not the baseline, and without their contrasts."""
         if not arms:
             return self
-        gone = {name for name, d in self.config.differences.items() if set(weights(d)) & set(arms)}
-        config = self.config.model_copy(
-            update={
-                "arms": tuple(arm for arm in self.config.arms if arm not in arms),
-                "contrasts": {n: d for n, d in self.config.contrasts.items() if n not in gone},
-                "primary": tuple(name for name in self.config.verdicts if name not in gone),
-            }
-        )
+        gone, primary = without_arms(self.config.differences, self.config.verdicts, arms)
+        left = tuple(arm for arm in self.config.arms if arm not in arms)
+        contrasts = {name: d for name, d in self.config.contrasts.items() if name not in gone}
+        config = self.config.model_copy(update={"arms": left, "contrasts": contrasts, "primary": primary})
         return replace(self, config=config, runs=tuple(run for run in self.runs if run.arm not in arms))
 
 

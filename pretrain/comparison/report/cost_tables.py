@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pretrain.comparison.costs import step_time_ratio, systems
+from pretrain.comparison.costs import ArmSystem, step_time_ratio, systems
 from pretrain.comparison.findings import Findings
 from pretrain.comparison.foreign.question import ForeignPlan
 from pretrain.comparison.report.tables import WIDE, Table
@@ -28,7 +28,7 @@ def design_table(findings: Findings) -> Table:
             row("size", lambda arm: count(plan.sizes[arm]) if arm in plan.sizes else "n/a")
         row("steps", lambda arm: f"{max(run.planned.num_steps for run in findings.runs(arm)):,}")
     else:
-        rows |= _model_rows(findings, plan.run_configs)
+        rows |= _model_rows(findings, plan.run_configs, cost)
     row("training tokens", lambda arm: count(cost[arm].tokens))
     row("training FLOPs in all", lambda arm: flops(cost[arm].train_flops))
     if any(cost[arm].flops_lost_to_spikes for arm in plan.arms):
@@ -43,9 +43,10 @@ def _known(cells: Sequence[str]) -> bool:
     return any(cell not in ("n/a", "none", "") for cell in cells)
 
 
-def _model_rows(findings: Findings, configs: Mapping[str, RunConfig]) -> dict[str, list[str]]:
+def _model_rows(
+    findings: Findings, configs: Mapping[str, RunConfig], cost: Mapping[str, ArmSystem]
+) -> dict[str, list[str]]:
     """The rows of a design that configs tell: the model, its training and the keys in which arms differ."""
-    cost = systems(findings)
     rows: dict[str, list[str]] = {}
 
     def row(label: str, value: Callable[[RunConfig], Any]) -> None:

@@ -1,12 +1,7 @@
-"""Dotted keys of nested tables, such as "model.towers.image". This module imports no torch."""
+"""The values of nested tables by their dotted keys. This module imports no torch."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-
-def covers(allowed: str, key: str) -> bool:
-    """Whether `key` is the dotted key `allowed` or lies below it."""
-    return key == allowed or key.startswith(allowed + ".")
 
 
 def leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
