@@ -269,7 +269,7 @@ def losses(sums: Mapping[str, tuple[float, float]], prefix: str) -> dict[str, fl
 
 
 def inherited_row(record: Mapping[str, Any]) -> dict[str, float]:
-    """What a row says of a run's trunk, from the run's record; {} for a run without one."""
+    """Return what a row says of a run's trunk, from the run's record; {} for a run without one."""
     if "branch" not in record:
         return {}
     costs = record["branch"]["inherited"]

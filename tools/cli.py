@@ -244,7 +244,7 @@ def _add_runs(verbs: Verbs) -> None:
 
 
 def _add_beginning(verb: argparse.ArgumentParser) -> None:
-    """How a run goes on, where it does not just continue."""
+    """Options say how a run goes on, where it does not just continue."""
     how = verb.add_argument_group("a run that has begun")
     how.add_argument(
         "--extend", action="store_true", help="go on to the total_tokens=... that is given, past its old end"

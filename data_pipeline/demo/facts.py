@@ -1,4 +1,4 @@
-"""What texts of the demo corpus state about digits: the inverse of `sentences`. Pure functions."""
+"""Pure functions read the digits that texts of the demo corpus state: the inverse of `sentences`."""
 
 import re
 from collections import Counter
@@ -14,7 +14,7 @@ _NAMED = re.compile(rf"\b(?:{_INK}) ({_NUMBER})\b|\b({_NUMBER}) in (?:{_INK})\b"
 
 
 class Match(NamedTuple):
-    """How well stated digits agree with the digits that should be stated."""
+    """The agreement of stated digits with the digits that should be stated."""
 
     exact: bool
     """Whether they are the same digits in the same order."""

@@ -64,7 +64,7 @@ def all_windows() -> tuple[Window, ...]:
 
 
 def ink_of(picture: Picture) -> Float[np.ndarray, "height width"]:
-    """How far every pixel is from the paper, 0 to 1. The paper is the one nearest to the median colour."""
+    """Give the distance of every pixel from the paper, 0 to 1. The paper is nearest to the median colour."""
     pixels = picture.astype(np.float32)
     papers = np.array(list(PAPERS.values()), np.float32)
     middle = np.median(pixels.reshape(-1, 3), axis=0)
@@ -166,7 +166,7 @@ def train_picture_judge(seen: Callable[[Picture], Picture], seed: int = 0) -> Pi
 
 
 def judge_pictures(judge: PictureJudge, seen: Callable[[Picture], Picture], seed: int = 0) -> list[Match]:
-    """How well the judge reads pictures of held-out scans, none of which it was trained on."""
+    """Match what the judge reads in pictures of held-out scans, none of which it was trained on."""
     return [
         match_digits(judge.digits(picture), (digit.value for digit in scene.digits))
         for scene, picture in _scenes(HELDOUT_SCENES, seed, seen, heldout=True)

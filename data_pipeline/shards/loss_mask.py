@@ -1,4 +1,4 @@
-"""Which ids of a document are targets: those of parts with "loss": false are context only.
+"""Ids of a document are targets, but for those of parts with "loss": false, which are context only.
 
 A document has masked ranges [start, end) of its ids, ascending and apart. The model reads an id in one of
 them and is not trained to predict it. A part that is context is masked whole, with its delimiters; <eos> is

@@ -50,7 +50,7 @@ class PretrainedConfig(TokenizerConfig):
 
 @dataclass(frozen=True)
 class Codec:
-    """What a library makes of a tokenizer's file."""
+    """The functions and numbers that a library makes of a tokenizer's file."""
 
     encode: Callable[[str], list[int]]
     """Ids of a text, which holds no special tokens: a string that looks like one is text."""
@@ -77,7 +77,7 @@ class PretrainedText:
 
     @cached_property
     def codec(self) -> Codec:
-        """What the library makes of the file."""
+        """The codec that the library makes of the file."""
         return self.read_file(self.content)
 
     @cached_property

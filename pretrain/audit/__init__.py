@@ -1,1 +1,1 @@
-"""What a run trained on: which documents, in which step, how often."""
+"""An audit tells what a run trained on: which documents, in which step, how often."""

@@ -42,7 +42,7 @@ class ShownDocument:
 
 @dataclass(frozen=True)
 class ShownSequence:
-    """What the page shows of one sequence."""
+    """One sequence as the page shows it."""
 
     number: int
     filled: int
@@ -168,7 +168,7 @@ def _document(
 
 
 def _decoded(ids: np.ndarray, vocabulary: Vocabulary, tokenizers: Mapping[str, Tokenizer]) -> list[Piece]:
-    """What ids stand for; the ids themselves where a border of targets cuts a picture or an utterance."""
+    """Decode ids; the ids themselves stand where a border of targets cuts a picture or an utterance."""
     try:
         return decode(ids, vocabulary, tokenizers)
     except SpanError:

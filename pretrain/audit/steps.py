@@ -1,4 +1,4 @@
-"""Which sequences of the stream each step of a run consumed, from its files and the index of its data.
+"""Files of a run and the index of its data tell which sequences of the stream each step consumed.
 
 step of the data    1  2  3  4  5  6  7  8       each takes the next sequences of the stream
 step of the run     1  2  3  4  5  4  5  6       after a spike at 5 that led back to the checkpoint of 3
@@ -22,7 +22,7 @@ from pretrain.training_stream import training_stream
 
 
 class Went(NamedTuple):
-    """What became of a step of the data."""
+    """A step of the data, and what became of it."""
 
     step: int
     """The number of the run's step."""
@@ -83,7 +83,7 @@ def open_run(path: Path) -> RunData:
 
 
 def what_went(last_step: int, spikes: Sequence[SpikeAt]) -> list[Went]:
-    """What became of each step of the data, of a run that stands at `last_step`. `spikes`: oldest first.
+    """Tell what became of each step of the data, of a run that stands at `last_step`. `spikes`: oldest first.
     Raises ConfigError for spikes that no run meets in this order."""
     found: list[Went] = []
     step, following = 0, list(spikes)

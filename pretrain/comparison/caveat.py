@@ -1,4 +1,4 @@
-"""What a caveat is. This module imports no torch."""
+"""A caveat is a warning that a report gives. This module imports no torch."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""How far differences between arms would move with other held-out documents, as pure functions.
+"""Pure functions estimate how far differences between arms would move with other held-out documents.
 
 All runs are judged on the same documents, so a document's losses in two arms are a pair, and what counts is
 the variance of their difference over documents: a document that is hard for every arm moves no difference.

@@ -71,7 +71,7 @@ def isoflop_minimum(
 
 
 def _vertex(x: Float[Array, " sizes"], losses: Float[Array, "draws sizes"]) -> Float[Array, " draws"]:
-    """Where the fitted quadratic is least; -inf or inf, its lower side, where it has no minimum."""
+    """Return where the fitted quadratic is least; -inf or inf, its lower side, where it has no minimum."""
     square, slope, _ = np.polyfit(x, losses.T, 2)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(square > 0, -slope / (2 * square), -np.sign(slope) * np.inf)

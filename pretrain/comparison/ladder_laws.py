@@ -103,7 +103,7 @@ def _runs(cells: Mapping[Cell, Findings], arm: str, modality: str) -> Runs:
 
 
 def _largest_left_out(runs: Runs) -> float:
-    """How far the law of all other runs is off in the runs of the most tokens, in log loss; nan: too few."""
+    """The error of the law of all other runs in the runs of the most tokens, in log loss; nan: too few."""
     largest = runs.tokens == runs.tokens.max()
     try:
         law = fit_law(runs.where(~largest), draws=0).law

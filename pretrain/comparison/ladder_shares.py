@@ -107,7 +107,7 @@ def equal_loss_share(
 
 @dataclass(frozen=True)
 class Turn:
-    """Where the sign of arm minus baseline turns as tokens per parameter grow, at one size."""
+    """The turn of the sign of arm minus baseline as tokens per parameter grow, at one size."""
 
     estimate: float | None
     """Tokens per parameter at which the interpolated difference is zero for the last time; None: it has one

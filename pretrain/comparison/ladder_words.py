@@ -34,7 +34,7 @@ def cell_outcome(ladder: LadderFindings, arm: str, modality: str) -> dict[str, i
 
 
 def runs_text(ladder: LadderFindings) -> str:
-    """How many of the planned runs finished, and how many were lost."""
+    """Say how many of the planned runs finished, and how many were lost."""
     kinds = [end.kind for end in ladder.ends.values()]
     text = f"{kinds.count('finished')} of {len(kinds)} runs finished"
     return text + "".join(f", {kinds.count(k)} {k}" for k in ("diverged", "failed") if kinds.count(k))
@@ -52,7 +52,7 @@ def headline(ladder: LadderFindings, arm: str) -> str:
 
 
 def level_text(ladder: LadderFindings) -> str:
-    """What level the intervals hold at, over which family."""
+    """Say at what level the intervals hold, over which family."""
     config, number = ladder.plan.config, ladder.fit.num_verdicts
     if not number:
         return "Nothing is decided yet: no cell has finished in three seeds of every arm."
@@ -85,7 +85,7 @@ def turn_sentence(ladder: LadderFindings, size: str, arm: str, modality: str) ->
 
 
 def decided_text(found: Turn, after: str, before: str) -> str:
-    """Which cells decide for the leader at the largest budget, and the last that decides against it."""
+    """Say which cells decide for the leader at the largest budget, and the last that decides against it."""
     parts = []
     if found.last_against is not None:
         parts.append(f"{before} better at {tokens_per_parameter_text(found.last_against)}")

@@ -1,4 +1,4 @@
-"""What a comparison will cost, before it runs: every run, its tokens, training FLOPs and hours.
+"""A plan tells its cost before it runs: every run, its tokens, training FLOPs and hours.
 
 FLOPs are those of the ledger for the average token of the training shards, as match = "train_flops" counts
 them. Evaluations and padding are not counted. This module imports no torch.
@@ -22,7 +22,7 @@ HIGHEST_MFU = 1.0
 
 @dataclass(frozen=True)
 class RunSpeed:
-    """How fast a rank trains: measured FLOP/s, or a share of the peak of a GPU in the table."""
+    """The speed at which a rank trains: measured FLOP/s, or a share of the peak of a GPU in the table."""
 
     flops_per_s: float | None = None
     gpu: str | None = None
@@ -36,7 +36,7 @@ class RunSpeed:
 
     @property
     def text(self) -> str:
-        """What the hours are of, for people."""
+        """Say what the hours are of, for people."""
         if self.flops_per_s is not None:
             return f"{with_prefix(self.flops_per_s, 'FLOP/s')} a rank, as given"
         return f"{self.gpu} at {100 * self.mfu:g} % of its peak, as given"
@@ -121,7 +121,7 @@ def _seconds(config: RunConfig, mix: Mix, speed: RunSpeed, ranks: int) -> float:
 def _time_text(
     runs: Sequence[PlannedRun], mix: Mix, speed: RunSpeed | None, ranks: int, concurrent_runs: int
 ) -> str:
-    """How long runs take a few at a time, and in days too if that is more than one; "" without a speed."""
+    """Say how long runs take a few at a time, in days too if that is more than one; "" without a speed."""
     if speed is None:
         return ""
     seconds = sum(_seconds(run.config, mix, speed, ranks) for run in runs)

@@ -122,7 +122,7 @@ def print_verdict(plan: Plan, page: Path, out: TextIO) -> None:
 
 
 def _ladder_verdict(plan: ComparisonPlan, page: Path) -> str:
-    """How many runs of a ladder finished, headlines, a sentence per size and modality, and the page."""
+    """Tell how many runs of a ladder finished, headlines, a sentence per size and modality, and the page."""
     stated = read_object(
         page.parent / "summary.json",
         {"runs": str, "headlines": dict, "level": str, "turns": list, "caveats": list},

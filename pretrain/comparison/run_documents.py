@@ -30,7 +30,7 @@ class RunDocuments:
 
 
 class Judged(Protocol):
-    """What is asked of a run: its documents and the step that it was judged at."""
+    """A run that tells its documents and the step that it was judged at."""
 
     @property
     def documents(self) -> RunDocuments | None: ...

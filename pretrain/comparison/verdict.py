@@ -216,7 +216,7 @@ def results_by_modality(findings: Findings) -> dict[str, dict[str, list[str]]]:
 
 
 def budget_text(findings: Findings) -> str:
-    """What the file says is equal in all arms, and what the runs had of it."""
+    """Say what is equal in all arms by the file, and what the runs had of it."""
     by_flops = findings.plan.config.match == "train_flops"
     cost = systems(findings)
     had = {

@@ -53,7 +53,7 @@ class FactPrompt(NamedTuple):
 
 
 class Accuracy(NamedTuple):
-    """How often digits are right."""
+    """Shares of digits that are right."""
 
     exact: float
     """Share of the samples that state exactly the digits that they should, in their order."""

@@ -24,7 +24,7 @@ _MAX_TOKENS = 256
 
 
 class Request(Protocol):
-    """What a harness asks; an `Instance` of lm-eval is one."""
+    """A question of a harness; an `Instance` of lm-eval is one."""
 
     @property
     def args(self) -> tuple[Any, ...]: ...
@@ -45,8 +45,8 @@ class HarnessModel:
         return self._trained.decoder.config.context_tokens
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """Of requests (context, continuation): log-likelihood of the continuation in nats, and whether each
-        of its ids is the likeliest."""
+        """Return the log-likelihood of each continuation in nats, and whether all of its ids are the
+        likeliest. A request is (context, continuation)."""
         pairs = []
         for request in requests:
             prompt, continuation = self._pair(*request.args)
@@ -62,8 +62,11 @@ class HarnessModel:
         ]
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
-        """Of requests (text,): log-likelihood of the whole text, in stretches as long as the context. A
-        stretch is judged behind one token before it, the last behind as many as fit, as the harness asks."""
+        """Return the log-likelihood of each whole text, in stretches as long as the context.
+
+        A request is (text,). A stretch is judged behind one token before it, the last behind as many as fit,
+        as the harness asks.
+        """
         pairs: list[tuple[Ids, Ids]] = []
         counts = []
         for request in requests:
@@ -77,10 +80,11 @@ class HarnessModel:
         return [sum(next(nats) for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
-        """Of requests (context, settings): the text behind the context, up to the first text of `until`.
+        """Return the text behind each context, up to the first text of `until`.
 
-        Settings are those of the harness: until, max_gen_toks, do_sample, temperature, top_k and top_p.
-        Without do_sample, or at temperature 0, the likeliest ids are written. Raises ConfigError for others.
+        A request is (context, settings). Settings are those of the harness: until, max_gen_toks, do_sample,
+        temperature, top_k and top_p. Without do_sample, or at temperature 0, the likeliest ids are written.
+        Raises ConfigError for others.
         """
         answers: list[str] = [""] * len(requests)
         alike: dict[str, list[int]] = {}

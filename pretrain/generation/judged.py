@@ -30,7 +30,7 @@ from pretrain.weights.sources import open_source, run_of
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is asked of a model."""
+    """A request to judge a model."""
 
     sampling: Sampling
     """Of what is generated to judge its facts."""

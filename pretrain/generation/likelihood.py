@@ -16,7 +16,7 @@ TOKENS_AT_ONCE = 16_384
 
 
 class Continuation(NamedTuple):
-    """What a model thinks of a continuation."""
+    """The likelihood of a continuation."""
 
     log_likelihood: float
     """In nats, summed over the ids."""
@@ -25,8 +25,10 @@ class Continuation(NamedTuple):
 
 
 def continuations(model: TrainedModel, pairs: Sequence[tuple[Ids, Ids]]) -> Iterator[Continuation]:
-    """Of pairs (prompt, continuation behind it) in their order; both have an id or more. A pair with all but
-    its last id fits into the context."""
+    """Yield the likelihoods of pairs (prompt, continuation behind it), in their order.
+
+    Both have an id or more. A pair with all but its last id fits into the context.
+    """
     group: list[tuple[Ids, Ids]] = []
     tokens = 0
     for pair in pairs:

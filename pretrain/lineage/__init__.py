@@ -1,1 +1,1 @@
-"""Which run goes on from which: a run is extended, goes back to an earlier checkpoint, or has branches."""
+"""Runs go on from others: a run is extended, goes back to an earlier checkpoint, or has branches."""

@@ -1,4 +1,4 @@
-"""How an attempt begins: what `motley train` and `motley submit` do to a run's directory before ranks start.
+"""An attempt begins with what `motley train` and `motley submit` do to a run's directory before ranks start.
 
 This module imports no torch.
 """
@@ -19,7 +19,7 @@ from pretrain.run_files import CONFIG
 
 @dataclass(frozen=True)
 class Ask:
-    """What a person asks for beside a run and key=value texts."""
+    """The wishes of a person beside a run and key=value texts."""
 
     extend: bool = False
     """Whether the run goes on to the total_tokens among the texts."""

@@ -165,7 +165,7 @@ def make_branch(trunk: RunConfig, config: RunConfig, step: int) -> str:
 
 
 def _told(run_dir: Path, branch: Mapping[str, Any]) -> str:
-    """What a branch is, for people. `branch`: the entry of its record."""
+    """Say what a branch is, for people. `branch`: the entry of its record."""
     costs = Costs(**branch["inherited"])
     return (
         f"{run_dir}: a branch of {branch['parent']} (run {branch['run']}) at step {count(branch['step'])}, "

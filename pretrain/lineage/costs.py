@@ -1,4 +1,4 @@
-"""What steps cost: those of a run's trunk, its own, those that were set aside, and those that spikes lost.
+"""Steps have costs: those of a run's trunk, its own, those that were set aside, and those that spikes lost.
 Imports no torch."""
 
 import json
@@ -14,7 +14,7 @@ from pretrain.train.spikes import lost_row
 
 
 class Costs(NamedTuple):
-    """What steps consumed and cost."""
+    """The tokens, FLOPs and seconds of steps."""
 
     steps: int
     tokens: int
@@ -23,7 +23,7 @@ class Costs(NamedTuple):
     seconds: float
 
     def minus(self, other: "Costs") -> "Costs":
-        """What is left without the costs of `other`."""
+        """Return what is left without the costs of `other`."""
         return Costs(
             self.steps - other.steps,
             self.tokens - other.tokens,
@@ -44,7 +44,7 @@ def inherited_and_own(run_dir: Path) -> tuple[Costs, Costs]:
 
 
 def behind(run_dir: Path, step: int) -> Costs:
-    """What the run spent behind `step`, by its rows of metrics."""
+    """Return what the run spent behind `step`, by its rows of metrics."""
     last, kept = last_row(run_dir / METRICS), rows_up_to(run_dir / METRICS, step)[0].splitlines()
     if not last or last["step"] <= step:
         return NOTHING

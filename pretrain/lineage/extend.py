@@ -130,7 +130,7 @@ def _longer(old: RunConfig, new: RunConfig) -> str:
 
 
 def _of_schedule(old: RunConfig, new: RunConfig, steps: Sequence[int]) -> str:
-    """Why a schedule cannot be extended from where the run is."""
+    """Say why a schedule cannot be extended from where the run is."""
     kind = new.optimizer.schedule.kind
     return (
         f"{old.run_dir}: no {kind} schedule of {count(new.num_steps)} steps has made the first "
@@ -141,7 +141,7 @@ def _of_schedule(old: RunConfig, new: RunConfig, steps: Sequence[int]) -> str:
 
 
 def _of_ramp(old: RunConfig, new: RunConfig, found: Difference) -> str:
-    """Why the ramp of depth routing does not let a run be extended, with the values that do."""
+    """Say why the ramp of depth routing does not let a run be extended, with the values that do."""
     modality = found.key.rpartition(".")[2]
     depth, share = old.model.depth[modality], old.num_steps / new.num_steps
     return (

@@ -40,7 +40,8 @@ Prompts = Mapping[str, Sequence[Prompt]]
 
 
 def sampler(config: RunConfig) -> Sample:
-    """What makes the samples of a run. Raises ConfigError, as `check_run` did, if there are no tokenizers."""
+    """Return the function that makes the samples of a run. Raises ConfigError, as `check_run` did, if there
+    are no tokenizers."""
     assert config.data.heldout is not None
     tokenizers = tokenizers_of_run(config.run_dir, config, None)
     vocabulary = vocabulary_of(tokenizers)

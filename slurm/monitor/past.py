@@ -1,4 +1,4 @@
-"""Where a run comes from and how it was changed, from its record. Imports no torch."""
+"""A run's record tells where the run comes from and how it was changed. Imports no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -27,7 +27,7 @@ RunKey = tuple[str, int, float | None]
 
 @dataclass(frozen=True)
 class Log:
-    """What is known of one run."""
+    """One run, as far as it is known."""
 
     place: str
     """File or run directory, for messages."""

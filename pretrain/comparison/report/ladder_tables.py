@@ -138,7 +138,7 @@ def law_shares_table(ladder: LadderFindings, arm: str) -> Table | None:
 
 
 def no_law_text(ladder: LadderFindings) -> str:
-    """Why there is no law; "" if all arms have one."""
+    """Say why there is no law; "" if all arms have one."""
     return "; ".join(dict.fromkeys(law for law in ladder.laws.values() if isinstance(law, str)))
 
 
@@ -187,7 +187,7 @@ def _rarest_text(run: RunResult) -> str:
 
 
 def ladder_caveats(ladder: LadderFindings) -> tuple[Caveat, ...]:
-    """What a reader must know, grave caveats first; one that several cells share names them once."""
+    """Return what a reader must know, grave caveats first; one that several cells share names them once."""
     by_text: dict[Caveat, list[str]] = {}
     for cell, findings in ladder.cells.items():
         for caveat in run_caveats(findings):

@@ -93,7 +93,7 @@ def _summary(findings: Findings) -> Figure:
 
 
 def _same_data(findings: Findings) -> str:
-    """What is known of the data of the arms."""
+    """Say what is known of the data of the arms."""
     prints = findings.fingerprints
     if prints.proven:
         return "same data in the same order"
