@@ -218,7 +218,7 @@ def manifest_hash(manifest: Mapping[str, Any]) -> str:
     """sha256 over the entries that decide a folder's tokens: vocabulary, tokenizers, sha256 of shards."""
     content = {
         "vocabulary": list(manifest["vocabulary"].items()),
-        **({"special_tokens": manifest["special_tokens"]} if "special_tokens" in manifest else {}),
+        **{key: manifest[key] for key in ("special_tokens", "vectors") if key in manifest},
         "tokenizers": {name: entry["fingerprint"] for name, entry in manifest["tokenizers"].items()},
         "shards": [[entry[key] for key in ("name", "sha256", "bytes")] for entry in manifest["shards"]],
     }

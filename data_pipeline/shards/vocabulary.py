@@ -8,14 +8,17 @@
 A text tokenizer that was trained elsewhere keeps its ids 0, 1, 2, ...; the special tokens that it lacks get
 the ids behind them. A modality beyond the three brings its delimiters inside of its own range, so adding it
 moves no other id.
+
+A modality is ids or vectors. One of vectors has a single code, which stands in a document wherever a vector
+does; the vectors travel beside the ids, in the same order.
 """
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 TEXT = "text"
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<boi>", "<eoi>", "<bos_speech>", "<eos_speech>")
@@ -29,6 +32,38 @@ their own range.
 NUM_DELIMITERS = 2
 
 
+class VectorFormat(BaseModel):
+    """How the vectors of a modality are stored, and how a model is to see them: (stored - mean) / std."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    features: PositiveInt
+    dtype: Literal["uint8", "float16"]
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+
+    @property
+    def storage(self) -> np.dtype[Any]:
+        """The dtype of stored values, little-endian."""
+        return np.dtype("u1" if self.dtype == "uint8" else "<f2")
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of a stored vector."""
+        return self.features * self.storage.itemsize
+
+    def normalised(self, stored: np.ndarray) -> np.ndarray:
+        """float32, same shape: stored values as a model sees them."""
+        return (stored.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
+
+    def stored(self, normalised: np.ndarray) -> np.ndarray:
+        """The inverse of `normalised`, in the storage dtype; pixels are rounded and clipped to 0 ... 255."""
+        values = normalised * self.std + self.mean
+        if self.dtype == "uint8":
+            values = np.clip(np.rint(values), 0, 255)
+        return values.astype(self.storage)
+
+
 class Vocabulary(BaseModel):
     """Ids per modality, in id order, text first. Modality m has ids [start(m), start(m) + sizes[m])."""
 
@@ -37,6 +72,8 @@ class Vocabulary(BaseModel):
     sizes: dict[str, PositiveInt]
     special_ids: tuple[NonNegativeInt, ...] = FIRST_IDS
     """Ids of SPECIAL_TOKENS, in their order."""
+    vectors: dict[str, VectorFormat] = {}
+    """Modality of vectors -> their format; all other modalities are ids."""
 
     @model_validator(mode="after")
     def _check(self) -> "Vocabulary":
@@ -45,6 +82,12 @@ class Vocabulary(BaseModel):
         for name, size in self.sizes.items():
             if size <= self._num_own_delimiters(name):
                 raise ValueError(f"{name} has {size} ids, but its two delimiters and a code need 3 or more")
+        for name in self.vectors:
+            if name == TEXT or self.sizes.get(name) != self.size_of(name, 1):
+                raise ValueError(
+                    f"vectors of {name}, which has {self.sizes.get(name, 0)} ids; a modality of vectors is "
+                    f"not {TEXT} and has one code: {self.size_of(name, 1)} ids"
+                )
         ids = self.special_ids
         if ids != FIRST_IDS and not (
             len(set(ids)) == len(FIRST_IDS) == len(ids) and max(ids) < self.sizes[TEXT]
@@ -59,7 +102,7 @@ class Vocabulary(BaseModel):
     def values_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Values of the fields, not yet checked, that the manifest of a folder of token shards holds."""
         sizes, ids = manifest["vocabulary"], manifest.get("special_tokens")
-        return {"sizes": sizes} | (
+        return {"sizes": sizes, "vectors": manifest.get("vectors", {})} | (
             {} if ids is None else {"special_ids": [ids.get(n) for n in SPECIAL_TOKENS]}
         )
 
@@ -69,6 +112,7 @@ class Vocabulary(BaseModel):
         return {
             "vocabulary": self.sizes,
             **({} if self.special_ids == FIRST_IDS else {"special_tokens": ids}),
+            **({"vectors": {m: v.model_dump() for m, v in self.vectors.items()}} if self.vectors else {}),
         }
 
     @property

@@ -207,10 +207,11 @@ def sequences(
 ) -> Callable[[], Iterator[dict[str, Any]]]:
     """First stage of a webdataset pipeline: `wds.DataPipeline(sequences(stream), wds.map(f), ...)`.
 
-    Yields one packed sequence after another, each a sample with "__key__" (its number in the stream) and the
-    fields of Batch as arrays [S]. Stages that map one sample to one keep order and place; `shuffle`,
-    `select` and the like give both up. Reads in the process that iterates: in a DataLoader with several
-    workers it raises ConfigError. Raises WrongChecksum for an unreadable document.
+    Yields one packed sequence after another, each a sample with "__key__" (its number in the stream), the
+    fields of Batch as arrays [S], and vectors of a modality as "vectors/image" [n, features]. Stages that map
+    one sample to one keep order and place; `shuffle`, `select` and the like give both up. Reads in the
+    process that iterates: in a DataLoader with several workers it raises ConfigError. Raises WrongChecksum
+    for an unreadable document.
     """
 
     def stage() -> Iterator[dict[str, Any]]:
@@ -225,7 +226,8 @@ def sequences(
                 step = loader.next_step()
                 check_readable(step.unreadable, stream.num_documents, max_frac=0.0)
                 for i, batch in enumerate(step.micro_batches):
-                    arrays = {name: value[0] for name, value in vars(batch).items()}
+                    arrays = {name: value[0] for name, value in vars(batch).items() if name != "vectors"}
+                    arrays |= {f"vectors/{name}": vectors.values for name, vectors in batch.vectors.items()}
                     yield {"__key__": f"{number + i * dp_size:012d}", **arrays}
 
     return stage

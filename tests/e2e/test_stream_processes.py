@@ -69,7 +69,7 @@ def _rank(
         taken = loader.next_step()
         for i, batch in enumerate(taken.micro_batches):
             data = b"".join(
-                repr(value).encode() if name == "samples" else value.tobytes()
+                repr(value).encode() if name in ("samples", "vectors") else value.tobytes()
                 for name, value in vars(batch).items()
             )
             position = dp_rank + i * dp_size

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from data_pipeline.shards.vocabulary import BOI, EOS_SPEECH, Vocabulary
+from data_pipeline.shards.vocabulary import BOI, EOS_SPEECH, VectorFormat, Vocabulary
 
 SIZES = {"text": 100, "image": 20, "speech": 10}
 
@@ -49,3 +49,26 @@ def test_storage_is_the_smallest_that_holds_every_id(text: int, dtype: str) -> N
 def test_illegal_vocabularies_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(ValidationError):
         Vocabulary(sizes=sizes)
+
+
+def test_a_modality_of_vectors_has_one_code_and_travels_through_a_manifest() -> None:
+    pixels = VectorFormat(features=12, dtype="uint8", mean=100.0, std=50.0)
+    vocabulary = Vocabulary(
+        sizes={"text": 9, "image": 1, "video": 3}, vectors={"image": pixels, "video": pixels}
+    )
+    assert Vocabulary(**Vocabulary.values_of(vocabulary.manifest_values())) == vocabulary
+    assert vocabulary.first_code("image") == 9 and vocabulary.first_code("video") == 12
+    assert "vectors" not in Vocabulary(sizes=SIZES).manifest_values()
+    with pytest.raises(ValidationError, match="vectors of image, which has 2 ids"):
+        Vocabulary(sizes={"text": 9, "image": 2}, vectors={"image": pixels})
+    with pytest.raises(ValidationError, match="vectors of text"):
+        Vocabulary(sizes={"text": 9}, vectors={"text": pixels})
+
+
+def test_pixels_come_back_from_what_a_model_sees() -> None:
+    pixels = VectorFormat(features=256, dtype="uint8", mean=100.0, std=50.0)
+    stored = np.arange(256, dtype=np.uint8)[None]
+    seen = pixels.normalised(stored)
+    assert seen.dtype == np.float32 and seen[0, 100] == 0 and seen[0, 150] == 1
+    assert (pixels.stored(seen) == stored).all() and pixels.stored(seen).dtype == np.uint8
+    assert pixels.stored(np.array([-9.0, 9.0])).tolist() == [0, 255]

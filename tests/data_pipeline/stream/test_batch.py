@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_pipeline.shards.vocabulary import BOI, BOS, EOI, EOS, PAD, Vocabulary
+from data_pipeline.shards.vocabulary import BOI, BOS, EOI, EOS, PAD, VectorFormat, Vocabulary
 from data_pipeline.stream.batch import make_batch
 
 VOCABULARY = Vocabulary(sizes={"text": 20, "image": 5})
@@ -33,7 +33,7 @@ def test_documents_lie_one_after_another_then_padding() -> None:
     assert batch.input_special[0].tolist() == [1, 0, 1, 0, 0, 1, 1, 0, 1, 1]
     assert batch.target_modality[0].tolist() == [0, 0, 1, 1, 0, 0, 0, 0, 0, 0]
     assert batch.samples == (("a/1", "a/2"), ("a/2",))
-    kinds = {name: value.dtype for name, value in vars(batch).items() if name != "samples"}
+    kinds = {name: value.dtype for name, value in vars(batch).items() if name not in ("samples", "vectors")}
     assert kinds == {
         "input_ids": np.int32,
         "target_ids": np.int32,
@@ -74,3 +74,33 @@ def test_rows_are_views() -> None:
 def test_what_does_not_fit_is_an_error(documents: list[np.ndarray]) -> None:
     with pytest.raises(ValueError, match="sequence 0: document"):
         make_batch([documents], sequence_tokens=7, vocabulary=VOCABULARY)
+
+
+OF_VECTORS = Vocabulary(
+    sizes={"text": 20, "image": 1}, vectors={"image": VectorFormat(features=2, dtype="uint8")}
+)
+PATCHES = np.array([BOS, BOI, 20, 20, EOI, EOS], np.uint16)
+
+
+def test_vectors_lie_beside_the_ids_of_their_sequence() -> None:
+    values = [np.array([[1, 2], [3, 4]], np.uint8), np.zeros((0, 2), np.uint8), np.full((4, 2), 7, np.uint8)]
+    batch = make_batch(
+        [[WORDS, PATCHES], [WORDS], [PATCHES, PATCHES]],
+        sequence_tokens=10,
+        vocabulary=OF_VECTORS,
+        vectors={"image": values},
+    )
+    assert batch.vectors["image"].first.tolist() == [0, 2, 2, 6]
+    of_last = batch.rows(1, 3).vectors["image"]
+    assert of_last.first.tolist() == [0, 0, 4] and (of_last.values == 7).all()
+    assert np.shares_memory(of_last.values, batch.vectors["image"].values)
+    values[0][0, 0] = 9
+    other = make_batch(
+        [[WORDS, PATCHES], [WORDS], [PATCHES, PATCHES]],
+        sequence_tokens=10,
+        vocabulary=OF_VECTORS,
+        vectors={"image": values},
+    )
+    assert other.digest != batch.digest
+    with pytest.raises(ValueError, match=r"vectors of image: \[1\] in the sequences, which have \[2\]"):
+        make_batch([[PATCHES]], sequence_tokens=6, vocabulary=OF_VECTORS, vectors={"image": [values[0][:1]]})
