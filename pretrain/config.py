@@ -29,7 +29,7 @@ class _Frozen(BaseModel):
 
 
 class SourceConfig(_Frozen):
-    """A folder of token shards, and its weight among the sources that documents are drawn from."""
+    """A folder of token shards, and its weight among the sources, of what DataConfig.weights_of says."""
 
     path: str
     weight: float = Field(1.0, gt=0)
@@ -44,6 +44,12 @@ class DataConfig(_Frozen):
     }
 
     train: tuple[SourceConfig, ...] = Field(min_length=1)
+    weights_of: Literal["documents", "tokens"] = "documents"
+    """What the weights of sources share out: the documents that are drawn, or their tokens, so that a source
+    of documents twice as long as another's gives half as many for the same weight."""
+    temperature: float | None = Field(None, gt=0)
+    """In the place of weights: a source with n documents, or tokens, has the weight n^(1 / temperature). 1 is
+    in proportion to size; the higher, the closer to equal shares. None: weights are as they are written."""
     heldout: str | None = None
     """Folder of token shards for evaluation."""
     document_mask: bool = True
@@ -57,6 +63,16 @@ class DataConfig(_Frozen):
     them is longer than the context; text is cut."""
     max_epochs: float = Field(4.0, gt=0)
     """Passes over a source beyond which the run warns at its start."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        weighted = [source.path for source in self.train if source.weight != 1]
+        if self.temperature is not None and weighted:
+            raise ValueError(
+                f"temperature = {self.temperature:g} computes the weights of sources from their sizes, but "
+                f"{weighted[0]} has a weight of its own; leave out either"
+            )
+        return self
 
 
 class SpikeConfig(_Frozen):

@@ -13,4 +13,6 @@ def training_stream(config: RunConfig) -> Stream:
         context_tokens=config.model.context_tokens,
         sequences_per_step=config.sequences_per_step,
         max_too_long_frac=config.data.max_too_long_frac,
+        weights_of=config.data.weights_of,
+        temperature=config.data.temperature,
     )

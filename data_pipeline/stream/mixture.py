@@ -5,7 +5,12 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
+WeightsOf = Literal["documents", "tokens"]
+"""What the weights of sources share out."""
+_DIGITS = 12
+"""Digits of a computed weight: powers of other machines differ in the last ones of a float."""
 BLOCK_DOCUMENTS = 4000
 """At most so many documents are packed together. About a thousand are enough to fill 99.9 % of the slots."""
 MIN_BLOCK_DOCUMENTS = 256
@@ -19,6 +24,31 @@ def shares(weights: Sequence[float]) -> tuple[Fraction, ...]:
             raise ValueError(f"weight {weight}: a source's weight is a number above 0")
     exact = [Fraction(repr(float(weight))) for weight in weights]
     return tuple(weight / sum(exact) for weight in exact)
+
+
+def document_weights(
+    weights: Sequence[float],
+    num_documents: Sequence[int],
+    slots: Sequence[int],
+    *,
+    of: WeightsOf,
+    temperature: float | None,
+) -> list[float]:
+    """Return weights by which documents are drawn, so that sources have the shares that were asked for.
+
+    `weights` are shares of what `of` says, so by tokens a source of longer documents gives fewer of them.
+    With a `temperature` T, a source of size n, in what `of` says, has n^(1/T) in the place of its weight: 1
+    is in proportion to size, and more is closer to equal shares (Arivazhagan et al. 2019, arXiv 1907.05019).
+    `slots`: those that the documents of each source fill; they count by tokens alone. Without a temperature,
+    weights of documents are returned as they are; others keep 12 digits.
+    """
+    if of == "documents" and temperature is None:
+        return list(weights)
+    sizes = slots if of == "tokens" else num_documents
+    asked = weights if temperature is None else [size ** (1 / temperature) for size in sizes]
+    slots_each = [s / n if of == "tokens" else 1.0 for s, n in zip(slots, num_documents, strict=True)]
+    drawn = [weight / each for weight, each in zip(asked, slots_each, strict=True)]
+    return [float(f"{weight:.{_DIGITS}g}") for weight in drawn]
 
 
 ORDER = 2

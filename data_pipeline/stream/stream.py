@@ -29,7 +29,7 @@ from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import ChangedIndex, ForeignTokenizer, SpanTooLong
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.stream.fingerprint import piece_weights
-from data_pipeline.stream.mixture import ORDER, blocks_of, drawn_before, shares
+from data_pipeline.stream.mixture import ORDER, WeightsOf, blocks_of, document_weights, drawn_before, shares
 from data_pipeline.stream.order import documents_at, key_of, permute
 from data_pipeline.stream.packing import cut, pack
 
@@ -145,8 +145,10 @@ class Stream:
         context_tokens: int,
         sequences_per_step: int,
         max_too_long_frac: float = 0.01,
+        weights_of: WeightsOf = "documents",
+        temperature: float | None = None,
     ) -> None:
-        """`sources`: (source, weight); a weight is a share of the documents drawn.
+        """`sources`: (source, weight); `weights_of`, `temperature`: see document_weights (mixture.py).
 
         Raises ForeignTokenizer if sources were tokenized differently, SpanTooLong if more than
         `max_too_long_frac` of the documents of a source, or all, have a span (an image ...) longer than the
@@ -158,13 +160,17 @@ class Stream:
         self.seed, self.context_tokens, self.sequences_per_step = seed, context_tokens, sequences_per_step
         _check_tokenizers(self.sources)
         self.vocabulary = self.sources[0].vocabulary
-        self.shares = shares([weight for _, weight in sources])
-        """Of the documents drawn, per source; they sum to 1."""
         self.too_long = tuple(_too_long(source, context_tokens, max_too_long_frac) for source in self.sources)
         """Per source, documents that are left out: a span in them (an image, an utterance ...) is longer than
         the context.
         """
         num_documents = [source.num_documents for source in self.sources]
+        slots = self._slots() if weights_of == "tokens" else num_documents
+        weights = [weight for _, weight in sources]
+        self.shares = shares(
+            document_weights(weights, num_documents, slots, of=weights_of, temperature=temperature)
+        )
+        """Of the documents drawn, per source; they sum to 1."""
         self._blocks = {order: blocks_of(num_documents, self.shares, order) for order in range(1, ORDER + 1)}
         self._keys = [key_of(seed, 1, i) for i in range(len(self.sources))]
         self._identity = tuple(
@@ -176,6 +182,15 @@ class Stream:
     def num_documents(self) -> int:
         """Documents of all sources."""
         return sum(source.num_documents for source in self.sources)
+
+    def _slots(self) -> list[int]:
+        """Slots that all documents of each source fill, without those that are left out."""
+        return [
+            int(source.lengths.sum(dtype=np.int64))
+            - int(source.lengths[too_long].sum(dtype=np.int64))
+            - (source.num_documents - len(too_long))
+            for source, too_long in zip(self.sources, self.too_long, strict=True)
+        ]
 
     @property
     def num_too_long(self) -> int:
@@ -241,15 +256,9 @@ class Stream:
 
     def expected_epochs(self, num_sequences: int) -> tuple[float, ...]:
         """Passes over each source in `num_sequences` full sequences, from the mean length of documents."""
-        slots = [
-            int(source.lengths.sum(dtype=np.int64))
-            - int(source.lengths[too_long].sum(dtype=np.int64))
-            - (source.num_documents - len(too_long))
-            for source, too_long in zip(self.sources, self.too_long, strict=True)
-        ]
         per_document = sum(
             float(share) * n / source.num_documents
-            for source, share, n in zip(self.sources, self.shares, slots, strict=True)
+            for source, share, n in zip(self.sources, self.shares, self._slots(), strict=True)
         )
         drawn = num_sequences * self.context_tokens / per_document
         return tuple(

@@ -22,6 +22,8 @@ VALUES = {
     "optimizer": {"learning_rate": 1e-3},
 }
 
+TEMPERED = {"train": [{"path": "a"}, {"path": "b", "weight": 3.0}], "temperature": 2}
+
 
 def run(**changes: object) -> RunConfig:
     return validate(RunConfig, {**copy.deepcopy(VALUES), **changes}, source="run.toml")
@@ -53,6 +55,7 @@ def _groups(*tables: dict[str, object]) -> dict[str, object]:
         ({"data": {"train": []}}, "data.train"),
         ({"precision": "fp16"}, "'fp32' or 'bf16'"),
         ({"seeed": 3}, 'did you mean "seed"'),
+        ({"data": TEMPERED}, "temperature = 2 computes the weights of sources from their sizes, but b has"),
         ({"loss_weights": {"speech": 0.5}}, "legal: text, image"),
         ({"loss_weights": {"image": -1}}, "loss_weights.image = -1.0; legal: 0 or more"),
         ({"loss_weights": {"image": 0, "text": 0}}, "nothing is left to learn"),

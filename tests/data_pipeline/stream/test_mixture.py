@@ -9,7 +9,9 @@ from data_pipeline.stream.mixture import (
     BLOCK_DOCUMENTS,
     MIN_BLOCK_DOCUMENTS,
     ORDER,
+    WeightsOf,
     blocks_of,
+    document_weights,
     drawn_before,
     shares,
 )
@@ -94,3 +96,36 @@ def test_the_first_order_keeps_its_sizes() -> None:
     assert [blocks_of(sizes, exact, 1).size for sizes in ([10**6, 200], [10**6, 5], [10**7] * 2)] == [
         2000, 250, 4000,
     ]  # fmt: skip
+
+
+def test_weights_of_documents_are_returned_as_they_are() -> None:
+    assert document_weights([0.35, 2], [10, 30], [7, 9], of="documents", temperature=None) == [0.35, 2]
+
+
+@given(weights=WEIGHTS, documents=SIZES, mean_slots=st.lists(st.integers(1, 10**5), min_size=5, max_size=5))
+def test_weights_of_tokens_share_out_slots(
+    weights: list[float], documents: list[int], mean_slots: list[int]
+) -> None:
+    documents, mean_slots = documents[: len(weights)], mean_slots[: len(weights)]
+    slots = [n * mean for n, mean in zip(documents, mean_slots, strict=True)]
+    drawn = document_weights(weights, documents, slots, of="tokens", temperature=None)
+    of_slots = [share * mean for share, mean in zip(shares(drawn), mean_slots, strict=True)]
+    for share, asked in zip(of_slots, shares(weights), strict=True):
+        assert float(share / sum(of_slots)) == pytest.approx(
+            float(asked), rel=1e-10
+        )  # weights keep 12 digits
+
+
+def test_a_temperature_goes_from_sizes_to_equal_shares() -> None:
+    documents, slots, asked = [100, 400], [10_000, 160_000], [1.0, 1.0]
+
+    def ratio(of: WeightsOf, temperature: float) -> float:
+        """Slots of the second source for one of the first, or documents."""
+        first, second = document_weights(asked, documents, slots, of=of, temperature=temperature)
+        return second / first * (400 / 100 if of == "tokens" else 1)
+
+    assert ratio("documents", 1.0) == pytest.approx(4)
+    assert ratio("documents", 2.0) == pytest.approx(2)
+    assert ratio("tokens", 1.0) == pytest.approx(16)
+    assert ratio("tokens", 4.0) == pytest.approx(2)
+    assert ratio("tokens", 1e9) == pytest.approx(1)
