@@ -14,6 +14,8 @@ from data_pipeline.shards.faults import BadDocument, TruncatedShard, WrongChecks
 from data_pipeline.shards.loss_mask import MASKED_SUFFIX, from_bytes
 from data_pipeline.shards.spans import SpanError, Spans, find_spans
 from data_pipeline.shards.tar import MANIFEST, TOKENS_SUFFIX
+from data_pipeline.shards.vectors import VECTORS_SUFFIX
+from data_pipeline.shards.vectors import from_bytes as vectors_from_bytes
 from data_pipeline.shards.vocabulary import Vocabulary
 
 TAR_BLOCK_BYTES = 512
@@ -23,7 +25,7 @@ _CHECK_IDS = 1 << 22
 
 def index_shard(path: Path, entry: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, np.ndarray]:
     """Arrays of data_pipeline.shards.index.Index for one shard, and the numbers of spans and of masked ranges
-    of each document.
+    of each document. Offsets of documents without vectors are 0.
 
     Raises WrongChecksum, TruncatedShard or BadDocument, naming shard and document.
     """
@@ -35,7 +37,7 @@ def index_shard(path: Path, entry: Mapping[str, Any], vocabulary: Vocabulary) ->
                 f"{path}: sha256 {digest}, but {MANIFEST} says {entry['sha256']}; copy it again, or "
                 f"tokenize again"
             )
-        members, masked = _with_masks(path, view)
+        members, masked, vectors = _by_document(path, view)
         offset = np.array([start for _, start, _ in members], np.uint64)
         size = np.array([size for _, _, size in members], np.int64)
         names = [name for name, _, _ in members]
@@ -46,9 +48,11 @@ def index_shard(path: Path, entry: Mapping[str, Any], vocabulary: Vocabulary) ->
         crc32 = np.array([zlib.crc32(view[start : start + n]) for _, start, n in members], np.uint32)
         counts, spans = _check_documents(path, view, names, offset, length, vocabulary)
         num_masked, ranges = _check_masks(path, view, names, length, masked)
+        vectors_offset, vectors_crc32 = _check_vectors(path, view, members, vectors, vocabulary)
     return {
         **{"offset": offset, "length": length, "crc32": crc32, "num_spans": counts, "span": spans},
         **{"num_masked": num_masked, "masked": ranges},
+        **{"vectors_offset": vectors_offset, "vectors_crc32": vectors_crc32},
     }
 
 
@@ -56,23 +60,32 @@ _Member = tuple[str, int, int]
 """(name, offset of the content, its size in bytes)."""
 
 
-def _with_masks(path: Path, view: mmap.mmap) -> tuple[list[_Member], dict[int, tuple[int, int]]]:
-    """(members with ids, document -> (offset, size) of the masked ranges that stand behind it). Raises
+_Place = tuple[int, int]
+"""(offset of the content, its size in bytes)."""
+
+
+def _by_document(path: Path, view: mmap.mmap) -> tuple[list[_Member], dict[int, _Place], dict[int, _Place]]:
+    """(members with ids; document -> place of its masked ranges; document -> place of its vectors). Raises
     BadDocument for any other member."""
     members: list[_Member] = []
-    masked: dict[int, tuple[int, int]] = {}
+    masked: dict[int, _Place] = {}
+    vectors: dict[int, _Place] = {}
     for name, start, size in _members(path, view):
         key, _, suffix = name.rpartition(".")
+        document = len(members) - 1
+        is_behind_its_ids = bool(members) and members[-1][0] == f"{key}.{TOKENS_SUFFIX}"
         if suffix == TOKENS_SUFFIX:
             members.append((name, start, size))
-        elif suffix == MASKED_SUFFIX and members and members[-1][0] == f"{key}.{TOKENS_SUFFIX}":
-            masked[len(members) - 1] = start, size
+        elif suffix == MASKED_SUFFIX and is_behind_its_ids and document not in vectors:
+            masked[document] = start, size
+        elif suffix == VECTORS_SUFFIX and is_behind_its_ids:
+            vectors[document] = start, size
         else:
             raise BadDocument(
-                f'{path}: holds "{name}"; a token shard has .{TOKENS_SUFFIX} files, and a '
-                f".{MASKED_SUFFIX} file only behind that of the same key"
+                f'{path}: holds "{name}"; a token shard has .{TOKENS_SUFFIX} files, and behind that of the '
+                f"same key a .{MASKED_SUFFIX} file and a .{VECTORS_SUFFIX} file"
             )
-    return members, masked
+    return members, masked, vectors
 
 
 def _check_masks(
@@ -91,6 +104,38 @@ def _check_masks(
         counts[document] = len(found)
         ranges.append(found)
     return counts, np.concatenate(ranges)
+
+
+def _check_vectors(
+    path: Path,
+    view: mmap.mmap,
+    members: list[_Member],
+    vectors: Mapping[int, _Place],
+    vocabulary: Vocabulary,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(offset of the vectors of each document, uint64 [n], 0 without vectors; their crc32, uint32 [n]).
+
+    Raises BadDocument for the first document whose vectors are not those that its ids ask for, or not finite.
+    """
+    offset, crc32 = np.zeros(len(members), np.uint64), np.zeros(len(members), np.uint32)
+    if vectors and not vocabulary.vectors:
+        raise BadDocument(
+            f"{path}: {members[min(vectors)][0]}: has a .{VECTORS_SUFFIX}, but {MANIFEST} names no modality "
+            f"of vectors; tokenize again"
+        )
+    for document, (name, start, size) in enumerate(members if vocabulary.vectors else ()):
+        ids = np.frombuffer(view[start : start + size], vocabulary.dtype)
+        first, length = vectors.get(document, (0, 0))
+        content = view[first : first + length]
+        try:
+            values = vectors_from_bytes(content, ids, vocabulary)
+        except ValueError as error:
+            raise BadDocument(f"{path}: {name}: its .{VECTORS_SUFFIX}: {error}") from None
+        for modality, each in values.items():
+            if not np.isfinite(each).all():
+                raise BadDocument(f"{path}: {name}: a vector of {modality} is not finite")
+        offset[document], crc32[document] = first, zlib.crc32(content)
+    return offset, crc32
 
 
 def _members(path: Path, view: mmap.mmap) -> Iterator[_Member]:

@@ -6,36 +6,26 @@ from the tars, which checks each tar against the manifest and each document agai
 made again only if the manifest lists other shards.
 """
 
-import contextlib
 import hashlib
 import json
-import mmap
 import os
-import secrets
-import time
 import weakref
 import zlib
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipeline.files.progress import Progress
-from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.build_index import TAR_BLOCK_BYTES, index_shard, member_name
-from data_pipeline.shards.faults import ChangedIndex, MissingShard, TruncatedShard, WrongChecksum
+from data_pipeline.shards.faults import MissingShard, TruncatedShard, WrongChecksum
+from data_pipeline.shards.index_file import FORMAT, Index, index_hash, map_arrays, read_header, write_index
 from data_pipeline.shards.tar import MANIFEST, TOKENS_SUFFIX, ShardError, read_manifest
+from data_pipeline.shards.vectors import from_bytes, num_bytes
 from data_pipeline.shards.vocabulary import Vocabulary
 
-INDEX = "index.bin"
-FORMAT = 1
-_MAGIC = b"motleyix"
-_ALIGN_BYTES = 64
-_DEAD_AFTER_S = 3600.0
-"""A temporary file of this age has no writer: writing takes seconds, though clocks of machines may differ."""
 _OPEN_FILES = 128
 """Files that a source keeps open in a process, whose usual limit is 1024."""
 
@@ -43,39 +33,13 @@ _OPEN_FILES = 128
 _NO_RANGES = np.zeros((0, 2), np.int64)
 
 
-@dataclass(frozen=True)
-class Index:
-    """Arrays over the N documents of a folder, in shard order, and over the spans of all these documents."""
+class Document(NamedTuple):
+    """What a token shard holds of a document."""
 
-    offset: np.ndarray
-    """uint64 [N]; byte at which a document's ids start in its shard."""
-    length: np.ndarray
-    """uint32 [N]; number of ids."""
-    crc32: np.ndarray
-    """uint32 [N]; checksum of the ids' bytes."""
-    shard_first: np.ndarray
-    """uint64 [shards + 1]; number of the first document of each shard, then N."""
-    span_first: np.ndarray
-    """uint64 [N + 1]; first row in `span` of each document."""
-    span: np.ndarray
-    """uint32 [spans, 2]; start and end, in its document, of each span other than text, with delimiters."""
-    masked_first: np.ndarray | None = None
-    """uint64 [N + 1]; first row in `masked` of each document; None where all ids are targets."""
-    masked: np.ndarray | None = None
-    """uint32 [ranges, 2]; ranges of ids of a document that are no targets (loss_mask.py)."""
-
-
-_ARRAYS = {
-    "offset": "<u8",
-    "length": "<u4",
-    "crc32": "<u4",
-    "shard_first": "<u8",
-    "span_first": "<u8",
-    "span": "<u4",
-    "masked_first": "<u8",
-    "masked": "<u4",
-}
-"""Arrays in the order of the file; the last two are there only where some ids are no targets."""
+    ids: np.ndarray
+    """`<bos> parts <eos>`, [n] in the vocabulary's dtype, read-only."""
+    vectors: dict[str, np.ndarray]
+    """Modality of vectors -> its vectors, read-only (vectors.py); empty where all modalities are ids."""
 
 
 class TokenSource:
@@ -106,10 +70,10 @@ class TokenSource:
         folder = Path(path)
         manifest = read_manifest(folder)
         _check_sizes(folder, manifest)
-        header = _read_header(folder)
+        header = read_header(folder)
         if header is None or header["manifest"] != manifest_hash(manifest):
             header = build_index(folder)
-        return cls(folder, manifest, header, _map_arrays(folder, header))
+        return cls(folder, manifest, header, map_arrays(folder, header))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -154,41 +118,62 @@ class TokenSource:
         shard = self._names.index(name)
         return self._shard_first[shard], self._shard_first[shard + 1]
 
-    def fetch(self, document: int) -> tuple[str, np.ndarray | None, int]:
-        """("shard/key", ids, crc32 of the bytes that were read) of a document, in one read. The crc32 goes on
-        over its masked ranges, where it has some.
+    def fetch(self, document: int) -> tuple[str, Document | None, int]:
+        """("shard/key", content, crc32 of the bytes that were read) of a document. The crc32 goes on over its
+        masked ranges and its vectors, where it has some.
 
-        The ids are None if the bytes do not match the index. The key is read beside them: where it is damaged
-        too, the number of the document stands for it.
+        The content is None if the bytes do not match the index. The key is read beside the ids: where it is
+        damaged too, the number of the document stands for it.
         """
         shard = self.shard_of(document)
         size = int(self.index.length[document]) * self._dtype.itemsize
         start = int(self.index.offset[document]) - TAR_BLOCK_BYTES  # the tar header carries the key
-        try:
-            data = os.pread(self._file(shard), TAR_BLOCK_BYTES + size, start)
-        except OSError as error:
-            raise ShardError(f"{self.folder / self._names[shard]}: cannot be read: {error}") from None
-        ids = memoryview(data)[TAR_BLOCK_BYTES:]
+        data = self._read_bytes(shard, start, TAR_BLOCK_BYTES + size)
+        content = memoryview(data)[TAR_BLOCK_BYTES:]
         key = member_name(data).removesuffix("." + TOKENS_SUFFIX)
         if not key or not key.isprintable():
             key = f"document {document}"
         name = f"{self._names[shard]}/{key}"
-        crc32 = zlib.crc32(ids)
-        if len(ids) != size or crc32 != int(self.index.crc32[document]):
+        crc32 = zlib.crc32(content)
+        if len(content) != size or crc32 != int(self.index.crc32[document]):
             return name, None, crc32
+        ids = np.frombuffer(content, self._dtype)
         if len(masked := self.masked(document)):
             crc32 = zlib.crc32(masked.tobytes(), crc32)
-        return name, np.frombuffer(ids, self._dtype), crc32
+        vectors, of_vectors = self._vector_bytes(document, shard, ids)
+        crc32 = zlib.crc32(vectors, crc32)
+        if zlib.crc32(vectors) != of_vectors:
+            return name, None, crc32
+        return name, Document(ids, from_bytes(vectors, ids, self.vocabulary)), crc32
+
+    def _vector_bytes(self, document: int, shard: int, ids: np.ndarray) -> tuple[bytes, int]:
+        """(bytes of a document's vectors as they are now, crc32 that they should have)."""
+        size = num_bytes(ids, self.vocabulary)
+        if not size or self.index.vectors_offset is None or self.index.vectors_crc32 is None:
+            return b"", 0
+        start = int(self.index.vectors_offset[document])
+        return self._read_bytes(shard, start, size), int(self.index.vectors_crc32[document])
+
+    def _read_bytes(self, shard: int, start: int, size: int) -> bytes:
+        """Bytes of a shard, of which there are fewer at its end. Raises ShardError."""
+        try:
+            return os.pread(self._file(shard), size, start)
+        except OSError as error:
+            raise ShardError(f"{self.folder / self._names[shard]}: cannot be read: {error}") from None
 
     def read(self, document: int) -> np.ndarray:
         """The ids of a document, read-only. Raises WrongChecksum if they do not match the index."""
-        name, ids, _ = self.fetch(document)
-        if ids is None:
+        return self.document(document).ids
+
+    def document(self, document: int) -> Document:
+        """The ids and vectors of a document. Raises WrongChecksum if they do not match the index."""
+        name, content, _ = self.fetch(document)
+        if content is None:
             raise WrongChecksum(
                 f"{self.folder}: {name} does not match the index (crc32); the shard was damaged or replaced: "
                 f"restore it, or tokenize again"
             )
-        return ids
+        return content
 
     def name(self, document: int) -> str:
         """ "shard/key" of a document."""
@@ -247,100 +232,9 @@ def build_index(folder: Path) -> dict[str, Any]:
         "longest_span_tokens": longest,
         "arrays": {name: list(array.shape) for name, array in arrays.items()},
     }
-    header["hash"] = _hash(header, arrays)
-    _write_index(folder, header, arrays)
+    header["hash"] = index_hash(header, arrays)
+    write_index(folder, header, arrays)
     return header
-
-
-def _write_index(folder: Path, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write index.bin atomically, and remove temporary files of writers that died."""
-    temporary = folder / f"{INDEX}.{secrets.token_hex(4)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            text = json.dumps(header).encode()
-            file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
-            for name, array in arrays.items():
-                file.write(b"\0" * (-file.tell() % _ALIGN_BYTES))
-                file.write(np.ascontiguousarray(array, _ARRAYS[name]).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / INDEX)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: there is no index for these shards yet, and it cannot be written ({error.strerror}); "
-            f"make room, or open them once (`motley tokenize` does) where the folder is writable"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    for path in folder.glob(f"{INDEX}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _DEAD_AFTER_S:
-                path.unlink()
-
-
-def _hash(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 over the arrays and over the header without its own hash."""
-    digest = hashlib.sha256(
-        json.dumps({k: v for k, v in header.items() if k != "hash"}, sort_keys=True).encode()
-    )
-    for name, array in arrays.items():
-        digest.update(np.ascontiguousarray(array, _ARRAYS[name]).data)
-    return digest.hexdigest()
-
-
-def _read_header(folder: Path) -> dict[str, Any] | None:
-    """The index's header; None if there is no index, or one of another format, which is then made again."""
-    try:
-        with open(folder / INDEX, "rb") as file:
-            start = file.read(16)
-            if start[:8] != _MAGIC:
-                raise _changed(folder / INDEX)
-            header = json.loads(file.read(int.from_bytes(start[8:], "little")))
-            if header["format"] != FORMAT:
-                return None
-            if header.keys() != {"format", "manifest", "longest_span_tokens", "arrays", "hash"}:
-                raise _changed(folder / INDEX)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError(f"{folder / INDEX}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise error if isinstance(error, ChangedIndex) else _changed(folder / INDEX) from None
-    return header
-
-
-def _map_arrays(folder: Path, header: Mapping[str, Any]) -> Index:
-    """Map the arrays and check them against the header's hash (a sequential read, 1-2 GB/s)."""
-    path = folder / INDEX
-    with open(path, "rb") as file:
-        view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    position = 16 + int.from_bytes(view[8:16], "little")
-    arrays: dict[str, np.ndarray] = {}
-    try:
-        for name, shape in header["arrays"].items():
-            dtype = _ARRAYS[name]
-            position += -position % _ALIGN_BYTES
-            arrays[name] = np.frombuffer(view, dtype, int(np.prod(shape)), position).reshape(shape)
-            position += arrays[name].nbytes
-        known = list(arrays) in (list(_ARRAYS), list(_ARRAYS)[:-2])
-        whole = known and _hash(header, arrays) == header["hash"]
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-    ):  # ends too early, or the header itself is damaged
-        whole = False
-    if not whole:
-        raise _changed(path)
-    return Index(**arrays)
-
-
-def _changed(path: Path) -> ChangedIndex:
-    return ChangedIndex(
-        f"{path}: damaged, it does not match its own hash; delete it, and it is made again from the shards"
-    )
 
 
 def _missing(path: Path) -> MissingShard:
@@ -366,7 +260,10 @@ def _check_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _join(shards: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of all shards in a row, with the numbers of first documents, spans and masked ranges."""
+    """The arrays of all shards in a row, with the numbers of first documents, spans and masked ranges.
+
+    Arrays of _OPTIONAL are there only where they say something.
+    """
 
     def together(name: str, empty: np.ndarray) -> np.ndarray:
         return np.concatenate([empty, *(shard[name] for shard in shards)])
@@ -374,6 +271,10 @@ def _join(shards: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     none = np.zeros(0, np.int64)
     masked = together("masked", np.zeros((0, 2), np.int64))
     masked_first = np.concatenate([[0], np.cumsum(together("num_masked", none))])
+    of_vectors = {
+        "vectors_offset": together("vectors_offset", none.astype(np.uint64)),
+        "vectors_crc32": together("vectors_crc32", none.astype(np.uint32)),
+    }
     return {
         "offset": together("offset", none.astype(np.uint64)),
         "length": together("length", none),
@@ -382,4 +283,5 @@ def _join(shards: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         "span_first": np.concatenate([[0], np.cumsum(together("num_spans", none))]),
         "span": together("span", np.zeros((0, 2), np.int64)),
         **({"masked_first": masked_first, "masked": masked} if len(masked) else {}),
+        **(of_vectors if of_vectors["vectors_offset"].any() else {}),
     }

@@ -8,6 +8,8 @@ import numpy as np
 from data_pipeline.files.atomic import write_json
 from data_pipeline.shards.loss_mask import MASKED_SUFFIX, to_bytes
 from data_pipeline.shards.tar import FORMAT, MANIFEST, TOKENS_SUFFIX, write_shard
+from data_pipeline.shards.vectors import VECTORS_SUFFIX, num_vectors
+from data_pipeline.shards.vectors import to_bytes as vectors_to_bytes
 from data_pipeline.shards.vocabulary import SPECIAL_TOKENS, TEXT, Vocabulary
 
 
@@ -52,6 +54,18 @@ def random_documents(
         yield random_document(rng, vocabulary, spans)
 
 
+def random_vectors(
+    rng: np.random.Generator, ids: np.ndarray, vocabulary: Vocabulary
+) -> dict[str, np.ndarray]:
+    """Vectors for a document: uniform bytes, or normal numbers, by the modality's storage dtype."""
+    return {
+        modality: of.stored(rng.standard_normal((n, of.features)))
+        if (of := vocabulary.vectors[modality]).dtype == "float16"
+        else rng.integers(0, 256, (n, of.features)).astype(of.storage)
+        for modality, n in num_vectors(ids, vocabulary).items()
+    }
+
+
 def write_token_folder(
     folder: Path,
     documents: Sequence[np.ndarray],
@@ -60,16 +74,26 @@ def write_token_folder(
     documents_per_shard: int,
     fingerprint: str = "synthetic",
     masked: Mapping[int, np.ndarray] | None = None,
+    vectors: Sequence[Mapping[str, np.ndarray]] | None = None,
 ) -> Path:
     """Write documents as token shards with a manifest, as `motley tokenize` would. Returns `folder`.
 
-    `masked`: number of a document -> its ranges of ids that are no targets (loss_mask.py).
+    `masked`: number of a document -> its ranges of ids that are no targets (loss_mask.py). `vectors`: those
+    of each document (vectors.py); None: random ones, which its number decides.
     """
+    if vectors is None:
+        vectors = [
+            random_vectors(np.random.default_rng(i), ids, vocabulary) for i, ids in enumerate(documents)
+        ]
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for number, first in enumerate(range(0, len(documents), documents_per_shard)):
         samples = (
-            (f"{first + i:09d}", _members(ids.astype(vocabulary.dtype), (masked or {}).get(first + i)))
+            (
+                f"{first + i:09d}",
+                _members(ids.astype(vocabulary.dtype), (masked or {}).get(first + i))
+                | _vectors_member(vectors[first + i], vocabulary),
+            )
             for i, ids in enumerate(documents[first : first + documents_per_shard])
         )
         shards.append(write_shard(folder / f"tokens-{number:05d}.tar", samples))
@@ -94,3 +118,9 @@ def _members(ids: np.ndarray, masked: np.ndarray | None) -> dict[str, bytes]:
     """The members of a document in a token shard, by suffix."""
     ranges = {} if masked is None or not len(masked) else {MASKED_SUFFIX: to_bytes(masked)}
     return {TOKENS_SUFFIX: ids.tobytes(), **ranges}
+
+
+def _vectors_member(vectors: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> dict[str, bytes]:
+    """The member of a document's vectors, by suffix; none if it has no vectors."""
+    content = vectors_to_bytes(vectors, vocabulary)
+    return {VECTORS_SUFFIX: content} if content else {}

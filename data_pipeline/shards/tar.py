@@ -264,7 +264,7 @@ def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     advice = "copy it again, or tokenize again"
     try:
         fields = {"vocabulary": dict, "tokenizers": dict, "shards": list}
-        fields |= {"special_tokens": dict} if "special_tokens" in manifest else {}
+        fields |= {name: dict for name in ("special_tokens", "vectors") if name in manifest}
         check_fields(manifest, fields, where=str(path), advice=advice)
         validate(Vocabulary, Vocabulary.values_of(manifest), f"{path}: vocabulary")
         for name, entry in manifest["tokenizers"].items():

@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import WrongChecksum
 from data_pipeline.shards.loss_mask import is_target
+from data_pipeline.shards.vectors import of_sequences, within
 from data_pipeline.stream.batch import Batch, make_batch
 from data_pipeline.stream.fingerprint import UNREADABLE, sequence_weights, step_digest
 from data_pipeline.stream.stream import BlockPlan, Stream, StreamState
@@ -171,33 +172,37 @@ def read(stream: Stream, plan: BlockPlan) -> tuple[Batch, np.ndarray, tuple[str,
     sequences: list[list[np.ndarray]] = []
     targets: list[list[np.ndarray | None]] = []
     samples: list[list[str]] = []
+    vectors: list[list[dict[str, np.ndarray]]] = []
     contents: list[int] = []
     unreadable: list[str] = []
     columns = (plan.source, plan.document, plan.start, plan.slots)
     pieces = list(zip(*(column.tolist() for column in columns), strict=True))
     for begin, end in pairwise(plan.first.tolist()):
-        documents, counted, names = [], [], []
+        documents, counted, names, of_inputs = [], [], [], []
         for number, document, start, slots in pieces[begin:end]:
             source = stream.sources[number]
-            name, ids, crc32 = source.fetch(document)
-            if ids is None:
+            name, content, crc32 = source.fetch(document)
+            if content is None:
                 contents.append(UNREADABLE)
                 unreadable.append(f"{source.folder}/{name}")
                 continue
             contents.append(crc32)
-            documents.append(ids[start : start + slots + 1])
+            documents.append(content.ids[start : start + slots + 1])
+            of_inputs.append(within(content.vectors, content.ids, start, start + slots, stream.vocabulary))
             masked = source.masked(document)
             counted.append(is_target(masked, start, slots) if len(masked) else None)
             names.append(name)
         sequences.append(documents)
         targets.append(counted)
         samples.append(names)
+        vectors.append(of_inputs)
     batch = make_batch(
         sequences,
         sequence_tokens=stream.context_tokens,
         vocabulary=stream.vocabulary,
         samples=samples,
         targets=targets if any(source.has_masks for source in stream.sources) else None,
+        vectors=of_sequences(vectors, stream.vocabulary),
     )
     return batch, np.array(contents, np.uint64), tuple(unreadable)
 

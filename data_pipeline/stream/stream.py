@@ -328,6 +328,11 @@ def _check_tokenizers(sources: Sequence[TokenSource]) -> None:
                 f"{theirs.folder}: vocabulary {theirs.vocabulary.sizes}, but {ours.folder} has "
                 f"{ours.vocabulary.sizes}; tokenize both with the same tokenizers"
             )
+        if theirs.vocabulary.vectors != ours.vocabulary.vectors:
+            raise ForeignTokenizer(
+                f"{theirs.folder}: {_vectors_text(theirs)}, but {ours.folder} has {_vectors_text(ours)}; "
+                f"tokenize both with the same tokenizers"
+            )
         for modality, fingerprint in ours.fingerprints.items():
             if theirs.fingerprints.get(modality) != fingerprint:
                 raise ForeignTokenizer(
@@ -335,6 +340,11 @@ def _check_tokenizers(sources: Sequence[TokenSource]) -> None:
                     f"{ours.folder} has {fingerprint}; the same ids mean different things: tokenize both "
                     f"with the same tokenizers"
                 )
+
+
+def _vectors_text(source: TokenSource) -> str:
+    formats = source.vocabulary.vectors
+    return f"vectors { {name: of.model_dump() for name, of in formats.items()} }" if formats else "no vectors"
 
 
 def _too_long(source: TokenSource, context_tokens: int, max_frac: float) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.vectors import of_sequences
 from data_pipeline.shards.vocabulary import Vocabulary
 from data_pipeline.stream.batch import Batch, make_batch
 from parallel.world import World
@@ -131,6 +132,7 @@ def micro_batches(
             sequence_tokens=config.model.context_tokens,
             vocabulary=vocabulary,
             samples=[[text.name for text in texts] for texts in chosen],
+            vectors=of_sequences([[text.vectors for text in texts] for texts in chosen], vocabulary),
         )
         weights = np.zeros_like(batch.loss_weights)
         for row, texts in enumerate(chosen):

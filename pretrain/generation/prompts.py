@@ -91,7 +91,7 @@ def part_prompts(source: TokenSource, count: int, context_tokens: int) -> dict[t
     bos = [source.vocabulary.bos]
     return {
         direction: [
-            Prompt(np.concatenate([bos, pair.condition]).astype(np.int64), pair.name, pair.target)
+            Prompt(np.concatenate([bos, pair.condition.ids]).astype(np.int64), pair.name, pair.target.ids)
             for pair in listed[:count]
         ]
         for direction, listed in found.items()

@@ -17,7 +17,7 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.json_file import read_object
 from data_pipeline.files.lock import LOCK
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.index import INDEX
+from data_pipeline.shards.index_file import INDEX
 from data_pipeline.shards.tar import MANIFEST
 from data_pipeline.tokenize.claim import CLAIM_LOCK, claimed
 from data_pipeline.tokenize.prepare import HOLDS, SETTINGS, read_source, unfinished_parts

@@ -12,7 +12,7 @@ from data_pipeline.shards.loss_mask import to_bytes
 from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.synthetic import random_document, random_documents
 from data_pipeline.shards.tar import write_shard
-from data_pipeline.shards.vocabulary import BOI, BOS, EOI, EOS, Vocabulary
+from data_pipeline.shards.vocabulary import BOI, BOS, EOI, EOS, VectorFormat, Vocabulary
 
 VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
 GOOD = np.array([BOS, 9, BOI, 301, EOI, EOS], np.uint16)
@@ -57,7 +57,7 @@ def test_a_shard_of_nothing(tmp_path: Path) -> None:
     found = index_shard(*write(tmp_path, []), VOCABULARY)
     assert {name: array.shape for name, array in found.items()} == {
         "offset": (0,), "length": (0,), "crc32": (0,), "num_spans": (0,), "span": (0, 2),
-        "num_masked": (0,), "masked": (0, 2),
+        "num_masked": (0,), "masked": (0, 2), "vectors_offset": (0,), "vectors_crc32": (0,),
     }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_a_span_over_the_border_of_two_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("suffix", "content", "message"),
     [
-        ("txt", b"hello", 'holds "0.txt"; a token shard has .ids files, and a .masked'),
+        ("txt", b"hello", 'holds "0.txt"; a token shard has .ids files, and behind'),
         ("ids", b"abc", "holds 3 bytes"),
     ],
 )
@@ -127,6 +127,32 @@ def test_masked_ranges_stand_behind_the_ids_of_their_document(tmp_path: Path) ->
     ):
         with pytest.raises(BadDocument, match=message):
             index_shard(path, write_shard(path, samples), VOCABULARY)
+
+
+def test_vectors_stand_behind_the_ids_that_ask_for_them(tmp_path: Path) -> None:
+    path, of = tmp_path / "tokens-00000.tar", VectorFormat(features=2, dtype="float16")
+    vocabulary = Vocabulary(sizes={"text": 300, "image": 1}, vectors={"image": of})
+    ids, ranges = np.array([BOS, 9, BOI, 300, 300, EOI, EOS], np.uint16).tobytes(), np.array([[1, 2]])
+    vectors, text = np.arange(4, dtype=np.float16), {"ids": np.array([BOS, 9, EOS], np.uint16).tobytes()}
+    whole = {"ids": ids, "masked": to_bytes(ranges), "vectors": vectors.tobytes()}
+    found = index_shard(path, write_shard(path, [("0", text), ("1", whole), ("2", text)]), vocabulary)
+    place = int(found["vectors_offset"][1])
+    assert path.read_bytes()[place : place + 8] == vectors.tobytes()
+    assert found["vectors_offset"].tolist() == [0, place, 0]
+    assert found["vectors_crc32"].tolist() == [0, zlib.crc32(vectors.tobytes()), 0]
+    endless = np.array([0, 0, 0, np.inf], np.float16).tobytes()
+    for samples, message in (
+        ([("0", whole | {"vectors": bytes(6)})], r"0\.ids: its \.vectors: 6 bytes, but .*'image': 2.*: 8 b"),
+        ([("0", {"ids": ids})], r"0\.ids: its \.vectors: 0 bytes"),
+        ([("0", text | {"vectors": bytes(8)})], r"0\.ids: its \.vectors: 8 bytes"),
+        ([("0", {"ids": ids, "vectors": endless})], r"0\.ids: a vector of image is not finite"),
+        ([("0", text), ("1", {"vectors": bytes(8)})], r'holds "1\.vectors"'),
+        ([("0", {"ids": ids, "vectors": bytes(8), "masked": to_bytes(ranges)})], r'holds "0\.masked"'),
+    ):
+        with pytest.raises(BadDocument, match=message):
+            index_shard(path, write_shard(path, samples), vocabulary)
+    with pytest.raises(BadDocument, match=r"1\.ids: has a \.vectors, but manifest\.json names no modality"):
+        index_shard(path, write_shard(path, [("0", text), ("1", whole)]), Vocabulary(sizes=vocabulary.sizes))
 
 
 def test_names_are_shown_escaped_and_sizes_are_octal(tmp_path: Path) -> None:

@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 
 from data_pipeline.files.atomic import write_json
-from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.faults import BadDocument, ChangedIndex, MissingShard, TruncatedShard, WrongChecksum
-from data_pipeline.shards.index import INDEX, TokenSource, build_index
+from data_pipeline.shards.faults import BadDocument, MissingShard, TruncatedShard, WrongChecksum
+from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.index_file import INDEX
 from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.synthetic import random_documents, write_token_folder
 from data_pipeline.shards.tar import MANIFEST, ShardError, write_shard
-from data_pipeline.shards.vocabulary import BOS, EOS, Vocabulary
+from data_pipeline.shards.vocabulary import BOS, EOS, VectorFormat, Vocabulary
 
 VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
+OF_VECTORS = Vocabulary(
+    sizes={"text": 300, "image": 1, "speech": 32},
+    vectors={"image": VectorFormat(features=12, dtype="uint8", mean=120.0, std=60.0)},
+)
 
 
 def documents(count: int = 60, seed: int = 0) -> list[np.ndarray]:
@@ -87,6 +91,41 @@ def test_masked_ranges_are_in_the_index_where_there_are_some(folder: Path, tmp_p
     assert first == second, "a shard without context is byte for byte what it was"
 
 
+def test_vectors_are_read_beside_their_ids_and_checked_like_them(tmp_path: Path) -> None:
+    of = list(random_documents(OF_VECTORS, 60, 0, median_text_tokens=8, image_tokens=5))
+    images = [int((ids == OF_VECTORS.first_code("image")).sum()) for ids in of]
+    first, last = (i for i in (images.index(5), len(images) - 1 - images[::-1].index(5)))
+    vectors = [{"image": np.full((n, 12), number, np.uint8)} for number, n in enumerate(images)]
+    masked = {first: np.array([[1, 3]])}
+    for name, changed in (("a", vectors), ("b", [*vectors[:last], {"image": vectors[last]["image"] + 1}])):
+        changed = [*changed, *vectors[len(changed) :]]
+        write_token_folder(
+            tmp_path / name, of, OF_VECTORS, documents_per_shard=25, vectors=changed, masked=masked
+        )
+    source, other = TokenSource.open(tmp_path / "a"), TokenSource.open(tmp_path / "b")
+    assert source.vocabulary == OF_VECTORS and 0 < images.count(0) < 60
+    for number in range(60):
+        content = source.document(number)
+        assert (
+            np.array_equal(content.ids, of[number]) and content.ids.tolist() == source.read(number).tolist()
+        )
+        assert np.array_equal(content.vectors["image"], vectors[number]["image"])
+    differ = [source.fetch(i)[2] != other.fetch(i)[2] for i in range(60)]
+    assert differ == [i == last for i in range(60)], "what was read covers the vectors"
+    assert source.fetch(images.index(0))[2] == source.index.crc32[images.index(0)]
+    assert source.index.vectors_offset is not None
+    _flip(tmp_path / "a" / f"tokens-{first // 25:05d}.tar", int(source.index.vectors_offset[first]) + 59)
+    assert source.fetch(first)[1] is None and source.fetch(last)[1] is not None
+    with pytest.raises(WrongChecksum, match=f"{first:09d} does not match the index"):
+        source.document(first)
+
+
+def test_a_folder_without_images_has_no_arrays_of_vectors(tmp_path: Path) -> None:
+    texts = [np.array([BOS, 9, 9 + i, EOS]) for i in range(3)]
+    source = TokenSource.open(write_token_folder(tmp_path, texts, OF_VECTORS, documents_per_shard=2))
+    assert source.index.vectors_offset is None and source.document(2).vectors["image"].shape == (0, 12)
+
+
 def test_another_tokenizer_is_another_hash(tmp_path: Path) -> None:
     hashes = {
         TokenSource.open(
@@ -113,26 +152,6 @@ def test_processes_that_open_a_folder_at_once_find_one_whole_index(folder: Path)
         rank.join(60)
         assert rank.exitcode == 0
     assert len({results.get() for _ in ranks}) == 1
-    assert not list(folder.glob("*.tmp"))
-
-
-def test_what_a_killed_process_left_behind_is_cleared_away(folder: Path) -> None:
-    dead, alive = (folder / f"{INDEX}.{name}.tmp" for name in ("dead", "alive"))
-    for path in (dead, alive):
-        path.write_bytes(b"half")
-    os.utime(dead, (0, 0))
-    TokenSource.open(folder)
-    assert not dead.exists() and alive.exists()
-
-
-def test_an_index_that_cannot_be_written_or_read_is_said_so(folder: Path) -> None:
-    (folder / INDEX).mkdir()  # root may write anywhere: what stops it is a folder in the way
-    with pytest.raises(
-        ConfigError, match=r"no index for these shards yet, and it cannot be written \(Is a dir"
-    ):
-        build_index(folder)
-    with pytest.raises(ConfigError, match=r"index\.bin: cannot be read \(Is a directory"):
-        TokenSource.open(folder)
     assert not list(folder.glob("*.tmp"))
 
 
@@ -211,8 +230,8 @@ def test_a_document_that_was_damaged_after_indexing(folder: Path) -> None:
     _flip(folder / "tokens-00001.tar", int(source.index.offset[30]) + 2)
     with pytest.raises(WrongChecksum, match=r"tokens-00001\.tar/000000030 does not match the index"):
         source.read(30)
-    name, ids, crc32 = source.fetch(30)
-    assert (name, ids) == ("tokens-00001.tar/000000030", None)
+    name, content, crc32 = source.fetch(30)
+    assert (name, content) == ("tokens-00001.tar/000000030", None)
     assert crc32 != source.index.crc32[30] and source.fetch(31)[2] == source.index.crc32[31]
     assert np.array_equal(source.read(31), documents()[31]), "the others can still be read"
 
@@ -225,23 +244,6 @@ def test_a_document_whose_key_is_damaged_too_is_named_by_its_number(folder: Path
     data[start:] = (content * len(data))[: len(data) - start]
     path.write_bytes(data)
     assert source.fetch(30)[:2] == ("tokens-00001.tar/document 30", None)
-
-
-@pytest.mark.parametrize("at", [3, 20, 150, 250, 310, 400, -1])
-def test_a_changed_index(folder: Path, at: int) -> None:
-    TokenSource.open(folder)
-    _flip(folder / INDEX, at)
-    with pytest.raises(ChangedIndex, match=r"index\.bin: damaged.*delete it, and it is made again"):
-        TokenSource.open(folder)
-    (folder / INDEX).unlink()
-    assert TokenSource.open(folder).num_documents == 60
-
-
-def test_a_truncated_index(folder: Path) -> None:
-    TokenSource.open(folder)
-    os.truncate(folder / INDEX, (folder / INDEX).stat().st_size // 2)
-    with pytest.raises(ChangedIndex, match="damaged"):
-        TokenSource.open(folder)
 
 
 def test_a_bad_document_leaves_no_index(tmp_path: Path) -> None:

@@ -15,13 +15,16 @@ import webdataset as wds
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import ShardError, WrongChecksum
 from data_pipeline.shards.index import TokenSource
-from data_pipeline.shards.synthetic import random_documents, write_token_folder
-from data_pipeline.shards.vocabulary import Vocabulary
+from data_pipeline.shards.synthetic import random_documents, random_vectors, write_token_folder
+from data_pipeline.shards.vocabulary import VectorFormat, Vocabulary
 from data_pipeline.stream.batch import Batch
 from data_pipeline.stream.loader import Loader, StepBatch, check_readable, sequences
 from data_pipeline.stream.stream import Stream, StreamState
 
-VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
+VOCABULARY = Vocabulary(
+    sizes={"text": 300, "image": 1, "speech": 32},
+    vectors={"image": VectorFormat(features=6, dtype="uint8", mean=128.0, std=64.0)},
+)
 CONTEXT = 64
 STEP_SEQUENCES = 12
 
@@ -53,6 +56,7 @@ def digest(batch: Batch, row: int) -> str:
     for name, value in vars(batch).items():
         if name not in ("samples", "vectors"):
             found.update(f"{name} {value.dtype} {value.shape[1:]}".encode() + value[row].tobytes())
+    found.update(batch.vectors["image"].rows(row, row + 1).values.tobytes())
     return found.hexdigest()
 
 
@@ -115,7 +119,7 @@ def test_what_is_read_is_what_is_written(stream: Stream) -> None:
         list(random_documents(VOCABULARY, count, seed, median_text_tokens=10, image_tokens=9))
         for count, seed in ((100, 1), (70, 2))
     ]
-    state, continued = stream.start(), 0
+    state, continued, of_images = stream.start(), 0, 0
     with Loader(stream, dp_rank=0, dp_size=1, micro_batch_sequences=12) as loader:
         for _ in range(4):
             (batch,) = loader.next_step().micro_batches
@@ -123,21 +127,32 @@ def test_what_is_read_is_what_is_written(stream: Stream) -> None:
             continued += int((plan.start > 0).sum())
             for row in range(12):
                 slot = 0
+                vectors: list[list[int]] = []
                 for number, piece in enumerate(range(plan.first[row], plan.first[row + 1])):
                     ids = documents[plan.source[piece]][plan.document[piece]]
                     shard, key = batch.samples[row][number].split("/")
                     assert int(key) == plan.document[piece] and shard == f"tokens-{int(key) // 40:05d}.tar"
+                    start = int(plan.start[piece])
+                    own = random_vectors(np.random.default_rng(int(key)), ids, VOCABULARY)["image"].tolist()
+                    is_image = ids == VOCABULARY.first_code("image")
+                    before, after = (
+                        int(is_image[:end].sum()) for end in (start, start + int(plan.slots[piece]))
+                    )
+                    vectors += own[before:after]
                     for i in range(int(plan.slots[piece])):
-                        at = int(plan.start[piece]) + i
+                        at = start + i
                         found = [getattr(batch, name)[row, slot] for name in ("input_ids", "target_ids")]
                         assert found == [ids[at], ids[at + 1]]
                         assert batch.document_ids[row, slot] == number and batch.positions[row, slot] == i
                         assert batch.loss_weights[row, slot] == 1
                         slot += 1
+                assert batch.vectors["image"].rows(row, row + 1).values.tolist() == vectors
+                of_images += len(vectors)
                 assert (batch.document_ids[row, slot:] == -1).all() and not batch.loss_weights[
                     row, slot:
                 ].any()
     assert continued >= 2, "second and later pieces of long documents are among them"
+    assert of_images >= 100
 
 
 def test_what_a_step_says_of_itself(stream: Stream) -> None:

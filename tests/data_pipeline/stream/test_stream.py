@@ -14,7 +14,7 @@ from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import ChangedIndex, ForeignTokenizer, SpanTooLong
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.synthetic import random_document, random_documents, write_token_folder
-from data_pipeline.shards.vocabulary import Vocabulary
+from data_pipeline.shards.vocabulary import VectorFormat, Vocabulary
 from data_pipeline.stream.mixture import MIN_BLOCK_DOCUMENTS
 from data_pipeline.stream.stream import BlockPlan, Stream, StreamState, describe, warnings
 
@@ -342,6 +342,26 @@ def test_sources_with_foreign_tokenizers_are_not_mixed(tmp_path: Path) -> None:
     other = TokenSource.open(write_token_folder(tmp_path / "wide", documents, wider, documents_per_shard=9))
     with pytest.raises(ForeignTokenizer, match=r"wide: vocabulary \{'text': 300, 'image': 65"):
         stream_of((ours, other), (1, 1))
+    sizes = {"text": 300, "image": 1}
+    pixels = VectorFormat(features=4, dtype="uint8")
+    formats = {
+        "ids": {},
+        "four": {"image": pixels},
+        "five": {"image": pixels.model_copy(update={"features": 5})},
+    }
+
+    def folder_of(name: str) -> TokenSource:
+        vocabulary = Vocabulary(sizes=sizes, vectors=formats[name])
+        write_token_folder(tmp_path / name, [np.array([1, 9, 2])], vocabulary, documents_per_shard=9)
+        return TokenSource.open(tmp_path / name)
+
+    ids, four, five = map(folder_of, formats)
+    with pytest.raises(
+        ForeignTokenizer, match=r"four: vectors \{'image': .*4.*, but .*ids has no vectors; tok"
+    ):
+        stream_of((ids, four), (1, 1))
+    with pytest.raises(ForeignTokenizer, match=r"five: vectors \{'image': .*: 5,.*, but .*four has vectors"):
+        stream_of((four, five), (1, 1))
 
 
 def _with_long_images(folder: Path, count: int, of: int) -> TokenSource:

@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.index import Document, TokenSource
 from data_pipeline.shards.synthetic import write_token_folder
 from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
 from pretrain.evaluation.documents import (
     Pair,
+    Part,
     fingerprint,
     first_texts,
     heldout_texts,
@@ -59,19 +60,19 @@ def test_a_long_document_is_cut_into_pieces_that_predict_each_id_once(tmp_path: 
 def test_a_pair_is_of_one_document_and_its_foreign_condition_is_of_another(heldout: TokenSource):
     found = pairs(heldout, num_documents=8, context_tokens=CONTEXT_TOKENS)
     assert set(found) == {(a, b) for a in VOCABULARY.modalities for b in VOCABULARY.modalities if a != b}
-    by_name = {heldout.name(d): heldout.read(d) for d in range(heldout.num_documents)}
+    by_name = {heldout.name(d): heldout.document(d) for d in range(heldout.num_documents)}
     for (a, b), listed in found.items():
         assert 2 <= len(listed) <= 8
         for pair in listed:
             parts = nearest_parts(by_name[pair.name], VOCABULARY, a, b)
             assert parts is not None and pair.counted.all()
-            assert np.array_equal(pair.condition, parts.condition)
-            assert np.array_equal(pair.target, parts.target)
-            assert not np.array_equal(pair.foreign, pair.condition)
+            assert pair.condition.equals(parts.condition)
+            assert pair.target.equals(parts.target)
+            assert not pair.foreign.equals(pair.condition)
             owners = [
                 name
-                for name, ids in by_name.items()
-                if (parts := nearest_parts(ids, VOCABULARY, a, b)) and np.array_equal(parts[0], pair.foreign)
+                for name, content in by_name.items()
+                if (parts := nearest_parts(content, VOCABULARY, a, b)) and parts[0].equals(pair.foreign)
             ]
             assert owners and pair.name not in owners
 
@@ -106,12 +107,12 @@ def test_a_direction_without_two_documents_is_left_out(tmp_path: Path):
 
 def test_the_nearest_parts_are_paired_the_first_of_equals():
     image = lambda n: [BOI, IMAGE + n, EOI]  # noqa: E731
-    ids = np.array([BOS, *image(1), *image(2), 8, 9, *image(3), EOS])
-    parts = nearest_parts(ids, VOCABULARY, "image", "text")
-    assert parts and (list(parts.condition), list(parts.target)) == (image(2), [8, 9])
-    parts = nearest_parts(ids, VOCABULARY, "text", "image")
-    assert parts and (list(parts.condition), list(parts.target)) == ([8, 9], image(2))
-    assert nearest_parts(ids, VOCABULARY, "text", "speech") is None
+    document = Document(np.array([BOS, *image(1), *image(2), 8, 9, *image(3), EOS]), {})
+    parts = nearest_parts(document, VOCABULARY, "image", "text")
+    assert parts and (list(parts.condition.ids), list(parts.target.ids)) == (image(2), [8, 9])
+    parts = nearest_parts(document, VOCABULARY, "text", "image")
+    assert parts and (list(parts.condition.ids), list(parts.target.ids)) == ([8, 9], image(2))
+    assert nearest_parts(document, VOCABULARY, "text", "speech") is None
 
 
 def test_context_without_loss_is_no_target_of_any_evaluation(tmp_path: Path):
@@ -121,8 +122,8 @@ def test_context_without_loss_is_no_target_of_any_evaluation(tmp_path: Path):
     write_token_folder(tmp_path, ids, VOCABULARY, documents_per_shard=6, masked=masked)
     source = TokenSource.open(tmp_path)
     found = pairs(source, num_documents=6, context_tokens=64)
-    assert sorted(pair.target[1] - IMAGE for pair in found["text", "image"]) == [0, 1, 2]
-    counted = [pair.target[pair.counted].tolist() for pair in found["image", "text"]]
+    assert sorted(pair.target.ids[1] - IMAGE for pair in found["text", "image"]) == [0, 1, 2]
+    counted = [pair.target.ids[pair.counted].tolist() for pair in found["image", "text"]]
     assert sorted(map(len, counted)) == [1, 1, 1, 3, 3, 3]
     text = pair_text(found["image", "text"][0].foreign, found["image", "text"][0], VOCABULARY)
     assert text.ids[1:][text.weights > 0].tolist() == counted[0]
@@ -142,7 +143,8 @@ def test_context_without_loss_is_no_target_of_any_evaluation(tmp_path: Path):
     ],
 )
 def test_only_the_ids_of_the_target_count(condition: list[int], target: list[int], counted: list[int]):
-    pair = Pair(np.array(condition), np.array([]), np.array(target), np.ones(len(target), bool), "s/k")
+    parts = [Part(np.array(ids)) for ids in (condition, [], target)]
+    pair = Pair(*parts, np.ones(len(target), bool), "s/k")
     text = pair_text(pair.condition, pair, VOCABULARY)
     assert text.ids.tolist() == [BOS, *condition, *target, EOS]
     assert text.ids[1:][text.weights > 0].tolist() == counted

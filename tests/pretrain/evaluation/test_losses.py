@@ -80,8 +80,8 @@ def test_packed_evaluation_is_that_of_documents_on_their_own(
     for (a, b), listed in pairs(heldout, num_documents=count, context_tokens=CONTEXT_TOKENS).items():
         own, foreign = [], []
         for pair in listed:
-            for condition, losses in ((pair.condition, own), (pair.foreign, foreign)):
-                ids = np.concatenate([[1], condition, pair.target, [2]])
+            for condition, losses in ((pair.condition.ids, own), (pair.foreign.ids, foreign)):
+                ids = np.concatenate([[1], condition, pair.target.ids, [2]])
                 mine = VOCABULARY.modality_of(ids[1:]) == VOCABULARY.modalities.index(b)
                 in_target = np.arange(1, len(ids)) > len(condition)
                 losses.append(nats(module, ids)[mine & in_target & (ids[1:] != 2)])

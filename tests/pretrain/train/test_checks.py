@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data_pipeline.files.toml_config import ConfigError, validate
-from data_pipeline.shards.index import INDEX
+from data_pipeline.shards.index_file import INDEX
 from pretrain.config import RunConfig
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.train.checks import check_run
