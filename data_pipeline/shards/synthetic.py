@@ -81,22 +81,12 @@ def write_token_folder(
     `masked`: number of a document -> its ranges of ids that are no targets (loss_mask.py). `vectors`: those
     of each document (vectors.py); None: random ones, which its number decides.
     """
-    if vectors is None:
-        vectors = [
-            random_vectors(np.random.default_rng(i), ids, vocabulary) for i, ids in enumerate(documents)
-        ]
     folder.mkdir(parents=True, exist_ok=True)
-    shards = []
-    for number, first in enumerate(range(0, len(documents), documents_per_shard)):
-        samples = (
-            (
-                f"{first + i:09d}",
-                _members(ids.astype(vocabulary.dtype), (masked or {}).get(first + i))
-                | _vectors_member(vectors[first + i], vocabulary),
-            )
-            for i, ids in enumerate(documents[first : first + documents_per_shard])
-        )
-        shards.append(write_shard(folder / f"tokens-{number:05d}.tar", samples))
+    samples = [_sample(i, ids, vocabulary, masked or {}, vectors) for i, ids in enumerate(documents)]
+    shards = [
+        write_shard(folder / f"tokens-{number:05d}.tar", samples[first : first + documents_per_shard])
+        for number, first in enumerate(range(0, len(documents), documents_per_shard))
+    ]
     counts = np.zeros(len(vocabulary.modalities), np.int64)
     for ids in documents:
         counts += np.bincount(vocabulary.modality_of(ids), minlength=len(counts))
@@ -114,13 +104,20 @@ def write_token_folder(
     return folder
 
 
-def _members(ids: np.ndarray, masked: np.ndarray | None) -> dict[str, bytes]:
-    """The members of a document in a token shard, by suffix."""
-    ranges = {} if masked is None or not len(masked) else {MASKED_SUFFIX: to_bytes(masked)}
-    return {TOKENS_SUFFIX: ids.tobytes(), **ranges}
-
-
-def _vectors_member(vectors: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> dict[str, bytes]:
-    """The member of a document's vectors, by suffix; none if it has no vectors."""
-    content = vectors_to_bytes(vectors, vocabulary)
-    return {VECTORS_SUFFIX: content} if content else {}
+def _sample(
+    number: int,
+    ids: np.ndarray,
+    vocabulary: Vocabulary,
+    masked: Mapping[int, np.ndarray],
+    vectors: Sequence[Mapping[str, np.ndarray]] | None,
+) -> tuple[str, dict[str, bytes]]:
+    """The key of a document in a token shard, and its members by suffix."""
+    own = (
+        random_vectors(np.random.default_rng(number), ids, vocabulary) if vectors is None else vectors[number]
+    )
+    members = {
+        TOKENS_SUFFIX: ids.astype(vocabulary.dtype).tobytes(),
+        MASKED_SUFFIX: to_bytes(masked[number]) if number in masked else b"",
+        VECTORS_SUFFIX: vectors_to_bytes(own, vocabulary),
+    }
+    return f"{number:09d}", {suffix: content for suffix, content in members.items() if content}

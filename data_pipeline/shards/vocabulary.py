@@ -88,6 +88,8 @@ class Vocabulary(BaseModel):
                     f"vectors of {name}, which has {self.sizes.get(name, 0)} ids; a modality of vectors is "
                     f"not {TEXT} and has one code: {self.size_of(name, 1)} ids"
                 )
+        if list(self.vectors) != [name for name in self.sizes if name in self.vectors]:
+            raise ValueError(f"vectors of {list(self.vectors)} are not in the order of the vocabulary")
         ids = self.special_ids
         if ids != FIRST_IDS and not (
             len(set(ids)) == len(FIRST_IDS) == len(ids) and max(ids) < self.sizes[TEXT]

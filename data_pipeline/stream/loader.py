@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import get_worker_info
 
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import WrongChecksum
+from data_pipeline.shards.index import Document, TokenSource
 from data_pipeline.shards.loss_mask import is_target
 from data_pipeline.shards.vectors import of_sequences, within
 from data_pipeline.stream.batch import Batch, make_batch
@@ -163,22 +164,43 @@ def check_readable(unreadable: Sequence[str], num_documents: int, max_frac: floa
     )
 
 
+class _Piece(NamedTuple):
+    """A piece of a document as it was read."""
+
+    name: str
+    ids: np.ndarray
+    counted: np.ndarray | None
+    """bool, by slot: whether its target counts; None: all do."""
+    vectors: dict[str, np.ndarray]
+    """Those of its inputs."""
+
+
+def _piece_of(
+    source: TokenSource, document: int, name: str, content: Document, start: int, slots: int
+) -> _Piece:
+    """Slots start ... start + slots - 1 of a document."""
+    masked = source.masked(document)
+    return _Piece(
+        name,
+        content.ids[start : start + slots + 1],
+        is_target(masked, start, slots) if len(masked) else None,
+        within(content.vectors, content.ids, start, start + slots, source.vocabulary),
+    )
+
+
 def read(stream: Stream, plan: BlockPlan) -> tuple[Batch, np.ndarray, tuple[str, ...]]:
     """(sequences of a plan as one Batch, contents of all pieces as in fingerprint.py, unreadable documents).
 
     An unreadable document leaves padding of its length, without loss, at the end of its sequence; no other
     sequence is touched.
     """
-    sequences: list[list[np.ndarray]] = []
-    targets: list[list[np.ndarray | None]] = []
-    samples: list[list[str]] = []
-    vectors: list[list[dict[str, np.ndarray]]] = []
+    sequences: list[list[_Piece]] = []
     contents: list[int] = []
     unreadable: list[str] = []
     columns = (plan.source, plan.document, plan.start, plan.slots)
     pieces = list(zip(*(column.tolist() for column in columns), strict=True))
     for begin, end in pairwise(plan.first.tolist()):
-        documents, counted, names, of_inputs = [], [], [], []
+        readable: list[_Piece] = []
         for number, document, start, slots in pieces[begin:end]:
             source = stream.sources[number]
             name, content, crc32 = source.fetch(document)
@@ -187,22 +209,18 @@ def read(stream: Stream, plan: BlockPlan) -> tuple[Batch, np.ndarray, tuple[str,
                 unreadable.append(f"{source.folder}/{name}")
                 continue
             contents.append(crc32)
-            documents.append(content.ids[start : start + slots + 1])
-            of_inputs.append(within(content.vectors, content.ids, start, start + slots, stream.vocabulary))
-            masked = source.masked(document)
-            counted.append(is_target(masked, start, slots) if len(masked) else None)
-            names.append(name)
-        sequences.append(documents)
-        targets.append(counted)
-        samples.append(names)
-        vectors.append(of_inputs)
+            readable.append(_piece_of(source, document, name, content, start, slots))
+        sequences.append(readable)
+    has_masks = any(source.has_masks for source in stream.sources)
     batch = make_batch(
-        sequences,
+        [[piece.ids for piece in pieces] for pieces in sequences],
         sequence_tokens=stream.context_tokens,
         vocabulary=stream.vocabulary,
-        samples=samples,
-        targets=targets if any(source.has_masks for source in stream.sources) else None,
-        vectors=of_sequences(vectors, stream.vocabulary),
+        samples=[[piece.name for piece in pieces] for pieces in sequences],
+        targets=[[piece.counted for piece in pieces] for pieces in sequences] if has_masks else None,
+        vectors=of_sequences(
+            [[piece.vectors for piece in pieces] for pieces in sequences], stream.vocabulary
+        ),
     )
     return batch, np.array(contents, np.uint64), tuple(unreadable)
 

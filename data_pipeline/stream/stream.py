@@ -321,16 +321,9 @@ class Stream:
 def _check_tokenizers(sources: Sequence[TokenSource]) -> None:
     ours = sources[0]
     for theirs in sources[1:]:
-        if theirs.vocabulary.sizes != ours.vocabulary.sizes or list(theirs.vocabulary.sizes) != list(
-            ours.vocabulary.sizes
-        ):
+        if (text := _vocabulary_text(theirs)) != _vocabulary_text(ours):
             raise ForeignTokenizer(
-                f"{theirs.folder}: vocabulary {theirs.vocabulary.sizes}, but {ours.folder} has "
-                f"{ours.vocabulary.sizes}; tokenize both with the same tokenizers"
-            )
-        if theirs.vocabulary.vectors != ours.vocabulary.vectors:
-            raise ForeignTokenizer(
-                f"{theirs.folder}: {_vectors_text(theirs)}, but {ours.folder} has {_vectors_text(ours)}; "
+                f"{theirs.folder}: vocabulary {text}, but {ours.folder} has {_vocabulary_text(ours)}; "
                 f"tokenize both with the same tokenizers"
             )
         for modality, fingerprint in ours.fingerprints.items():
@@ -342,9 +335,10 @@ def _check_tokenizers(sources: Sequence[TokenSource]) -> None:
                 )
 
 
-def _vectors_text(source: TokenSource) -> str:
-    formats = source.vocabulary.vectors
-    return f"vectors { {name: of.model_dump() for name, of in formats.items()} }" if formats else "no vectors"
+def _vocabulary_text(source: TokenSource) -> str:
+    """The numbers of ids, in their order, and the formats of vectors."""
+    formats = {modality: dict(of) for modality, of in source.vocabulary.vectors.items()}
+    return f"{source.vocabulary.sizes}" + (f" with vectors {formats}" if formats else "")
 
 
 def _too_long(source: TokenSource, context_tokens: int, max_frac: float) -> np.ndarray:

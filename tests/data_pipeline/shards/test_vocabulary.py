@@ -61,6 +61,8 @@ def test_a_modality_of_vectors_has_one_code_and_travels_through_a_manifest() -> 
     assert "vectors" not in Vocabulary(sizes=SIZES).manifest_values()
     with pytest.raises(ValidationError, match="vectors of image, which has 2 ids"):
         Vocabulary(sizes={"text": 9, "image": 2}, vectors={"image": pixels})
+    with pytest.raises(ValidationError, match="not in the order of the vocabulary"):
+        Vocabulary(sizes=vocabulary.sizes, vectors=dict(reversed(vocabulary.vectors.items())))
     with pytest.raises(ValidationError, match="vectors of text"):
         Vocabulary(sizes={"text": 9}, vectors={"text": pixels})
 
