@@ -5,7 +5,16 @@ import pytest
 
 from data_pipeline.shards.index import Document, TokenSource
 from data_pipeline.shards.synthetic import write_token_folder
-from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
+from data_pipeline.shards.vocabulary import (
+    BOI,
+    BOS,
+    BOS_SPEECH,
+    EOI,
+    EOS,
+    EOS_SPEECH,
+    VectorFormat,
+    Vocabulary,
+)
 from pretrain.evaluation.documents import (
     Pair,
     Part,
@@ -156,3 +165,37 @@ def test_directions_are_the_same_whatever_is_asked_beside_them(heldout: TokenSou
     many = pairs(heldout, num_documents=6, context_tokens=CONTEXT_TOKENS)
     for direction, listed in few.items():
         assert [pair.name for pair in listed] == [pair.name for pair in many[direction]][: len(listed)]
+
+
+OF_VECTORS = Vocabulary(
+    sizes={"text": 24, "image": 1}, vectors={"image": VectorFormat(features=2, dtype="uint8")}
+)
+
+
+def test_vectors_go_with_the_ids_of_texts_and_of_parts(tmp_path: Path):
+    code = OF_VECTORS.first_code("image")
+    ids = [np.array([BOS, *[8] * 20, BOI, code, code, EOI, 9, BOI, code, EOI, EOS]) for _ in range(3)]
+    images = [{"image": np.arange(6, dtype=np.uint8).reshape(3, 2) + 10 * i} for i in range(3)]
+    write_token_folder(tmp_path, ids, OF_VECTORS, documents_per_shard=3, vectors=images)
+    source = TokenSource.open(tmp_path)
+    texts = first_texts(source, num_documents=3, context_tokens=26)
+    assert [text.vectors["image"].tolist() for text in texts[:2]] == [
+        images[int(texts[0].name[-1])]["image"][rows].tolist() for rows in (slice(2), slice(2, 3))
+    ]
+    assert (
+        texts[0].vectors["image"].tolist()
+        == heldout_texts(source, num_sequences=6, context_tokens=26)[0].vectors["image"].tolist()
+    )
+    found = pairs(source, num_documents=3, context_tokens=64)
+    assert {direction: len(listed) for direction, listed in found.items()} == {("image", "text"): 3}
+    pair = found["image", "text"][0]
+    own = images[int(pair.name[-1])]["image"]
+    assert pair.condition.vectors["image"].tolist() == own[:2].tolist()
+    assert pair.foreign.ids.tolist() == pair.condition.ids.tolist() and not pair.foreign.equals(
+        pair.condition
+    )
+    assert pair_text(pair.foreign, pair, OF_VECTORS).vectors["image"].tolist() == (
+        pair.foreign.vectors["image"].tolist()
+    )
+    other = texts[0]._replace(vectors={"image": own[:2] + 1})
+    assert fingerprint([other], {}) != fingerprint([texts[0]], {})
