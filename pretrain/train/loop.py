@@ -72,10 +72,7 @@ def train(
     config: RunConfig, world: World, run: RunDir | None, stop: StopSignal, sample: Sample | None = None
 ) -> tuple[TrainState, ExitCode]:
     """Make steps until the last one or a signal; returns the state after them, as saved, and the exit code.
-
-    `run`, `sample`: the open run directory and, if the config asks for samples, what makes them (samples.py),
-    on rank 0; None on other ranks.
-    """
+    `run`, `sample`: the open run directory and what makes samples, if asked for; None beyond rank 0."""
     engine, heldout, data = build.engine(config, world), build.heldout(config, world), training_stream(config)
     identity, state = restore_or_start(config, engine, data, world, run)
     if run is not None:
@@ -95,23 +92,14 @@ def train(
                 report = depth_steps.sum_over_ranks(result.report, config.model, world)
             why = spike_steps.spike_of(config, state, result, inputs, world)
             sums = meter.sums(batch, inputs, result, report)
-            if why is None:
-                state = advance(config, state, batch, sums, result, report)
-            else:
-                state = spike_steps.leave_out(config, state, batch, sums, why)
+            state = advance(config, state, batch, sums, result, report, why)
+            if why is not None:
+                state = after_spike(config, engine, checkpoints, world, identity, state, meter, stop, run)
                 if config.on_spike == "rollback":
-                    stop.enter("save")
-                    state = spike_steps.roll_back(config, engine, checkpoints, world, identity, state)
                     saved = state.step
-                    meter.go_back(state)
-                spike_steps.tell(state, run)
-                if config.on_spike == "rollback":
                     continue
             meter.show(state)
-            evaluation = evaluate_if_due(config, engine, heldout, state, world, meter, stop)
-            evaluation |= sample_if_due(config, engine, state, world, meter, stop, sample)
-            if evaluation or is_due(config, state, config.every_steps.log):
-                state = meter.log(state, result, evaluation)
+            state = log_if_due(config, engine, heldout, state, result, world, meter, stop, sample)
             if is_due(config, state, config.every_steps.checkpoint):
                 saved = save(checkpoints, state, meter, stop)
         stop.enter("save")
@@ -203,18 +191,62 @@ def advance(
     sums: Sums,
     result: StepResult,
     report: RouterReport,
+    why: str | None,
 ) -> TrainState:
-    """The state after a step that was applied: it consumed `batch` and measured `sums`; `report`: that of the
-    routers of all ranks."""
+    """The state after a step, which consumed `batch` and measured `sums`. `report`: that of the routers of
+    all ranks. `why`: why the step is a spike, whose update was not applied; None if it is none."""
+    if why is not None:
+        return spike_steps.leave_out(config, state, batch, sums, why)
     thresholds, shares = spike_steps.thresholds_after(config, state, report)
     routers = depth_steps.router_sums(config.model, report)
     recent = spikes.remember(config, state.recent, result)
     return state.advance(batch, sums, routers, thresholds, shares, recent)
 
 
+def after_spike(
+    config: RunConfig,
+    engine: ZeroEngine,
+    checkpoints: CheckpointWriter,
+    world: World,
+    identity: RunIdentity,
+    state: TrainState,
+    meter: Meter,
+    stop: StopSignal,
+    run: RunDir | None,
+) -> TrainState:
+    """Tell of the spike that `state` ends with; returns the state that the run goes on from, which is that of
+    the newest good checkpoint, now in the engine, if on_spike asks for it. All ranks call it."""
+    if config.on_spike == "rollback":
+        stop.enter("save")
+        state = spike_steps.roll_back(config, engine, checkpoints, world, identity, state)
+        meter.go_back(state)
+    spike_steps.tell(state, run)
+    return state
+
+
 def is_due(config: RunConfig, state: TrainState, every: int) -> bool:
     """Whether what happens every `every` steps happens after the step that is done, as after the last one."""
     return state.step % every == 0 or state.step == config.num_steps
+
+
+def log_if_due(
+    config: RunConfig,
+    engine: ZeroEngine,
+    heldout: Heldout,
+    state: TrainState,
+    result: StepResult,
+    world: World,
+    meter: Meter,
+    stop: StopSignal,
+    sample: Sample | None,
+) -> TrainState:
+    """Evaluate, sample and write a row of metrics, as far as they are due after the step that `result` is of;
+    returns the state, whose window is closed if a row was written. All ranks call it."""
+    row = evaluate_if_due(config, engine, heldout, state, world, meter, stop)
+    row |= sample_if_due(config, engine, state, world, meter, stop, sample)
+    if not row and not is_due(config, state, config.every_steps.log):
+        return state
+    return meter.log(state, result, row)
 
 
 def evaluate_if_due(

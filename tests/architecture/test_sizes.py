@@ -78,6 +78,7 @@ def import_closure(module: str) -> set[str]:
     return closure
 
 
+@cache
 def function_lengths() -> dict[str, int]:
     """Lines of every function, its docstring included."""
     return {
@@ -114,6 +115,10 @@ def test_every_package_has_a_limit() -> None:
 def test_a_function_fits_on_a_page() -> None:
     too_long = {name: lines for name, lines in function_lengths().items() if lines > LONGEST}
     assert not too_long, f"functions of more than {LONGEST} lines: {too_long}"
+
+
+def test_the_training_loop_fits_in_half_a_page() -> None:
+    assert function_lengths()["pretrain/train/loop.py: train"] <= LONG
 
 
 def test_closures_follow_imports_inside_functions() -> None:
