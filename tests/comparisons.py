@@ -26,7 +26,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from data_pipeline.files.toml_config import load_toml, validate
-from pretrain.comparison.config import CompareConfig
+from pretrain.comparison.compare_config import CompareConfig
 from pretrain.comparison.effects import ENOUGH_RUNS, Effect, Run, effects
 from pretrain.comparison.scope import DIVERGED_FRAC
 from pretrain.comparison.simultaneous import Design, Fit, fit, half_widths, local_level

@@ -1,144 +1,26 @@
-"""The plan of a comparison: its file, the runs that follow from it, and the checks before they start.
+"""The plan of a comparison: the runs that follow from its file, and the checks before they start.
 
 This module imports no torch.
 """
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from typing import Any
 
 from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, set_key, validate
-from pretrain.comparison.contrasts import (
-    Difference,
-    all_differences,
-    check_contrasts,
-    verdict_names,
-    without_arms,
-)
-from pretrain.comparison.ladder_config import BudgetConfig, Cell, cells_of, check_ladder, run_keys
+from pretrain.comparison.compare_config import SET_BY_COMPARISON, CompareConfig
+from pretrain.comparison.contrasts import without_arms
+from pretrain.comparison.ladder_config import BudgetConfig, Cell, cells_of, run_keys
 from pretrain.comparison.leaves import dotted_keys, leaves
 from pretrain.comparison.matched_flops import expected_mix, match_flops, step_flops
 from pretrain.comparison.run_length import with_steps
+from pretrain.comparison.solved_size import Solve, SolvedSize, solve_size
 from pretrain.config import RunConfig, differences
 from pretrain.dotted_keys import covers
-
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-SET_BY_COMPARISON = ("name", "seed")
-SET_BY_MATCH = (
-    "total_tokens",
-    "tokens_per_step",
-    "model.context_tokens",
-    "data.train",
-    "data.heldout",
-    "runs_dir",
-    "every_steps",
-    "evaluate",
-)
-"""Keys that are equal in all arms, so that they see the same batches in the same order and the same
-evaluation. Under match = "train_flops", total_tokens is set so that an arm spends the training FLOPs of the
-baseline."""
-
-
-class CompareConfig(BaseModel):
-    """A comparison file: the question, what may differ, what is matched, and which metric decides."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    renamed: ClassVar[dict[str, str]] = {"jobs": "concurrent_runs"}
-
-    name: str = Field(pattern=NAME_PATTERN)
-    question: str = Field(min_length=1)
-    base: str
-    """The run file (TOML) that all arms start from, relative to the comparison file."""
-    common: dict[str, Any] = {}
-    """Values that every arm, the baseline included, sets over the base."""
-    arms: dict[str, dict[str, Any]] = Field(min_length=2)
-    """By arm, the values that it sets over the base, as nested tables or dotted keys, merged leaf by leaf."""
-    baseline: str
-    vary: tuple[str, ...] = Field(min_length=1)
-    """Dotted keys in which arms may differ; the key of a table covers all keys below it."""
-    seeds: tuple[NonNegativeInt, ...] = Field((1, 2, 3, 4, 5), min_length=1)
-    """The seeds that every arm runs. A verdict needs three; one or two are an observation."""
-    sizes: dict[str, dict[str, Any]] = {}
-    """By size of a ladder, the values that it sets over the base in every arm. Arms and seeds are run at
-    every size and every budget. A size may have `budgets` of its own, in the ladder's unit."""
-    budgets: BudgetConfig | None = None
-    """The lengths of a ladder's runs. They stretch the base run: warm-up and the intervals of every_steps
-    keep their share of the steps."""
-    extra_baseline_seeds: tuple[NonNegativeInt, ...] = ()
-    """More seeds, which the baseline runs alone. Every contrast with the baseline gains by them."""
-    match: Literal["tokens", "train_flops"] = "tokens"
-    """The budget that is equal in all arms. train_flops: an arm has as many steps as the baseline's training
-    FLOPs allow, and its schedule is stretched over them (pretrain/comparison/matched_flops.py)."""
-    deciding_metric: Literal["eval/causal/loss", "eval/loss"] = "eval/causal/loss"
-    """Held-out loss at the last step, per modality. eval/causal/loss: an arm that looks at later tokens to
-    choose which tokens run is judged by the loss of its causal form, any other arm by its eval/loss.
-    eval/loss: an arm is judged under its own rule, which flatters one that looks ahead."""
-    confidence: float = Field(0.95, gt=0.5, lt=1)
-    """Chance that the intervals of all primary contrasts in all modalities hold together."""
-    margin: float = Field(0.005, gt=0, lt=1)
-    """Share of the baseline's loss below which a difference does not matter. Arms whose interval lies within
-    it are equivalent."""
-    contrasts: dict[str, Difference] = {}
-    """Further contrasts by name: [a, b] is arm a minus arm b, [[a, b], [c, d]] is an interaction, (a minus b)
-    minus (c minus d). The contrast of an arm with the baseline is there anyway, under the arm's name."""
-    primary: tuple[str, ...] | None = Field(None, min_length=1)
-    """Names of the contrasts that are verdicts. Their intervals hold together; other contrasts are
-    exploratory, and their intervals hold one by one. None: every arm with the baseline."""
-    pilot_deviation: dict[str, PositiveFloat] = {}
-    """By modality, the expected standard deviation over seeds of the final loss, in nats per token. From it
-    follows the smallest difference that the comparison is likely to see, which is printed before it runs."""
-    concurrent_runs: PositiveInt = 1
-    """Number of runs at a time, on this machine or in an array of Slurm jobs."""
-    threads_per_run: PositiveInt | None = None
-    """Threads of a process. None: CPU cores / (concurrent_runs x processes_per_run)."""
-    processes_per_run: PositiveInt = 1
-    """Ranks of a run of `motley compare`, on this machine. `motley submit` takes them from the profile."""
-    tuning: str | None = None
-    """How learning rate and the like were chosen, and with which budget per arm. The report prints it."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "CompareConfig":
-        if self.baseline not in self.arms:
-            raise ValueError(f'baseline = "{self.baseline}" is no arm; arms: {", ".join(self.arms)}')
-        seeds = [*self.seeds, *self.extra_baseline_seeds]
-        if len(set(seeds)) != len(seeds):
-            raise ValueError(
-                f"seeds = {list(self.seeds)}, extra_baseline_seeds = {list(self.extra_baseline_seeds)}: "
-                "a seed is named twice; equal seeds give equal runs"
-            )
-        for arm in self.arms:
-            if not re.fullmatch(NAME_PATTERN, arm):
-                raise ValueError(f'arms."{arm}": it names folders; use letters, digits, "_", "-" and "."')
-        check_ladder(self.sizes, self.budgets, self.arms, NAME_PATTERN)
-        check_contrasts(tuple(self.arms), self.baseline, self.contrasts, self.primary, NAME_PATTERN)
-        for key in self.vary:
-            for fixed in (*SET_BY_COMPARISON, *SET_BY_MATCH):
-                if covers(key, fixed) or covers(fixed, key):
-                    why = (
-                        "the comparison sets it"
-                        if fixed in SET_BY_COMPARISON
-                        else f'match = "{self.match}" holds it equal in all arms'
-                    )
-                    raise ValueError(f'vary names "{key}", but {why}; take it out of `vary`')
-        return self
-
-    @property
-    def differences(self) -> dict[str, Difference]:
-        """All contrasts by name: every arm with the baseline, then those that the file names."""
-        return all_differences(tuple(self.arms), self.baseline, self.contrasts)
-
-    @property
-    def verdicts(self) -> tuple[str, ...]:
-        """Names of the primary contrasts."""
-        return verdict_names(tuple(self.arms), self.baseline, self.primary)
 
 
 @dataclass(frozen=True)
@@ -150,6 +32,8 @@ class PlannedRun:
     config: RunConfig
     cell: Cell | None = None
     """The size and budget of a run of a ladder; None in a comparison of one."""
+    solved: SolvedSize | None = None
+    """What was solved for its arm; None for the baseline, and where nothing is solved."""
 
     @property
     def name(self) -> str:
@@ -211,6 +95,15 @@ class ComparisonPlan:
     def run_configs(self) -> dict[str, RunConfig]:
         """By arm, the baseline first, the config of one of its runs, which differ in the seed alone."""
         return {arm: next(run.config for run in self.runs if run.arm == arm) for arm in self.arms}
+
+    @property
+    def solved(self) -> dict[str, SolvedSize]:
+        """By "arm", or "size, arm" in a ladder, what was solved for it; empty where nothing is."""
+        return {
+            f"{run.cell.size}, {run.arm}" if run.cell else run.arm: run.solved
+            for run in self.runs
+            if run.solved is not None
+        }
 
     def run(self, arm: str, seed: int) -> PlannedRun:
         return next(run for run in self.runs if (run.arm, run.seed) == (arm, seed))
@@ -277,8 +170,28 @@ def _matched(plan: ComparisonPlan) -> ComparisonPlan:
     """The plan whose arms spend equal budgets."""
     if plan.config.match == "tokens":
         return plan
+    if plan.config.solve is not None:
+        return _solved(plan, plan.config.solve)
     configs = match_flops([(run.arm, run.config) for run in plan.runs], plan.config.baseline, str(plan.path))
     runs = (replace(run, config=matched) for run, matched in zip(plan.runs, configs, strict=True))
+    return replace(plan, runs=tuple(runs))
+
+
+def _solved(plan: ComparisonPlan, solve: Solve) -> ComparisonPlan:
+    """The plan whose arms have the sizes at which a step costs the FLOPs of the baseline's."""
+    seed, source = plan.seeds[0], str(plan.path)
+    base = plan.run(plan.config.baseline, seed).config
+    mix = expected_mix(base)
+    found = {
+        arm: solve_size(arm, plan.run(arm, seed).config, base, mix, solve, source=source)
+        for arm in plan.others
+    }
+    runs = []
+    for run in plan.runs:  # the runs of an arm differ in their seed alone
+        if run.arm in found:
+            config, solved = found[run.arm]
+            run = replace(run, config=run.config.model_copy(update={"model": config.model}), solved=solved)
+        runs.append(run)
     return replace(plan, runs=tuple(runs))
 
 

@@ -16,7 +16,7 @@ from parallel.launch import child_environment
 from pretrain.comparison.config import ComparisonPlan, PlannedRun, make_plan
 from pretrain.comparison.foreign.question import Plan
 from pretrain.comparison.plan_file import additions, check_same_plan, write_plan
-from pretrain.comparison.planned_cost import RunSpeed, cost_text
+from pretrain.comparison.planned_cost import RunSpeed, cost_text, solved_lines
 from pretrain.comparison.report.digest import SUMMARY_FORMAT, digest_line
 from pretrain.comparison.run_queue import Outcome, RunCommand, lock_comparison, run_commands
 from pretrain.config import RunConfig
@@ -216,13 +216,14 @@ def _announcement(plan: ComparisonPlan, todo: Sequence[PlannedRun], concurrent_r
         tokens = [cell.tokens for cell in plan.cells]
         length = f"{min(tokens):,} to {max(tokens):,} tokens"
         more += f" x {len(tokens)} cells ({', '.join(cell.name for cell in plan.cells)})"
-    elif config.match == "train_flops":
+    elif config.match == "train_flops" and config.solve is None:
         length = f"equal FLOPs ({', '.join(f'{arm}: {count} steps' for arm, count in steps.items())})"
     return (
         f"{config.name}: {config.question}\n"
         f"{len(config.arms)} arms ({', '.join(plan.arms)}) x {len(config.seeds)} seed(s){more} = "
         f"{len(plan.runs)} runs of {length}; {concurrent_runs} at a time"
         + (f"; {done} done already" if done else "")
+        + "".join(f"\nSolved {config.solve}: {line}" for line in solved_lines(plan))
         + f"\nPlan: {plan.directory / 'comparison.json'}"
     )
 

@@ -4,17 +4,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pretrain.comparison.compare_config import CompareConfig
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.contrasts import weights
 from pretrain.comparison.costs import systems
 from pretrain.comparison.curve_pairs import Matching
 from pretrain.comparison.effects import Effect
 from pretrain.comparison.findings import Contrast, Findings
+from pretrain.comparison.foreign.question import Question
 from pretrain.comparison.statistics import RatioEstimate
 from pretrain.quantities import flops, format_tokens, join, percent, ratio, signed
 
 MATCHED = {"tokens": "tokens", "train_flops": "flops"}
 """The axis of step matching along which arms were matched."""
 MATCH_UNIT = {"tokens": "tokens", "train_flops": "training FLOPs"}
+
+
+def matched_text(config: Question) -> str:
+    """Say what is equal in all arms: "training FLOPs", and tokens too where sizes were solved."""
+    solved = isinstance(config, CompareConfig) and config.solve is not None
+    return MATCH_UNIT[config.match] + " and tokens" * solved
 
 
 @dataclass(frozen=True)
@@ -248,7 +257,9 @@ def _at(findings: Findings) -> str:
     """The beginning of a sentence, with what was matched and what of it the runs have had."""
     tokens = format_tokens(findings.tokens)
     at = f"At equal tokens ({tokens.removesuffix(' tokens')} a run)"
-    if findings.plan.config.match == "train_flops":
+    if isinstance(findings.plan, ComparisonPlan) and findings.plan.config.solve is not None:
+        at = f"At equal training FLOPs and tokens ({tokens.removesuffix(' tokens')} a run)"
+    elif findings.plan.config.match == "train_flops":
         at = f"At equal training FLOPs ({findings.plan.config.baseline}: {tokens})"
     return at + (" of an unfinished comparison" if findings.scope.interim else "")
 

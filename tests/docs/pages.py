@@ -16,7 +16,7 @@ from typing import Any
 
 from data_pipeline.files.toml_config import validate
 from data_pipeline.tokenize.config import tokenize_config
-from pretrain.comparison.config import CompareConfig
+from pretrain.comparison.compare_config import CompareConfig
 from pretrain.comparison.foreign.question import ForeignConfig
 from pretrain.config import RunConfig
 from slurm.profile import Profile

@@ -33,10 +33,11 @@ def test_config_example_is_valid(example: ConfigExample) -> None:
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e.kind == "compare"], ids=place)
 def test_comparison_example_resolves_to_runs(example: ConfigExample, tmp_path: Path) -> None:
-    """match = "train_flops" looks at the data's lengths, which these examples name and do not have."""
+    """`match` and `solve` look at the data's lengths, which these examples name and do not have."""
     for name, text in whole_files(example.block.page).items():
         (tmp_path / name).write_text(text)
     path = tmp_path / example.file
-    path.write_text(toml_text(whole(example)))
-    plan = make_plan(path, ["comparison.match=tokens"])
+    values = {key: value for key, value in whole(example).items() if key not in ("match", "solve")}
+    path.write_text(toml_text(values))
+    plan = make_plan(path)
     assert len(plan.runs) == len(plan.config.arms) * len(plan.config.seeds) * max(1, len(plan.cells))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.os_errors import naming
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import NAME_PATTERN
+from pretrain.comparison.compare_config import NAME_PATTERN
 
 REQUIRED = ("arm", "seed", "step", "tokens", "modality", "loss")
 OPTIONAL = ("size", "flops", "seconds")

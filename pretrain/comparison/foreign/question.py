@@ -13,7 +13,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pretrain.comparison.config import NAME_PATTERN, CompareConfig, ComparisonPlan
+from pretrain.comparison.compare_config import NAME_PATTERN, CompareConfig
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.contrasts import (
     Difference,
     all_differences,

@@ -8,10 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from pretrain.comparison.caveats import caveats
+from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.costs import step_time_ratio, systems
 from pretrain.comparison.effects import Effect
 from pretrain.comparison.facts import Fact
 from pretrain.comparison.findings import ArmLoss, Contrast, Findings
+from pretrain.comparison.foreign.question import Plan
 from pretrain.comparison.report.digest import SUMMARY_FORMAT
 from pretrain.comparison.results import AXES, HELD_OUT
 from pretrain.comparison.statistics import Interval, RatioEstimate
@@ -40,6 +42,7 @@ def summary(findings: Findings) -> dict[str, Any]:
             "name": plan.config.name,
             "question": plan.config.question,
             "match": plan.config.match,
+            **solved_values(plan),
             "deciding_metric": findings.deciding_metric,
             "confidence": plan.config.confidence,
             "baseline": plan.config.baseline,
@@ -81,6 +84,13 @@ def summary(findings: Findings) -> dict[str, Any]:
             "caveats": [asdict(caveat) for caveat in caveats(findings)],
         }
     )
+
+
+def solved_values(plan: Plan) -> dict[str, Any]:
+    """What was solved in arms of a comparison; nothing where nothing was."""
+    if not isinstance(plan, ComparisonPlan) or not plan.solved:
+        return {}
+    return {"solve": plan.config.solve, "solved": {name: asdict(of) for name, of in plan.solved.items()}}
 
 
 def _extra_seeds(findings: Findings) -> list[int]:

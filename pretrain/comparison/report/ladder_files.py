@@ -9,7 +9,7 @@ from pretrain.comparison.ladder_findings import LadderFindings
 from pretrain.comparison.ladder_words import headline, level_text, runs_text, turn_sentence
 from pretrain.comparison.published_shares import PUBLISHED
 from pretrain.comparison.report.digest import SUMMARY_FORMAT
-from pretrain.comparison.report.files import csv_text, effect_values, interval_values, plain
+from pretrain.comparison.report.files import csv_text, effect_values, interval_values, plain, solved_values
 from pretrain.comparison.report.ladder_tables import ladder_caveats
 from pretrain.comparison.verdict import outcome_text
 
@@ -33,6 +33,7 @@ def summary(ladder: LadderFindings) -> dict[str, Any]:
             "name": config.name,
             "question": config.question,
             "match": config.match,
+            **solved_values(plan),
             "deciding_metric": config.deciding_metric,
             "confidence": config.confidence,
             "baseline": config.baseline,

@@ -14,7 +14,7 @@ from pretrain.comparison.ladder_words import headline, level_text, runs_text, tu
 from pretrain.comparison.published_shares import TOKENS_PER_PARAMETER
 from pretrain.comparison.report import figures, ladder_figures, ladder_files, ladder_tables
 from pretrain.comparison.report.digest import digest_line
-from pretrain.comparison.verdict import MATCH_UNIT
+from pretrain.comparison.verdict import MATCH_UNIT, matched_text
 from pretrain.html_page import environment
 
 PANEL_INCHES = (4.2, 3.2)
@@ -62,7 +62,8 @@ def page(ladder: LadderFindings) -> str:
             by_arm=by_arm,
             level=level_text(ladder),
             runs=runs_text(ladder),
-            matched=MATCH_UNIT[plan.config.match],
+            matched=matched_text(plan.config),
+            unit=MATCH_UNIT[plan.config.match],
             published_tokens=TOKENS_PER_PARAMETER,
             minima=ladder_tables.minima_table(ladder),
             laws=ladder_tables.laws_table(ladder),

@@ -21,9 +21,9 @@ from pretrain.comparison.report import board, cost_tables, figures, files, pictu
 from pretrain.comparison.report.digest import digest_line
 from pretrain.comparison.results import HELD_OUT
 from pretrain.comparison.verdict import (
-    MATCH_UNIT,
     budget_text,
     headline,
+    matched_text,
     overall,
     results_by_modality,
     runs_text,
@@ -70,7 +70,7 @@ def page(findings: Findings) -> str:
         foreign=isinstance(plan, ForeignPlan),
         q=quantities,
         overall=overall(findings),
-        matched=MATCH_UNIT[plan.config.match],
+        matched=matched_text(plan.config),
         budget=budget_text(findings),
         runs=runs_text(findings),
         decided=any(effect.interval for effect in findings.effects.values()),

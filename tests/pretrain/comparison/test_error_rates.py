@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.comparison.config import CompareConfig
+from pretrain.comparison.compare_config import CompareConfig
 from pretrain.comparison.effects import effects
 from pretrain.comparison.simultaneous import half_widths, local_level
 from tests.comparisons import ALPHA, LOSS, MODALITIES, Case, analyse, cases, draw, measure, row

@@ -1,0 +1,34 @@
+"""What the keys of a comparison file may say together. More mistakes are in test_config.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from data_pipeline.files.toml_config import ConfigError
+from pretrain.comparison.config import make_plan
+
+SOLVE = 'match = "train_flops"\nsolve = "width"\n'
+MISTAKES: dict[str, tuple[Callable[[str], str], str]] = {
+    "solved for equal tokens": (
+        lambda t: 'solve = "width"\n' + t,
+        'solve = "width" makes training FLOPs equal, but match = "tokens"; set match',
+    ),
+    "solved, and may vary": (
+        lambda t: SOLVE + t.replace('["model.towers"]', '["model.towers", "model.d_model"]'),
+        'vary names "model.d_model", but solve = "width" decides it',
+    ),
+    "solved, and set by an arm": (
+        lambda t: SOLVE.replace("width", "depth") + t + "model.num_layers = 3\n",
+        r'arms."mot" names "model.num_layers", but solve = "depth" decides it',
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_contradiction_is_refused_with_what_to_do(
+    mistake: str, comparison_files: Callable[..., Any]
+) -> None:
+    edit, message = MISTAKES[mistake]
+    with pytest.raises(ConfigError, match=message):
+        make_plan(comparison_files(edit=edit).comparison)
