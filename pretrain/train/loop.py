@@ -25,8 +25,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from data_pipeline.stream.at_start import describe, warnings
 from data_pipeline.stream.loader import Loader, StepBatch
-from data_pipeline.stream.stream import Stream, describe, warnings
+from data_pipeline.stream.stream import Stream
 from parallel.engine import StepResult
 from parallel.exit_codes import ExitCode
 from parallel.launch import arithmetic_settings

@@ -16,7 +16,7 @@ from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.synthetic import random_document, random_documents, write_token_folder
 from data_pipeline.shards.vocabulary import VectorFormat, Vocabulary
 from data_pipeline.stream.mixture import MIN_BLOCK_DOCUMENTS
-from data_pipeline.stream.stream import BlockPlan, Stream, StreamState, describe, warnings
+from data_pipeline.stream.stream import BlockPlan, Stream, StreamState
 
 VOCABULARY = Vocabulary(sizes={"text": 300, "image": 64, "speech": 32})
 CONTEXT = 64
@@ -373,16 +373,13 @@ def _with_long_images(folder: Path, count: int, of: int) -> TokenSource:
     return TokenSource.open(write_token_folder(folder, documents, VOCABULARY, documents_per_shard=100))
 
 
-def test_documents_with_an_image_longer_than_the_context_are_left_out_counted_and_named(
+def test_documents_with_an_image_longer_than_the_context_are_left_out_and_counted(
     tmp_path: Path,
 ) -> None:
     source = _with_long_images(tmp_path, 2, 400)
     stream = stream_of((source,), (1.0,))
     assert stream.too_long[0].tolist() == [1, 201]
     assert stream_of((source,), (1.0,), context=65).too_long[0].tolist() == []
-    lines = describe(stream)
-    assert "400 documents" in lines[0]
-    assert "2 documents left out" in lines[1] and "tokens-00002.tar/000000201" in lines[1]
     found, state = until_block(stream, 1)
     assert {d for row in found for _, d, *_ in row} == set(range(400)) - {1, 201}
     assert stream.epochs(state) == (1.0,)
@@ -418,22 +415,6 @@ def test_expected_epochs_are_those_that_come(
     filled = sum(n for row in found for *_, n in row) / (CONTEXT * len(found))
     expected = stream.expected_epochs(len(found))
     assert [e * filled for e in expected] == pytest.approx(stream.epochs(state), rel=0.05)
-
-
-def test_more_passes_than_wanted_and_shared_shards_are_warned_of(
-    tmp_path: Path, sources: tuple[TokenSource, ...]
-) -> None:
-    stream = stream_of(sources[:1], (1.0,))
-    (passes,) = stream.expected_epochs(1000)
-    assert passes > 4 and warnings(stream, 1000, max_epochs=passes) == []
-    (line,) = warnings(stream, 1000, max_epochs=4.0)
-    assert line.startswith(
-        f"warning: {sources[0].folder}: the run passes over its 90 documents {passes:.1f} "
-    )
-    assert "more than data.max_epochs = 4," in line
-    longer = write(tmp_path, 130, 0)  # the documents of the first source, and more
-    (line,) = warnings(stream_of((sources[0], longer), (0.5, 0.5)), 1, max_epochs=4.0)
-    assert f"{sources[0].folder} and {tmp_path} share 2 shards" in line
 
 
 @pytest.mark.parametrize(("step", "context"), [(0, 64), (1, 0)])
