@@ -119,8 +119,7 @@ class TokenSource:
         return self._shard_first[shard], self._shard_first[shard + 1]
 
     def fetch(self, document: int) -> tuple[str, Document | None, int]:
-        """("shard/key", content, crc32 of the bytes that were read) of a document. The crc32 goes on over its
-        masked ranges and its vectors, where it has some.
+        """("shard/key", content, `checksum` of the bytes that were read) of a document.
 
         The content is None if the bytes do not match the index. The key is read beside the ids: where it is
         damaged too, the number of the document stands for it.
@@ -138,21 +137,26 @@ class TokenSource:
         if len(content) != size or crc32 != int(self.index.crc32[document]):
             return name, None, crc32
         ids = np.frombuffer(content, self._dtype)
-        if len(masked := self.masked(document)):
-            crc32 = zlib.crc32(masked.tobytes(), crc32)
-        vectors, of_vectors = self._vector_bytes(document, shard, ids)
-        crc32 = zlib.crc32(vectors, crc32)
+        start, of_vectors = self.vectors_place(document)
+        vectors = self._read_bytes(shard, start, num_bytes(ids, self.vocabulary)) if start else b""
+        checksum = self.checksum(document, crc32, zlib.crc32(vectors))
         if zlib.crc32(vectors) != of_vectors:
-            return name, None, crc32
-        return name, Document(ids, from_bytes(vectors, ids, self.vocabulary)), crc32
+            return name, None, checksum
+        return name, Document(ids, from_bytes(vectors, ids, self.vocabulary)), checksum
 
-    def _vector_bytes(self, document: int, shard: int, ids: np.ndarray) -> tuple[bytes, int]:
-        """(bytes of a document's vectors as they are now, crc32 that they should have)."""
-        size = num_bytes(ids, self.vocabulary)
-        if not size or self.index.vectors_offset is None or self.index.vectors_crc32 is None:
-            return b"", 0
-        start = int(self.index.vectors_offset[document])
-        return self._read_bytes(shard, start, size), int(self.index.vectors_crc32[document])
+    def vectors_place(self, document: int) -> tuple[int, int]:
+        """(offset in its shard, crc32) of a document's vectors, from the index; (0, 0) where it has none."""
+        if self.index.vectors_offset is None or self.index.vectors_crc32 is None:
+            return 0, 0
+        return int(self.index.vectors_offset[document]), int(self.index.vectors_crc32[document])
+
+    def checksum(self, document: int, ids: int, vectors: int) -> int:
+        """32 bits that stand for a document in the fingerprint of training data: the crc32 of its ids, which
+        goes on over its masked ranges, and over the crc32 of its vectors, where it has some."""
+        masked = self.masked(document)
+        crc32 = zlib.crc32(masked.tobytes(), ids) if len(masked) else ids
+        has_vectors = self.vectors_place(document) != (0, 0)
+        return zlib.crc32(vectors.to_bytes(4, "little"), crc32) if has_vectors else crc32
 
     def _read_bytes(self, shard: int, start: int, size: int) -> bytes:
         """Bytes of a shard, of which there are fewer at its end. Raises ShardError."""

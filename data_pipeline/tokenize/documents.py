@@ -1,4 +1,4 @@
-"""Raw samples -> token ids of documents."""
+"""Raw samples -> token ids of documents, and the vectors beside them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import numpy as np
 
 from data_pipeline.shards.loss_mask import masked_ranges
 from data_pipeline.shards.tar import Sample
+from data_pipeline.shards.vectors import joined
 from data_pipeline.shards.vocabulary import TEXT
 from data_pipeline.tokenize.layout import RAW, SourceSettings
 from data_pipeline.tokenize.limits import Limits, parts_within
@@ -19,7 +20,7 @@ from data_pipeline.tokenize.tokenizer_set import vocabulary_of
 
 @dataclass(frozen=True)
 class Encoded:
-    """A document as token ids."""
+    """A document as token ids, and vectors."""
 
     ids: np.ndarray
     """`<bos> parts <eos>`, [n] in the vocabulary's dtype."""
@@ -29,6 +30,8 @@ class Encoded:
     """By modality."""
     measured: Mapping[str, float]
     """Figures of the round trip."""
+    vectors: Mapping[str, np.ndarray]
+    """By modality of vectors (data_pipeline/shards/vectors.py)."""
 
 
 class DocumentEncoder:
@@ -50,7 +53,8 @@ class DocumentEncoder:
         """The document of a sample of that key, which is not added. Raises SampleError."""
         measured: Counter[str] = Counter()
         parts = parts_within(sample, self.limits, key=key, source=self.source)
-        ids = [np.concatenate(self._encode_part(part, measured)) for part in parts]
+        encoded = [self._encode_part(part, measured) for part in parts]
+        ids = [of_part for of_part, _ in encoded]
         document = np.concatenate([[self.vocabulary.bos], *ids, [self.vocabulary.eos]])
         if len(document) == 2:
             raise SampleError("all its parts are empty")
@@ -59,7 +63,8 @@ class DocumentEncoder:
             raise SampleError("all its parts are context (loss = false), so it teaches nothing")
         counts = np.bincount(self.vocabulary.modality_of(document), minlength=len(self.vocabulary.sizes))
         tokens = dict(zip(self.vocabulary.modalities, counts.tolist(), strict=True))
-        return Encoded(document.astype(self.vocabulary.dtype), masked, tokens, measured)
+        vectors = joined([of_part for _, of_part in encoded], self.vocabulary)
+        return Encoded(document.astype(self.vocabulary.dtype), masked, tokens, measured, vectors)
 
     def add(self, document: Encoded) -> None:
         """Add a document's counts and figures to the sums."""
@@ -67,8 +72,8 @@ class DocumentEncoder:
         self.measured.update(document.measured)
         self.num_masked += int((document.masked[:, 1] - document.masked[:, 0]).sum())
 
-    def _encode_part(self, part: Part, measured: Counter[str]) -> list[np.ndarray]:
-        """Ids of a part with its delimiters; its figures are added to `measured`."""
+    def _encode_part(self, part: Part, measured: Counter[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(ids of a part with its delimiters, its vectors); its figures are added to `measured`."""
         tokenizer = self.tokenizers.get(part.modality)
         if tokenizer is None:
             raise SampleError(
@@ -81,7 +86,11 @@ class DocumentEncoder:
             sums = figures_of(part.modality, self.measured)
             figures = tokenizer.medium.measure(tokenizer, content, codes, sums)
             add_figures(part.modality, figures, measured)
+        vectors = joined([], self.vocabulary)
         if part.modality == TEXT:
-            return [codes]
+            return codes, vectors
+        if part.modality in vectors:
+            vectors[part.modality], codes = codes, np.zeros(len(codes), np.int32)
         opening, closing = self.vocabulary.delimiters(part.modality)
-        return [np.array([opening]), codes + self.vocabulary.first_code(part.modality), np.array([closing])]
+        ids = np.concatenate([[opening], codes + self.vocabulary.first_code(part.modality), [closing]])
+        return ids, vectors

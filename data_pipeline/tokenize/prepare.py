@@ -41,6 +41,9 @@ from data_pipeline.shards.tar import (
     read_manifest,
     write_shard,
 )
+from data_pipeline.shards.vectors import VECTORS_SUFFIX
+from data_pipeline.shards.vectors import to_bytes as vectors_to_bytes
+from data_pipeline.shards.vocabulary import Vocabulary
 from data_pipeline.tokenize.claim import PartOfWork, claimed
 from data_pipeline.tokenize.config import TokenizeConfig, load_tokenize_config
 from data_pipeline.tokenize.documents import DocumentEncoder, Encoded
@@ -284,16 +287,16 @@ def write_task(task: ShardTask) -> tuple[ShardTask, dict[str, Any]]:
 def _encoded(
     task: ShardTask, encoder: DocumentEncoder, skipped: list[dict[str, str]]
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, {"ids": bytes}), and "masked" beside it where some ids are no targets, of each usable sample; the
-    others are appended to `skipped`."""
+    """(key, {"ids": bytes}) of each usable sample, with "masked" where some ids are no targets and "vectors"
+    where it has some; the others are appended to `skipped`."""
     keys: set[str] = set()
 
     def encode(key: str, sample: Sample) -> Encoded:
         """The document of a sample. It runs in a process of its own, whose encoder sums up what it needs."""
         _check_key(key, TOKENS_SUFFIX)
         document = encoder.encode(sample, key)
-        if len(document.masked):
-            _check_key(key, MASKED_SUFFIX)
+        for suffix in _members(document, encoder.vocabulary):
+            _check_key(key, suffix)
         encoder.add(document)
         return document
 
@@ -305,8 +308,16 @@ def _encoded(
             skipped.append({"shard": str(shard), "key": printable(key), "reason": made.reason})
             continue
         encoder.add(made)
-        masked = {MASKED_SUFFIX: to_bytes(made.masked)} if len(made.masked) else {}
-        yield key, {TOKENS_SUFFIX: made.ids.tobytes(), **masked}
+        yield key, _members(made, encoder.vocabulary)
+
+
+def _members(document: Encoded, vocabulary: Vocabulary) -> dict[str, bytes]:
+    """The members of a document in a token shard, by suffix; only the ids are always there."""
+    beside = {
+        MASKED_SUFFIX: to_bytes(document.masked),
+        VECTORS_SUFFIX: vectors_to_bytes(document.vectors, vocabulary),
+    }
+    return {TOKENS_SUFFIX: document.ids.tobytes()} | {name: data for name, data in beside.items() if data}
 
 
 def _check_key(key: str, suffix: str) -> None:

@@ -17,7 +17,10 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "huggingface": "data_pipeline.tokenize.kinds.huggingface",
         "sentencepiece": "data_pipeline.tokenize.kinds.sentencepiece_model",
     },
-    "image": {"patch_kmeans": "data_pipeline.tokenize.kinds.patch_kmeans"},
+    "image": {
+        "patch_kmeans": "data_pipeline.tokenize.kinds.patch_kmeans",
+        "patches": "data_pipeline.tokenize.kinds.patches",
+    },
     "speech": {"log_mel_kmeans": "data_pipeline.tokenize.kinds.log_mel_kmeans"},
 }
 """Modality -> kind -> the module that defines it. A modality's first kind is its default, also for folders

@@ -1,4 +1,4 @@
-"""The interface of tokenizers: content of one modality <-> integer codes.
+"""The interface of tokenizers: content of one modality <-> integer codes, or vectors.
 
 A kind of tokenizer is one module, which defines a config model, a tokenizer and, as the last thing,
 
@@ -18,6 +18,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from data_pipeline.shards.vocabulary import VectorFormat
+
 
 class TokenizerConfig(BaseModel):
     """Base of the models of tokenizer tables in a data config: values are fixed, unknown keys are errors."""
@@ -31,12 +33,16 @@ class TokenizerConfig(BaseModel):
 
     @property
     def content_codes(self) -> int | None:
-        """Number of codes that every content becomes; None: it depends on the content."""
+        """Number of codes, or of vectors, that every content becomes; None: it depends on the content."""
         return None
 
 
 class Tokenizer(Protocol):
-    """A fitted tokenizer. What content is, such as str or uint8 [H, W, 3], is the tokenizer's own affair."""
+    """A fitted tokenizer. What content is, such as str or uint8 [H, W, 3], is the tokenizer's own affair.
+
+    A tokenizer of vectors has one property more, `vectors`: their VectorFormat. Its codes are vectors, [n,
+    features] in the format's storage dtype, and its size is 1 (see `vector_format`).
+    """
 
     medium: ClassVar["Medium | None"]
     """How a person judges the content; None: tokens are counted and nothing else is measured."""
@@ -105,6 +111,11 @@ class Medium:
     """(content, decoded content) pairs -> a file to look at or to listen to."""
     file: Callable[[Any], bytes] | None = None
     """One content -> the same kind of file."""
+
+
+def vector_format(tokenizer: Tokenizer) -> VectorFormat | None:
+    """The format of the vectors that a tokenizer gives; None for one that gives integer codes."""
+    return getattr(tokenizer, "vectors", None)
 
 
 def fingerprint_of(settings: Mapping[str, Any], *contents: bytes) -> str:

@@ -19,7 +19,7 @@ from data_pipeline.tokenize.limits import Limits, parts_within
 from data_pipeline.tokenize.pretrained_text import PretrainedText
 from data_pipeline.tokenize.registry import load_kind, module_of, open_tokenizer, save_tokenizer, saved_kind
 from data_pipeline.tokenize.sources import Split
-from data_pipeline.tokenize.tokenizer import Tokenizer, TokenizerKind
+from data_pipeline.tokenize.tokenizer import Tokenizer, TokenizerKind, vector_format
 from data_pipeline.tokenize.workers import run_tasks
 
 TOKENIZERS = "tokenizers"
@@ -32,10 +32,12 @@ _MIN_FROM_A_SHARD = 50
 def vocabulary_of(tokenizers: Mapping[str, Tokenizer]) -> Vocabulary:
     """The id space of tokenizers, in their order and of their actual sizes."""
     sizes = {name: Vocabulary.size_of(name, tokenizer.size) for name, tokenizer in tokenizers.items()}
+    formats = {name: vector_format(tokenizer) for name, tokenizer in tokenizers.items()}
+    vectors = {name: of for name, of in formats.items() if of is not None}
     text = tokenizers[TEXT]
     if isinstance(text, PretrainedText):
-        return Vocabulary(sizes=sizes, special_ids=text.special_ids)
-    return Vocabulary(sizes=sizes)
+        return Vocabulary(sizes=sizes, special_ids=text.special_ids, vectors=vectors)
+    return Vocabulary(sizes=sizes, vectors=vectors)
 
 
 def saved_kinds(folder: Path) -> dict[str, str]:

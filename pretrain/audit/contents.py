@@ -1,6 +1,5 @@
 """Bytes of the documents of a plan, as the index knows them, and the fingerprint that reading them makes."""
 
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import PurePath
 
@@ -29,10 +28,10 @@ def digest_of(stream: Stream, plan: BlockPlan, unreadable: Collection[Document] 
 def contents_of(source: TokenSource, documents: np.ndarray) -> np.ndarray:
     """uint64 [n]; the checksum that `TokenSource.fetch` gives for each document, from the index."""
     contents = source.index.crc32[documents].astype(np.uint64)
-    if source.has_masks:
+    if source.has_masks or source.index.vectors_crc32 is not None:
         for place, document in enumerate(documents.tolist()):
-            if len(masked := source.masked(document)):
-                contents[place] = zlib.crc32(masked.tobytes(), int(contents[place]))
+            _, of_vectors = source.vectors_place(document)
+            contents[place] = source.checksum(document, int(contents[place]), of_vectors)
     return contents
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -12,20 +12,16 @@ from threadpoolctl import threadpool_limits
 
 from data_pipeline.files.atomic import atomic_file
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.tokenize.media.pictures import PICTURES, Fit, fit_picture, read_picture
-from data_pipeline.tokenize.tokenizer import Medium, TokenizerConfig, TokenizerKind, fingerprint_of
+from data_pipeline.tokenize.media.picture_grid import PictureGrid, from_patches, read_grid, to_patches
+from data_pipeline.tokenize.media.pictures import PICTURES
+from data_pipeline.tokenize.tokenizer import Medium, TokenizerKind, fingerprint_of
 
 CODEBOOK = "codebook.npy"
 
 
-class PatchConfig(TokenizerConfig):
+class PatchConfig(PictureGrid):
     """Settings of a codebook of patches."""
 
-    size_px: PositiveInt = 32
-    """Pictures are brought to size_px x size_px; each gives (size_px / patch_px)^2 tokens."""
-    patch_px: PositiveInt = 4
-    fit: Fit = "crop"
-    """How a picture of another size is brought to it: centre crop, black bars, or another aspect ratio."""
     num_codes: int = Field(512, ge=2)
     num_verbatim: NonNegativeInt = 32
     """Codes that are the commonest patches as they are; the others are k-means centres."""
@@ -36,14 +32,8 @@ class PatchConfig(TokenizerConfig):
     def asked_size(self) -> int:
         return self.num_codes
 
-    @property
-    def content_codes(self) -> int:
-        return (self.size_px // self.patch_px) ** 2
-
     @model_validator(mode="after")
     def _check(self) -> "PatchConfig":
-        if self.size_px % self.patch_px:
-            raise ValueError(f"size_px = {self.size_px} is not a multiple of patch_px = {self.patch_px}")
         if self.num_verbatim > self.num_codes:
             raise ValueError(f"num_verbatim = {self.num_verbatim} is more than num_codes = {self.num_codes}")
         return self
@@ -80,7 +70,7 @@ class PatchTokenizer:
 
     def read(self, data: bytes) -> np.ndarray:
         """The picture as uint8 [size_px, size_px, 3] (see `read_picture`, `fit_picture`)."""
-        return _read(data, self.config)
+        return read_grid(data, self.config)
 
     def encode(self, content: np.ndarray) -> np.ndarray:
         """Codes int32 [(size_px / patch_px)^2] of a uint8 [size_px, size_px, 3] picture."""
@@ -103,24 +93,6 @@ class PatchTokenizer:
 def open_patches(folder: Path, config: PatchConfig) -> PatchTokenizer:
     """The tokenizer that `PatchTokenizer.save` wrote."""
     return PatchTokenizer(config, np.load(folder / CODEBOOK))
-
-
-def _read(data: Any, config: PatchConfig) -> np.ndarray:
-    return fit_picture(read_picture(data), config.size_px, config.fit)
-
-
-def to_patches(picture: np.ndarray, patch_px: int) -> np.ndarray:
-    """[H, W, 3] -> [H * W / patch_px^2, patch_px * patch_px * 3], patches in reading order."""
-    rows, columns = picture.shape[0] // patch_px, picture.shape[1] // patch_px
-    split = picture.reshape(rows, patch_px, columns, patch_px, 3).transpose(0, 2, 1, 3, 4)
-    return split.reshape(rows * columns, -1)
-
-
-def from_patches(patches: np.ndarray, patch_px: int) -> np.ndarray:
-    """Inverse of `to_patches` for a square picture."""
-    side = round(len(patches) ** 0.5)
-    split = patches.reshape(side, side, patch_px, patch_px, 3).transpose(0, 2, 1, 3, 4)
-    return split.reshape(side * patch_px, side * patch_px, 3)
 
 
 def fit_patches(contents: Iterable[np.ndarray], config: PatchConfig, seed: int) -> PatchTokenizer:
@@ -167,4 +139,4 @@ def _distinct(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return patches[first[order]], counts[order]
 
 
-TOKENIZER = TokenizerKind(PatchConfig, read=_read, fit=fit_patches, open=open_patches)
+TOKENIZER = TokenizerKind(PatchConfig, read=read_grid, fit=fit_patches, open=open_patches)

@@ -133,9 +133,14 @@ def _measure(
 def _summary(figures: Mapping[str, float]) -> str | None:
     if not figures.get("decoded_pictures"):
         return None
+    if not figures["decoded_squared_error"]:
+        return f"decode(encode(x)) is x, to the bit, over {_share(figures)}"
     quality = psnr_db(figures["decoded_squared_error"], int(figures["decoded_values"]))
-    share = f"{figures['decoded_pictures']} of {figures['pictures']} pictures"
-    return f"PSNR of decode(encode(x)) {quality:.1f} dB, over {share}"
+    return f"PSNR of decode(encode(x)) {quality:.1f} dB, over {_share(figures)}"
+
+
+def _share(figures: Mapping[str, float]) -> str:
+    return f"{figures['decoded_pictures']} of {figures['pictures']} pictures"
 
 
 def picture_page(pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

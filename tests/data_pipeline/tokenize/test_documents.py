@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.shards.spans import read_spans
-from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
+from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH, VectorFormat
 from data_pipeline.tokenize.documents import DocumentEncoder
 from data_pipeline.tokenize.limits import Limits
 from data_pipeline.tokenize.media.pictures import MEASURED_PICTURES, PICTURES
@@ -83,6 +83,31 @@ def test_a_further_modality_is_encoded_as_the_others_are() -> None:
     assert made.tokens == {"text": 7, "image": 1, "video": 2}
     assert [span.modality for span in read_spans(ids, made.vocabulary)] == ["video", "text", "image"]
     assert made.measured["pictures"] == made.measured["video.pictures"] == 1, "figures are kept apart"
+
+
+class Pairs(Letters):
+    """A tokenizer of vectors of two bytes each."""
+
+    vectors = VectorFormat(features=2, dtype="uint8")
+
+    def encode(self, content: Any) -> np.ndarray:
+        return np.array([[x, x + 1] for x in content], np.uint8)
+
+
+def test_vectors_go_beside_a_code_each() -> None:
+    texts, pictures = Letters(20, None), Pairs(1, None)
+    made = DocumentEncoder({"text": texts, "image": pictures, "clip": pictures}, Limits())
+    assert made.vocabulary.sizes == {"text": 20, "image": 1, "clip": 3}
+    parts = [Part("image", b"\4\6"), Part("text", "9"), Part("clip", b"\1", False), Part("image", b"\2")]
+    document = made.encode(document_sample(parts, {"image": "png", "clip": "bin"}))
+    assert document.ids.tolist() == [BOS, BOI, 20, 20, EOI, 9, 21, 23, 22, BOI, 20, EOI, EOS]
+    assert {m: values.tolist() for m, values in document.vectors.items()} == {
+        "image": [[4, 5], [6, 7], [2, 3]],
+        "clip": [[1, 2]],
+    }
+    assert document.masked.tolist() == [[6, 9]] and document.tokens == {"text": 9, "image": 3, "clip": 1}
+    text = made.encode(document_sample([Part("text", "9")], {}))
+    assert text.vectors["image"].shape == (0, 2)
 
 
 def test_the_reader_finds_the_parts_again() -> None:

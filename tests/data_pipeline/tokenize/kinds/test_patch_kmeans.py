@@ -9,9 +9,8 @@ from data_pipeline.tokenize.kinds.patch_kmeans import (
     PatchConfig,
     PatchTokenizer,
     fit_patches,
-    from_patches,
-    to_patches,
 )
+from data_pipeline.tokenize.media.picture_grid import to_patches
 from data_pipeline.tokenize.media.pictures import psnr_db
 from data_pipeline.tokenize.registry import open_tokenizer, save_tokenizer
 from tests.data_pipeline.raw_documents import picture
@@ -26,14 +25,6 @@ def noisy(seed: int) -> np.ndarray:
 
 PICTURES = [noisy(seed) for seed in range(60)]
 TOKENIZER = fit_patches(PICTURES, CONFIG, seed=1)
-
-
-def test_patches_are_cut_in_reading_order_and_put_back() -> None:
-    pixels = noisy(3)
-    patches = to_patches(pixels, 4)
-    assert patches.shape == (16, 48)
-    assert (patches[6].reshape(4, 4, 3) == pixels[4:8, 8:12]).all()
-    assert (from_patches(patches, 4) == pixels).all()
 
 
 def test_each_patch_gets_the_nearest_code() -> None:
