@@ -12,6 +12,7 @@ from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.loss_mask import is_target
 from data_pipeline.shards.spans import SpanError
+from data_pipeline.shards.vectors import within
 from data_pipeline.shards.vocabulary import Vocabulary
 from data_pipeline.tokenize.tokenizer import Tokenizer
 from pretrain.audit.contents import differing_rows
@@ -152,24 +153,29 @@ def _document(
     source: TokenSource, document: int, start: int, slots: int, tokenizers: Mapping[str, Tokenizer]
 ) -> ShownDocument:
     """Show a piece of a document: the ids that it reads, and <eos> where it is the last piece."""
-    ids, masked = source.read(document), source.masked(document)
+    (ids, vectors), masked = source.document(document), source.masked(document)
     end = start + slots + (start + slots + 1 == len(ids))
     counted = is_target(masked, 0, len(ids) - 1)
     counted = np.concatenate([counted[:1], counted])  # <bos>, which nothing predicts, is shown with the next
     borders = [i for i in range(start + 1, end) if counted[i] != counted[i - 1]]
-    stretches = [
-        ShownStretch(bool(counted[a]), _decoded(ids[a:b], source.vocabulary, tokenizers))
-        for a, b in pairwise([start, *borders, end])
-    ]
+    vocabulary, stretches = source.vocabulary, list[ShownStretch]()
+    for a, b in pairwise([start, *borders, end]):
+        pieces = _decoded(ids[a:b], vocabulary, tokenizers, within(vectors, ids, a, b, vocabulary))
+        stretches.append(ShownStretch(bool(counted[a]), pieces))
     targets = int(is_target(masked, start, slots).sum())
     whole = slots == len(ids) - 1
     place = f"{slots} tokens" if whole else f"tokens {start} ... {start + slots - 1} of {len(ids) - 1}"
     return ShownDocument(str(source.folder), source.name(document), f"{place}, {targets} targets", stretches)
 
 
-def _decoded(ids: np.ndarray, vocabulary: Vocabulary, tokenizers: Mapping[str, Tokenizer]) -> list[Piece]:
+def _decoded(
+    ids: np.ndarray,
+    vocabulary: Vocabulary,
+    tokenizers: Mapping[str, Tokenizer],
+    vectors: Mapping[str, np.ndarray],
+) -> list[Piece]:
     """Decode ids; the ids themselves stand where a border of targets cuts a picture or an utterance."""
     try:
-        return decode(ids, vocabulary, tokenizers)
+        return decode(ids, vocabulary, tokenizers, vectors)
     except SpanError:
         return [Piece("ids", text=f"[ids {' '.join(map(str, ids.tolist()))}]")]

@@ -11,6 +11,7 @@ from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_
 from data_pipeline.tokenize.kinds.bpe import BpeConfig, fit_bpe
 from data_pipeline.tokenize.kinds.log_mel_kmeans import UnitConfig, fit_units
 from data_pipeline.tokenize.kinds.patch_kmeans import PatchConfig, PatchTokenizer
+from data_pipeline.tokenize.kinds.patches import PixelConfig, PixelPatches
 from data_pipeline.tokenize.registry import default_kind, save_tokenizer
 from data_pipeline.tokenize.tokenizer import Tokenizer
 from data_pipeline.tokenize.tokenizer_set import TOKENIZERS, vocabulary_of
@@ -23,8 +24,9 @@ def tone(hertz: float, seconds: float = 0.4) -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * SECOND)) / SECOND).astype(np.float32)
 
 
-def write_tiny_tokenizers(folder: Path) -> dict[str, Tokenizer]:
-    """Folders of tokenizers in `folder`: pictures have 4 codes, each of one grey; units are tones."""
+def write_tiny_tokenizers(folder: Path, *, vectors: bool = False) -> dict[str, Tokenizer]:
+    """Folders of tokenizers in `folder`: pictures have 4 codes, each of one grey, or 4 `vectors` of pixels;
+    units are tones."""
     greys = np.repeat(np.arange(8, dtype=np.uint8) * 30, 3 * PATCH_PX**2).reshape(8, -1)
     image = PatchConfig(size_px=PICTURE_PX, patch_px=PATCH_PX, num_codes=8, num_verbatim=0)
     texts = [f"A {a} {b} left of a red {a}." for a in range(30) for b in ("blue", "green")]
@@ -33,16 +35,20 @@ def write_tiny_tokenizers(folder: Path) -> dict[str, Tokenizer]:
         "image": PatchTokenizer(image, greys),
         "speech": fit_units([tone(220), tone(440), tone(880)], UnitConfig(num_units=4), 0),
     }
+    if vectors:
+        pixels = PixelConfig(size_px=PICTURE_PX, patch_px=PATCH_PX)
+        tokenizers["image"] = PixelPatches(pixels, mean=120.0, std=60.0)
     for name, tokenizer in tokenizers.items():
-        kind = default_kind(name)
+        kind = "patches" if name == "image" and vectors else default_kind(name)
         assert kind is not None
         save_tokenizer(folder / name, name, kind, tokenizer)
     return tokenizers
 
 
-def write_tokenized_data(folder: Path) -> Vocabulary:
-    """folder/train, folder/heldout and folder/tokenizers, as `motley tokenize` leaves them; random ids."""
-    tokenizers = write_tiny_tokenizers(folder / TOKENIZERS)
+def write_tokenized_data(folder: Path, *, vectors: bool = False) -> Vocabulary:
+    """folder/train, folder/heldout and folder/tokenizers, as `motley tokenize` leaves them; random ids, and
+    random pixels where pictures are `vectors`."""
+    tokenizers = write_tiny_tokenizers(folder / TOKENIZERS, vectors=vectors)
     vocabulary = vocabulary_of(tokenizers)
     for name, count, seed in (("train", 100, 1), ("heldout", 30, 2)):
         made = random_documents(vocabulary, count, seed, median_text_tokens=6, image_tokens=4)

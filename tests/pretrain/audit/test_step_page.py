@@ -9,6 +9,7 @@ from data_pipeline.tokenize.prepare import tokenize
 from tests.data_pipeline.tokenize.tiny_text_tokenizers import hugging_face_file
 from tests.pretrain.audit.consumed_run import read_run
 from tests.pretrain.tiny_data import tiny_run
+from tests.pretrain.tiny_tokenizers import write_tokenized_data
 from tools.cli import main
 
 
@@ -41,6 +42,16 @@ def test_the_page_shows_what_the_step_read(folder: Path) -> None:
     assert "<td>0.5</td>" in page
     assert main(["inspect", "data", str(run), "--step", "5", "--out", str(folder / "next.html")]) == 0
     assert "it is what comes next" in (folder / "next.html").read_text()
+
+
+def test_pictures_are_shown_from_their_vectors(tmp_path: Path) -> None:
+    vocabulary = write_tokenized_data(tmp_path, vectors=True)
+    towers = {name: name for name in vocabulary.modalities}
+    model = tiny_run(tmp_path, tmp_path)["model"] | {"vocab_tokens": vocabulary.size, "towers": towers}
+    run = read_run(tmp_path, tmp_path / "runs", steps=2, model=model)
+    assert main(["inspect", "data", str(run), "--step", "2", "--sequences", "4"]) == 0
+    page = (run / "data_step_00000002.html").read_text()
+    assert page.count('src="data:image/png') >= 2 and "the fingerprint of step 2 confirms" in page
 
 
 def test_steps_that_are_none_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from PIL import Image
 from scipy.io import wavfile
 
 from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
+from data_pipeline.tokenize.kinds.patches import PixelConfig, PixelPatches
 from data_pipeline.tokenize.tokenizer_set import load_tokenizers, vocabulary_of
 from pretrain.generation.pieces import Piece, decode, named_files
 from tests.data_pipeline.video_tokenizer import Video, VideoConfig
@@ -27,6 +28,19 @@ def test_ids_become_text_and_the_files_of_their_codes(speaker: Path) -> None:
     assert whole == "[000_01_0.png]A red 3\n\0[000_01_1.wav]"
     assert list(files.items()) == [("000_01_0.png", drawn.file), ("000_01_1.wav", spoken.file)]
     assert decode(np.array([BOS]), vocabulary, tokenizers) == []
+
+
+def test_vectors_become_pictures_where_they_are_given(speaker: Path) -> None:
+    text = load_tokenizers(speaker / "tokenizers")["text"]
+    tokenizers = {"text": text, "image": PixelPatches(PixelConfig(size_px=4, patch_px=2), 100.0, 50.0)}
+    vocabulary = vocabulary_of(tokenizers)
+    code = vocabulary.first_code("image")
+    ids = np.array([BOI, *[code] * 4, EOI, BOI, *[code] * 4, EOI])
+    vectors = np.arange(96, dtype=np.uint8).reshape(8, 12)
+    pieces = decode(ids, vocabulary, tokenizers, {"image": vectors})
+    for piece, own in zip(pieces, (vectors[:4], vectors[4:]), strict=True):
+        assert (np.asarray(Image.open(io.BytesIO(piece.file))) == tokenizers["image"].decode(own)).all()
+    assert decode(ids, vocabulary, tokenizers)[1] == Piece("image", text="[image: 4 vectors]")
 
 
 def test_a_modality_without_a_medium_is_shown_as_its_codes(speaker: Path) -> None:
