@@ -23,7 +23,10 @@ def num_vectors(ids: np.ndarray, vocabulary: Vocabulary) -> dict[str, int]:
 
 def num_bytes(ids: np.ndarray, vocabulary: Vocabulary) -> int:
     """The size of the member KEY.vectors of a document; 0: it has none."""
-    counts = num_vectors(ids, vocabulary)
+    return _bytes_of(num_vectors(ids, vocabulary), vocabulary)
+
+
+def _bytes_of(counts: Mapping[str, int], vocabulary: Vocabulary) -> int:
     return sum(n * vocabulary.vectors[modality].vector_bytes for modality, n in counts.items())
 
 
@@ -38,7 +41,7 @@ def to_bytes(vectors: Mapping[str, np.ndarray], vocabulary: Vocabulary) -> bytes
 def from_bytes(content: bytes | memoryview, ids: np.ndarray, vocabulary: Vocabulary) -> dict[str, np.ndarray]:
     """The vectors of a document; views of `content`. Raises ValueError unless the ids ask for its size."""
     counts, position = num_vectors(ids, vocabulary), 0
-    if len(content) != (expected := num_bytes(ids, vocabulary)):
+    if len(content) != (expected := _bytes_of(counts, vocabulary)):
         raise ValueError(f"{len(content)} bytes, but the ids have {counts} vectors: {expected} bytes")
     vectors: dict[str, np.ndarray] = {}
     for modality, of in vocabulary.vectors.items():
@@ -53,6 +56,8 @@ def within(
     vectors: Mapping[str, np.ndarray], ids: np.ndarray, start: int, end: int, vocabulary: Vocabulary
 ) -> dict[str, np.ndarray]:
     """The vectors of ids[start:end], of those of all `ids`; views."""
+    if not any(map(len, vectors.values())):
+        return dict(vectors)
     cut: dict[str, np.ndarray] = {}
     before, inside = num_vectors(ids[:start], vocabulary), num_vectors(ids[start:end], vocabulary)
     for modality, values in vectors.items():
