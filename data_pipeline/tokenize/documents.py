@@ -9,7 +9,7 @@ import numpy as np
 from data_pipeline.shards.loss_mask import masked_ranges
 from data_pipeline.shards.tar import Sample
 from data_pipeline.shards.vectors import joined
-from data_pipeline.shards.vocabulary import TEXT
+from data_pipeline.shards.vocabulary import TEXT, VectorFormat
 from data_pipeline.tokenize.layout import RAW, SourceSettings
 from data_pipeline.tokenize.limits import Limits, parts_within
 from data_pipeline.tokenize.raw import Part, SampleError
@@ -90,7 +90,19 @@ class DocumentEncoder:
         if part.modality == TEXT:
             return codes, vectors
         if part.modality in vectors:
+            _check_vectors(codes, part.modality, self.vocabulary.vectors[part.modality])
             vectors[part.modality], codes = codes, np.zeros(len(codes), np.int32)
         opening, closing = self.vocabulary.delimiters(part.modality)
         ids = np.concatenate([[opening], codes + self.vocabulary.first_code(part.modality), [closing]])
         return ids, vectors
+
+
+def _check_vectors(vectors: np.ndarray, modality: str, of: VectorFormat) -> None:
+    """Raise SampleError unless vectors are finite, [n, features], and of the dtype that their format says."""
+    if vectors.dtype != of.storage or vectors.ndim != 2 or vectors.shape[1] != of.features:
+        raise SampleError(
+            f"its {modality} becomes {vectors.dtype} {list(vectors.shape)}, but the tokenizer's format is "
+            f"{of.dtype} [n, {of.features}]"
+        )
+    if not np.isfinite(vectors).all():
+        raise SampleError(f"its {modality} becomes vectors that are not finite")

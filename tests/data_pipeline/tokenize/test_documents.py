@@ -94,6 +94,12 @@ class Pairs(Letters):
         return np.array([[x, x + 1] for x in content], np.uint8)
 
 
+class Halves(Pairs):
+    """A tokenizer that gives other vectors than it says."""
+
+    vectors = VectorFormat(features=2, dtype="float16")
+
+
 def test_vectors_go_beside_a_code_each() -> None:
     texts, pictures = Letters(20, None), Pairs(1, None)
     made = DocumentEncoder({"text": texts, "image": pictures, "clip": pictures}, Limits())
@@ -108,6 +114,10 @@ def test_vectors_go_beside_a_code_each() -> None:
     assert document.masked.tolist() == [[6, 9]] and document.tokens == {"text": 9, "image": 3, "clip": 1}
     text = made.encode(document_sample([Part("text", "9")], {}))
     assert text.vectors["image"].shape == (0, 2)
+    with pytest.raises(SampleError, match=r"image becomes uint8 \[2, 2\], but .* is float16 \[n, 2\]"):
+        DocumentEncoder({"text": texts, "image": Halves(1, None)}, Limits()).encode(
+            document_sample(parts[:1], {"image": "png"})
+        )
 
 
 def test_the_reader_finds_the_parts_again() -> None:
