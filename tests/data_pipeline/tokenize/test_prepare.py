@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.tar import ShardError, read_samples, write_shard
+from data_pipeline.stream.stream import Stream
 from data_pipeline.tokenize.claim import CLAIM_LOCK
 from data_pipeline.tokenize.documents import DocumentEncoder
 from data_pipeline.tokenize.limits import Limits
 from data_pipeline.tokenize.prepare import SETTINGS, read_source, tokenize, unfinished_parts
 from data_pipeline.tokenize.raw import document_sample, parse_document
+from data_pipeline.tokenize.ready_ids import import_tokens
 from data_pipeline.tokenize.tokenizer_set import load_tokenizers
 from tests.data_pipeline.raw_documents import CONFIG, SUFFIX, document, write_raw
 from tests.warm_python import executable
@@ -104,6 +107,33 @@ def test_the_manifest_says_what_is_there(data: Path) -> None:
     assert list(manifest["tokens"].values()) == counted.tolist()
     assert [shard["documents"] for shard in manifest["shards"]] == [8, 8, 8]
     assert manifest["num_skipped"] == 0 and manifest["skipped"] == []
+
+
+def test_pictures_may_be_vectors(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = 'kind = "patches"\nsize_px = 16\npatch_px = 4\n'
+    path = tmp_path / "data.toml"
+    path.write_text(re.sub(r"(?s)(\[image\]\n).*?(\[speech\])", rf"\1{grid}\2", CONFIG))
+    tokenize(data / "raw/heldout", tmp_path / "out", config_path=path, processes=1)
+    source, tokenizers = TokenSource.open(tmp_path / "out"), load_tokenizers(tmp_path / "out/tokenizers")
+    assert source.vocabulary.sizes["image"] == 1 and source.vocabulary.vectors["image"].features == 48
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["tokenizers"]["image"]["kind"] == "patches" and manifest["tokens"]["image"] == 8 * 16
+    assert manifest["vectors"]["image"]["std"] == source.vocabulary.vectors["image"].std > 1
+    pixels = []
+    for number in range(source.num_documents):
+        original = next(part.data for part in document(100 + number) if part.modality == "image")
+        vectors = source.document(number).vectors["image"]
+        pixels.append(tokenizers["image"].decode(vectors))
+        assert (pixels[-1] == tokenizers["image"].read(original)).all()
+    assert source.vocabulary.vectors["image"].mean == pytest.approx(np.stack(pixels).mean(), rel=1e-12)
+    assert "decode(encode(x)) is x, to the bit, over 8 of 8 pictures" in capsys.readouterr().out
+    plain, beside = (tmp_path / "plain.toml", tmp_path / "beside")
+    plain.write_text(f'tokenizers_from = "{tmp_path / "out/tokenizers"}"\n')
+    np.save(tmp_path / "ids.npy", np.full((2, 5), 60))
+    import_tokens(tmp_path / "ids.npy", beside, config_path=plain, end=None)
+    text = TokenSource.open(beside)
+    assert text.vocabulary == source.vocabulary and text.document(0).vectors["image"].shape == (0, 48)
+    Stream([(source, 1.0), (text, 1.0)], seed=1, context_tokens=256, sequences_per_step=1)
 
 
 def test_the_round_trip_can_be_looked_at_and_heard(data: Path) -> None:
