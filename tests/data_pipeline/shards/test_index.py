@@ -91,6 +91,15 @@ def test_masked_ranges_are_in_the_index_where_there_are_some(folder: Path, tmp_p
     assert first == second, "a shard without context is byte for byte what it was"
 
 
+def test_folders_of_ids_have_the_index_that_they_always_had(tmp_path: Path) -> None:
+    """The hash and the checksums are those of the version before vectors: runs on such folders go on."""
+    ids = [np.array([1, 9, 3, 300, 301, 4, 2]), np.array([1, 8, 2])]
+    write_token_folder(tmp_path, ids, VOCABULARY, documents_per_shard=1, masked={0: np.array([[2, 6]])})
+    source = TokenSource.open(tmp_path)
+    assert source.index_hash == "3bb03e067332f518ef0eee1483533f0801f0ea63a0639e33820485959a83b113"
+    assert [source.fetch(number)[2] for number in range(2)] == [4093575004, 2367436907]
+
+
 def test_vectors_are_read_beside_their_ids_and_checked_like_them(tmp_path: Path) -> None:
     of = list(random_documents(OF_VECTORS, 60, 0, median_text_tokens=8, image_tokens=5))
     images = [int((ids == OF_VECTORS.first_code("image")).sum()) for ids in of]

@@ -8,10 +8,17 @@ import pytest
 import torch
 
 from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.vocabulary import BOI, BOS, EOI, EOS, VectorFormat, Vocabulary
 from data_pipeline.stream.batch import make_batch
 from pretrain.config import RunConfig
-from pretrain.evaluation.documents import heldout_texts, pairs
-from pretrain.evaluation.losses import Heldout, build_heldout, conditional_losses, heldout_losses
+from pretrain.evaluation.documents import Text, heldout_texts, pairs
+from pretrain.evaluation.losses import (
+    Heldout,
+    build_heldout,
+    conditional_losses,
+    heldout_losses,
+    micro_batches,
+)
 from pretrain.models.inputs import ModelInputs, build_inputs
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.router_report import RouterReport
@@ -118,6 +125,20 @@ def test_the_set_depends_on_no_seed_and_no_arm(config: RunConfig, heldout: Token
 
     dense = config.model.model_copy(update={"towers": dict.fromkeys(VOCABULARY.modalities, "all")})
     assert samples(config) == samples(config.model_copy(update={"seed": 99, "model": dense}))
+
+
+def test_micro_batches_hold_the_vectors_of_their_texts(config: RunConfig):
+    of = VectorFormat(features=2, dtype="uint8")
+    vocabulary = Vocabulary(sizes={"text": 24, "image": 1}, vectors={"image": of})
+    ids = np.array([BOS, BOI, 24, 24, EOI, EOS])
+    texts = [
+        Text(ids, np.ones(5, np.float32), str(i), {"image": np.full((2, 2), i, np.uint8)}) for i in range(5)
+    ]
+    sequences = [texts[:2], texts[2:3], texts[3:]]
+    batches = [micro_batches(sequences, vocabulary, config, dp_rank=rank, dp_size=2) for rank in range(2)]
+    found = [[each.vectors["image"].values[:, 0].tolist() for each in of_rank] for of_rank in batches]
+    assert found == [[[0, 0, 1, 1, 3, 3, 4, 4]], [[2, 2]]]
+    assert batches[1][0].vectors["image"].first.tolist() == [0, 2, 2]
 
 
 def test_without_held_out_data_or_conditions_there_are_no_numbers(config: RunConfig, heldout: TokenSource):
