@@ -58,8 +58,6 @@ def index_shard(path: Path, entry: Mapping[str, Any], vocabulary: Vocabulary) ->
 
 _Member = tuple[str, int, int]
 """(name, offset of the content, its size in bytes)."""
-
-
 _Place = tuple[int, int]
 """(offset of the content, its size in bytes)."""
 
@@ -78,7 +76,7 @@ def _by_document(path: Path, view: mmap.mmap) -> tuple[list[_Member], dict[int, 
             members.append((name, start, size))
         elif suffix == MASKED_SUFFIX and is_behind_its_ids and document not in vectors:
             masked[document] = start, size
-        elif suffix == VECTORS_SUFFIX and is_behind_its_ids:
+        elif suffix == VECTORS_SUFFIX and is_behind_its_ids and document not in vectors:
             vectors[document] = start, size
         else:
             raise BadDocument(

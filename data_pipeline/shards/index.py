@@ -129,10 +129,7 @@ class TokenSource:
         start = int(self.index.offset[document]) - TAR_BLOCK_BYTES  # the tar header carries the key
         data = self._read_bytes(shard, start, TAR_BLOCK_BYTES + size)
         content = memoryview(data)[TAR_BLOCK_BYTES:]
-        key = member_name(data).removesuffix("." + TOKENS_SUFFIX)
-        if not key or not key.isprintable():
-            key = f"document {document}"
-        name = f"{self._names[shard]}/{key}"
+        name = self._name(document, shard, data)
         crc32 = zlib.crc32(content)
         if len(content) != size or crc32 != int(self.index.crc32[document]):
             return name, None, crc32
@@ -180,8 +177,13 @@ class TokenSource:
         return content
 
     def name(self, document: int) -> str:
-        """ "shard/key" of a document."""
-        return self.fetch(document)[0]
+        """ "shard/key" of a document, from its tar header alone."""
+        shard, start = self.shard_of(document), int(self.index.offset[document]) - TAR_BLOCK_BYTES
+        return self._name(document, shard, self._read_bytes(shard, start, TAR_BLOCK_BYTES))
+
+    def _name(self, document: int, shard: int, header: bytes) -> str:
+        key = member_name(header).removesuffix("." + TOKENS_SUFFIX)
+        return f"{self._names[shard]}/{key if key and key.isprintable() else f'document {document}'}"
 
     def _file(self, shard: int) -> int:
         """A descriptor of a shard. pread moves no file position, so forked processes may share it."""

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import signal
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,10 +148,11 @@ def _write_comparison(arena: Arena, run: dict[str, Any]) -> None:
 
 
 def _write_raw(arena: Arena) -> None:
-    """Raw documents and tokenizers that are fitted on them already."""
+    """Raw documents, and tokenizers that are fitted on them already: pictures are vectors."""
     root = arena.root
     write_raw(root / "raw", shards=2, documents=5)
-    (root / "data.toml").write_text(CONFIG)
+    config = tomllib.loads(CONFIG) | {"image": {"kind": "patches", "size_px": 16, "patch_px": 4}}
+    (root / "data.toml").write_text(toml_text(config))
     _done(arena, "tokenize")
     shutil.move(root / "tokens" / "tokenizers", root / "tokenizers")
     shutil.rmtree(root / "tokens")

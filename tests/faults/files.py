@@ -62,5 +62,6 @@ FILES = (
     File("raw/*.tar", ("tokenize",), flips=False, optional=True),
     File("tokenizers/*/settings.json", ("tokenize",)),
     File("tokenizers/*/codebook.np*", ("tokenize",)),
+    File("tokenizers/image/pixels.json", ("tokenize",)),
     File("tokenizers/text/sentencepiece.model", ("tokenize",)),
 )

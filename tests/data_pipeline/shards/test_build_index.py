@@ -147,6 +147,7 @@ def test_vectors_stand_behind_the_ids_that_ask_for_them(tmp_path: Path) -> None:
         ([("0", text | {"vectors": bytes(8)})], r"0\.ids: its \.vectors: 8 bytes"),
         ([("0", {"ids": ids, "vectors": endless})], r"0\.ids: a vector of image is not finite"),
         ([("0", text), ("1", {"vectors": bytes(8)})], r'holds "1\.vectors"'),
+        ([("0", whole), ("0", {"vectors": bytes(8)})], r'holds "0\.vectors"'),
         ([("0", {"ids": ids, "vectors": bytes(8), "masked": to_bytes(ranges)})], r'holds "0\.masked"'),
     ):
         with pytest.raises(BadDocument, match=message):

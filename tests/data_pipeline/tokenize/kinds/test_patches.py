@@ -62,3 +62,7 @@ def test_it_is_saved_and_opened_and_a_change_is_seen(tmp_path: Path) -> None:
     (tmp_path / "pixels.json").write_text(json.dumps(saved | {"mean": 1.0}))
     with pytest.raises(ConfigError, match="its files were changed after they were saved"):
         open_tokenizer(tmp_path, "image")
+    for damaged in ("", "{", "[]", '{"mean": 1.0}', '{"mean": [], "std": 1.0}'):
+        (tmp_path / "pixels.json").write_text(damaged)
+        with pytest.raises(ConfigError, match=r"pixels\.json cannot be read"):
+            open_tokenizer(tmp_path, "image")
