@@ -223,12 +223,13 @@ def test_a_rank_that_is_none_and_a_foreign_state_are_refused(stream: Stream, fol
 
 
 def _damage(folder: Path, documents: list[int]) -> list[str]:
-    """Change an id of each of `documents` on disk; their names."""
+    """Change a vector of each of `documents` on disk, or an id where it has none; their names."""
     source = TokenSource.open(folder)
     for document in documents:
         path = folder / f"tokens-{document // 40:05d}.tar"
         data = bytearray(path.read_bytes())
-        data[int(source.index.offset[document]) + 2] ^= 1
+        vectors, _ = source.vectors_place(document)
+        data[vectors or int(source.index.offset[document]) + 2] ^= 1
         path.write_bytes(data)
     return [f"tokens-{d // 40:05d}.tar/{d:09d}" for d in documents]
 
@@ -241,7 +242,7 @@ def test_a_damaged_document_becomes_padding_and_nothing_else_moves(
     clean = stream_of([folder])
     with Loader(clean, dp_rank=0, dp_size=1, micro_batch_sequences=12) as loader:
         expected = [loader.next_step() for _ in range(6)]
-    names = _damage(folder, [17, 60])
+    names = _damage(folder, [17, 62])  # the second has vectors
     with Loader(
         stream_of([folder]), dp_rank=0, dp_size=1, micro_batch_sequences=12, prefetch_steps=prefetch_steps
     ) as loader:
