@@ -1,5 +1,6 @@
 """RunConfig, the config of a run, composed of the configs of its parts. This module imports no torch."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import (
 
 from data_pipeline.files.printable import hidden_characters
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_config, load_toml, validate
+from data_pipeline.remote.location import GB, RemoteSettings, check_folder
 from parallel.layout import ParallelConfig, Precision, check_layout
 from pretrain import parameter_settings
 from pretrain.models.config import SHARED_TOWER, ModelConfig
@@ -29,7 +31,8 @@ class _Frozen(BaseModel):
 
 
 class SourceConfig(_Frozen):
-    """A folder of token shards, and its weight among the sources, of what DataConfig.weights_of says."""
+    """A folder of token shards, or its URL, and its weight among the sources, of what DataConfig.weights_of
+    says."""
 
     path: str
     weight: float = Field(1.0, gt=0)
@@ -51,7 +54,7 @@ class DataConfig(_Frozen):
     """In the place of weights: a source with n documents, or tokens, has the weight n^(1 / temperature). 1 is
     in proportion to size; the higher, the closer to equal shares. None: weights are as they are written."""
     heldout: str | None = None
-    """Folder of token shards for evaluation."""
+    """Folder of token shards for evaluation, or its URL."""
     document_mask: bool = True
     """Whether attention stays within documents; False lets it cross the documents of a sequence."""
     prefetch_steps: NonNegativeInt = 2
@@ -64,8 +67,34 @@ class DataConfig(_Frozen):
     max_epochs: float = Field(4.0, gt=0)
     """Passes over a source beyond which the run warns at its start."""
 
+    cache_dir: str | None = None
+    """Folder of each node where shards of URLs are kept. None: one of this user where the node keeps
+    temporary files (TMPDIR), which is a disk of its own; the run directory is shared by all nodes."""
+    cache_gb: float = Field(20.0, gt=0)
+    """Most gigabytes (1e9 bytes) in cache_dir, over all runs and ranks of a node that share it."""
+    retry_s: float = Field(120.0, ge=0)
+    """Seconds for which a fetch from a URL is tried again before the run ends."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All folders and URLs of data."""
+        return (*(source.path for source in self.train), *([self.heldout] if self.heldout else []))
+
+    @property
+    def remote(self) -> RemoteSettings:
+        """How a verb that reads a run fetches token shards behind URLs: no command is run."""
+        folder = None if self.cache_dir is None else Path(self.cache_dir)
+        return RemoteSettings(folder, int(self.cache_gb * GB), self.retry_s)
+
+    @property
+    def remote_in_training(self) -> RemoteSettings:
+        """How a run fetches them; a `pipe:` that a person typed is run."""
+        return dataclasses.replace(self.remote, runs_commands=True)
+
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
+        for path in self.paths:
+            check_folder(path)
         weighted = [source.path for source in self.train if source.weight != 1]
         if self.temperature is not None and weighted:
             raise ValueError(

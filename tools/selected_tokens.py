@@ -137,7 +137,7 @@ def _heldout(run: Path, config: RunConfig) -> TokenSource:
     if config.data.heldout is None:
         raise ConfigError(f"{run}: data.heldout is not set; there are no documents to look at")
     try:
-        return TokenSource.open(config.data.heldout)
+        return TokenSource.open(config.data.heldout, config.data.remote)
     except ShardError as error:
         raise ConfigError(f"{run}: data.heldout cannot be read: {error}") from None
 

@@ -14,17 +14,29 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from data_pipeline.files.progress import Progress
+from data_pipeline.remote.location import RemoteSettings
 from data_pipeline.shards.build_index import TAR_BLOCK_BYTES, index_shard, member_name
 from data_pipeline.shards.faults import MissingShard, TruncatedShard, WrongChecksum
 from data_pipeline.shards.index_file import FORMAT, Index, index_hash, map_arrays, read_header, write_index
-from data_pipeline.shards.tar import MANIFEST, TOKENS_SUFFIX, ShardError, read_manifest
+from data_pipeline.shards.tar import (
+    MANIFEST,
+    TOKENS_SUFFIX,
+    Location,
+    ShardError,
+    Url,
+    read_manifest,
+    typed_location,
+)
 from data_pipeline.shards.vectors import from_bytes, num_bytes
 from data_pipeline.shards.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from data_pipeline.remote.folder import RemoteShards
 
 _OPEN_FILES = 128
 """Files that a source keeps open in a process, whose usual limit is 1024."""
@@ -45,8 +57,18 @@ class Document(NamedTuple):
 class TokenSource:
     """A folder of token shards from which any document can be read at any time. Immutable; safe to fork."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], header: dict[str, Any], index: Index) -> None:
+    def __init__(
+        self,
+        folder: Location,
+        manifest: dict[str, Any],
+        header: dict[str, Any],
+        index: Index,
+        remote: "RemoteShards | None" = None,
+    ) -> None:
         self.folder = folder
+        """A folder of this machine, or a URL, which is shown and not opened: it has no signature."""
+        self.remote = remote
+        """What reads the shards of a URL; None for a folder of this machine."""
         self.manifest = manifest
         self.vocabulary = Vocabulary(**Vocabulary.values_of(manifest))
         self._dtype = self.vocabulary.dtype
@@ -61,13 +83,17 @@ class TokenSource:
         weakref.finalize(self, _close_all, self._files).atexit = False
 
     @classmethod
-    def open(cls, path: str | Path) -> "TokenSource":
-        """Open a folder that `motley tokenize` wrote, making its index if there is none for its manifest.
+    def open(cls, path: str | Path, remote: RemoteSettings | None = None) -> "TokenSource":
+        """Open a folder that `motley tokenize` wrote, making its index if there is none for its manifest, or
+        the URL of a folder that has its index; `remote` says how its files are fetched.
 
         Raises ShardError without a manifest, MissingShard or TruncatedShard, and ChangedIndex if the index
         does not match its own hash. Making the index may raise WrongChecksum and BadDocument.
         """
-        folder = Path(path)
+        if isinstance(folder := typed_location(str(path)), Url):
+            from data_pipeline.remote.source import open_remote  # it imports this module
+
+            return open_remote(folder, remote or RemoteSettings())
         manifest = read_manifest(folder)
         _check_sizes(folder, manifest)
         header = read_header(folder)
@@ -118,7 +144,23 @@ class TokenSource:
         shard = self._names.index(name)
         return self._shard_first[shard], self._shard_first[shard + 1]
 
+    def byte_range(self, document: int) -> tuple[int, int, int]:
+        """(shard, first byte, one past the last) of all that the shard holds of a document."""
+        shard = self.shard_of(document)
+        is_last = document + 1 == self._shard_first[shard + 1]
+        end = self.manifest["shards"][shard]["bytes"] if is_last else int(self.index.offset[document + 1])
+        return shard, int(self.index.offset[document]) - TAR_BLOCK_BYTES, end
+
     def fetch(self, document: int) -> tuple[str, Document | None, int]:
+        """What `_fetch` gives. Bytes of a URL that do not match the index are fetched again, because what was
+        kept of them may have been damaged."""
+        found = self._fetch(document)
+        if found[1] is None and self.remote is not None:
+            self.remote.forget(*self.byte_range(document))
+            found = self._fetch(document)
+        return found
+
+    def _fetch(self, document: int) -> tuple[str, Document | None, int]:
         """("shard/key", content, `checksum` of the bytes that were read) of a document.
 
         The content is None if the bytes do not match the index. The key is read beside the ids: where it is
@@ -157,10 +199,12 @@ class TokenSource:
 
     def _read_bytes(self, shard: int, start: int, size: int) -> bytes:
         """Bytes of a shard, of which there are fewer at its end. Raises ShardError."""
+        if self.remote is not None:
+            return self.remote.read(shard, start, size)
         try:
             return os.pread(self._file(shard), size, start)
         except OSError as error:
-            raise ShardError(f"{self.folder / self._names[shard]}: cannot be read: {error}") from None
+            raise ShardError(f"{self.folder}/{self._names[shard]}: cannot be read: {error}") from None
 
     def read(self, document: int) -> np.ndarray:
         """The ids of a document, read-only. Raises WrongChecksum if they do not match the index."""
@@ -191,7 +235,7 @@ class TokenSource:
         if descriptor is None:
             if len(self._files) >= _OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
-            path = self.folder / self._names[shard]
+            path = Path(str(self.folder), self._names[shard])
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:

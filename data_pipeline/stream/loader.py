@@ -4,10 +4,11 @@ A plan says all that is in a step, so how far the thread is ahead is not visible
 moves when a step is taken, not when it is read.
 """
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -15,14 +16,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import get_worker_info
 
+from data_pipeline.files.printable import first_names
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.faults import WrongChecksum
 from data_pipeline.shards.index import Document, TokenSource
 from data_pipeline.shards.loss_mask import is_target
 from data_pipeline.shards.vectors import of_sequences, within
 from data_pipeline.stream.batch import Batch, make_batch
+from data_pipeline.stream.fetch_ahead import FetchAhead
 from data_pipeline.stream.fingerprint import UNREADABLE, sequence_weights, step_digest
 from data_pipeline.stream.stream import BlockPlan, Stream, StreamState
+
+_TELL_EVERY_S = 10.0
+"""Seconds of a wait for data after which a rank says what it waits for."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Loader:
         self._positions = np.array(self._sequences)
         self._weights = sequence_weights(stream.sequences_per_step)[self._positions]
         self._micro_batch_sequences = micro_batch_sequences
+        self._fetches = FetchAhead(stream, self._positions, self._state)
         self._thread = ThreadPoolExecutor(1, "read data") if prefetch_steps else None
         self._ahead: deque[Future[StepBatch]] = deque()
         for _ in range(prefetch_steps):
@@ -93,9 +100,20 @@ class Loader:
             step = self._read_step()
         else:
             self._read_one_more()
-            step = self._ahead.popleft().result()
+            step = self._wait_for(self._ahead.popleft())
         self._state = step.state_after
         return replace(step, wait_s=time.perf_counter() - began)
+
+    def _wait_for(self, step: Future[StepBatch]) -> StepBatch:
+        """A step that is being read. A long wait says what is being fetched, in the log of the rank."""
+        waited_s = 0.0
+        while not wait([step], _TELL_EVERY_S).done:
+            waited_s += _TELL_EVERY_S
+            sources = [source.remote.folder for source in self._stream.sources if source.remote]
+            if fetching := [text for folder in sources for text in list(folder.fetching.values())]:
+                names = first_names(sorted(set(fetching)), 3)
+                print(f"waiting for data for {waited_s:.0f} s: {names}", file=sys.stderr, flush=True)
+        return step.result()
 
     def _read_one_more(self) -> None:
         assert self._thread is not None
@@ -121,6 +139,7 @@ class Loader:
             sequences=tuple(self._sequences[i : i + size] for i in starts),
         )
         self._read_to = after
+        self._fetches.step_is_read()
         return step
 
     @property
@@ -130,6 +149,7 @@ class Loader:
 
     def close(self) -> None:
         """Stop the thread: at once, or after the step that it is reading. Safe to call twice."""
+        self._fetches.close()
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
 

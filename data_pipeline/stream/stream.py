@@ -32,7 +32,7 @@ from data_pipeline.stream.order import documents_at, key_of, permute
 from data_pipeline.stream.packing import cut, pack
 
 _STATE_FORMAT = 3
-_KEPT_BLOCKS = 2
+_KEPT_BLOCKS = 4  # two neighbours for the thread that reads, and two for the one that fetches ahead
 
 
 @dataclass(frozen=True)

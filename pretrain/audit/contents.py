@@ -1,7 +1,6 @@
 """Bytes of the documents of a plan, as the index knows them, and the fingerprint that reading them makes."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import PurePath
 
 import numpy as np
 
@@ -61,9 +60,9 @@ def documents_named(stream: Stream, names: object) -> list[Document]:
     found: list[Document] = []
     for name in names if isinstance(names, Sequence) else ():
         for number, source in enumerate(stream.sources):
-            path = PurePath(str(name))
-            if path.is_relative_to(source.folder):
-                wanted = str(path.relative_to(source.folder))
+            folder = f"{source.folder}/"
+            if str(name).startswith(folder):
+                wanted = str(name).removeprefix(folder)
                 found += [(number, document) for document in documents_of_name(source, wanted)]
     return found
 

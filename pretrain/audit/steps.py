@@ -67,7 +67,7 @@ def open_run(path: Path) -> RunData:
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{folder}: no run directory (no {CONFIG}); legal: one, or the RUN.toml of one")
     config = load(folder / CONFIG)
-    stream, rows = training_stream(config), read_rows(folder / METRICS)
+    stream, rows = training_stream(config, config.data.remote), read_rows(folder / METRICS)
     saved = [
         json.loads((place / STATE).read_text())["state"] for _, place in checkpoints(folder / CHECKPOINTS)
     ]

@@ -8,7 +8,6 @@ module imports no torch.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.run_length import with_steps
@@ -38,7 +37,7 @@ def expected_mix(config: RunConfig) -> Mix:
     tokens, pairs, context = dict.fromkeys(config.model.modalities, 0.0), 0.0, config.model.context_tokens
     weights = sum(source.weight for source in config.data.train)
     for source_config in config.data.train:
-        source = TokenSource.open(Path(source_config.path))
+        source = TokenSource.open(source_config.path, config.data.remote_in_training)
         share = source_config.weight / weights / source.num_documents
         for modality, count in source.manifest["tokens"].items():
             tokens[modality] = tokens.get(modality, 0.0) + share * count

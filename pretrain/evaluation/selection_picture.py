@@ -5,6 +5,7 @@ It is made as p-MoD's Figure 5 (arXiv 2412.04449), with Pillow alone, so that tr
 
 from collections.abc import Mapping, Sequence
 from math import isqrt
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -31,6 +32,8 @@ def image_tokenizer(source: TokenSource) -> Tokenizer | str:
     It is searched in the folder `tokenizers` inside the data's folder and beside it.
     """
     data, made_by = source.folder, source.fingerprints[IMAGE]
+    if not isinstance(data, Path):
+        return f"{data} is no folder of this machine, so no tokenizer of images lies beside it"
     for folder in (data / "tokenizers" / IMAGE, data.parent / "tokenizers" / IMAGE):
         if folder.is_dir():
             try:

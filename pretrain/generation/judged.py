@@ -10,9 +10,10 @@ import torch
 
 from data_pipeline.files.atomic import atomic_file
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards import tar
 from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.tar import ShardError
 from pretrain.config import RunConfig, load
+from pretrain.data_manifest import data_manifest, data_name
 from pretrain.evaluation.losses import build_heldout, conditional_losses, heldout_losses, routing_states
 from pretrain.generation.facts import describe_facts, fact_row, judge_facts
 from pretrain.generation.sampling import Sampling
@@ -116,10 +117,10 @@ def _open_data(config: RunConfig, folder: Path | None) -> TokenSource:
     if folder is None and config.data.heldout is None:
         raise ConfigError("the run has no data.heldout; name a folder of token shards with --data DIR")
     data = open_tokens(config, "--data" if folder else "data.heldout", str(folder or config.data.heldout))
-    train = Path(config.data.train[0].path)
+    train = data_name(config)
     try:
-        made_by = tar.read_manifest(train)["tokenizers"]
-    except tar.ShardError:
+        made_by = data_manifest(config)["tokenizers"]
+    except ShardError:
         print(f"{train} is not there: whether its tokenizers made the ids of {data.folder} is not known")
         return data
     for modality, entry in made_by.items():

@@ -37,8 +37,8 @@ class TrainedModel:
     vocabulary: Vocabulary
     routing_state: RoutingState
     """The causal form of the rules by which the model chooses tokens, as evaluations use it."""
-    heldout: Path | None
-    """The folder of the run's held-out token shards; None for weights without a run."""
+    heldout: str | None
+    """The folder of the run's held-out token shards, or its URL; None for weights without a run."""
     writes: bool = True
     """Whether this process writes and prints; one of several ranks does."""
 
@@ -73,7 +73,7 @@ def open_model(path: Path, tokenizers: Path | None = None, world: World | None =
         tokenizers=opened,
         vocabulary=vocabulary,
         routing_state=routing_state_of(source),
-        heldout=None if config is None or config.data.heldout is None else Path(config.data.heldout),
+        heldout=None if config is None else config.data.heldout,
         writes=world is None or world.rank == 0,
     )
 

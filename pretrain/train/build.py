@@ -79,7 +79,7 @@ def heldout(config: RunConfig, world: World) -> Heldout:
     """This rank's share of the held-out set; empty if the run has none."""
     if config.data.heldout is None:
         return Heldout(config.model.modalities, (), {}, {})
-    source = TokenSource.open(config.data.heldout)
+    source = TokenSource.open(config.data.heldout, config.data.remote_in_training)
     heldout = build_heldout(config, source, dp_rank=world.dp_rank, dp_size=world.dp_size)
     last = build_documents(config, source, dp_rank=world.dp_rank, dp_size=world.dp_size)
     return replace(heldout, last=last)

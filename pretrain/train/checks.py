@@ -6,7 +6,9 @@ from itertools import combinations
 from pathlib import Path
 
 from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.remote.location import RemoteSettings, command_of, shown
 from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.tar import typed_location
 from data_pipeline.stream.stream import Stream
 from pretrain.config import RunConfig, check_run_layout
 from pretrain.generation.facts import check_utterances, fact_prompts
@@ -28,13 +30,16 @@ def check_run(config: RunConfig, world_size: int) -> None:
             "optimizer.towers and optimizer.groups freeze every weight: nothing is left to train; "
             "set frozen = false for one of " + ", ".join(sorted(set(map(tower_of, shapes))))
         )
+    remote = config.data.remote_in_training
+    for command in filter(None, map(command_of, config.data.paths)):
+        print(f"runs a command for each file of the data: {command}", flush=True)
     sources = [
-        (open_tokens(config, f"data.train[{i}].path", s.path), s.weight)
+        (open_tokens(config, f"data.train[{i}].path", s.path, remote), s.weight)
         for i, s in enumerate(config.data.train)
     ]
     _check_named_once([source for source, _ in sources])
     if config.data.heldout is not None:
-        heldout = open_tokens(config, "data.heldout", config.data.heldout)
+        heldout = open_tokens(config, "data.heldout", config.data.heldout, remote)
         _check_held_out([source for source, _ in sources], heldout)
         _check_last_documents(config, heldout)
         sources.append((heldout, 1.0))
@@ -95,16 +100,20 @@ def _check_held_out(train: Sequence[TokenSource], heldout: TokenSource) -> None:
             )
 
 
-def open_tokens(config: RunConfig, field: str, folder: str) -> TokenSource:
-    """The token shards of `folder`, whose ids the model knows. Raises ConfigError, which names `field`."""
-    where = f'{field} = "{folder}"'
-    if not Path(folder).is_dir():
+def open_tokens(
+    config: RunConfig, field: str, folder: str, remote: RemoteSettings | None = None
+) -> TokenSource:
+    """The token shards of `folder`, whose ids the model knows. `remote`: None stands for config.data.remote.
+    Raises ConfigError, which names `field`."""
+    location = typed_location(folder)
+    where = f'{field} = "{location if isinstance(location, Path) else shown(location)}"'
+    if isinstance(location, Path) and not location.is_dir():
         raise ConfigError(
             f"{where}: no such folder (paths are relative to {Path.cwd()}); "
             f"`motley tokenize` writes folders of token shards"
         )
     try:
-        source = TokenSource.open(folder)
+        source = TokenSource.open(folder, remote or config.data.remote)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     vocabulary = source.vocabulary

@@ -26,6 +26,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_pipeline.stream.at_start import describe, warnings
+from data_pipeline.stream.fetch_ahead import cache_warnings
 from data_pipeline.stream.loader import Loader, StepBatch
 from data_pipeline.stream.stream import Stream
 from parallel.engine import StepResult
@@ -160,7 +161,7 @@ def announce(config: RunConfig, run: RunDir, data: Stream, state: TrainState, wo
     place = f"goes on after step {state.step}" if state.step else beginning
     num_sequences = config.num_steps * config.sequences_per_step
     spike_steps.keep(state, run)
-    lines = [*describe(data), *warnings(data, num_sequences, config.data.max_epochs)]
+    lines = [*describe(data), *warnings(data, num_sequences, config.data.max_epochs), *cache_warnings(data)]
     print("\n".join((*lines, f"{config.run_dir}: {place}")), flush=True)
 
 

@@ -45,7 +45,7 @@ def sampler(config: RunConfig) -> Sample:
     assert config.data.heldout is not None
     tokenizers = tokenizers_of_run(config.run_dir, config, None)
     vocabulary = vocabulary_of(tokenizers)
-    heldout = TokenSource.open(config.data.heldout)
+    heldout = TokenSource.open(config.data.heldout, config.data.remote_in_training)
 
     def sample(engine: ZeroEngine, state: TrainState, view: TensorBoardView) -> dict[str, float]:
         decoder: Decoder = engine.deepspeed.module.decoder
@@ -54,7 +54,7 @@ def sampler(config: RunConfig) -> Sample:
             config.run_dir, config.model, tensors, config.name, state.step, vocabulary.sizes
         )
         rule = routing_states(config.model, state.thresholds, state.step / config.num_steps)[-1][1]
-        model = TrainedModel(source, decoder, tokenizers, vocabulary, rule, heldout.folder)
+        model = TrainedModel(source, decoder, tokenizers, vocabulary, rule, config.data.heldout)
         decoder.eval()  # nothing is dropped from samples
         try:
             return _shown_and_judged(config, model, heldout, state, view)
@@ -76,7 +76,7 @@ def _shown_and_judged(
             print(f"step {state.step}: samples are not shown: {type(error).__name__}: {error}", flush=True)
     if not config.evaluate.generate or state.step < config.num_steps:
         return {}
-    train = TokenSource.open(config.data.train[0].path)
+    train = TokenSource.open(config.data.train[0].path, config.data.remote_in_training)
     documents, sampling = config.evaluate.generate, Sampling(seed=config.seed)
     return fact_row(judge_facts(model, train, heldout, documents=documents, sampling=sampling))
 

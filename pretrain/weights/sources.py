@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards import tar
+from data_pipeline.shards.tar import ShardError
 from parallel.weight_average import EMA
 from pretrain.checkpoint.folder import STATE, CheckpointError, checkpoints, find_corruption, read_manifest
 from pretrain.config import RunConfig, load
+from pretrain.data_manifest import data_manifest
 from pretrain.models.logical_weights import logical_shapes
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_dir import read_record
@@ -65,8 +66,8 @@ def run_of(path: Path) -> Path | None:
 def manifest_of(config: RunConfig) -> Mapping[str, Any] | None:
     """The manifest of a run's data, whose ids are those of all its sources; None if the data is missing."""
     try:
-        return tar.read_manifest(Path(config.data.train[0].path))
-    except tar.ShardError:
+        return data_manifest(config)
+    except ShardError:
         return None
 
 

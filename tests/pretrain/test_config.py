@@ -56,6 +56,12 @@ def _groups(*tables: dict[str, object]) -> dict[str, object]:
         ({"precision": "fp16"}, "'fp32' or 'bf16'"),
         ({"seeed": 3}, 'did you mean "seed"'),
         ({"data": TEMPERED}, "temperature = 2 computes the weights of sources from their sizes, but b has"),
+        (
+            {"data": {"train": [{"path": "ftp://host/a"}]}},
+            "no reader for ftp://; legal: http://, https://, s3://",
+        ),
+        ({"data": {"train": [{"path": "a"}], "heldout": "pipe:cat a"}}, r"must say \{\} where the name"),
+        ({"data": {"train": [{"path": "a"}], "cache_gb": 0}}, "data.cache_gb = 0"),
         ({"loss_weights": {"speech": 0.5}}, "legal: text, image"),
         ({"loss_weights": {"image": -1}}, "loss_weights.image = -1.0; legal: 0 or more"),
         ({"loss_weights": {"image": 0, "text": 0}}, "nothing is left to learn"),

@@ -69,7 +69,7 @@ def test_a_second_block_of_this_process_is_refused_and_does_not_free_the_lock(tm
         other = subprocess.run(
             [sys.executable, "-c", HOLD, str(tmp_path), "exclusive"], capture_output=True, text=True
         )
-        assert f"ConfigError: pid {os.getpid()} on " in other.stderr
+        assert f"LockHeld: pid {os.getpid()} on " in other.stderr
     with lock_directory(tmp_path, str):
         pass
 
