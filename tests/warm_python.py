@@ -31,6 +31,15 @@ from pathlib import Path
 
 _MAX_FILES = 250
 """Linux passes at most 253 files with one message."""
+_IMPORTED = (
+    "matplotlib.backends.backend_svg",
+    "pretrain.checkpoint.restore",
+    "pretrain.comparison.report.page",
+    "pretrain.comparison.run",
+    "pretrain.train.loop",
+    "scipy.stats",
+)
+"""Modules that verbs import, some of them late and slowly: reports spend 3 s on it."""
 _address: str | None = None
 """That of a server which another test runner has started."""
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -171,7 +180,7 @@ def _fork_server(address: str) -> None:
 
 def _serve(listening: socket.socket, address: str) -> None:
     """Fork a keeper for every connection that asks for a process; leave when the first connection ends."""
-    for module in ("pretrain.checkpoint.restore", "pretrain.comparison.run", "pretrain.train.loop"):
+    for module in _IMPORTED:
         importlib.import_module(module)
     _know_what_runs_look_up()
     gc.freeze()  # no forked process searches what is imported here

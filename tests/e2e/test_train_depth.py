@@ -42,7 +42,8 @@ def run_file(folder: Path, data: Path, experts: dict[str, Any] | None = None, **
     values["model"] |= {"num_layers": 2, "depth": {"image": DEPTH | depth, "speech": DEPTH | depth}}
     if experts:
         values["model"]["experts"] = experts
-        values["evaluate"]["last_documents"] = 20
+        values["evaluate"] |= {"conditional_documents": 1, "last_documents": 8}
+    values["every_steps"] |= {"eval": 12}
     values["optimizer"] |= {"ema_decay": 0.9}
     (folder / "tiny.toml").write_text(toml_text(values))
     return str(folder / "tiny.toml")

@@ -20,7 +20,8 @@ def rows_of(folder: Path, data: Path, *overrides: str, processes: int = 1) -> li
     folder.mkdir()
     values = tiny_run(data, folder / "runs")
     values["model"]["experts"] = EXPERTS
-    values["evaluate"]["last_documents"] = 20
+    values["every_steps"] |= {"eval": 12}
+    values["evaluate"] |= {"conditional_documents": 1, "last_documents": 8}
     (folder / "tiny.toml").write_text(toml_text(values))
     train([str(folder / "tiny.toml"), *overrides], folder / "out", processes=processes)
     return read_rows(folder / "runs" / "tiny" / "metrics.jsonl")

@@ -35,8 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     values["model"] |= {"num_layers": 2, "depth": {"image": depth}}
     values["optimizer"] |= {"ema_decay": 0.9}
-    values["every_steps"] = {"log": 5, "eval": 5, "checkpoint": 5}
-    values["evaluate"] = {"heldout_sequences": 4, "conditional_documents": 2}
+    values["every_steps"] = {"log": 5, "eval": 5, "eval_conditional": 20, "checkpoint": 5}
+    values["evaluate"] = {"heldout_sequences": 4, "conditional_documents": 1}
     (folder / "tiny.toml").write_text(toml_text(values))
     for name, steps, kind in (("whole", 30, "wsd"), ("short", 20, "wsd"), ("trunk", 20, "constant")):
         go(folder, f"name={name}", tokens(steps), f"optimizer.schedule.kind={kind}")

@@ -19,9 +19,9 @@ TIMEOUT_S = 90.0
 class Run:
     """`motley train ARGV` on `processes` ranks; what they print is in `output`.
 
-    `verb`: another verb of motley, in one process. `disk`: the fields of a DiskFault
-    (tests/faults/injected_disk.py), as JSON, that rank `on_rank` meets. `spikes`: what all ranks meet
-    (tests/e2e/injected_spike.py), as JSON.
+    `verb`: another verb of motley, in one process. `drawn`: whether its report has figures. `disk`: the
+    fields of a DiskFault (tests/faults/injected_disk.py), as JSON, that rank `on_rank` meets. `spikes`: what
+    all ranks meet (tests/e2e/injected_spike.py), as JSON.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Run:
         *,
         processes: int = 1,
         verb: str = "train",
+        drawn: bool = True,
         disk: str | None = None,
         on_rank: int = 0,
         spikes: str | None = None,
@@ -38,6 +39,7 @@ class Run:
         self.output = output
         module = ["tools.cli", verb] if processes == 1 else ["pretrain.train"]
         faulty = [] if disk is None else ["tests.faults.injected_disk", disk]
+        undrawn = [] if drawn else ["tests.undrawn"]
         leaping = [] if spikes is None else ["tests.e2e.injected_spike", spikes]
         base = launch.child_environment(2, threads=1) | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         with launch.open_store_socket() as store, output.open("ab") as out, open(os.devnull) as nothing:
@@ -45,7 +47,7 @@ class Run:
             self._ranks = [
                 warm_python.start(
                     warm_python.server(),
-                    ["-m", *leaping, *(faulty if rank == on_rank else []), *module, *argv],
+                    ["-m", *leaping, *(faulty if rank == on_rank else []), *undrawn, *module, *argv],
                     base | (launch.rank_environment(rank, processes, store) if processes > 1 else {}),
                     str(REPOSITORY),
                     files,

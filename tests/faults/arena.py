@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.files.atomic import write_json
-from parallel.testing import run_on_ranks
 from pretrain.checkpoint.folder import checkpoints
 from pretrain.comparison.config import make_plan
 from pretrain.comparison.plan_file import write_plan
@@ -25,7 +24,6 @@ from pretrain.run_dir import FREE_KEYS
 from slurm.records import append
 from tests.data_pipeline.raw_documents import CONFIG, write_raw
 from tests.e2e import warm
-from tests.faults import imported_early
 from tests.faults.injected_disk import KILL, DiskFault
 from tests.pretrain.tiny_data import CONTEXT_TOKENS, VOCABULARY, tiny_run, write_tiny_data
 from tests.toml_text import toml_text
@@ -47,6 +45,8 @@ class Arena:
     """What the verb printed."""
     report: Path
     """The paths at which the injected disk failed, a line each; absent if it never did."""
+    drawn: bool
+    """Whether reports have figures."""
 
     def restore(self) -> None:
         """Put everything back."""
@@ -79,16 +79,18 @@ VERBS: dict[str, tuple[str, ...]] = {
 def start(arena: Arena, what: str, **how: Any) -> warm.Run:
     """Begin one of VERBS; `how`: as for warm.Run."""
     verb, *arguments = (text.format(arena.root) for text in VERBS[what])
-    return warm.Run([*arguments, *how.pop("overrides", ())], arena.output, verb=verb, **how)
+    drawn = arena.drawn or verb != "compare"
+    return warm.Run([*arguments, *how.pop("overrides", ())], arena.output, verb=verb, drawn=drawn, **how)
 
 
-def build(folder: Path, *, raw: bool = True) -> Arena:
+def build(folder: Path, *, whole: bool = True) -> Arena:
     """Make everything in `folder`, by the verbs themselves, which must all succeed.
 
-    `raw`: whether raw documents and tokenizers are wanted, which take a third of the time.
+    `whole`: whether raw documents, tokenizers and figures are wanted, which take most of the time.
     """
-    run_on_ranks(imported_early.nothing, 1)
-    arena = Arena(folder / "arena", folder / "pristine", folder / "output", folder / "fault.json")
+    arena = Arena(
+        folder / "arena", folder / "pristine", folder / "output", folder / "fault.json", drawn=whole
+    )
     root = arena.root
     root.mkdir(parents=True)
     write_tiny_data(root / "data")
@@ -98,7 +100,7 @@ def build(folder: Path, *, raw: bool = True) -> Arena:
     _done(arena, "train fresh")
     shutil.move(root / "runs" / "fresh", root / "runs" / "done")
     _write_comparison(arena, run)
-    if raw:
+    if whole:
         _write_raw(arena)
     source, weights = root / "runs" / "tiny_compare" / "mot_seed3", root / "weights"
     assert warm.Run([str(source), str(weights)], arena.output, verb="export").codes() == [0]

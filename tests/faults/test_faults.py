@@ -19,7 +19,7 @@ CHEAP = ("kill", "signal", "disk")
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Campaign:
-    return Campaign(build(tmp_path_factory.mktemp("faults"), raw=request.config.getoption("full")))
+    return Campaign(build(tmp_path_factory.mktemp("faults"), whole=bool(request.config.getoption("full"))))
 
 
 def ways_of(file: File) -> list[str]:

@@ -20,6 +20,7 @@ from pretrain.comparison.ladder_findings import LadderFindings, find_ladder
 from pretrain.comparison.plan_file import write_plan
 from pretrain.comparison.results import load_results
 from tests.pretrain.comparison.ladder_files import LADDER, falling, ladder_edit
+from tests.undrawn import FIGURES, undrawn
 
 BASE = """
 name = "tiny"
@@ -236,9 +237,9 @@ def make_findings(
 
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports have no figures, which take 3 s a page; tests of report/figures.py and page.py draw them."""
-    monkeypatch.setattr("pretrain.comparison.report.figures.svg_panel", lambda *_, **__: "<svg></svg>")
-    monkeypatch.setattr("pretrain.comparison.report.picture.summary_png", lambda _: b"")
+    """Reports have no figures (tests/undrawn.py)."""
+    for name, figure in FIGURES.items():
+        monkeypatch.setattr(name, undrawn(figure))
 
 
 @pytest.fixture(scope="session")
