@@ -167,7 +167,8 @@ class RunConfig(_Frozen):
     loss_weights: dict[str, float] = {}
     """Modality -> weight of its targets in the training objective, which is a weighted sum of losses over the
     sum of weights; a modality that is not named has 1. 0: its tokens are context alone. All losses in metrics
-    are unweighted. Auxiliary losses of routers are divided by the sum of weights too."""
+    are unweighted. Auxiliary losses of routers are divided by the sum of weights too. Of a modality of
+    vectors: weight of its mean loss per image, which is added to the mean loss per id (Transfusion: 5)."""
     on_spike: Literal["stop", "skip", "rollback"] = "stop"
     """What a spike does: it ends the run, or its update is left out, or the run goes back to its last
     checkpoint and makes the steps since then again on later data (pretrain/train/spikes.py)."""
@@ -216,6 +217,11 @@ class RunConfig(_Frozen):
             raise ValueError(problem)
         self._check_loss_weights()
         self._check_samples()
+        if self.model.bidirectional and not self.data.document_mask:
+            raise ValueError(
+                f"data.document_mask = false with model.vectors.{self.model.bidirectional[0]}.bidirectional "
+                "= true was never tried: set one of them the other way"
+            )
         if self.evaluate.last_documents is not None and self.data.heldout is None:
             raise ValueError(
                 f"evaluate.last_documents = {self.evaluate.last_documents} needs held-out documents; set "
@@ -231,6 +237,11 @@ class RunConfig(_Frozen):
                 )
             if not 0 <= weight < math.inf:
                 raise ValueError(f"loss_weights.{modality} = {weight}; legal: 0 or more, and finite")
+            if modality in self.model.vectors and not self.model.vectors[modality].learns:
+                raise ValueError(
+                    f"loss_weights.{modality} = {weight}, but model.vectors.{modality}.objective is "
+                    '"none", without a loss; take it out'
+                )
         if self.modality_weights is not None and not any(self.modality_weights):
             raise ValueError(
                 "loss_weights gives every modality 0: nothing is left to learn; raise one of them"
@@ -265,6 +276,12 @@ class RunConfig(_Frozen):
         are 1."""
         weights = tuple(self.loss_weights.get(modality, 1.0) for modality in self.model.modalities)
         return None if all(weight == 1 for weight in weights) else weights
+
+    @property
+    def image_weights(self) -> dict[str, float]:
+        """Modality of vectors with a loss -> weight of its mean loss per image beside the mean loss per
+        id."""
+        return {modality: self.loss_weights.get(modality, 1.0) for modality in self.model.learned_vectors}
 
     @property
     def num_steps(self) -> int:

@@ -35,7 +35,7 @@ class Metric:
     """One row of the table of metrics.
 
     `name` may hold placeholders: <m>, <a> and <b> for modalities, <tower> for a tower, <layer> for a number
-    from 0.
+    from 0, <quarter> for one from 1 to 4.
     """
 
     name: str
@@ -46,20 +46,38 @@ class Metric:
 
 _SINCE = "since the last row"
 _UNWEIGHTED = "(unweighted: loss_weights act on the objective alone)"
+_IMAGES = "; with vectors: the mean over ids plus loss_weights times the mean over images"
+_VECTORS = "(of vectors: mean squared error per number, mean over images)"
 METRICS = (
     Metric("step", "steps", "last", "optimizer steps done"),
     Metric("run", "hex", "last", "id of the run, as in its record.json and checkpoints"),
     Metric("tokens", "slots", "cumulative", "slots of the global batches consumed, padding included"),
-    Metric("train/loss", "nats/token", "sum/count", f"training loss of all targets {_UNWEIGHTED} {_SINCE}"),
-    Metric("train/loss/<m>", "nats/token", "sum/count", f"training loss of the modality's targets {_SINCE}"),
+    Metric(
+        "train/loss",
+        "nats/token",
+        "sum/count",
+        f"training loss of all targets {_UNWEIGHTED} {_SINCE} {_IMAGES}",
+    ),
+    Metric(
+        "train/loss/<m>",
+        "nats/token",
+        "sum/count",
+        f"training loss of the modality's targets {_SINCE} {_VECTORS}",
+    ),
     Metric("train/tokens/<m>", "targets", "cumulative", "targets of the modality that updates learned from"),
     Metric(
         "eval/loss",
         "nats/token",
         "sum/count",
-        f"loss of all targets of the fixed held-out sequences {_UNWEIGHTED}",
+        f"loss of all targets of the fixed held-out sequences {_UNWEIGHTED} {_IMAGES}",
     ),
-    Metric("eval/loss/<m>", "nats/token", "sum/count", "loss of the modality's held-out targets"),
+    Metric("eval/loss/<m>", "nats/token", "sum/count", f"loss of the modality's held-out targets {_VECTORS}"),
+    Metric(
+        "eval/loss/<m>/time_<quarter>",
+        "squared error",
+        "sum/count",
+        "of a modality of vectors: loss of the images with times in this quarter, 1 with the least noise",
+    ),
     Metric(
         "eval/loss/<a>_to_<b>", "nats/token", "sum/count", "loss of held-out parts of b after their own a"
     ),
@@ -86,6 +104,12 @@ METRICS = (
         "nats/token",
         "sum/count",
         "eval/loss/<m> with all tokens chosen by thresholds",
+    ),
+    Metric(
+        "eval/causal/loss/<m>/time_<quarter>",
+        "squared error",
+        "sum/count",
+        "eval/loss/<m>/time_<quarter> with all tokens chosen by thresholds",
     ),
     Metric("eval/causal/loss/<a>_to_<b>", "nats/token", "sum/count", "eval/loss/<a>_to_<b> by thresholds"),
     Metric("eval/causal/gain/<a>_to_<b>", "nats/token", "difference", "eval/gain/<a>_to_<b> by thresholds"),
@@ -170,7 +194,10 @@ _NAME = "[A-Za-z0-9-]+"
 _PATTERNS = tuple(
     (
         re.compile(
-            re.sub(r"<(m|a|b)>", _NAME, metric.name).replace("<tower>", ".+").replace("<layer>", "[0-9]+")
+            re.sub(r"<(m|a|b)>", _NAME, metric.name)
+            .replace("<tower>", ".+")
+            .replace("<layer>", "[0-9]+")
+            .replace("<quarter>", "[1-4]")
             + r"\Z"
         ),
         metric,
@@ -199,85 +226,6 @@ def add(total: Mapping[str, float], more: Mapping[str, float]) -> Sums:
 def add_by_router(total: Mapping[str, Sums], more: Mapping[str, Sums]) -> RouterSums:
     """Sums of routers with `more` added; routers that are missing count as 0."""
     return {name: add(total.get(name, {}), more.get(name, {})) for name in total.keys() | more.keys()}
-
-
-def step_sums(
-    *,
-    targets: Mapping[str, tuple[float, float]],
-    tokens: int,
-    flops: float,
-    step_s: float,
-    wait_s: float,
-    fill_frac: float,
-    grad_norm: float,
-    grad_norm_by_tower: Mapping[str, float],
-    masked_targets: float = 0.0,
-) -> Sums:
-    """The Sums of one optimizer step over all ranks: nats and targets per modality, slots, FLOPs, seconds.
-
-    `targets`: modality -> (sum of nats, weight).
-    """
-    sums = dict(zip(STEP_KEYS, (1.0, tokens, flops, step_s, wait_s, fill_frac, grad_norm), strict=True))
-    sums |= {MASKED: masked_targets} if masked_targets else {}
-    sums |= {f"loss/{m}": nats for m, (nats, _) in targets.items()}
-    sums |= {f"weight/{m}": weight for m, (_, weight) in targets.items()}
-    return sums | {f"grad_norm/{tower}": value for tower, value in grad_norm_by_tower.items()}
-
-
-def train_row(
-    window: Mapping[str, float], total: Mapping[str, float], *, peak_flops: float | None
-) -> dict[str, float]:
-    """The training metrics of a row.
-
-    `window`: sums since the last row; `total`: sums since step 0; `peak_flops`: FLOP/s of all devices
-    together. A modality without a target in the window has no loss in the row, rather than a 0, and
-    a window of lost steps alone has none at all. Norms are means over the steps that were applied.
-    """
-    modalities = [name.removeprefix("weight/") for name in total if name.startswith("weight/")]
-    steps, train_s = window["steps"], window["step_s"] + window["wait_s"]
-    applied = steps - window.get("lost_steps", 0.0)
-    row: dict[str, float] = {"tokens": int(total["tokens"])}
-    pairs = {m: (window.get(f"loss/{m}", 0.0), window.get(f"weight/{m}", 0.0)) for m in sorted(modalities)}
-    row |= losses(pairs, "train/loss")
-    row |= {f"train/tokens/{m}": int(total[f"weight/{m}"]) for m in sorted(modalities)}
-    row |= {
-        f"optim/{name}": window[name] / applied
-        for name in sorted(window)
-        if name.partition("/")[0] == "grad_norm"
-    }
-    row |= {
-        "time/step_s": window["step_s"] / steps,
-        "time/data_wait_s": window["wait_s"] / steps,
-        "time/train_s": total["step_s"] + total["wait_s"],
-        "speed/tokens_per_s": window["tokens"] / train_s,
-        "compute/train_flops": total["flops"],
-        "data/fill_frac": window["fill"] / steps,
-    }
-    if peak_flops is not None:
-        row["speed/mfu_frac"] = window["flops"] / (train_s * peak_flops)
-    return row
-
-
-def losses(sums: Mapping[str, tuple[float, float]], prefix: str) -> dict[str, float]:
-    """Losses as `prefix` (all modalities) and `prefix/<m>`, from (sum of nats, count) by modality.
-
-    A modality with a count of 0 is left out.
-    """
-    count = sum(weight for _, weight in sums.values())
-    row = {prefix: sum(value for value, _ in sums.values()) / count} if count else {}
-    return row | {f"{prefix}/{m}": value / weight for m, (value, weight) in sums.items() if weight}
-
-
-def inherited_row(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a row says of a run's trunk, from the run's record; {} for a run without one."""
-    if "branch" not in record:
-        return {}
-    costs = record["branch"]["inherited"]
-    return {
-        "train/inherited_tokens": costs["tokens"],
-        "compute/inherited_flops": costs["flops"],
-        "time/inherited_s": costs["seconds"],
-    }
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

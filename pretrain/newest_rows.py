@@ -46,6 +46,6 @@ def heldout_text(metrics: Path) -> str | None:
 
 def _losses(row: Mapping[str, Any], name: str) -> str:
     """A loss over all targets and that of every modality, such as "2.4470 (text 2.9163, image 1.2847)"."""
-    own = [key for key in row if key.startswith(f"{name}/") and "_to_" not in key]
+    own = [key for key in row if key.startswith(f"{name}/") and "_to_" not in key and "/time_" not in key]
     parts = [f"{key.removeprefix(f'{name}/')} {row[key]:.4f}" for key in own]
     return f"{row[name]:.4f}" + (f" ({', '.join(parts)})" if parts else "")

@@ -4,7 +4,7 @@ Nothing is written, so a run may be inspected while it is trained.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 
@@ -17,17 +17,18 @@ from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.tar import ShardError
 from pretrain.checkpoint.folder import checkpoints
 from pretrain.config import RunConfig, load
-from pretrain.evaluation.documents import heldout_texts, pack_texts
+from pretrain.evaluation.documents import heldout_texts, numbered, pack_texts
 from pretrain.evaluation.losses import (
     HeldoutImages,
     images_of,
+    inputs_of,
     micro_batches,
     routing_states,
     tokens_that_ran,
 )
 from pretrain.generation.trained_model import load_decoder
 from pretrain.models.config import ModelConfig
-from pretrain.models.inputs import ModelInputs, build_inputs
+from pretrain.models.inputs import ModelInputs
 from pretrain.models.router_report import RouterReport, no_counts
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_files import CHECKPOINTS, CONFIG
@@ -96,9 +97,8 @@ def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspecti
     step = source.step or 0
     assert source.routing_state is not None, "a run's weights come with it"
     routing_state, by = _selection(config, source.routing_state, causal=causal)
-    texts = heldout_texts(
-        data, num_sequences=config.evaluate.heldout_sequences, context_tokens=model.context_tokens
-    )
+    wanted = config.evaluate.heldout_sequences
+    texts = numbered(heldout_texts(data, num_sequences=wanted, context_tokens=model.context_tokens))
     decoder = load_decoder(source, config.precision)
     device = next(decoder.parameters()).device
 
@@ -110,8 +110,11 @@ def inspect(path: Path, *, documents: int = 0, causal: bool = False) -> Inspecti
         return total
 
     report = report_of(
-        build_inputs(batch, model, document_mask=config.data.document_mask, routing_state=routing_state)
-        for batch in micro_batches(pack_texts(texts, model.context_tokens), data.vocabulary, config)
+        replace(
+            inputs_of(share, data.vocabulary, config, document_mask=config.data.document_mask),
+            routing_state=routing_state,
+        )
+        for share in micro_batches(pack_texts(texts, model.context_tokens), config)
     )
     images = images_of(texts, data, config, documents)
     return Inspection(

@@ -14,9 +14,10 @@ from jaxtyping import Float
 from data_pipeline.shards.index import TokenSource
 from parallel.engine import Engine
 from pretrain.config import RunConfig
-from pretrain.evaluation.documents import first_texts, pack_texts
-from pretrain.evaluation.losses import micro_batches
-from pretrain.models.inputs import ModelInputs, build_inputs
+from pretrain.evaluation.documents import first_texts, numbered, pack_texts
+from pretrain.evaluation.losses import batch_of, inputs_of, micro_batches
+from pretrain.metric_rows import losses
+from pretrain.models.inputs import ModelInputs
 from pretrain.models.routing_state import RoutingState
 from pretrain.run_files import DOCUMENTS_FORMAT
 
@@ -62,18 +63,19 @@ def build_documents(
     if config.evaluate.last_documents is None:
         return None
     context, size = config.model.context_tokens, config.parallel.micro_batch_sequences
-    texts = first_texts(source, num_documents=config.evaluate.last_documents, context_tokens=context)
+    asked = config.evaluate.last_documents
+    texts = numbered(first_texts(source, num_documents=asked, context_tokens=context))
     names = tuple(dict.fromkeys(text.name for text in texts))
     number = {name: i for i, name in enumerate(names)}
     sequences = pack_texts(texts, context)
-    batches = micro_batches(sequences, source.vocabulary, config, dp_rank=dp_rank, dp_size=dp_size)
     out = []
-    for k, batch in enumerate(batches):
+    for k, share in enumerate(micro_batches(sequences, config, dp_rank=dp_rank, dp_size=dp_size)):
         together = sequences[k * size * dp_size : (k + 1) * size * dp_size]
         first = np.cumsum([0, *(len(texts) for texts in together)])
         own = [first[min(dp_rank + dp_size * j, len(together))] for j in range(size)]
-        slots = np.where(batch.document_ids < 0, 0, batch.document_ids + np.array(own)[:, None])
-        inputs = build_inputs(batch, config.model, document_mask=config.data.document_mask)
+        numbers = batch_of(share, source.vocabulary, config).document_ids
+        slots = np.where(numbers < 0, 0, numbers + np.array(own)[:, None])
+        inputs = inputs_of(share, source.vocabulary, config, document_mask=config.data.document_mask)
         documents = tuple(number[text.name] for texts in together for text in texts)
         out.append(DocumentBatch(_per_text(inputs, slots, len(documents)), documents))
     return HeldoutDocuments(names, source.vocabulary.modalities, tuple(out))
@@ -82,12 +84,19 @@ def build_documents(
 def _per_text(inputs: ModelInputs, slots: np.ndarray, num_texts: int) -> ModelInputs:
     """The inputs with a row of loss_weights for every text and modality. `slots`: number of the text of every
     token, [sequences, tokens]."""
-    weights = inputs.loss_weights.numpy()
+
+    def rows(weights: torch.Tensor, of: np.ndarray) -> torch.Tensor:
+        """The rows of `weights` [modalities, n] for each text, where entry i belongs to text of[i]."""
+        spread = np.zeros((num_texts, *weights.shape), np.float32)
+        spread[of, :, np.arange(len(of))] = weights.numpy().T
+        return torch.from_numpy(spread.reshape(-1, len(of)))
+
+    vectors = {
+        m: replace(v, weights=rows(v.weights, slots[v.images.sequence, v.images.position]))
+        for m, v in inputs.vectors.items()
+    }
     of_token = slots.reshape(-1)[inputs.routing.to_sorted.numpy()]
-    rows = np.zeros((num_texts, *weights.shape), np.float32)
-    tokens = np.arange(weights.shape[1])
-    rows[of_token, :, tokens] = weights.T
-    return replace(inputs, loss_weights=torch.from_numpy(rows.reshape(-1, weights.shape[1])))
+    return replace(inputs, loss_weights=rows(inputs.loss_weights, of_token), vectors=vectors)
 
 
 def document_sums(engine: Engine, heldout: HeldoutDocuments, routing_state: RoutingState) -> DocumentSums:
@@ -121,12 +130,14 @@ def to_json(
     }
 
 
-def losses_of(sums: DocumentSums, modalities: Sequence[str], prefix: str) -> dict[str, float]:
-    """`prefix`/documents/loss and `prefix`/documents/loss/<m>: the loss per target over all documents."""
-    nats, targets = sums.nats.sum(axis=1), sums.targets.sum(axis=1)
-    row = {f"{prefix}/documents/loss": float(nats.sum() / targets.sum())}
-    return row | {
-        f"{prefix}/documents/loss/{m}": float(n / t)
-        for m, n, t in zip(modalities, nats, targets, strict=True)
-        if t
-    }
+def losses_of(
+    sums: DocumentSums,
+    modalities: Sequence[str],
+    prefix: str,
+    image_weights: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """`prefix`/documents/loss and `prefix`/documents/loss/<m>: the loss per target over all documents.
+    `image_weights`: as of pretrain.metric_rows.losses."""
+    nats, targets = sums.nats.sum(axis=1).tolist(), sums.targets.sum(axis=1).tolist()
+    pairs = dict(zip(modalities, zip(nats, targets, strict=True), strict=True))
+    return losses(pairs, f"{prefix}/documents/loss", image_weights)

@@ -1,7 +1,7 @@
 """The held-out documents of an evaluation, as pure functions. This module imports no torch."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
@@ -32,6 +32,8 @@ class Text(NamedTuple):
     """Name of the document: "shard/key"."""
     vectors: Mapping[str, np.ndarray] = {}
     """Vectors of the inputs ids[:-1] (data_pipeline/shards/vectors.py)."""
+    number: int = 0
+    """Place of the text in its evaluation, which decides the noise on its images."""
 
 
 class Part(NamedTuple):
@@ -212,6 +214,11 @@ def pair_text(condition: Part, pair: Pair, vocabulary: Vocabulary) -> Text:
     inside = ~is_text if not is_text.all() else is_text
     weights[start - 1 : end - 1] = inside & pair.counted
     return Text(ids, weights, pair.name, joined([condition.vectors, pair.target.vectors], vocabulary))
+
+
+def numbered(texts: Iterable[Text]) -> list[Text]:
+    """The texts of one evaluation with their numbers, from 0."""
+    return [text._replace(number=number) for number, text in enumerate(texts)]
 
 
 def pack_texts(texts: Sequence[Text], context_tokens: int) -> list[list[Text]]:

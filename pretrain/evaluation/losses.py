@@ -4,7 +4,7 @@ The sequences do not depend on the seed, the layout or the arm of a comparison.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,9 +16,18 @@ from data_pipeline.shards.vocabulary import Vocabulary
 from data_pipeline.stream.batch import Batch, make_batch
 from parallel.world import World
 from pretrain.config import RunConfig
-from pretrain.evaluation.documents import Text, fingerprint, heldout_texts, pack_texts, pair_text, pairs
+from pretrain.evaluation.documents import (
+    Text,
+    fingerprint,
+    heldout_texts,
+    numbered,
+    pack_texts,
+    pair_text,
+    pairs,
+)
+from pretrain.evaluation.image_noise import by_time, time_rows, with_fixed_noise
 from pretrain.evaluation.selection_picture import IMAGE
-from pretrain.metrics import losses
+from pretrain.metric_rows import losses
 from pretrain.models import modality_sums
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
@@ -57,6 +66,8 @@ class Heldout:
     """64 bits in hex over all that was read, by all ranks; None if there is nothing."""
     last: "HeldoutDocuments | None" = None
     """The documents whose losses the last evaluation keeps one by one; None if it keeps none."""
+    image_weights: Mapping[str, float] = field(default_factory=dict)
+    """Weights of images in `prefix`/loss (RunConfig.image_weights)."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +85,16 @@ def build_heldout(config: RunConfig, source: TokenSource, *, dp_rank: int, dp_si
     context = config.model.context_tokens
 
     def share(texts: Sequence[Text], *, document_mask: bool = True) -> tuple[ModelInputs, ...]:
-        batches = micro_batches(
-            pack_texts(texts, context), source.vocabulary, config, dp_rank=dp_rank, dp_size=dp_size
-        )
-        return tuple(build_inputs(batch, config.model, document_mask=document_mask) for batch in batches)
+        sequences = pack_texts(numbered(texts), context)
+        shares = micro_batches(sequences, config, dp_rank=dp_rank, dp_size=dp_size)
+        return tuple(inputs_of(s, source.vocabulary, config, document_mask=document_mask) for s in shares)
 
     pairs_of = pairs(source, num_documents=config.evaluate.conditional_documents, context_tokens=context)
     texts = heldout_texts(source, num_sequences=config.evaluate.heldout_sequences, context_tokens=context)
+    documents = share(texts, document_mask=config.data.document_mask)
     return Heldout(
         modalities=source.vocabulary.modalities,
-        documents=share(texts, document_mask=config.data.document_mask),
+        documents=tuple(by_time(inputs, config.model) for inputs in documents),
         own={
             direction: share([pair_text(p.condition, p, source.vocabulary) for p in listed])
             for direction, listed in pairs_of.items()
@@ -94,6 +105,7 @@ def build_heldout(config: RunConfig, source: TokenSource, *, dp_rank: int, dp_si
         },
         images=images_of(texts, source, config, IMAGES_DRAWN),
         fingerprint=fingerprint(texts, pairs_of),
+        image_weights=config.image_weights,
     )
 
 
@@ -107,39 +119,49 @@ def images_of(
     chosen = [text for text in texts if opening in text.ids][:count]
     if not chosen:
         return None
-    batches = micro_batches([[text] for text in chosen], source.vocabulary, config)
-    return HeldoutImages(source, tuple(chosen), tuple(build_inputs(batch, config.model) for batch in batches))
+    shares = micro_batches([[text] for text in chosen], config)
+    inputs = tuple(inputs_of(share, source.vocabulary, config) for share in shares)
+    return HeldoutImages(source, tuple(chosen), inputs)
 
 
 def micro_batches(
-    sequences: Sequence[Sequence[Text]],
-    vocabulary: Vocabulary,
-    config: RunConfig,
-    *,
-    dp_rank: int = 0,
-    dp_size: int = 1,
-) -> list[Batch]:
-    """Sequences dp_rank, dp_rank + dp_size, ... in batches of one shape; the last has empty sequences."""
+    sequences: Sequence[Sequence[Text]], config: RunConfig, *, dp_rank: int = 0, dp_size: int = 1
+) -> list[list[Sequence[Text]]]:
+    """Sequences dp_rank, dp_rank + dp_size, ... in micro-batches of one size; the last has empty ones."""
     size = config.parallel.micro_batch_sequences
     per_rank = -(-len(sequences) // (dp_size * size)) * size
     own = list(sequences[dp_rank::dp_size])
     own += [[]] * (per_rank - len(own))
-    batches = []
-    for first in range(0, per_rank, size):
-        chosen = own[first : first + size]
-        batch = make_batch(
-            [[text.ids for text in texts] for texts in chosen],
-            sequence_tokens=config.model.context_tokens,
-            vocabulary=vocabulary,
-            samples=[[text.name for text in texts] for texts in chosen],
-            vectors=of_sequences([[text.vectors for text in texts] for texts in chosen], vocabulary),
-        )
-        weights = np.zeros_like(batch.loss_weights)
-        for row, texts in enumerate(chosen):
-            counted = np.concatenate([text.weights for text in texts]) if texts else np.zeros(0, np.float32)
-            weights[row, : len(counted)] = counted
-        batches.append(replace(batch, loss_weights=weights))
-    return batches
+    return [own[first : first + size] for first in range(0, per_rank, size)]
+
+
+def batch_of(sequences: Sequence[Sequence[Text]], vocabulary: Vocabulary, config: RunConfig) -> Batch:
+    """The texts of one micro-batch."""
+    batch = make_batch(
+        [[text.ids for text in texts] for texts in sequences],
+        sequence_tokens=config.model.context_tokens,
+        vocabulary=vocabulary,
+        samples=[[text.name for text in texts] for texts in sequences],
+        vectors=of_sequences([[text.vectors for text in texts] for texts in sequences], vocabulary),
+    )
+    weights = np.zeros_like(batch.loss_weights)
+    for row, texts in enumerate(sequences):
+        counted = np.concatenate([text.weights for text in texts]) if texts else np.zeros(0, np.float32)
+        weights[row, : len(counted)] = counted
+    return replace(batch, loss_weights=weights)
+
+
+def inputs_of(
+    sequences: Sequence[Sequence[Text]],
+    vocabulary: Vocabulary,
+    config: RunConfig,
+    *,
+    document_mask: bool = True,
+) -> ModelInputs:
+    """Inputs of one micro-batch, with the fixed noise of its texts on their images."""
+    batch = batch_of(sequences, vocabulary, config)
+    inputs = build_inputs(batch, config.model, document_mask=document_mask, formats=vocabulary.vectors)
+    return with_fixed_noise(inputs, config.model, [[text.number for text in texts] for texts in sequences])
 
 
 def routing_states(
@@ -163,10 +185,15 @@ TRAINED_WITH = RoutingState()
 def heldout_losses(
     engine: Evaluates, heldout: Heldout, prefix: str = "eval", routing_state: RoutingState = TRAINED_WITH
 ) -> dict[str, float]:
-    """`prefix`/loss and `prefix`/loss/<m>. All ranks call it and get the same result."""
+    """`prefix`/loss and `prefix`/loss/<m>, and `prefix`/loss/<m>/time_<quarter> of images. All ranks call it
+    and get the same result."""
     if not heldout.documents:
         return {}
-    return losses(_sums(engine, heldout, heldout.documents, routing_state), f"{prefix}/loss")
+    rows = time_rows(heldout.image_weights)
+    sums = _sums(engine, heldout, heldout.documents, routing_state, rows)
+    of_times = losses({name: sums.pop(name) for name in rows}, f"{prefix}/loss")
+    of_times.pop(f"{prefix}/loss", None)
+    return losses(sums, f"{prefix}/loss", heldout.image_weights) | of_times
 
 
 def conditional_losses(
@@ -201,8 +228,18 @@ def tokens_that_ran(
 
 
 def _sums(
-    engine: Evaluates, heldout: Heldout, inputs: Sequence[ModelInputs], routing_state: RoutingState
+    engine: Evaluates,
+    heldout: Heldout,
+    inputs: Sequence[ModelInputs],
+    routing_state: RoutingState,
+    rows: Sequence[str] = (),
 ) -> dict[str, TargetSums]:
-    """By modality, the sums over its targets of all ranks."""
+    """By modality, the sums over its targets of all ranks; and by name of a further row, which count to its
+    modality too."""
     stats, _ = engine.eval_step([replace(batch, routing_state=routing_state) for batch in inputs])
-    return modality_sums.unpack(stats, heldout.modalities)
+    sums = modality_sums.unpack(stats, (*heldout.modalities, *rows))
+    for name in rows:
+        modality = name.partition("/")[0]
+        pairs = zip(sums[modality], sums[name], strict=True)
+        sums[modality] = TargetSums(*(total + more for total, more in pairs))
+    return sums

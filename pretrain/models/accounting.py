@@ -1,21 +1,23 @@
 """The ledger: parameters and FLOPs of a ModelConfig, per module and per modality. Imports no torch.
 
 FLOPs are those of matrix products, 2 per multiply-add, as in torch.utils.flop_counter. Counted are the linear
-layers, the head, and attention by the (query, key) pairs that its mask shows; not counted are the embedding
-(a lookup), norms, softmax, and work done twice to save memory. A backward pass costs twice its forward pass.
+layers, the head, the adapters of vectors, and attention by the (query, key) pairs that its mask shows; not
+counted are the embedding (a lookup), norms, softmax, and work done twice to save memory. A backward pass
+costs twice its forward pass, but for layers whose input needs no gradient.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from pretrain.models import depth_accounting
+from pretrain.models import depth_accounting, vectors_accounting
 from pretrain.models.config import SHARED_TOWER, ModelConfig, Norm, Part
 from pretrain.models.depth_accounting import Skipped
 
 MODULES = ("embedding", "attention", "feed_forward", "norm", "head")
 """QK-norm weights and biases of queries, keys and values belong to attention; norm is the norms of the
-residual stream and the final one. Models with depth routers have a sixth, "depth"."""
+residual stream and the final one. Models with depth routers have one more, "depth", and those with modalities
+of vectors "vectors"."""
 
 TRAIN_FACTOR = 3
 """FLOPs of forward and backward over those of forward."""
@@ -64,7 +66,11 @@ def module_costs(config: ModelConfig) -> dict[str, Cost]:
     for modality, of_modality in config.depth.items():
         tower = config.towers[modality]
         routers[tower] = routers.get(tower, 0) + d * of_modality.routed_layers(layers)
-    depth = {"depth": Cost(routers, same(0))} if config.depth else {}
+    others = {"depth": Cost(routers, same(0))} if config.depth else {}
+    if config.vectors:
+        adapters = (vectors_accounting.enter_flops, vectors_accounting.leave_flops)
+        of_vectors = {m: sum(flops(config, m) for flops in adapters) for m in config.towers}
+        others["vectors"] = Cost(vectors_accounting.shard_parameters(config), of_vectors)
     return {
         "embedding": Cost(untied({"embedding": table}), same(0)),
         "attention": Cost(
@@ -75,7 +81,7 @@ def module_costs(config: ModelConfig) -> dict[str, Cost]:
         "norm": Cost(untied({"block_norm": 2 * layers * norm, "final_norm": norm}), same(0)),
         # Tied to the embedding, it has no parameters of its own, and its products all the same.
         "head": Cost({} if config.tied_embeddings else untied({"head": table}), same(2 * table)),
-        **depth,
+        **others,
     }
 
 
@@ -108,6 +114,8 @@ def _met_parameters(config: ModelConfig, modality: str) -> dict[str, int]:
     met["feed_forward"] = config.num_layers * config.feed_forward_parameters(tower, active=True)
     if modality in config.depth:
         met["depth"] = config.d_model * config.depth[modality].routed_layers(config.num_layers)
+    if config.vectors:
+        met["vectors"] = vectors_accounting.adapter_parameters(config, modality)
     return met
 
 
@@ -134,6 +142,8 @@ def forward_flops(
     visible_pairs: int,
     expert_rows: Mapping[str, int] | None = None,
     skipped: Skipped | None = None,
+    *,
+    num_images: int = 0,
 ) -> int:
     """FLOPs of a forward pass over `tokens` (modality -> count) whose masks show `visible_pairs` pairs in
     all.
@@ -141,6 +151,7 @@ def forward_flops(
     `expert_rows`: tower -> tokens that its experts took, in all layers together: a token that two took is
     two. None: as many as expected; expert choice takes up to num_experts - 1 a sequence and layer more, for
     its capacities are whole numbers. `skipped`: by tokens with a depth router. None: as much as expected.
+    `num_images`: of modalities of vectors with a loss.
     """
     costs = module_costs(config).values()
     linear = sum(count * sum(cost.flops[modality] for cost in costs) for modality, count in tokens.items())
@@ -153,6 +164,7 @@ def forward_flops(
         experts, one = config.experts[tower], 3 * config.d_model * config.width_of(tower)
         of_tower = sum(count for m, count in ran.items() if config.towers[m] == tower)
         linear += round(2 * (rows * one - round(experts.experts_per_token * one) * of_tower))
+    linear += num_images * vectors_accounting.image_flops(config)
     return linear + visible_pairs * flops_per_pair(config)
 
 
@@ -162,9 +174,12 @@ def train_flops(
     visible_pairs: int,
     expert_rows: Mapping[str, int] | None = None,
     skipped: Skipped | None = None,
+    *,
+    num_images: int = 0,
 ) -> int:
     """FLOPs of a forward and backward pass; arguments as in forward_flops."""
-    return TRAIN_FACTOR * forward_flops(config, tokens, visible_pairs, expert_rows, skipped)
+    forward = forward_flops(config, tokens, visible_pairs, expert_rows, skipped, num_images=num_images)
+    return TRAIN_FACTOR * forward - vectors_accounting.spared_flops(config, tokens, num_images)
 
 
 def kv_numbers_per_token(config: ModelConfig, modality: str) -> float:
@@ -202,12 +217,22 @@ def sublayer_costs(config: ModelConfig, document_tokens: int | None = None) -> l
         saved["attention"] += (1 - depth_accounting.pairs_share(config, ratios, shares)) * pairs / layers
         blocks.append((of("attention") + pairs) // layers - round(saved["attention"]))
         blocks.append(of("feed_forward") // layers - round(saved["feed_forward"]))
-    return [0, *blocks, of("head")]
+    enter, leave = (
+        sum(flops(config, m) for m in config.vectors) * tokens // len(config.towers)
+        for flops in (vectors_accounting.enter_flops, vectors_accounting.leave_flops)
+    )
+    return [enter, *blocks, of("head") + leave]
 
 
 def visible_pairs(document_tokens: Iterable[int]) -> int:
     """(query, key) pairs of causal attention within documents of these lengths."""
     return sum(n * (n + 1) // 2 for n in document_tokens)
+
+
+def later_pairs(image_vectors: Iterable[int]) -> int:
+    """(query, key) pairs that images of these lengths add to causal attention if they see themselves both
+    ways."""
+    return sum(n * (n - 1) // 2 for n in image_vectors)
 
 
 def _shape_lines(config: ModelConfig) -> list[str]:
@@ -230,6 +255,7 @@ def _shape_lines(config: ModelConfig) -> list[str]:
         + ("; the head has the embedding's weights" if config.tied_embeddings else ""),
         *experts,
         *(depth_accounting.describe(config, modality) for modality in config.depth),
+        *(vectors_accounting.describe(config, modality) for modality in config.vectors),
     ]
 
 
@@ -252,7 +278,7 @@ def describe(config: ModelConfig, document_tokens: int | None = None) -> str:
     rows = [["per token", *config.towers]]
     rows.append(["active parameters", *(_count(active_parameters(config, m)) for m in config.towers)])
     flops = [flops_per_token(config, modality) for modality in config.towers]
-    for module in MODULES:
+    for module in costs:
         if any(costs[module].flops.values()):
             rows.append([f"{module} FLOPs", *(_count(of_modality[module]) for of_modality in flops)])
     of_pairs = [round(pair_flops * share) for share in depth_accounting.query_shares(config).values()]

@@ -1,7 +1,9 @@
-"""Causal attention within documents: projections per tower, softmax over the tokens of all modalities."""
+"""Attention within documents, causal but for images that see themselves whole: projections per tower,
+softmax over the tokens of all modalities."""
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -114,8 +116,29 @@ def attend(
     if not segments:  # of chosen tokens: there is none
         return qkv[:, : qkv.shape[1] * heads[0] // sum(heads)]
     if len(set(segments)) == 1:
-        return _attend_causal(qkv, len(segments), heads)
-    return torch.cat([_attend_causal(piece, 1, heads) for piece in qkv.split(segments)])
+        seen = _attend_causal(qkv, len(segments), heads)
+    else:
+        seen = torch.cat([_attend_causal(piece, 1, heads) for piece in qkv.split(segments)])
+    return _with_whole_images(seen, qkv, mask.spans, heads) if mask.spans else seen
+
+
+def _with_whole_images(
+    seen: Tensor, qkv: Tensor, spans: Sequence[tuple[int, int, int]], heads: tuple[int, int, int]
+) -> Tensor:
+    """`seen` of causal attention, with the rows of images replaced, which see all from the start of their
+    document to their own last vector. `spans`: as of AttentionMask."""
+    edges = [0, *(edge for _, *span in spans for edge in span), qkv.shape[0]]
+    sizes = [end - first for first, end in pairwise(edges)]  # before, inside, before, inside, ..., behind
+    width = qkv.shape[1] // sum(heads)
+    q, k, v = qkv.split([count * width for count in heads], dim=1)
+    seen_keys = [(document, end) for document, _, end in spans]
+    pieces = list(seen.split(sizes))
+    images = zip(q.split(sizes)[1::2], _Spans.apply(k, seen_keys), _Spans.apply(v, seen_keys), strict=True)
+    for number, of_image in enumerate(images):
+        queries, keys, values = map(_one_document, of_image, heads)
+        out = F.scaled_dot_product_attention(queries, keys, values, enable_gqa=heads[0] != heads[1])
+        pieces[2 * number + 1] = _rows(out)
+    return torch.cat(pieces)
 
 
 def attend_queries(
@@ -134,13 +157,14 @@ def attend_queries(
     sizes, spans = query_pieces(mask)
     outs = [q[:0]]
     pieces = zip(
-        *(q.split(sizes), _Spans.apply(k, spans), _Spans.apply(v, spans), mask.offsets.split(sizes), spans),
+        *(q.split(sizes), _Spans.apply(k, spans), _Spans.apply(v, spans), mask.last.split(sizes), spans),
         strict=True,
     )
-    for *qkv, offsets, (first, end) in pieces:
+    for *qkv, last, (first, end) in pieces:
         queries, keys, values = map(_one_document, qkv, heads)
-        causal = end - first == offsets.shape[0]  # a query at every key
-        seen = None if causal else torch.arange(first, end, device=q.device) <= offsets[:, None]
+        at = torch.arange(first, end, device=q.device)
+        causal = torch.equal(at, last.long())  # a query at every key, and no image that sees itself whole
+        seen = None if causal else at <= last[:, None]
         out = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=seen, is_causal=causal, enable_gqa=grouped
         )
@@ -158,14 +182,15 @@ def query_pieces(mask: QueryMask) -> tuple[list[int], list[tuple[int, int]]]:
     of their document to the last of them."""
     sizes: list[int] = []
     spans, first, start = [], 0, 0
+    causal = torch.equal(mask.last, mask.offsets)
     for queries, tokens in mask.lengths:
         # All tokens of a document are causal attention, for which the kernel needs no mask. A rest comes
         # first: there it looks at the fewest keys, whose gradients each piece adds up.
-        full, rest = (0, queries) if queries == tokens else divmod(queries, _PIECE)
+        full, rest = (0, queries) if queries == tokens and causal else divmod(queries, _PIECE)
         for size in [rest] * (rest > 0) + [_PIECE] * full:
             start += size
             sizes.append(size)
-            spans.append((first, int(mask.offsets[start - 1]) + 1))
+            spans.append((first, int(mask.last[start - 1]) + 1))
         first += tokens
     return sizes, spans
 

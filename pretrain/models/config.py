@@ -7,14 +7,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pretrain.models.depth_config import DepthBlockConfig, DepthConfig
 from pretrain.models.experts_config import ExpertsConfig, Size
 from pretrain.models.rope_config import RopeScalingConfig
+from pretrain.models.vectors_config import VectorsConfig
 
 MAX_LAYERS = 1_024
 """A little more than the 1,000 of the deepest Transformer that was published (DeepNet, arXiv 2203.00555).
 Accounts list every layer, so a slip of the keyboard would keep them busy for hours."""
 
 Part = Literal[
-    "embedding", "qkv", "qk_norm", "attention_out", "feed_forward", "block_norm", "final_norm", "head"
-]
+    "embedding", "qkv", "qk_norm", "attention_out", "feed_forward", "block_norm", "final_norm", "head",
+    "vectors",
+]  # fmt: skip
 """The parts of a decoder whose weights are either untied, one shard per tower, or tied, one shard for all."""
 PARTS: tuple[Part, ...] = get_args(Part)
 SHORTHANDS: dict[str, tuple[Part, ...]] = {
@@ -52,7 +54,8 @@ class ModelConfig(BaseModel):
     """Parts with one weight shard per tower; the others share one (MoT Fig. 14). attention: the projections
     of queries, keys and values (qkv), their norms (qk_norm) and the output projection (attention_out). norm:
     the norms of blocks (block_norm) and the one before the head (final_norm). embedding: a token's row is
-    that of the tower of its modality. head: the tower of the token that predicts, over all ids."""
+    that of the tower of its modality. head: the tower of the token that predicts, over all ids. vectors: the
+    adapters of a modality of vectors, which are its own anyway, count to its tower."""
     towers_start: Literal["copies", "independent"] = "copies"
     """copies: the weight shards of a layer start as one draw. independent: those of the first tower start as
     that draw, those of every other tower as one of their own."""
@@ -64,6 +67,8 @@ class ModelConfig(BaseModel):
     """Modality -> which of its tokens run in which layers; a modality that is not named runs in all."""
     depth_block: DepthBlockConfig = DepthBlockConfig()
     """What blocks with depth routers do, one for the tokens of all modalities."""
+    vectors: dict[str, VectorsConfig] = {}
+    """Modality of vectors -> its adapters and its objective; all other modalities are ids."""
     norm_placement: Literal["post", "pre"] = "post"
     """post: norm on the sublayer output before the residual add (MoT Eq. 1-2); pre: Llama."""
     norm: Norm = "rms"
@@ -180,6 +185,21 @@ class ModelConfig(BaseModel):
                 "depth_block is set, but no block has depth routers: there is no model.depth.<modality>; add "
                 f"one (modalities: {', '.join(self.modalities)}), or leave depth_block out"
             )
+
+    @model_validator(mode="after")
+    def _check_vectors(self) -> "ModelConfig":
+        for modality in self.vectors:
+            if modality not in self.towers or modality == self.modalities[0]:
+                legal = ", ".join(self.modalities[1:]) or "none, there is text alone"
+                raise ValueError(f'vectors."{modality}": no modality that may be vectors; legal: {legal}')
+            if modality in self.depth:
+                raise ValueError(
+                    f"depth.{modality}: vectors run in all layers, because an image is denoised as a whole; "
+                    f"take depth.{modality} out"
+                )
+        if "vectors" in self.untied and not self.vectors:
+            raise ValueError('untied names "vectors", but no model.vectors.<modality> is set; leave it out')
+        return self
 
     def depth_ratios(self, layer: int) -> dict[str, float]:
         """Modality -> share of its tokens that run in the layer after warm-up, of those with a router
@@ -299,9 +319,24 @@ class ModelConfig(BaseModel):
         named = any(part in SHORTHANDS.get(name, (name,)) for name in self.untied)
         return self.tower_names if named else (SHARED_TOWER,)
 
+    def vectors_shard(self, modality: str) -> str:
+        """The weight shard that the adapters of a modality of vectors belong to."""
+        return self.towers[modality] if "vectors" in self.untied else SHARED_TOWER
+
+    @property
+    def learned_vectors(self) -> tuple[str, ...]:
+        """Modalities of vectors that have a loss, in the order of `modalities`."""
+        return tuple(m for m in self.modalities if m in self.vectors and self.vectors[m].learns)
+
+    @property
+    def bidirectional(self) -> tuple[str, ...]:
+        """Modalities of vectors whose images see themselves both ways."""
+        return tuple(m for m in self.modalities if m in self.vectors and self.vectors[m].bidirectional)
+
     @property
     def tied_parts(self) -> tuple[str, ...]:
         """Parts with one weight shard for all towers, by their shorthand where all that it stands for are."""
-        tied = [part for part in PARTS if self.shards_of(part) == (SHARED_TOWER,)]
+        there = [part for part in PARTS if part != "vectors" or self.vectors]
+        tied = [part for part in there if self.shards_of(part) == (SHARED_TOWER,)]
         whole = {part: name for name, parts in SHORTHANDS.items() if {*parts} <= {*tied} for part in parts}
         return tuple(dict.fromkeys(whole.get(part, part) for part in tied))

@@ -17,6 +17,7 @@ from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.query_key import rotary_table
 from pretrain.models.router_report import BlockReport, RouterReport
+from pretrain.models.vectors import VectorAdapters
 
 
 class Head(TowerColumnParallelLinear):
@@ -124,6 +125,7 @@ class Decoder(nn.Module):
             tied = self.embedding if config.tied_embeddings else None
             assert tied is not None or not config.tied_embeddings, "parallel/layout.py refuses such stages"
             self.head = Head(config, "head", weights, tied=tied, tp=tp)
+        self.vectors = _adapters(config, weights, tp, enters=0 in held, leaves=last in held)
 
     def forward(self, inputs: ModelInputs) -> Float[Tensor, "tokens vocab_local"]:
         """Logits in sorted order, of a decoder with all layers."""
@@ -141,6 +143,9 @@ class Decoder(nn.Module):
         """
         stream = x if self.embedding is None else self.embedding(inputs.input_ids, inputs.routing.counts)
         assert stream is not None, "a stage without the embedding continues from the one before"
+        if self.embedding is not None:
+            for modality, adapters in self.vectors.items():
+                stream = adapters.add_to(stream, inputs.vectors[modality])
         config, angles = self.config, torch.promote_types(stream.dtype, torch.float32)
         rotary = rotary_table(
             inputs.positions, config.head_dim, config.rope_theta, angles, config.rope_scaling
@@ -164,3 +169,11 @@ class Decoder(nn.Module):
         assert inputs.dropout is not None, "inputs of a training step do not say which masks they draw"
         numbers = inputs.dropout.numbers(inputs.routing.to_sorted, self.config.context_tokens)
         return StreamDropout(self.config.dropout, inputs.dropout, numbers)
+
+
+def _adapters(
+    config: ModelConfig, weights: InitialWeights, tp: TensorParallel, **ends: bool
+) -> nn.ModuleDict:
+    """The adapters of modalities of vectors that a stage holds. `ends`: `enters` and `leaves`."""
+    there = config.vectors if any(ends.values()) else ()
+    return nn.ModuleDict({m: VectorAdapters(config, m, weights, tp=tp, **ends) for m in there})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_pipeline.stream.batch import Batch
 from parallel.routing import Routing, tokens_of_towers
-from pretrain.models.attention_mask import AttentionMask, Past, QueryMask, mask_queries
+from pretrain.models.attention_mask import AttentionMask, Past, QueryMask, last_keys, mask_queries
 from pretrain.models.depth_config import DepthConfig
 
 
@@ -31,6 +31,8 @@ class TokenTable:
     """Sorted order: whether the token always runs."""
     segments: Int[np.ndarray, " tokens"]
     """int64, sequence order: number of the stretch in which attention sees it (AttentionMask.segments)."""
+    spans: tuple[tuple[int, int, int], ...]
+    """As of AttentionMask."""
     sequence_tokens: int
 
 
@@ -47,6 +49,7 @@ def token_table(batch: Batch, routing: Routing, mask: AttentionMask) -> TokenTab
         documents=documents[order],
         special=special[order] & (documents[order] >= 0),
         segments=np.repeat(np.arange(len(mask.segments)), mask.segments),
+        spans=mask.spans,
         sequence_tokens=batch.sequence_tokens,
     )
 
@@ -139,15 +142,26 @@ def choose_tokens(
         else (),
     )
     offsets = offsets[to_sequence]
+    mask, seen = _mask_of(offsets, table, keys)
+    mask = replace(mask, past=past)
+    return ChosenTokens(torch.from_numpy(rows), routing, mask, int(seen[filled[to_sequence]].sum()))
+
+
+def _mask_of(
+    offsets: Int[np.ndarray, " chosen"], table: TokenTable, keys: str
+) -> tuple[AttentionMask | QueryMask, Int[np.ndarray, " chosen"]]:
+    """(the mask of the tokens at `offsets`, in sequence order; how many keys it shows to each of them)."""
     segments = table.segments[offsets]
     if keys == "selected":
         lengths = tuple(np.unique(segments, return_counts=True)[1].tolist())
-        mask = AttentionMask(torch.from_numpy(segments.astype(np.int32))[None], lengths, past=past)
-        seen = np.arange(rows.size) - np.searchsorted(segments, segments) + 1
-    else:
-        mask = replace(mask_queries(offsets, table.segments), past=past)
-        seen = offsets - np.searchsorted(table.segments, segments) + 1
-    return ChosenTokens(torch.from_numpy(rows), routing, mask, int(seen[filled[to_sequence]].sum()))
+        # All vectors of an image run, so its span is as long as it was.
+        spans = tuple(tuple(np.searchsorted(offsets, edges).tolist()) for edges in table.spans)
+        seen = last_keys(spans, offsets.size) - np.searchsorted(segments, segments) + 1
+        documents = torch.from_numpy(segments.astype(np.int32))[None]
+        return AttentionMask(documents, lengths, spans=spans), seen
+    last = last_keys(table.spans, len(table.segments))[offsets]
+    seen = last - np.searchsorted(table.segments, segments) + 1
+    return mask_queries(offsets, table.segments, last), seen
 
 
 def _move(x: Tensor, device: torch.device) -> Tensor:

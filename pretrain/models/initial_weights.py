@@ -44,6 +44,10 @@ class InitialWeights:
         """Fills a sublayer's last projection as `normal` does, with the smaller standard deviation."""
         return self._draw(name, self.std / sqrt(2 * self.num_layers) / self._wider(name))
 
+    def adapter(self, name: str) -> Initialise:
+        """Fills a matrix of the adapters of vectors as `normal` does; the one that predicts starts at 0."""
+        return _zero if name.endswith(".leave") else self.normal(name)
+
     def _wider(self, name: str) -> float:
         """The divisor by which a layer's standard deviation follows the width."""
         return {"outer": 1.0, "hidden": sqrt(self.width_ratio), "router": self.width_ratio}[width_role(name)]
@@ -80,3 +84,8 @@ class InitialWeights:
                 return weight.normal_(0.0, std, generator=torch.Generator().manual_seed(seed))
 
         return fill
+
+
+def _zero(weight: Tensor, shard: str) -> Tensor:
+    with torch.no_grad():
+        return weight.zero_()

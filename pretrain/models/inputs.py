@@ -1,6 +1,6 @@
 """What the decoder computes on: a Batch, sorted by tower on the host, as tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -8,14 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from data_pipeline.shards.vocabulary import VectorFormat
 from data_pipeline.stream.batch import Batch
 from parallel.routing import Routing, route, tokens_of_towers
-from pretrain.models.accounting import visible_pairs
+from pretrain.models.accounting import later_pairs, visible_pairs
 from pretrain.models.attention_mask import AttentionMask, mask_documents
 from pretrain.models.config import ModelConfig
 from pretrain.models.depth_selection import TokenTable, token_table
 from pretrain.models.dropout import DropoutDraw
 from pretrain.models.routing_state import RoutingState
+from pretrain.models.vector_inputs import VectorInputs, vector_inputs
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class ModelInputs:
     """int64, sorted."""
     loss_weights: Float[Tensor, "modalities tokens"]
     """float32, sorted: a token's weight in the row of its target's modality, 0 in the others. A matrix, so
-    that sums per modality are one product: deterministic on every device."""
+    that sums per modality are one product: deterministic on every device. All 0 where a vector is input or
+    target: it is not predicted by next token."""
     positions: Int[Tensor, " tokens"]
     """int64, sorted: position within the document."""
     mask: AttentionMask
@@ -54,14 +57,19 @@ class ModelInputs:
     modality_weights: Float[Tensor, " modalities"] | None = None
     """float32: weight of each modality's targets in the objective (RunConfig.loss_weights), a factor on
     loss_weights there and nowhere else. None: 1 for all."""
+    vectors: Mapping[str, VectorInputs] = field(default_factory=dict)
+    """Modality of vectors -> its vectors; all such modalities of the model."""
+    images_weight: float = 0.0
+    """This micro-batch's share of the normaliser in a step that predicts no id at all, where it is its number
+    of images."""
 
     @property
     def weight(self) -> float:
         """Sum of all target_weights: this micro-batch's share of the normaliser. It is asked on the host."""
         if self.modality_weights is None:
-            return sum(self.weight_per_modality)
+            return sum(self.weight_per_modality) + self.images_weight
         pairs = zip(self.modality_weights.tolist(), self.weight_per_modality, strict=True)
-        return sum(factor * weight for factor, weight in pairs)
+        return sum(factor * weight for factor, weight in pairs) + self.images_weight
 
     @property
     def target_weights(self) -> Float[Tensor, " tokens"]:
@@ -95,6 +103,7 @@ class ModelInputs:
             mask=self.mask.to(device),
             routing=self.routing.to(device),
             modality_weights=None if self.modality_weights is None else move(self.modality_weights),
+            vectors={modality: of.to(move) for modality, of in self.vectors.items()},
         )
 
 
@@ -105,10 +114,12 @@ def build_inputs(
     document_mask: bool = True,
     routing_state: RoutingState | None = None,
     modality_weights: Sequence[float] | None = None,
+    formats: Mapping[str, VectorFormat] | None = None,
 ) -> ModelInputs:
     """Sort a Batch by tower, on the host; with depth routing by modality, too. `document_mask` = False lets
     attention cross documents of a sequence. `routing_state`: of the step. `modality_weights`: weight of each
-    modality's targets in the objective; None: 1 for all.
+    modality's targets in the objective; None: 1 for all. `formats`: Vocabulary.vectors of the data; vectors
+    are clean (vector_inputs.with_noise).
 
     The Batch's modality indices must follow the order of `config.towers`.
     """
@@ -123,18 +134,17 @@ def build_inputs(
     def sorted_flat(values: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
         return values.reshape(-1)[order].astype(dtype)
 
-    weights = sorted_flat(batch.loss_weights, np.float32)
-    target_modality = sorted_flat(batch.target_modality, np.int64)
-    num_modalities = len(config.modalities)
-    loss_weights = np.zeros((num_modalities, weights.size), np.float32)
-    loss_weights[target_modality, np.arange(weights.size)] = weights
+    vectors = _vectors(batch, config, routing, formats or {})
+    loss_weights = _loss_weights(batch, config, order)
+    spans = [span for m in config.bidirectional for span in vectors[m].images.spans(batch.sequence_tokens)]
 
-    mask = mask_documents(batch.document_ids, within=document_mask)
+    mask = mask_documents(batch.document_ids, within=document_mask, spans=spans)
     padding = batch.document_ids < 0
     if config.experts:
         tokens = tokens_of_towers(routing.counts, order, ~padding.reshape(-1)[order], *padding.shape)
         routing = replace(routing, tokens=tokens)
     pairs = visible_pairs(_document_lengths(batch.document_ids, within=document_mask))
+    pairs += later_pairs(end - first for first, end in spans)
     return ModelInputs(
         input_ids=torch.from_numpy(sorted_flat(batch.input_ids, np.int64)),
         target_ids=torch.from_numpy(sorted_flat(batch.target_ids, np.int64)),
@@ -144,14 +154,51 @@ def build_inputs(
         routing=routing,
         weight_per_modality=tuple(loss_weights.sum(axis=1, dtype=np.float64).tolist()),
         input_tokens=tuple(
-            np.bincount(batch.input_modality[~padding], minlength=num_modalities).astype(int).tolist()
+            np.bincount(batch.input_modality[~padding], minlength=len(config.modalities)).astype(int).tolist()
         ),
         visible_pairs=pairs,
         samples=batch.samples,
         table=token_table(batch, routing, mask) if config.depth else None,
         routing_state=routing_state or RoutingState(),
         modality_weights=None if modality_weights is None else torch.tensor(modality_weights),
+        vectors=vectors,
     )
+
+
+def _loss_weights(
+    batch: Batch, config: ModelConfig, order: Int[np.ndarray, " tokens"]
+) -> Float[np.ndarray, "modalities tokens"]:
+    """ModelInputs.loss_weights of a batch, whose slots are sorted by `order`."""
+    weights = batch.loss_weights.reshape(-1)[order].astype(np.float32)
+    target_modality = batch.target_modality.reshape(-1)[order].astype(np.int64)
+    loss_weights = np.zeros((len(config.modalities), weights.size), np.float32)
+    loss_weights[target_modality, np.arange(weights.size)] = weights
+    input_modality = batch.input_modality.reshape(-1)[order]
+    for number in (config.modalities.index(modality) for modality in config.vectors):
+        loss_weights[:, input_modality == number] = 0
+        loss_weights[number] = 0
+    return loss_weights
+
+
+def _vectors(
+    batch: Batch, config: ModelConfig, routing: Routing, formats: Mapping[str, VectorFormat]
+) -> dict[str, VectorInputs]:
+    """The vectors of every modality that has some in the model."""
+    unknown = batch.vectors.keys() - config.vectors.keys()
+    assert not unknown, f"the batch has vectors of {unknown}, the model has none"
+    return {
+        modality: vector_inputs(
+            batch,
+            modality,
+            config.modalities.index(modality),
+            routing.to_sequence.numpy(),
+            config.vectors[modality],
+            formats.get(modality),
+            len(config.modalities),
+        )
+        for modality in config.modalities
+        if modality in config.vectors
+    }
 
 
 def _document_lengths(document_ids: np.ndarray, *, within: bool) -> list[int]:

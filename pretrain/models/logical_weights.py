@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pretrain.models.config import ModelConfig, Norm, Part
+from pretrain.models.vectors_config import TIME_FEATURES
 
 
 @dataclass(frozen=True)
@@ -14,20 +15,29 @@ class Layer:
 
     stem: str
     part: Part | Literal["depth"]
-    """depth: a depth router, of one modality's tower."""
+    """depth: a depth router, of one modality's tower. vectors: adapters, of one modality."""
     shape: tuple[int, ...]
     only: tuple[str, ...] = ()
     """The shards that are meant, where not all are alike. Empty: all of the part."""
 
     @property
     def cut(self) -> bool:
-        """Whether tensor-parallel ranks hold parts of it. Of what is not decayed, only a matrix's bias is."""
+        """Whether tensor-parallel ranks hold parts of it. Of what is not decayed, only a matrix's bias is.
+        Adapters of vectors are whole on every rank."""
+        if self.part == "vectors":
+            return False
         return is_decayed(self.stem, self.shape) or self.stem.endswith(".qkv.bias")
 
     def names(self, model: ModelConfig) -> dict[str, str]:
         """Shard -> logical name."""
         shards = self.only if self.part == "depth" else self.only or model.shards_of(self.part)
         return {shard: f"{self.stem}.{shard}" for shard in shards}
+
+    @property
+    def leaves(self) -> bool:
+        """Whether it is an adapter that stands behind the final norm; other adapters stand beside the
+        embedding."""
+        return ".leave." in self.stem
 
     @property
     def of_vocabulary(self) -> bool:
@@ -73,6 +83,8 @@ def counted_layers(model: ModelConfig, *, apart: bool) -> Iterator[tuple[Layer, 
         yield layer, 1
     if not model.tied_embeddings:
         yield Layer("head.weight", "head", (model.vocab_tokens, model.d_model)), 1
+    for layer in _vectors(model):
+        yield layer, 1
 
 
 def _block(model: ModelConfig, at: str, routed: Iterable[str]) -> Iterator[Layer]:
@@ -116,6 +128,19 @@ def _feed_forward(model: ModelConfig, at: str) -> Iterator[Layer]:
     for shard, stacked, _ in shards:
         if stacked:
             yield Layer(at + "router.weight", part, (*stacked, d), (shard,))
+
+
+def _vectors(model: ModelConfig) -> Iterator[Layer]:
+    """The adapters of modalities of vectors: into the stream, of times, and out of it."""
+    d, wide = model.d_model, TIME_FEATURES
+    for modality, own in model.vectors.items():
+        shapes = {"enter": (d, own.features)}
+        if own.learns:
+            shapes |= {"time_hidden": (wide, wide), "time": (d, wide), "leave": (own.features, d)}
+        for name, shape in shapes.items():
+            at, only = f"vectors.{modality}.{name}", (model.vectors_shard(modality),)
+            yield Layer(f"{at}.weight", "vectors", shape, only)
+            yield Layer(f"{at}.bias", "vectors", shape[:1], only)
 
 
 def logical_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ from pretrain.models.decoder import Decoder
 from pretrain.models.experts_config import ExpertsConfig
 from pretrain.models.inputs import ModelInputs
 from pretrain.models.router_report import RouterReport
+from pretrain.models.vectors import VectorAdapters
 
 
 class Pretraining(nn.Module):
@@ -32,7 +33,8 @@ class Pretraining(nn.Module):
         before it, where the part is None without experts.
 
         `hidden`: hidden states of the stage before; None on the first. objective: next-token loss plus
-        z-loss, weighted by modality, and the auxiliary losses of this stage's layers, to differentiate.
+        z-loss, weighted by modality, the losses of images, and the auxiliary losses of this stage's layers,
+        to differentiate.
         stats: fp32 without gradient, without the weights of modalities, see pretrain/models/modality_sums.py.
         report: that of this stage's routers, without gradient."""
         hidden, report = self.decoder.hidden(inputs, hidden)
@@ -43,8 +45,15 @@ class Pretraining(nn.Module):
         objective, nll = self.decoder.head(hidden, inputs, objective=True)
         if auxiliary is not None:
             objective = objective + auxiliary
-        nats = sums_per_modality(nll, inputs.loss_weights)
-        return objective, modality_sums.pack(nats, inputs.loss_weights.sum(dim=1)), report
+        nats, weights = sums_per_modality(nll, inputs.loss_weights), inputs.loss_weights.sum(dim=1)
+        for modality in self.decoder.config.learned_vectors:
+            adapters, vectors = self.decoder.vectors[modality], inputs.vectors[modality]
+            assert isinstance(adapters, VectorAdapters)
+            errors = vectors.weights * adapters.errors(hidden, vectors)
+            objective = objective + vectors.scale * errors.sum()
+            nats = nats + errors.detach().sum(dim=1)
+            weights = weights + vectors.weights.sum(dim=1)
+        return objective, modality_sums.pack(nats, weights), report
 
 
 def auxiliary_loss(experts: Mapping[str, ExpertsConfig], report: RouterReport) -> Float[Tensor, ""] | None:

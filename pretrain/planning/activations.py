@@ -142,7 +142,19 @@ def stage_activations(
             kept += sum(kept_by[half] for half in (0, 1) if 2 * layer + 2 - half in in_blocks)
     kept += tokens * (model.head_dim // 2 * 8 + _number_bytes(model))
     kept += head_activations(config, layout) if last else hidden
+    kept += _adapter_activations(config, layout, first=0 in sublayers, last=last)
     return in_flight * kept + recompute
+
+
+def _adapter_activations(config: RunConfig, layout: ParallelConfig, *, first: bool, last: bool) -> int:
+    """Bytes that the adapters of vectors keep if every token is a vector of the modality with the most
+    features: vectors in fp32 and as the matrix reads them; hidden states before the prediction; and in fp32
+    what is predicted, its target and their difference."""
+    model, b = config.model, element_bytes(config.precision)
+    tokens = layout.micro_batch_sequences * model.context_tokens
+    entering = max((own.features for own in model.vectors.values()), default=0) * (4 + b)
+    leaving = [model.d_model * b + 3 * 4 * model.vectors[m].features for m in model.learned_vectors]
+    return tokens * (first * entering + last * max(leaving, default=0))
 
 
 def _routed_input(config: RunConfig, layout: ParallelConfig, run_share: float) -> int:

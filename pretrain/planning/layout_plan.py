@@ -207,9 +207,11 @@ def _layers_of_stage(model: ModelConfig, sublayers: range, *, numbered: bool) ->
         if numbered:
             half = [replace(i, stem=f"blocks.{(number - 1) // 2}{i.stem[8:]}") for i in half]
         on_stage += half
-    if last_sublayer(model) in sublayers:  # final norm, and the head unless the embedding is its weight
-        on_stage += [layer for layer in others if not layer.stem.startswith("blocks.")]
-    return on_stage
+    last = last_sublayer(model) in sublayers
+    adapters = [layer for layer in others if layer.part == "vectors"]
+    if last:  # final norm, and the head unless the embedding is its weight
+        on_stage += [i for i in others if i not in adapters and not i.stem.startswith("blocks.")]
+    return on_stage + [layer for layer in adapters if (last if layer.leaves else 0 in sublayers)]
 
 
 @lru_cache

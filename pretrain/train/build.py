@@ -70,6 +70,7 @@ def loader(config: RunConfig, data: Stream, world: World, state: StreamState) ->
             config=config.model,
             document_mask=config.data.document_mask,
             modality_weights=config.modality_weights,
+            formats=data.vocabulary.vectors,
         ),
         state=state,
     )

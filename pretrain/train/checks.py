@@ -9,6 +9,7 @@ from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.remote.location import RemoteSettings, command_of, shown
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.tar import typed_location
+from data_pipeline.shards.vocabulary import Vocabulary
 from data_pipeline.stream.stream import Stream
 from pretrain.config import RunConfig, check_run_layout
 from pretrain.generation.facts import check_utterances, fact_prompts
@@ -100,6 +101,23 @@ def _check_held_out(train: Sequence[TokenSource], heldout: TokenSource) -> None:
             )
 
 
+def _check_vectors(config: RunConfig, where: str, vocabulary: Vocabulary) -> None:
+    """Raise ConfigError unless the same modalities are vectors in data and model, of the same features."""
+    for modality in vocabulary.modalities:
+        form, own = vocabulary.vectors.get(modality), config.model.vectors.get(modality)
+        if form is None and own is not None:
+            raise ConfigError(
+                f"{where} holds ids of {modality}, but model.vectors.{modality} is set; take that table out, "
+                "or name data of vectors"
+            )
+        if form is not None and (own is None or own.features != form.features):
+            stands = "is not set" if own is None else f"has features = {own.features}"
+            raise ConfigError(
+                f"{where} holds vectors of {form.features} features for {modality}, but model.vectors."
+                f"{modality} {stands}; set model.vectors.{modality}.features={form.features}"
+            )
+
+
 def open_tokens(
     config: RunConfig, field: str, folder: str, remote: RemoteSettings | None = None
 ) -> TokenSource:
@@ -123,6 +141,7 @@ def open_tokens(
             f"{', '.join(config.model.modalities)}; model.towers must name a tower for each of the data's "
             "modalities, in their order, and for no other"
         )
+    _check_vectors(config, where, vocabulary)
     if vocabulary.size > config.model.vocab_tokens:
         sizes = " + ".join(f"{size} {name}" for name, size in vocabulary.sizes.items())
         raise ConfigError(

@@ -62,6 +62,7 @@ from pretrain.train.meter import Meter
 from pretrain.train.same_batch import require_same_batch
 from pretrain.train.state import TrainState
 from pretrain.train.stop_signal import StopSignal
+from pretrain.train.vector_steps import with_images
 from pretrain.training_stream import training_stream
 from pretrain.weights.folder import digest
 from pretrain.weights.warm_start import initial_weights
@@ -89,7 +90,7 @@ def train(
         while state.step < config.num_steps and not told_to_stop(stop, world):
             batch = next_batch(config, loader, data, state, world)
             with meter.timing():
-                inputs = inputs_of_step(config, batch, state)
+                inputs = inputs_of_step(config, batch, state, world)
                 result = engine.train_step(inputs, state.step, spikes.refusal(config, state.recent))
                 report = depth_steps.sum_over_ranks(result.report, config.model, world)
             why = spike_steps.spike_of(config, state, result, inputs, world)
@@ -175,11 +176,12 @@ def next_batch(config: RunConfig, loader: Loader, data: Stream, state: TrainStat
     return batch
 
 
-def inputs_of_step(config: RunConfig, batch: StepBatch, state: TrainState) -> list[ModelInputs]:
+def inputs_of_step(config: RunConfig, batch: StepBatch, state: TrainState, world: World) -> list[ModelInputs]:
     """What the engine trains on: the inputs made ahead, with the RoutingState, which only now is known, and
-    the dropout of the step."""
+    the noise on images and the dropout of the step. All ranks call it."""
     routing_state = RoutingState(thresholds=state.thresholds, progress=state.step / config.num_steps)
     inputs = [replace(inputs, routing_state=routing_state) for inputs in batch.inputs]
+    inputs = with_images(config, inputs, batch.sequences, state.step, world)
     if not config.model.has_dropout:
         return inputs
     draws = (DropoutDraw(config.seed, state.step, numbers) for numbers in batch.sequences)
@@ -309,7 +311,7 @@ def losses_of_documents(
     stop.enter("evaluation of documents")
     sums = {prefix: document_sums(engine, last, rule) for prefix, rule in rules}
     meter.keep_documents(to_json(last, sums, step=state.step, fingerprint=heldout.fingerprint))
-    rows = [losses_of(sums[prefix], last.modalities, prefix) for prefix, _ in rules]
+    rows = [losses_of(sums[prefix], last.modalities, prefix, config.image_weights) for prefix, _ in rules]
     return {name: value for row in rows for name, value in row.items()}
 
 

@@ -16,7 +16,8 @@ from parallel.world import World
 from pretrain.config import RunConfig
 from pretrain.evaluation.losses import HeldoutImages
 from pretrain.evaluation.selection_picture import sheet
-from pretrain.metrics import MASKED, MetricsLog, Sums, inherited_row, step_sums, train_row
+from pretrain.metric_rows import inherited_row, step_sums, train_row
+from pretrain.metrics import MASKED, MetricsLog, Sums
 from pretrain.models import modality_sums
 from pretrain.models.accounting import train_flops
 from pretrain.models.inputs import ModelInputs
@@ -84,16 +85,20 @@ class Meter:
         """What the step that was timed last adds, over all ranks. All call it; times are each rank's own.
         `report`: that of the routers of all ranks."""
         config, modalities = self._config, self._config.model.modalities
-        mine = [0.0] * (2 + len(modalities))
+        mine = [0.0] * (3 + len(modalities))
         for each in inputs:
-            masked = sum(each.input_tokens) - sum(each.weight_per_modality)
-            counts = (masked, each.visible_pairs, *each.input_tokens)
+            vectors = each.vectors.values()
+            masked = (
+                sum(each.input_tokens) - sum(each.weight_per_modality) - sum(v.num_slots for v in vectors)
+            )
+            images = sum(len(each.vectors[m].times) for m in config.model.learned_vectors)
+            counts = (masked, each.visible_pairs, images, *each.input_tokens)
             mine = [total + count for total, count in zip(mine, counts, strict=True)]
-        masked_targets, pairs, *summed = map(int, self._world.sum_over_dp(mine))
+        masked_targets, pairs, num_images, *summed = map(int, self._world.sum_over_dp(mine))
         tokens = dict(zip(modalities, summed, strict=True))
         skipped = depth_steps.skipped(config.model, report, pairs)
         expert_rows = expert_steps.rows_taken(config.model, report)
-        flops = train_flops(config.model, tokens, pairs, expert_rows, skipped)
+        flops = train_flops(config.model, tokens, pairs, expert_rows, skipped, num_images=num_images)
         return step_sums(
             targets=modality_sums.unpack(result.stats, modalities),
             tokens=config.tokens_per_step,
@@ -109,7 +114,12 @@ class Meter:
     def log(self, state: TrainState, result: StepResult, evaluation: Mapping[str, Any]) -> TrainState:
         """Write the row of `state.step`; returns the state with its window closed."""
         if self._log is not None:
-            row: dict[str, Any] = train_row(state.window, state.total, peak_flops=self._peak_flops)
+            row: dict[str, Any] = train_row(
+                state.window,
+                state.total,
+                peak_flops=self._peak_flops,
+                image_weights=self._config.image_weights,
+            )
             row |= depth_steps.row(self._config.model, state.router_window)
             row |= expert_steps.row(self._config.model, state.router_window)
             row |= evaluation

@@ -54,10 +54,10 @@ def objective(stats: Sequence[float], config: RunConfig) -> float:
     """
     if not all(map(math.isfinite, stats)):
         return math.nan
-    targets = modality_sums.unpack(stats, config.model.modalities).values()
-    weights = config.modality_weights or (1.0,) * len(targets)
-    nats = sum(factor * sums.nats for factor, sums in zip(weights, targets, strict=True))
-    return nats / sum(factor * sums.weight for factor, sums in zip(weights, targets, strict=True))
+    targets = modality_sums.unpack(stats, config.model.modalities)
+    value = modality_sums.objective(targets, config.image_weights, config.loss_weights)
+    assert value is not None, "a step without a target"
+    return value
 
 
 def leap(measured: Measured, recent: Sequence[Measured], config: SpikeConfig) -> str | None:

@@ -155,6 +155,8 @@ def to_hugging_face(source: WeightSource) -> tuple[WeightSource, dict[str, Any]]
 def _inexpressible(model: ModelConfig) -> str | None:
     """What a model has that no layout of Hugging Face's has a place for; None: there is one for all of it."""
     split = list(model.untied) if len(model.tower_names) > 1 else []
+    if model.vectors:
+        return f"model.vectors of {', '.join(model.vectors)}: they take ids alone"
     if model.depth:
         return f"model.depth of {', '.join(model.depth)}: every token runs in all of their layers"
     if model.experts:

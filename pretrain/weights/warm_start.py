@@ -31,6 +31,7 @@ from pretrain.config import RunConfig
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import Layer, layers, logical_shapes
 from pretrain.models.rope_config import RopeScalingConfig
+from pretrain.models.vectors_config import VectorsConfig
 from pretrain.run_files import CHECKPOINTS
 from pretrain.weights.folder import LazyTensor, WeightSource, check_tensors, find_corruption, open_weights
 
@@ -79,6 +80,9 @@ def adapt_weights(
             if layer.part == "depth":
                 tensors[name] = _router(source, layer, target, seed)
                 continue
+            if layer.part == "vectors":
+                tensors[name] = _adapter(source, layer, target, seed)
+                continue
             tensor = source.tensors[_shard(source, layer, origins, shard)]
             if layer.of_vocabulary:
                 tensor = _grown(tensor, layer, shard, rows, target, seed)
@@ -109,7 +113,7 @@ def check_initial_weights(
     try:
         source = open_weights(folder)
         _check_model(source, config.model)
-        new = _new_routers(source.tensors, config.model)
+        new = _new_weights(source.tensors, config.model)
         expected = {name: shape for name, shape in logical_shapes(config.model).items() if name not in new}
         check_tensors(folder, source.tensors, expected, "this run's model")
         of_source = [list((source.vocabulary or vocabulary).items()), list(source.model.towers.items())]
@@ -137,8 +141,9 @@ def check_fingerprints(source: WeightSource, of_data: Mapping[str, str], data: s
 def load_weights(folder: Path, parameters: Iterable[tuple[str, "nn.Parameter"]], world: "World") -> None:
     """Fill this rank's parameters, named as in the whole decoder, from a folder of weights.
 
-    Depth routers that the folder lacks keep their values. All ranks call it. They share the check of the
-    files' content; then a rank maps the files and reads its own slices. Raises ConfigError.
+    Depth routers and adapters of vectors that the folder lacks keep their values. All ranks call it. They
+    share the check of the files' content; then a rank maps the files and reads its own slices. Raises
+    ConfigError.
     """
     import torch
 
@@ -150,7 +155,7 @@ def load_weights(folder: Path, parameters: Iterable[tuple[str, "nn.Parameter"]],
         raise ConfigError("\n".join(problems))
     with torch.no_grad():
         for name, parameter in parameters:
-            if name not in tensors:  # check_initial_weights allows only new routers to be missing
+            if name not in tensors:  # check_initial_weights allows only new ones to be missing
                 continue
             parameter.copy_(logical_of(parameter).cut(tensors[name].read(), world.tp_rank, world.tp_size))
 
@@ -165,6 +170,13 @@ def _check_model(source: WeightSource, target: ModelConfig) -> None:
             "experts are neither made of other weights nor dropped: make model.experts equal, or start "
             "without them"
         )
+    for modality, theirs in source.model.vectors.items():
+        ours = target.vectors.get(modality)
+        if ours is None or (theirs.learns and _goal(ours) != _goal(theirs)):
+            raise ConfigError(
+                f"{source.path} is another model: its model.vectors.{modality} learned {theirs.objective} "
+                f"({theirs.predicted}); set the same objective and prediction"
+            )
     changed = {key: (new, old) for key, (new, old) in pairs.items() if new != old}
     if target.tied_embeddings and not source.model.tied_embeddings:
         changed["tied_embeddings"] = (True, False)
@@ -183,6 +195,11 @@ def _check_model(source: WeightSource, target: ModelConfig) -> None:
             f"model.vocab_tokens = {target.vocab_tokens}, but {source.path} has rows for {rows} ids, and "
             f"ids are never dropped: set model.vocab_tokens={rows} or more"
         )
+
+
+def _goal(vectors: VectorsConfig) -> tuple[str, str]:
+    """What the adapters of a modality were trained to predict."""
+    return vectors.objective, vectors.predicted
 
 
 def _toml(value: object) -> str:
@@ -253,10 +270,35 @@ def _router(source: WeightSource, layer: Layer, target: ModelConfig, seed: int) 
     return LazyTensor(layer.shape, read)
 
 
-def _new_routers(tensors: Mapping[str, LazyTensor], target: ModelConfig) -> set[str]:
-    """The names of the target's depth routers that are not among `tensors`."""
-    routers = {n for layer in layers(target) if layer.part == "depth" for n in layer.names(target).values()}
-    return routers - tensors.keys()
+def _adapter(source: WeightSource, layer: Layer, target: ModelConfig, seed: int) -> LazyTensor:
+    """The weight or bias of an adapter of vectors: the source's, whatever tower it counts to, or a new
+    one."""
+    for name, tensor in source.tensors.items():
+        if name.startswith(f"{layer.stem}."):
+            if tensor.shape != layer.shape:
+                raise ConfigError(
+                    f"{source.path}: {name} has the shape {list(tensor.shape)}, model.vectors asks for "
+                    f"{list(layer.shape)}; set the features of its vectors"
+                )
+            return tensor
+
+    def read() -> "Tensor":
+        import torch
+
+        from pretrain.models.initial_weights import InitialWeights
+
+        weight, (adapter, _, kind) = torch.zeros(layer.shape), layer.stem.rpartition(".")
+        if kind == "weight":
+            InitialWeights.of(target, seed).adapter(adapter)(weight, "")
+        return weight
+
+    return LazyTensor(layer.shape, read)
+
+
+def _new_weights(tensors: Mapping[str, LazyTensor], target: ModelConfig) -> set[str]:
+    """The names of the target's depth routers and adapters of vectors that are not among `tensors`."""
+    new = (layer for layer in layers(target) if layer.part in ("depth", "vectors"))
+    return {name for layer in new for name in layer.names(target).values()} - tensors.keys()
 
 
 def _rows(source: WeightSource, target: ModelConfig, vocabulary: Mapping[str, int] | None) -> Rows:

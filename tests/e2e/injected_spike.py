@@ -15,8 +15,8 @@ from pretrain.train import rank
 def _with_spikes(inputs_of_step: Callable[..., Any], factors: Mapping[int, float]) -> Callable[..., Any]:
     """`inputs_of_step` of pretrain/train/loop.py. `factors`: sequences consumed with a step -> its factor."""
 
-    def inputs_with_spikes(config: Any, batch: Any, state: Any) -> Any:
-        inputs = inputs_of_step(config, batch, state)
+    def inputs_with_spikes(config: Any, batch: Any, *rest: Any) -> Any:
+        inputs = inputs_of_step(config, batch, *rest)
         factor = factors.get(batch.state_after.sequences)
         if factor is None:
             return inputs

@@ -33,13 +33,15 @@ from pretrain.models.routing_state import RoutingState
 from pretrain.optimizer_config import OptimizerConfig
 from pretrain.train.optimizer import parameter_groups
 from tests.numerics.choice_margin import LEAST_MARGIN, choice_margin
+from tests.numerics.image_batches import image_micro_batches
 from tests.numerics.plain_loop import EPS, MAX_GRAD_NORM, OPTIMIZER, assert_same, deviation, plain_steps
 from tests.pretrain.models.random_batch import DENSE, ELEMENTS, MOT, depth_tables, random_batch, tiny_config
+from tests.pretrain.models.vector_batch import vector_config
 
 Towers = Literal[
     "dense", "mot", "moe", "experts", "auxiliary", "depth", "pmod", "depth_feed_forward", "top_k",
     "depth_experts", "grouped", "wide", "muon", "untied", "tied_embeddings", "elements", "untied_elements",
-    "depth_elements", "weighted", "masked",
+    "depth_elements", "weighted", "masked", "vectors",
 ]  # fmt: skip
 TOWERS: tuple[Towers, ...] = ("dense", "mot")
 _TOKEN_CHOICE = {"num_experts": 3, "routing": "token_choice", "top_k": 2}
@@ -93,6 +95,7 @@ _WEIGHTS: dict[str, dict[str, Any]] = {
 tower for embedding and head."""
 LOSS_WEIGHTS: dict[Towers, tuple[float, ...]] = {"weighted": (0.5, 2.0, 0.0)}
 """Weights of text, image and speech in the objective; all others have 1 for all."""
+_IMAGE = {"prediction": "v", "condition_max_time": 0.5}
 _THRESHOLDS = {f"blocks.{layer}.depth.{m}": -0.02 for layer in range(3) for m in ("text", "image")}
 STEPS = 3
 RTOL = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -122,6 +125,8 @@ def learning_rate_at(step: int) -> float:
 
 def model_config(towers: Towers) -> ModelConfig:
     """Cut into 2 stages inside a block, into 4 inside each; with depth routing between blocks."""
+    if towers == "vectors":
+        return vector_config(MOT, num_layers=3, z_loss=1e-3, experts=_EXPERTS["auxiliary"], image=_IMAGE)
     modalities = DENSE if towers in ("dense", "moe", "pmod", "depth_feed_forward") else MOT
     elements = ELEMENTS if towers.endswith("elements") else {}
     weights = _WEIGHTS.get(towers.removesuffix("_elements"), {})
@@ -141,6 +146,8 @@ def micro_batches(
 ) -> list[ModelInputs]:
     """The inputs of a step, of different loss weights. `dtype`: that in which losses are summed. `masked`: in
     most slots of the first two micro-batches, and in some of the others, targets do not count."""
+    if config.vectors:
+        return image_micro_batches(config, step, SEED, dtype)
     inputs = [
         build_inputs(
             _with_context(

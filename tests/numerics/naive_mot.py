@@ -61,6 +61,14 @@ class NaiveMoT:
             list(rows[-c.kv_heads :]),
         )
 
+    def _sees(self, i: int, j: int, modality: list[int]) -> bool:
+        """Whether token i sees token j of its document."""
+        return j <= i
+
+    def _rows(self, ids: list[int], modality: list[int]) -> list[Tensor]:
+        """What enters the first block."""
+        return [self._weight("embedding", "embedding", m)[i] for i, m in zip(ids, modality, strict=True)]
+
     def _attention(
         self, xs: list[Tensor], layer: str, modality: list[int], position: list[int], document: list[int]
     ) -> list[Tensor]:
@@ -68,7 +76,7 @@ class NaiveMoT:
         projected = [self._project(x, layer, m, p) for x, m, p in zip(xs, modality, position, strict=True)]
         outputs = []
         for i in range(len(xs)):
-            seen = [j for j in range(i + 1) if document[j] == document[i]]
+            seen = [j for j in range(len(xs)) if document[j] == document[i] and self._sees(i, j, modality)]
             heads = []
             for head in range(c.num_heads):
                 group = head // (c.num_heads // c.kv_heads)
@@ -88,16 +96,15 @@ class NaiveMoT:
     ) -> list[Tensor]:
         return [self._feed_forward(x, layer, m) for x, m in zip(xs, modality, strict=True)]
 
-    def sequence_logits(
-        self, ids: list[int], modality: list[int], position: list[int], document: list[int]
-    ) -> Tensor:
-        """[tokens, vocab] of one sequence."""
+    def hidden(
+        self, xs: list[Tensor], modality: list[int], position: list[int], document: list[int]
+    ) -> list[Tensor]:
+        """After the final norm, of one sequence that enters the first block as `xs`."""
 
         def norm(x: Tensor, m: int, which: str) -> Tensor:
             part = "final_norm" if which == "final" else "block_norm"
             return self._norm(x, self._weight(f"{which}_norm", part, m))
 
-        xs = [self._weight("embedding", "embedding", m)[i] for i, m in zip(ids, modality, strict=True)]
         for index in range(self.config.num_layers):
             name = f"blocks.{index}"
             attention, feed_forward = f"{name}.attention", f"{name}.feed_forward"
@@ -114,10 +121,18 @@ class NaiveMoT:
                 normed = [norm(x, m, feed_forward) for x, m in zip(xs, modality, strict=True)]
                 made = self._feed_forwards(normed, feed_forward, modality, document)
                 xs = [x + f for x, f in zip(xs, made, strict=True)]
+        return [norm(x, m, "final") for x, m in zip(xs, modality, strict=True)]
+
+    def sequence_logits(
+        self, ids: list[int], modality: list[int], position: list[int], document: list[int]
+    ) -> Tensor:
+        """[tokens, vocab] of one sequence."""
+        hidden = self.hidden(self._rows(ids, modality), modality, position, document)
+        return self._logits(hidden, modality)
+
+    def _logits(self, hidden: list[Tensor], modality: list[int]) -> Tensor:
         head = "embedding" if self.config.tied_embeddings else "head"
-        return torch.stack(
-            [self._weight(head, "head", m) @ norm(x, m, "final") for x, m in zip(xs, modality, strict=True)]
-        )
+        return torch.stack([self._weight(head, "head", m) @ x for x, m in zip(hidden, modality, strict=True)])
 
     def objective(
         self, batch: Batch, modality_weights: Sequence[float] | None = None

@@ -24,10 +24,10 @@ WHOLE_STREAM = {"sequence_parallel": False}
 @pytest.mark.parametrize(
     ("ranks", "layout", "towers"),
     [
-        (2, {"pp": 2, "zero_stage": 0}, ("dense", "mot", "untied", "weighted", "depth_elements")),
+        (2, {"pp": 2, "zero_stage": 0}, ("dense", "mot", "untied", "weighted", "depth_elements", "vectors")),
         (4, {"pp": 4, "zero_stage": 0}, ("mot",)),
         (4, {"pp": 2, "zero_stage": 0, "activation_checkpointing": True}, ("mot",)),
-        (4, {"pp": 2, "tp": 2, "zero_stage": 0}, ("dense",)),
+        (4, {"pp": 2, "tp": 2, "zero_stage": 0}, ("dense", "vectors")),
         (
             4,
             {"pp": 2, "tp": 2, "zero_stage": 0, **WHOLE_STREAM, "activation_checkpointing": True},

@@ -10,7 +10,7 @@ from parallel import towers as tower_layers
 from parallel import world
 from parallel.layout import ParallelConfig
 from parallel.testing import RanksFailed, run_on_ranks
-from pretrain.models import query_key
+from pretrain.models import query_key, vectors
 from tests.numerics.layouts import (
     TOWERS,
     Towers,
@@ -42,7 +42,7 @@ def test_tensor_parallel_ranks_equal_one_process(
 def test_embedding_and_head_of_every_tower(sequence_parallel: bool) -> None:
     """In fp64. The weights are cut by rows, whether embedding and head are two or one."""
     layout = {"tp": 2, "zero_stage": 0, "sequence_parallel": sequence_parallel}
-    assert_equals_one_process(2, layout, ("untied", "tied_embeddings", "masked"))
+    assert_equals_one_process(2, layout, ("untied", "tied_embeddings", "masked", "vectors"))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,9 @@ def _with(trap: str, layout: ParallelConfig) -> Any:
     """`train` with one setting wrong."""
     if trap == "no sum of sequence-parallel norms":
         tower_layers.sum_ = lambda x, tp: x
+    elif trap == "no sum of adapters":
+        vectors.sum_gradient = lambda x, tp: x
+        return train(layout, ("vectors",))
     elif trap == "no sum of query and key norms":
         query_key.sum_ = lambda x, tp: x
     elif trap == "weights not marked as tensor-parallel":
@@ -73,11 +76,18 @@ def _with(trap: str, layout: ParallelConfig) -> Any:
     return train(layout, ("mot",))
 
 
-@pytest.mark.parametrize("trap", ["no sum of sequence-parallel norms", "no sum of query and key norms"])
-def test_a_sum_over_ranks_that_is_left_out_is_seen(trap: str) -> None:
+@pytest.mark.parametrize(
+    ("trap", "towers"),
+    [
+        ("no sum of sequence-parallel norms", "mot"),
+        ("no sum of query and key norms", "mot"),
+        ("no sum of adapters", "vectors"),
+    ],
+)
+def test_a_sum_over_ranks_that_is_left_out_is_seen(trap: str, towers: Towers) -> None:
     """In fp64: what the first trap makes, 3e-3, is only 60 times the tolerance in fp32."""
     layout = ParallelConfig(tp=2, zero_stage=0)
-    assert_is_seen(run_on_ranks(_with, 2, trap, layout)[0]["mot"], layout, "mot")
+    assert_is_seen(run_on_ranks(_with, 2, trap, layout)[0][towers], layout, towers)
 
 
 @pytest.mark.parametrize(("trap", "ranks"), [("weights not marked as tensor-parallel", 2), ("no mpu", 4)])

@@ -39,7 +39,7 @@ def test_two_ranks_equal_one_process(stage: Stage, towers: Towers) -> None:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_embedding_and_head_of_every_tower(stage: Stage) -> None:
     """And one weight for both, which gets the sum of two gradients."""
-    assert_equals_one_process(2, {"zero_stage": stage}, ("untied_elements", "tied_embeddings"))
+    assert_equals_one_process(2, {"zero_stage": stage}, ("untied_elements", "tied_embeddings", "vectors"))
 
 
 def test_an_absent_tower_has_no_gradient() -> None:

@@ -1,12 +1,13 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.config import RunConfig, check_run_layout, differences, load
 
-VALUES = {
+VALUES: dict[str, Any] = {
     "name": "tiny",
     "total_tokens": 1000,
     "tokens_per_step": 128,
@@ -22,6 +23,8 @@ VALUES = {
     "optimizer": {"learning_rate": 1e-3},
 }
 
+WITH_VECTORS = VALUES["model"] | {"vectors": {"image": {"features": 4}}}
+WITH_CONTEXT = VALUES["model"] | {"vectors": {"image": {"features": 4, "objective": "none"}}}
 TEMPERED = {"train": [{"path": "a"}, {"path": "b", "weight": 3.0}], "temperature": 2}
 
 
@@ -65,6 +68,14 @@ def _groups(*tables: dict[str, object]) -> dict[str, object]:
         ({"loss_weights": {"speech": 0.5}}, "legal: text, image"),
         ({"loss_weights": {"image": -1}}, "loss_weights.image = -1.0; legal: 0 or more"),
         ({"loss_weights": {"image": 0, "text": 0}}, "nothing is left to learn"),
+        (
+            {"model": WITH_VECTORS, "data": {"train": [{"path": "a"}], "document_mask": False}},
+            r"document_mask = false with model.vectors.image.bidirectional = true was never tried",
+        ),
+        (
+            {"model": WITH_CONTEXT, "loss_weights": {"image": 5.0}},
+            r'loss_weights.image = 5.0, but model.vectors.image.objective is "none"',
+        ),
     ],
 )
 def test_mistakes_are_named_with_what_is_legal(changes: dict, expected: str) -> None:

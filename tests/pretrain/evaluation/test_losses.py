@@ -14,6 +14,7 @@ from pretrain.config import RunConfig
 from pretrain.evaluation.documents import Text, heldout_texts, pairs
 from pretrain.evaluation.losses import (
     Heldout,
+    batch_of,
     build_heldout,
     conditional_losses,
     heldout_losses,
@@ -135,7 +136,8 @@ def test_micro_batches_hold_the_vectors_of_their_texts(config: RunConfig):
         Text(ids, np.ones(5, np.float32), str(i), {"image": np.full((2, 2), i, np.uint8)}) for i in range(5)
     ]
     sequences = [texts[:2], texts[2:3], texts[3:]]
-    batches = [micro_batches(sequences, vocabulary, config, dp_rank=rank, dp_size=2) for rank in range(2)]
+    shares = [micro_batches(sequences, config, dp_rank=rank, dp_size=2) for rank in range(2)]
+    batches = [[batch_of(each, vocabulary, config) for each in share] for share in shares]
     found = [[each.vectors["image"].values[:, 0].tolist() for each in of_rank] for of_rank in batches]
     assert found == [[[0, 0, 1, 1, 3, 3, 4, 4]], [[2, 2]]]
     assert batches[1][0].vectors["image"].first.tolist() == [0, 2, 2]

@@ -6,7 +6,7 @@ from pathlib import Path
 from pretrain.lineage.branch import branch_config, make_branch
 from pretrain.lineage.changes import change_of, make_change
 from pretrain.lineage.costs import NOTHING, Costs, behind, inherited_and_own
-from pretrain.metrics import inherited_row
+from pretrain.metric_rows import inherited_row
 from pretrain.run_dir import read_record
 from pretrain.run_files import METRICS
 from tests.pretrain.lineage.made_run import STEP_TOKENS, make_run, run_config

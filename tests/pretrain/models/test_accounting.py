@@ -173,6 +173,20 @@ def test_paper_sizes_reproduce_its_table(name: str) -> None:
         assert flops_per_token(mot, modality) == flops_per_token(dense, modality)
 
 
+TRANSFUSION = {"163m": 162.4, "760m": 777.8, "1b4": 1364.2, "7b": 6738.1}
+"""Millions of parameters of the dense models with 32,000 ids, adapters left out."""
+
+
+@pytest.mark.parametrize("size", TRANSFUSION)
+def test_sizes_of_transfusion_reproduce_the_papers(size: str) -> None:
+    path, ids = RUNS / f"transfusion_{size}.toml", "model.vocab_tokens=32_000"
+    mot = load(path).model
+    dense = load(path, ['model.towers={text="all", image="all"}', ids]).model
+    adapters = sum(module_costs(dense)["vectors"].parameters.values()) / 1e6
+    assert round(matrices(dense) - adapters, 1) == TRANSFUSION[size]
+    assert flops_per_token(mot, "image")["vectors"] == 2 * 2 * 32 * mot.d_model
+
+
 def test_describe_states_the_ledgers_sums() -> None:
     config = load(RUNS / "mot_7b.toml").model
     text = describe(config)

@@ -1,5 +1,7 @@
 """The attention kernels against one another: a call per document, flex attention, a materialised mask."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.nn.attention.flex_attention import create_mask
 
 from parallel.routing import route
 from pretrain.models.attention import _PIECE, Attention, attend, attend_queries
-from pretrain.models.attention_mask import AttentionMask, mask_documents, mask_queries, visible
+from pretrain.models.attention_mask import AttentionMask, last_keys, mask_documents, mask_queries, visible
 from pretrain.models.initial_weights import InitialWeights
 from pretrain.models.query_key import rotary_table
 from tests.pretrain.models.precision import PRECISIONS, TOLERANCE, assert_close
@@ -22,11 +24,16 @@ DOCUMENTS = {
     "one_per_sequence": np.zeros((2, 16), int),
 }
 
+SPANS = [(1, 5), (9, 11), (11, 14), (17, 24), (26, 28)]
+"""Images that fit into each of these."""
+
 
 def materialised(qkv: Tensor, mask: AttentionMask, heads: tuple[int, int, int]) -> Tensor:
     sequences, context = mask.documents.shape
     q, k, v = qkv.view(sequences, context, sum(heads), -1).transpose(1, 2).split(heads, dim=1)
-    seen = create_mask(visible(mask.documents), sequences, 1, context, context, device=str(qkv.device))
+    last = torch.from_numpy(last_keys(mask.spans, sequences * context)).view(sequences, context)
+    last = (last - context * torch.arange(sequences)[:, None]).to(qkv.device)
+    seen = create_mask(visible(mask.documents, last), sequences, 1, context, context, device=str(qkv.device))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
     return out.transpose(1, 2).reshape(sequences * context, -1)
 
@@ -44,7 +51,7 @@ def random_qkv(heads: tuple[int, int, int], tokens: int = 32, dtype: torch.dtype
 def test_a_call_per_document_equals_a_materialised_mask(
     heads: tuple[int, int, int], documents: np.ndarray, within: bool, dtype: torch.dtype
 ) -> None:
-    mask = mask_documents(documents, within=within)
+    mask = mask_documents(documents, within=within, spans=SPANS if within else ())
     qkv = random_qkv(heads, dtype=dtype)
     out, expected = attend(qkv, mask, heads), materialised(qkv, mask, heads)
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -69,7 +76,7 @@ def test_a_mask_that_is_one_token_off_is_seen() -> None:
 def test_flex_equals_a_call_per_document(
     heads: tuple[int, int, int], documents: np.ndarray, dtype: torch.dtype
 ) -> None:
-    mask = mask_documents(documents, within=True)
+    mask = mask_documents(documents, within=True, spans=SPANS)
     qkv = random_qkv(heads, dtype=dtype).detach()  # torch has no gradient of flex attention on CPU
     assert_close(attend(qkv, mask.with_blocks(), heads), attend(qkv, mask, heads), "attention")
 
@@ -80,7 +87,8 @@ def test_flex_equals_a_call_per_document(
 def test_flex_gradient_equals_a_materialised_mask(heads: tuple[int, int, int]) -> None:
     device = torch.device("cuda")
     rows = np.repeat(np.arange(8), 64)
-    mask = mask_documents(np.stack([rows, np.where(rows > 5, -1, rows // 2)]), within=True).to(device)
+    documents, spans = np.stack([rows, np.where(rows > 5, -1, rows // 2)]), [(10, 50), (515, 620), (700, 740)]
+    mask = mask_documents(documents, within=True, spans=spans).to(device)
     assert mask.block_mask is not None
     qkv = torch.randn(1024, sum(heads) * 32, device=device, requires_grad=True)
     out, expected = attend(qkv, mask, heads), materialised(qkv, mask, heads)
@@ -121,11 +129,13 @@ def test_chosen_queries_get_what_all_get(
     """Rows of attention over all tokens, in documents of 1 to 150 tokens of 3 sequences."""
     rng = np.random.default_rng(1)
     documents = np.sort(rng.integers(0, 5, (3, 150)), axis=1)
-    mask = mask_documents(documents, within=True)
+    edges = np.flatnonzero(np.diff(documents.reshape(-1), prepend=-1, append=-1)).tolist()
+    spans = [(first + 2, first + 9) for first, end in pairwise(edges) if first + 9 <= end]
+    mask = mask_documents(documents, within=True, spans=spans)
     qkv = random_qkv(heads, 450, dtype).detach()  # torch has no gradient of flex attention on CPU
     places = np.flatnonzero(rng.random(450) < share)
     segments = np.repeat(np.arange(len(mask.segments)), mask.segments)
-    queries = mask_queries(places, segments)
+    queries = mask_queries(places, segments, last_keys(mask.spans, 450)[places])
     if flex:
         queries = queries.with_blocks(torch.device("cpu"))
     of_queries = qkv.shape[1] * heads[0] // sum(heads)

@@ -1,9 +1,11 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
-from pretrain.models.attention_mask import BLOCK, AttentionMask, mask_documents, visible
+from pretrain.models.attention_mask import BLOCK, AttentionMask, last_keys, mask_documents, visible
 
 
 def random_documents(context: int, sequences: int, longest: int, seed: int) -> np.ndarray:
@@ -36,16 +38,35 @@ def test_a_query_sees_its_document_up_to_itself() -> None:
     ]
 
 
+def test_the_vectors_of_an_image_see_each_other() -> None:
+    """An image of three and one of two in the first document, one of one vector in the second."""
+    mask = mask_documents(np.array([[0] * 8 + [1] * 2]), within=True, spans=[(1, 4), (5, 7), (9, 10)])
+    assert mask.spans == ((0, 1, 4), (0, 5, 7))
+    last = torch.from_numpy(last_keys(mask.spans, 10))[None]
+    seen = create_mask(visible(mask.documents, last), 1, 1, 10, 10, device="cpu")[0, 0]
+    assert [row.nonzero().flatten().tolist() for row in seen] == [
+        [0], [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6],
+        [0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6, 7], [8], [8, 9],
+    ]  # fmt: skip
+
+
+def random_spans(documents: np.ndarray, vectors: int) -> list[tuple[int, int]]:
+    """An image of `vectors` vectors in every document that has room for one."""
+    edges = np.flatnonzero(np.diff(documents.reshape(-1), prepend=-2, append=-2))
+    return [(a + 1, a + 1 + vectors) for a, b in pairwise(edges.tolist()) if b - a > vectors]
+
+
 @pytest.mark.parametrize("context", [BLOCK, 2 * BLOCK + 72, 4 * BLOCK])
-@pytest.mark.parametrize("longest", [20, 300, 2000])
-def test_block_lists_equal_those_of_the_whole_matrix(context: int, longest: int) -> None:
+@pytest.mark.parametrize(("longest", "vectors"), [(20, 0), (300, 0), (2000, 0), (300, 50), (2000, 300)])
+def test_block_lists_equal_those_of_the_whole_matrix(context: int, longest: int, vectors: int) -> None:
     documents = random_documents(context, sequences=3, longest=longest, seed=longest)
-    mask = mask_documents(documents, within=True)
+    spans = random_spans(documents, vectors) if vectors else []
+    mask = mask_documents(documents, within=True, spans=spans)
     ours = mask.with_blocks().block_mask
     assert ours is not None
-    torchs = create_block_mask(
-        visible(mask.documents), 3, 1, context, context, device="cpu", BLOCK_SIZE=BLOCK
-    )
+    last = last_keys(mask.spans, documents.size).reshape(3, -1) - context * np.arange(3)[:, None]
+    seen = visible(mask.documents, torch.from_numpy(last) if vectors else None)
+    torchs = create_block_mask(seen, 3, 1, context, context, device="cpu", BLOCK_SIZE=BLOCK)
     assert ours.seq_lengths == (context, context)
     for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
         assert torch.equal(getattr(ours, name), getattr(torchs, name)), name

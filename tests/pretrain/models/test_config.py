@@ -35,7 +35,10 @@ def test_tied_parts_have_one_shared_shard() -> None:
 
 def test_a_shorthand_is_its_parts() -> None:
     """Today's three names, with which older files are written, are all parts but embedding and head."""
-    coarse, fine = model(), model(untied=[part for part in PARTS if part not in ("embedding", "head")])
+    coarse, fine = (
+        model(),
+        model(untied=[part for part in PARTS if part not in ("embedding", "head", "vectors")]),
+    )
     assert [coarse.shards_of(part) for part in PARTS] == [fine.shards_of(part) for part in PARTS]
     assert coarse.tied_parts == fine.tied_parts == ("embedding", "head")
     assert model(untied=["qkv", "embedding"]).tied_parts == (
@@ -70,6 +73,16 @@ def test_feed_forward_width_is_the_published_one(d_model: int, width: int) -> No
         ({"untied": ["qk_norm"], "qk_norm": False}, "there are no such weights"),
         ({"untied": ["head"], "tied_embeddings": True}, "both are untied or none"),
         ({"untied": ["embedding", "norm"], "tied_embeddings": True}, "untied names one of them"),
+        ({"untied": ["vectors"]}, r"no model.vectors.<modality> is set"),
+        ({"vectors": {"video": {"features": 2}}}, 'vectors."video": .* legal: image, speech'),
+        ({"vectors": {"text": {"features": 2}}}, 'vectors."text"'),
+        (
+            {
+                "vectors": {"image": {"features": 2}},
+                "depth": {"image": {"schedule": "constant", "mean_ratio": 0.5, "rule": "top_k"}},
+            },
+            "take depth.image out",
+        ),
     ],
 )
 def test_impossible_shapes_are_refused(changes: dict, expected: str) -> None:

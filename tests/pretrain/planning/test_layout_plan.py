@@ -70,6 +70,11 @@ def test_groups_by_pattern(sublayers: range) -> None:
     assert_groups({}, sublayers, {"learning_rate": 1e-3, "groups": patterns})
 
 
+@pytest.mark.parametrize("sublayers", [range(8), range(3), range(3, 8)], ids=str)
+def test_adapters_of_vectors_are_planned_on_the_stages_that_hold_them(sublayers: range) -> None:
+    assert_groups({"vectors": {"image": {"features": 5}}}, sublayers)
+
+
 def assert_groups(model: dict[str, Any], sublayers: range, optimizer: dict[str, Any] | None = None) -> None:
     config = run_config(model)
     if optimizer is not None:

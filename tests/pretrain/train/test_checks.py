@@ -18,6 +18,7 @@ from pretrain.models.logical_weights import logical_shapes
 from pretrain.train.checks import check_run
 from pretrain.weights.folder import MODEL, LazyTensor, WeightSource, about_model, write_folder
 from tests.pretrain.tiny_data import VOCABULARY, document, tiny_run, write_tiny_data, write_tokens
+from tests.pretrain.tiny_vectors import vectors_run, write_tiny_vectors
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -81,6 +82,11 @@ MISFITS: dict[str, tuple[Edit, int, list[str]]] = {
         1,
         ["text, image, speech, but model.towers names text, speech, image;", "in their order"],
     ),
+    "vectors of what the data has as ids": (
+        lambda values: values["model"].update(vectors={"image": {"features": 4}}),
+        1,
+        ["data.train[0].path", "holds ids of image, but model.vectors.image is set; take that table out"],
+    ),
     "processes that do not divide the step": (
         lambda values: None,
         3,
@@ -122,6 +128,16 @@ MISFITS: dict[str, tuple[Edit, int, list[str]]] = {
         ["longer than context_tokens = 8"],
     ),
 }
+
+
+def test_vectors_of_other_features_are_told(tmp_path: Path):
+    write_tiny_vectors(tmp_path)
+    check(vectors_run(tmp_path, tmp_path / "runs"))
+    for vectors, told in (({"image": {"features": 5}}, "has features = 5"), ({}, "is not set")):
+        values = vectors_run(tmp_path, tmp_path / "runs")
+        values["model"]["vectors"], values["loss_weights"] = vectors, {}
+        with pytest.raises(ConfigError, match=rf"vectors of 4 features for image, but .* {told}; set .*=4"):
+            check(values)
 
 
 @pytest.mark.parametrize("misfit", MISFITS)

@@ -9,7 +9,8 @@ import pytest
 from data_pipeline.files.toml_config import ConfigError, validate
 from parallel.engine import StepResult
 from pretrain.config import RunConfig, SpikeConfig
-from pretrain.metrics import add, step_sums
+from pretrain.metric_rows import step_sums
+from pretrain.metrics import add
 from pretrain.train.spikes import (
     SpikeError,
     check_allowed,

@@ -380,3 +380,32 @@ EXPERTS = {"text": {"num_experts": 2}}
 def test_weights_of_experts_are_not_refitted(source: dict, target: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         fitted(numbered(MOT, **source), MOT, target)
+
+
+VECTORS = {"image": {"features": 3}}
+
+
+def test_adapters_of_vectors_are_drawn_copied_or_refused() -> None:
+    """Ids alone become a model that denoises images; its own weights are kept, whatever tower they count
+    to."""
+    plain = numbered(TEXT)
+    made = fitted(plain, IMAGE, {"vectors": VECTORS})
+    fresh = Decoder(made.model, seed=1).state_dict()
+    adapters = [name for name in made.tensors if name.startswith("vectors.")]
+    assert made.tensors.keys() == fresh.keys() and len(adapters) == 8
+    assert all(torch.equal(made.tensors[name].read(), fresh[name]) for name in adapters)
+
+    source = numbered(IMAGE, vectors=VECTORS)
+    untied = ("attention", "feed_forward", "norm", "vectors")
+    kept = fitted(source, IMAGE, {"vectors": VECTORS, "untied": untied})
+    for name in adapters:
+        tensor = kept.tensors[name.replace(".shared", ".image")].read()
+        assert torch.equal(tensor, source.tensors[name].read())
+
+    with pytest.raises(ConfigError, match=r"image.enter.weight.shared has the shape \[16, 3\]"):
+        fitted(source, IMAGE, {"vectors": {"image": {"features": 4}}})
+    for vectors in ({}, {"image": {"features": 3, "prediction": "v"}}):
+        with pytest.raises(
+            ConfigError, match=r"model.vectors.image learned diffusion \(epsilon\); set the same"
+        ):
+            fitted(source, IMAGE, {"vectors": vectors})
