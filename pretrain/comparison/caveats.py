@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from pretrain.comparison.caveat import Caveat
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.costs import systems
 from pretrain.comparison.curve_caveats import of_curves, of_matching
 from pretrain.comparison.effects import ENOUGH_RUNS
 from pretrain.comparison.findings import ALL, Findings
 from pretrain.comparison.foreign.question import ForeignPlan
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.quantities import join, percent
 
 ENOUGH_SEEDS = 5

@@ -1,11 +1,11 @@
-"""The plan of a comparison: the runs that follow from its file, and the checks before they start.
+"""A comparison file becomes the plan of its runs, which is checked before they start.
 
 This module imports no torch.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,110 +13,14 @@ from typing import Any
 from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, set_key, validate
 from pretrain.comparison.compare_config import SET_BY_COMPARISON, CompareConfig
-from pretrain.comparison.contrasts import without_arms
 from pretrain.comparison.ladder_config import BudgetConfig, Cell, cells_of, run_keys
 from pretrain.comparison.leaves import dotted_keys, leaves
 from pretrain.comparison.matched_flops import expected_mix, match_flops, step_flops
+from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.comparison.run_length import with_steps
-from pretrain.comparison.solved_size import Solve, SolvedSize, solve_size
+from pretrain.comparison.solved_size import Solve, solve_size
 from pretrain.config import RunConfig, differences
 from pretrain.dotted_keys import covers
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a comparison."""
-
-    arm: str
-    seed: int
-    config: RunConfig
-    cell: Cell | None = None
-    """The size and budget of a run of a ladder; None in a comparison of one."""
-    solved: SolvedSize | None = None
-    """What was solved for its arm; None for the baseline, and where nothing is solved."""
-
-    @property
-    def name(self) -> str:
-        return self.config.name
-
-    @property
-    def num_steps(self) -> int:
-        return self.config.num_steps
-
-
-@dataclass(frozen=True)
-class ComparisonPlan:
-    """A comparison and all its runs, ordered by seed, cell of a ladder, and arm; extra seeds come last."""
-
-    path: Path
-    """The comparison file."""
-    overrides: tuple[str, ...]
-    config: CompareConfig
-    runs: tuple[PlannedRun, ...]
-
-    @property
-    def directory(self) -> Path:
-        """The directory of the comparison, with a folder per run."""
-        return Path(self.runs[0].config.runs_dir)
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """The names of all arms: the baseline, then the others in the order of the file."""
-        return (self.config.baseline, *self.others)
-
-    @property
-    def others(self) -> tuple[str, ...]:
-        """The names of all arms but the baseline."""
-        return tuple(arm for arm in self.config.arms if arm != self.config.baseline)
-
-    @property
-    def cells(self) -> dict[Cell, "ComparisonPlan"]:
-        """By cell of a ladder, the plan of its runs, by size in the order of the file, then by budget."""
-        cells = dict.fromkeys(run.cell for run in self.runs if run.cell is not None)
-        return {
-            cell: replace(self, runs=tuple(run for run in self.runs if run.cell == cell)) for cell in cells
-        }
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds that every arm runs."""
-        return self.config.seeds
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities of the vocabulary, in its order."""
-        return tuple(self.runs[0].config.model.modalities)
-
-    @property
-    def tokens_per_step(self) -> float:
-        return self.runs[0].config.tokens_per_step
-
-    @property
-    def run_configs(self) -> dict[str, RunConfig]:
-        """By arm, the baseline first, the config of one of its runs, which differ in the seed alone."""
-        return {arm: next(run.config for run in self.runs if run.arm == arm) for arm in self.arms}
-
-    @property
-    def solved(self) -> dict[str, SolvedSize]:
-        """By "arm", or "size, arm" in a ladder, what was solved for it; empty where nothing is."""
-        return {
-            f"{run.cell.size}, {run.arm}" if run.cell else run.arm: run.solved
-            for run in self.runs
-            if run.solved is not None
-        }
-
-    def run(self, arm: str, seed: int) -> PlannedRun:
-        return next(run for run in self.runs if (run.arm, run.seed) == (arm, seed))
-
-    def without(self, arms: Sequence[str]) -> "ComparisonPlan":
-        """The plan without some arms, which are not the baseline, and without their contrasts."""
-        if not arms:
-            return self
-        gone, primary = without_arms(self.config.differences, self.config.verdicts, arms)
-        left = {arm: table for arm, table in self.config.arms.items() if arm not in arms}
-        contrasts = {name: d for name, d in self.config.contrasts.items() if name not in gone}
-        config = self.config.model_copy(update={"arms": left, "contrasts": contrasts, "primary": primary})
-        return replace(self, config=config, runs=tuple(run for run in self.runs if run.arm not in arms))
 
 
 def is_comparison(path: str | Path) -> bool:

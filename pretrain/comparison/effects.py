@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.contrasts import Difference, weights
 from pretrain.comparison.document_variance import DocumentLosses, over_documents
 from pretrain.comparison.foreign.question import Question
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.simultaneous import (
     Design,
     Outcome,

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.contrasts import weights
 from pretrain.comparison.effects import Effect, detectable_in, enough_runs
 from pretrain.comparison.findings import ALL, Findings, final_losses
 from pretrain.comparison.foreign.question import Plan
 from pretrain.comparison.ladder_config import Cell
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.simultaneous import (
     Array,
     Design,

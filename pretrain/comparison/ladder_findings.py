@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import Contrast, Findings, find
 from pretrain.comparison.isoflop import IsoFlopMinimum
 from pretrain.comparison.ladder_config import Cell
 from pretrain.comparison.ladder_effects import LadderFit, ladder_effects
 from pretrain.comparison.ladder_laws import Laws, isoflop_minima, ladder_laws
 from pretrain.comparison.ladder_shares import Curve, EqualLossShare, Turn, equal_loss_share, turn
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.plan_file import Addition
 from pretrain.comparison.results import RunResult
 from pretrain.comparison.scope import RunEnd, run_ends

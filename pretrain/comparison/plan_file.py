@@ -12,8 +12,8 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.comparison.compare_config import CompareConfig
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.ladder_config import OWN_BUDGETS
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.config import RunConfig, differences
 from pretrain.run_dir import finished_step
 from pretrain.run_files import METRICS

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import ComparisonPlan, PlannedRun
 from pretrain.comparison.matched_flops import Mix, expected_mix, step_flops
+from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.config import RunConfig
 from pretrain.models.accounting import aligned
 from pretrain.quantities import count, duration, flops, with_prefix

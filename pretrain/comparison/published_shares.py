@@ -7,7 +7,7 @@ ffn_hidden), which with the paper's vocabulary gives the sizes of its labels. Th
 
 from dataclasses import dataclass
 
-from pretrain.comparison.config import ComparisonPlan
+from pretrain.comparison.plan import ComparisonPlan
 
 
 @dataclass(frozen=True)

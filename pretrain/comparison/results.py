@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from data_pipeline.files.printable import first_names
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import ComparisonPlan, PlannedRun
 from pretrain.comparison.foreign.question import ForeignRun
+from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.comparison.run_documents import RunDocuments, read_documents
 from pretrain.config import RunConfig
 from pretrain.lineage.branch import rows_of_trunk

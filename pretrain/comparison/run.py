@@ -13,8 +13,9 @@ from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
 from parallel.launch import child_environment
-from pretrain.comparison.config import ComparisonPlan, PlannedRun, make_plan
+from pretrain.comparison.config import make_plan
 from pretrain.comparison.foreign.question import Plan
+from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.comparison.plan_file import additions, check_same_plan, write_plan
 from pretrain.comparison.planned_cost import RunSpeed, cost_text, solved_lines
 from pretrain.comparison.report.digest import SUMMARY_FORMAT, digest_line

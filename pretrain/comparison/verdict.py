@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.comparison.compare_config import CompareConfig
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.contrasts import weights
 from pretrain.comparison.costs import systems
 from pretrain.comparison.curve_pairs import Matching
 from pretrain.comparison.effects import Effect
 from pretrain.comparison.findings import Contrast, Findings
 from pretrain.comparison.foreign.question import Question
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.statistics import RatioEstimate
 from pretrain.quantities import flops, format_tokens, join, percent, ratio, signed
 

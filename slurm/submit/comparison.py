@@ -22,7 +22,8 @@ from typing import Any
 from data_pipeline.files.atomic import write_json
 from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import ComparisonPlan, PlannedRun, make_plan
+from pretrain.comparison.config import make_plan
+from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.comparison.plan_file import PLAN, write_plan
 from pretrain.comparison.run import check_runs, detectable_line, run_comparison, unfinished
 from pretrain.comparison.run_queue import lock_comparison

@@ -14,9 +14,10 @@ import pytest
 
 from parallel.testing import run_on_ranks
 from pretrain.checkpoint.folder import file_digest
-from pretrain.comparison.config import ComparisonPlan, PlannedRun, make_plan
+from pretrain.comparison.config import make_plan
 from pretrain.comparison.findings import Findings, find
 from pretrain.comparison.ladder_findings import LadderFindings, find_ladder
+from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.comparison.plan_file import write_plan
 from pretrain.comparison.results import load_results
 from tests.pretrain.comparison.ladder_files import LADDER, falling, ladder_edit

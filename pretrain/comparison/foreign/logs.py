@@ -12,8 +12,8 @@ from typing import Any
 
 from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError, validate
-from pretrain.comparison.config import PlannedRun
 from pretrain.comparison.foreign.csv_file import ALL_TARGETS, Measurement, read_measurements
+from pretrain.comparison.plan import PlannedRun
 from pretrain.comparison.results import RunResult, load_run
 from pretrain.comparison.run_documents import RunDocuments
 from pretrain.config import RunConfig

@@ -14,7 +14,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pretrain.comparison.compare_config import NAME_PATTERN, CompareConfig
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.contrasts import (
     Difference,
     all_differences,
@@ -22,6 +21,7 @@ from pretrain.comparison.contrasts import (
     verdict_names,
     without_arms,
 )
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.config import RunConfig
 
 

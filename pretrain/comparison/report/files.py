@@ -8,12 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from pretrain.comparison.caveats import caveats
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.costs import step_time_ratio, systems
 from pretrain.comparison.effects import Effect
 from pretrain.comparison.facts import Fact
 from pretrain.comparison.findings import ArmLoss, Contrast, Findings
 from pretrain.comparison.foreign.question import Plan
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.report.digest import SUMMARY_FORMAT
 from pretrain.comparison.results import AXES, HELD_OUT
 from pretrain.comparison.statistics import Interval, RatioEstimate

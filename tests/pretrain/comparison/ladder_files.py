@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from pretrain.comparison.config import PlannedRun
+from pretrain.comparison.plan import PlannedRun
 
 LADDER = """
 [sizes.d32.optimizer]

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from pretrain.comparison.caveats import caveats
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import find
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.results import load_results
 
 MakePlan = Callable[..., ComparisonPlan]

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.costs import step_time_ratio, systems
 from pretrain.comparison.findings import Findings, find
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.results import load_results
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.effects import ENOUGH_RUNS, Effect, Run, design_of, detectable, effects
+from pretrain.comparison.plan import ComparisonPlan
 from tests.comparisons import effects_of
 
 MakePlan = Callable[..., ComparisonPlan]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pretrain.checkpoint.folder import file_digest
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import Findings, find
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.report import page, tables
 from pretrain.comparison.report.files import summary
 from pretrain.comparison.results import load_results

@@ -8,8 +8,8 @@ import pytest
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.caveats import caveats
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import ALL, Findings, find
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.results import RunResult, load_results
 from pretrain.comparison.run_documents import RunDocuments
 from pretrain.comparison.verdict import headline

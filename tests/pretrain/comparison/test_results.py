@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import ComparisonPlan
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.results import aligned, compare_fingerprints, load_results
 from pretrain.run_identity import draw_identity
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import ComparisonPlan
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.report.digest import digest_line
 from pretrain.comparison.run import detectable_line, finished_page, run_comparison, unfinished
 from pretrain.comparison.run_queue import lock_comparison

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import ComparisonPlan
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.results import RunResult, load_results
 from pretrain.comparison.scope import RunEnd, run_ends, scope_of
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable
 
 from pretrain.comparison.caveats import caveats
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import Findings, find
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.results import RunResult, load_results
 from pretrain.comparison.verdict import (
     headline,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.foreign.compare import compare_logs
+from pretrain.comparison.plan import ComparisonPlan
 
 
 def test_run_directories_of_a_comparison_give_its_verdicts_again(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.foreign.csv_file import COLUMNS
 from pretrain.comparison.foreign.logs import Log, RunKey, read_logs
+from pretrain.comparison.plan import ComparisonPlan
 
 
 def logs(tmp_path: Path, lines: Sequence[str], name: str = "runs.csv") -> dict[RunKey, Log]:

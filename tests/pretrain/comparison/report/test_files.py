@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import Findings, find
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.report.files import CURVE_COLUMNS, curves_csv, final_csv, step_matching_csv, summary
 from pretrain.comparison.results import load_results
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.comparison.config import ComparisonPlan
 from pretrain.comparison.findings import Findings, find
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.report.page import page, reproduce_command, write_report
 from pretrain.comparison.results import load_results
 from pretrain.comparison.verdict import headline, overall, verdicts
