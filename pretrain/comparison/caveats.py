@@ -12,6 +12,7 @@ from pretrain.comparison.effects import ENOUGH_RUNS
 from pretrain.comparison.findings import ALL, Findings
 from pretrain.comparison.foreign.question import ForeignPlan
 from pretrain.comparison.plan import ComparisonPlan
+from pretrain.comparison.rate_caveats import of_rates
 from pretrain.quantities import join, percent
 
 ENOUGH_SEEDS = 5
@@ -253,8 +254,7 @@ def _of_spikes(findings: Findings) -> Iterator[Caveat]:
 def _of_compute(findings: Findings) -> Iterator[Caveat]:
     """Caveats about FLOPs, data, learning rates and runs that shared a machine."""
     plan, cost, configs = findings.plan, systems(findings), findings.plan.run_configs
-    base = cost[plan.config.baseline].train_flops
-    by_flops = plan.config.match == "train_flops"
+    base, by_flops = cost[plan.config.baseline].train_flops, plan.config.match == "train_flops"
     for arm in plan.others:
         ratio = cost[arm].train_flops / base if base else math.nan
         if abs(ratio - 1) > FLOPS_TOLERANCE:
@@ -275,7 +275,9 @@ def _of_compute(findings: Findings) -> Iterator[Caveat]:
                 f"{plan.config.baseline}; the longer runs go on in the same order. Gaps stand beside the "
                 f"tokens of {plan.config.baseline}, at equal FLOPs."
             )
-    if plan.config.tuning is None:
+    if isinstance(plan, ComparisonPlan) and plan.rates:
+        yield from of_rates(plan)
+    elif plan.config.tuning is None:
         rates = {config.optimizer.learning_rate for config in configs.values()}
         what = {0: "Learning rates are not known", 1: "All arms use one learning rate"}.get(
             len(rates), "The arms have their own learning rates"

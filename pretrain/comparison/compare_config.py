@@ -28,6 +28,9 @@ evaluation. Under match = "train_flops", total_tokens is set so that an arm spen
 baseline."""
 
 
+RATE_KEY = "optimizer.learning_rate"
+
+
 class CompareConfig(BaseModel):
     """A comparison file: the question, what may differ, what is matched, and which metric decides."""
 
@@ -87,6 +90,12 @@ class CompareConfig(BaseModel):
     """Threads of a process. None: CPU cores / (concurrent_runs x processes_per_run)."""
     processes_per_run: PositiveInt = 1
     """Ranks of a run of `motley compare`, on this machine. `motley submit` takes them from the profile."""
+    rates: tuple[PositiveFloat, ...] = ()
+    """Learning rates that are tried in every arm, in a ladder in every cell, by runs of the same length. The
+    arm's runs have the one of least held-out loss (pretrain/comparison/rate_grid.py). (): the files' rate."""
+    tuning_seeds: tuple[NonNegativeInt, ...] = Field((101, 102, 103), min_length=1)
+    """The seeds of the runs that try `rates`, apart from those that are compared. With three, what the choice
+    leaves to chance hardly counts (docs/results/error_rates.md)."""
     tuning: str | None = None
     """How learning rate and the like were chosen, and with which budget per arm. The report prints it."""
 
@@ -106,6 +115,7 @@ class CompareConfig(BaseModel):
         check_ladder(self.sizes, self.budgets, self.arms, NAME_PATTERN)
         check_contrasts(tuple(self.arms), self.baseline, self.contrasts, self.primary, NAME_PATTERN)
         self._check_solve()
+        self._check_rates()
         for key in self.vary:
             for fixed in (*SET_BY_COMPARISON, *SET_BY_MATCH):
                 if covers(key, fixed) or covers(fixed, key):
@@ -132,6 +142,29 @@ class CompareConfig(BaseModel):
         for where, key in named:
             if covers(key, solved) or covers(solved, key):
                 raise ValueError(f'{where} names "{key}", but solve = "{self.solve}" decides it; take it out')
+
+    def _check_rates(self) -> None:
+        """Refuse a grid in which no rate has one on both sides, and what contradicts a grid."""
+        if not self.rates:
+            return
+        if len(set(self.rates)) < 3 or len(set(self.rates)) != len(self.rates):
+            raise ValueError(
+                f"rates = {list(self.rates)}: name three different rates or more, because the best one needs "
+                "one on both sides"
+            )
+        seeds = [*self.seeds, *self.extra_baseline_seeds, *self.tuning_seeds]
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(
+                f"tuning_seeds = {list(self.tuning_seeds)} names a seed twice, or one of the seeds that are "
+                "compared, whose losses would then be those of a lucky choice; take others"
+            )
+        tables = [(f'arms."{arm}"', table) for arm, table in self.arms.items()]
+        tables += [(f'sizes."{size}"', table) for size, table in self.sizes.items()]
+        named = [("vary", key) for key in self.vary]
+        named += [(where, key) for where, table in tables for key, _ in leaves(table)]
+        for where, key in named:
+            if covers(key, RATE_KEY):
+                raise ValueError(f'{where} names "{key}", but `rates` decides {RATE_KEY}; take it out')
 
     @property
     def differences(self) -> dict[str, Difference]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_toml, set_key, validate
-from pretrain.comparison.compare_config import SET_BY_COMPARISON, CompareConfig
+from pretrain.comparison.compare_config import RATE_KEY, SET_BY_COMPARISON, CompareConfig
 from pretrain.comparison.ladder_config import BudgetConfig, Cell, cells_of, run_keys
 from pretrain.comparison.leaves import dotted_keys, leaves
 from pretrain.comparison.matched_flops import expected_mix, match_flops, step_flops
@@ -52,8 +52,14 @@ def make_plan(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonPlan
         apply_override(base, override)
     plan = ComparisonPlan(path=path, overrides=tuple(overrides), config=config, runs=())
     if config.budgets is None:
-        return _matched(_resolve_runs(plan, base, source=f"{base_path} with {path}"))
-    return _ladder(plan, base, config.budgets, source=f"{base_path} with {path}")
+        plan = _matched(_resolve_runs(plan, base, source=f"{base_path} with {path}"))
+    else:
+        plan = _ladder(plan, base, config.budgets, source=f"{base_path} with {path}")
+    if not config.rates:
+        return plan
+    from pretrain.comparison.rate_grid import with_rates  # numpy; only a grid of rates reads results
+
+    return with_rates(plan)
 
 
 def _resolve_runs(plan: ComparisonPlan, base: Mapping[str, Any], *, source: str) -> ComparisonPlan:
@@ -138,6 +144,8 @@ def _refuse_clash(config: CompareConfig, key: str, *, source: str) -> None:
     if key in SET_BY_COMPARISON:
         hint = "comparison.seeds=[1, 2]" if key == "seed" else "comparison.name=..."
         raise ConfigError(f"{source}: the comparison sets {key} of every run; use {hint}")
+    if config.rates and covers(key, RATE_KEY):
+        raise ConfigError(f"{source}: `rates` decides {RATE_KEY} of every run; use comparison.rates=[...]")
     if key == "total_tokens" and config.budgets is not None:
         raise ConfigError(f"{source}: `budgets` sets total_tokens of every run; use comparison.budgets.*")
     tables = [(f'arm "{arm}"', table) for arm, table in config.arms.items()]
@@ -187,6 +195,11 @@ def _check_arms(plan: ComparisonPlan) -> None:
             f'{plan.path}: eval/causal/loss decides, but arms."{arm}" has no causal form: a softmax gate of '
             'depth sees the whole document; give it another gate, or set deciding_metric = "eval/loss" and '
             "compare what cannot write"
+        )
+    if plan.config.rates and baseline.optimizer.muon.learning_rate is not None:
+        raise ConfigError(
+            f"{plan.path}: rates = {list(plan.config.rates)} moves {RATE_KEY} alone, but the base gives "
+            f"matrices optimizer.muon.learning_rate = {baseline.optimizer.muon.learning_rate:g}; take it out"
         )
     if plan.config.budgets is not None:
         _check_evaluations(plan, baseline)

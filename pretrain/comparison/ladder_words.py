@@ -5,6 +5,7 @@ import math
 from pretrain.comparison.ladder_findings import LadderFindings
 from pretrain.comparison.ladder_laws import LawShare
 from pretrain.comparison.ladder_shares import EqualLossShare, Turn
+from pretrain.comparison.rate_grid import rates_sentence
 from pretrain.comparison.verdict import MATCH_UNIT
 from pretrain.quantities import join, percent, ratio, with_prefix
 
@@ -48,7 +49,9 @@ def headline(ladder: LadderFindings, arm: str) -> str:
         parts.append(f"on {modality} " + ", ".join(f"{OUTCOMES[k]} in {n}" for k, n in counts.items() if n))
     unit = MATCH_UNIT[ladder.plan.config.match]
     base = ladder.plan.config.baseline
-    return f"At equal {unit}, {arm} against {base} in {len(ladder.cells)} cells: {'; '.join(parts)}."
+    rates = rates_sentence(ladder.plan, (arm, base))
+    text = f"At equal {unit}, {arm} against {base} in {len(ladder.cells)} cells: {'; '.join(parts)}."
+    return f"{text} {rates}".rstrip()
 
 
 def level_text(ladder: LadderFindings) -> str:

@@ -1,14 +1,22 @@
 """The plan of a comparison: all its runs, as they follow from its file. This module imports no torch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pretrain.comparison.compare_config import CompareConfig
 from pretrain.comparison.contrasts import without_arms
 from pretrain.comparison.ladder_config import Cell
 from pretrain.comparison.solved_size import SolvedSize
 from pretrain.config import RunConfig
+
+if TYPE_CHECKING:  # it reads results, which know plans
+    from pretrain.comparison.rate_grid import RateChoice
+
+
+CellArm = tuple[str, str]
+"""The name of a cell, "" in a comparison of one, and an arm."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,8 @@ class PlannedRun:
     """The size and budget of a run of a ladder; None in a comparison of one."""
     solved: SolvedSize | None = None
     """What was solved for its arm; None for the baseline, and where nothing is solved."""
+    rate: float | None = None
+    """The learning rate that a run of the grid tries; None in a run that a report uses."""
 
     @property
     def name(self) -> str:
@@ -30,6 +40,11 @@ class PlannedRun:
     @property
     def num_steps(self) -> int:
         return self.config.num_steps
+
+    @property
+    def cell_arm(self) -> CellArm:
+        """The name of its cell, "" in a comparison of one, and its arm."""
+        return (self.cell.name if self.cell else "", self.arm)
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,16 @@ class ComparisonPlan:
     overrides: tuple[str, ...]
     config: CompareConfig
     runs: tuple[PlannedRun, ...]
+    """While `first` is not empty, their learning rates are not known yet."""
+    first: tuple[PlannedRun, ...] = ()
+    """Runs that must end before `runs` can begin, such as those of a grid of rates; empty once they have."""
+    rates: "Mapping[CellArm, RateChoice]" = field(default_factory=dict)
+    """The rates that a grid has chosen; empty without one, and until it has ended."""
+
+    @property
+    def next_runs(self) -> tuple[PlannedRun, ...]:
+        """The runs that are made next, some of which may have ended."""
+        return self.first or self.runs
 
     @property
     def directory(self) -> Path:
@@ -62,7 +87,12 @@ class ComparisonPlan:
         """By cell of a ladder, the plan of its runs, by size in the order of the file, then by budget."""
         cells = dict.fromkeys(run.cell for run in self.runs if run.cell is not None)
         return {
-            cell: replace(self, runs=tuple(run for run in self.runs if run.cell == cell)) for cell in cells
+            cell: replace(
+                self,
+                runs=tuple(run for run in self.runs if run.cell == cell),
+                rates={at: choice for at, choice in self.rates.items() if at[0] == cell.name},
+            )
+            for cell in cells
         }
 
     @property

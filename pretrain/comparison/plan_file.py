@@ -26,6 +26,8 @@ EXECUTION = ("concurrent_runs", "threads_per_run", "pilot_deviation")
 GROWS = (
     "seeds",
     "extra_baseline_seeds",
+    "rates",
+    "tuning_seeds",
     "vary",
     "budgets.total_tokens",
     "budgets.tokens_per_parameter",
@@ -53,6 +55,9 @@ class PlanRecord(BaseModel):
     format: Literal[1] = 1
     comparison: CompareConfig
     runs: dict[str, RunConfig]
+    """Empty until the runs that come first have ended."""
+    first: dict[str, RunConfig] = {}
+    """By path in the directory, the runs that come first."""
     added: tuple[Addition, ...] = ()
 
 
@@ -60,24 +65,31 @@ def write_plan(plan: ComparisonPlan) -> None:
     """Write comparison.json. Raises ConfigError if the directory was made by a plan that this one is not, or
     does not add seeds or arms to."""
     target, added = plan.directory / PLAN, ()
+    runs = {run.name: run.config for run in plan.runs} if not plan.first else {}
+    first = {str(run.config.run_dir.relative_to(plan.directory)): run.config for run in plan.first}
     if target.exists():
         before = _read(plan)
         _refuse(plan, _other_lines(plan, before))
         added = before.added + _addition(plan, before)
+        runs, first = runs or before.runs, first or before.first
     elif plan.directory.exists() and any(plan.directory.glob(f"*/{METRICS}")):
         raise ConfigError(
             f"{plan.directory}: holds runs but no comparison.json, so it was not made by a comparison; "
             f"move it away, or choose another name in {plan.path}"
         )
     plan.directory.mkdir(parents=True, exist_ok=True)
-    runs = {run.name: run.config for run in plan.runs}
-    record = PlanRecord(comparison=plan.config, runs=runs, added=added)
+    record = PlanRecord(comparison=plan.config, runs=runs, first=first, added=added)
     write_json(target, record.model_dump(mode="json"))
 
 
 def check_same_plan(plan: ComparisonPlan) -> None:
     """Raise ConfigError, with all differences outside EXECUTION, if comparison.json is not of this plan."""
     before = _read(plan)
+    if not before.runs:
+        raise ConfigError(
+            f"{plan.directory}: nothing to report on yet: learning rates are chosen, and no run at them has "
+            "begun; leave out --report-only to go on"
+        )
     missing = [f"  run {name}: only in {plan.path.name}" for name in _new_runs(plan, before)]
     _refuse(plan, _other_lines(plan, before) + missing)
 
@@ -100,6 +112,8 @@ def _read(plan: ComparisonPlan) -> PlanRecord:
 
 def _new_runs(plan: ComparisonPlan, before: PlanRecord) -> tuple[str, ...]:
     """Names of the runs of a plan that its comparison.json does not have."""
+    if plan.first:
+        return ()
     return tuple(run.name for run in plan.runs if run.name not in before.runs)
 
 
@@ -115,6 +129,9 @@ def _other_lines(plan: ComparisonPlan, before: PlanRecord) -> list[str]:
     ours = {run.name: run.config for run in plan.runs}
     lines = [f"  run {name}: only there" for name in before.runs.keys() - ours.keys()]
     pairs: list[tuple[str, BaseModel, BaseModel]] = [("comparison", plan.config, before.comparison)]
+    if plan.config.rates:  # a larger grid may choose other rates for runs that have not begun
+        begun = {name for name, config in before.runs.items() if (config.run_dir / METRICS).exists()}
+        ours = {name: config for name, config in ours.items() if name in begun and not plan.first}
     pairs += [(name, ours[name], before.runs[name]) for name in ours if name in before.runs]
     return lines + [
         f"  {where}.{key}: {now!r} in {plan.path.name}, {then!r} there"

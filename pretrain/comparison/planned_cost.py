@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.matched_flops import Mix, expected_mix, step_flops
 from pretrain.comparison.plan import ComparisonPlan, PlannedRun
+from pretrain.comparison.rate_grid import tuning_runs
 from pretrain.config import RunConfig
 from pretrain.models.accounting import aligned
 from pretrain.quantities import count, duration, flops, with_prefix
@@ -82,6 +83,7 @@ def cost_text(plan: ComparisonPlan, speed: RunSpeed | None, concurrent_runs: int
     rows = [head, *(_row(runs, mix, plan, speed) for runs in groups.values())]
     ranks = plan.config.processes_per_run
     total = sum(_flops(run.config, mix) for run in plan.runs)
+    grid = tuning_runs(plan) if plan.config.rates else ()
     one_more = sum(_flops(runs[0].config, mix) for runs in groups.values())
     lines = [
         *aligned(rows),
@@ -89,6 +91,15 @@ def cost_text(plan: ComparisonPlan, speed: RunSpeed | None, concurrent_runs: int
         *(f"solved {plan.config.solve}: {line}" for line in solved_lines(plan)),
         f"{len(plan.runs)} runs: {flops(total)}, {count(sum(run.config.total_tokens for run in plan.runs))} "
         f"tokens{_time_text(plan.runs, mix, speed, ranks, concurrent_runs)}",
+        *(
+            [
+                f"grid of rates, before them: {len(grid)} runs, "
+                f"{flops(sum(_flops(run.config, mix) for run in grid))}"
+                + _time_text(grid, mix, speed, ranks, concurrent_runs)
+            ]
+            if grid
+            else []
+        ),
         f"one more seed: {len(groups)} runs, {flops(one_more)}"
         + _time_text([runs[0] for runs in groups.values()], mix, speed, ranks, concurrent_runs),
     ]

@@ -4,31 +4,23 @@ This module imports no torch.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from data_pipeline.files.atomic import write_json
 from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError
 from parallel.exit_codes import ExitCode
-from parallel.launch import child_environment
 from pretrain.comparison.config import make_plan
+from pretrain.comparison.first_runs import check_first_runs, check_startable, run_first
 from pretrain.comparison.foreign.question import Plan
+from pretrain.comparison.pending_runs import command_of, unfinished
 from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.comparison.plan_file import additions, check_same_plan, write_plan
 from pretrain.comparison.planned_cost import RunSpeed, cost_text, solved_lines
+from pretrain.comparison.rate_grid import rate_lines
 from pretrain.comparison.report.digest import SUMMARY_FORMAT, digest_line
-from pretrain.comparison.run_queue import Outcome, RunCommand, lock_comparison, run_commands
-from pretrain.config import RunConfig
-from pretrain.run_dir import check_config, finished_step
-from pretrain.run_files import COMPARE_LOG, LOGS, METRICS
-from pretrain.train.checks import check_run
-
-START = (
-    "import sys; from pretrain.train.launch import launch; "
-    "raise SystemExit(launch(sys.argv[1], processes=int(sys.argv[2])))"
-)
+from pretrain.comparison.run_queue import Outcome, lock_comparison, run_commands
 
 
 def run_comparison(
@@ -51,6 +43,7 @@ def run_comparison(
     out = to or sys.stderr
     plan = make_plan(path, overrides)
     if report_only:
+        check_first_runs(plan)
         check_same_plan(plan)
         report(plan, out)
         return ExitCode.DONE
@@ -61,14 +54,17 @@ def run_comparison(
     if dry_run:
         print(f"{cost_text(plan, speed, concurrent_runs)}\n{detectable_line(plan)}", file=out, flush=True)
         return ExitCode.DONE
+    if plan.first:
+        if (code := run_first(plan, concurrent_runs, out)) is not None:
+            return code
+        plan = make_plan(path, overrides)
     todo = unfinished(plan)
-    ranks = plan.config.processes_per_run
-    check_runs(plan, todo, lambda config: check_run(config, ranks), source=f"processes_per_run = {ranks}")
+    check_startable(plan, todo)
     with lock_comparison(plan.directory):
         write_plan(plan)
         print(_announcement(plan, todo, concurrent_runs), file=out, flush=True)
         print(detectable_line(plan), file=out, flush=True)
-        commands = [_command(plan, run, concurrent_runs) for run in todo]
+        commands = [command_of(plan, run, concurrent_runs) for run in todo]
         outcomes = run_commands(commands, concurrent_runs=concurrent_runs, out=out)
     failed = [outcome for outcome in outcomes if not outcome.done and not outcome.stopped]
     if any(outcome.stopped for outcome in outcomes):
@@ -165,45 +161,6 @@ def _report_finished(
         print(f"No report: {error}", file=out, flush=True)
 
 
-def unfinished(plan: ComparisonPlan) -> list[PlannedRun]:
-    """The runs that are not done, in order. Raises ConfigError if another config made a run's directory."""
-    todo = []
-    for run in plan.runs:
-        check_config(run.config)
-        if finished_step(run.config) != run.config.num_steps:
-            todo.append(run)
-    return todo
-
-
-def check_runs(
-    plan: ComparisonPlan, runs: Sequence[PlannedRun], check: Callable[[RunConfig], None], *, source: str
-) -> None:
-    """Raise ConfigError, naming the arm, if `check` does. `source` names what sets the number of ranks."""
-    # One seed and one budget are enough: data, vocabulary and layout do not depend on them.
-    for run in {(run.cell and run.cell.size, run.arm): run for run in runs}.values():
-        try:
-            check(run.config)
-        except ConfigError as error:
-            size = f'sizes."{run.cell.size}", ' if run.cell else ""
-            raise ConfigError(f'{plan.path}: {size}arms."{run.arm}", with {source}: {error}') from None
-
-
-def _command(plan: ComparisonPlan, run: PlannedRun, concurrent_runs: int) -> RunCommand:
-    """The command that trains one run; its config is written beside the plan."""
-    config, processes = run.config, plan.config.processes_per_run
-    run_file = plan.directory / "configs" / f"{run.name}.json"
-    run_file.parent.mkdir(exist_ok=True)
-    write_json(run_file, config.model_dump(mode="json"))
-    return RunCommand(
-        name=run.name,
-        argv=(sys.executable, "-c", START, str(run_file), str(processes)),
-        env=child_environment(concurrent_runs * processes, threads=plan.config.threads_per_run),
-        log=config.run_dir / LOGS / COMPARE_LOG,
-        metrics=config.run_dir / METRICS,
-        num_steps=config.num_steps,
-    )
-
-
 def _announcement(plan: ComparisonPlan, todo: Sequence[PlannedRun], concurrent_runs: int) -> str:
     """The lines that are printed before runs start: the question, the arms and the budget."""
     config, first = plan.config, plan.runs[0].config
@@ -225,6 +182,7 @@ def _announcement(plan: ComparisonPlan, todo: Sequence[PlannedRun], concurrent_r
         f"{len(plan.runs)} runs of {length}; {concurrent_runs} at a time"
         + (f"; {done} done already" if done else "")
         + "".join(f"\nSolved {config.solve}: {line}" for line in solved_lines(plan))
+        + "".join(f"\nLearning rate of {line}" for line in rate_lines(plan))
         + f"\nPlan: {plan.directory / 'comparison.json'}"
     )
 

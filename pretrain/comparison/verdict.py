@@ -1,5 +1,6 @@
 """Findings in words: the headline and a verdict per modality. This module imports no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from pretrain.comparison.effects import Effect
 from pretrain.comparison.findings import Contrast, Findings
 from pretrain.comparison.foreign.question import Question
 from pretrain.comparison.plan import ComparisonPlan
+from pretrain.comparison.rate_grid import rates_sentence
 from pretrain.comparison.statistics import RatioEstimate
 from pretrain.quantities import flops, format_tokens, join, percent, ratio, signed
 
@@ -204,7 +206,8 @@ def overall(findings: Findings) -> str:
         decided = {result: arms for result, arms in by_result.items() if result in DECIDED and arms}
         text = ", ".join(f"{result} {join(arms)}" for result, arms in decided.items())
         parts.append(f"on {modality} {text or 'no arm decided'}")
-    return f"{_at(findings)} against {plan.config.baseline}: {'; '.join(parts)} {joint_text(findings)}."
+    at, rates = f"{_at(findings)} against {plan.config.baseline}", _rates(findings, plan.arms)
+    return f"{at}: {'; '.join(parts)} {joint_text(findings)}.{rates}"
 
 
 DECIDED = ("better", "worse", "equivalent")
@@ -301,7 +304,14 @@ def headline(findings: Findings, arm: str) -> str:
         text += f"{'; ' if decided else ': '}inconclusive on {join(open_)}"
     if (lost := findings.lost_more(arm)) is not None:
         text += f"; {lost_text(findings, lost)}"
-    return f"{text} {joint_text(findings)}."
+    return f"{text} {joint_text(findings)}.{_rates(findings, (arm, base))}"
+
+
+def _rates(findings: Findings, arms: Sequence[str]) -> str:
+    """A sentence, behind a blank, on whether arms were judged at their best rates; "" without a grid."""
+    plan = findings.plan
+    sentence = rates_sentence(plan, arms) if isinstance(plan, ComparisonPlan) else ""
+    return f" {sentence}" if sentence else ""
 
 
 def named_effects(findings: Findings) -> tuple[tuple[str, tuple[Effect, ...]], ...]:

@@ -51,7 +51,7 @@ def target(path: str | Path, overrides: Sequence[str] = ()) -> Target:
     if is_comparison(path):
         plan = make_plan(path, overrides)
         return ComparisonTarget(
-            plan.directory, tuple(RunTarget(run.config.run_dir, run.config) for run in plan.runs)
+            plan.directory, tuple(RunTarget(run.config.run_dir, run.config) for run in plan.next_runs)
         )
     config = load(path, overrides)
     return RunTarget(config.run_dir, config)
@@ -75,7 +75,8 @@ def targets_under(folder: Path) -> list[Target]:
 def _of_directory(path: Path) -> Target | None:
     """The run or comparison that wrote a directory; None if none did."""
     if (path / PLAN).exists():
-        runs = read_json(path / PLAN).get("runs", {})
+        values = read_json(path / PLAN)
+        runs = values.get("runs") or values.get("first", {})
         return ComparisonTarget(
             path, tuple(RunTarget(path / name, _config(values)) for name, values in runs.items())
         )

@@ -23,9 +23,10 @@ from data_pipeline.files.atomic import write_json
 from data_pipeline.files.json_file import read_object
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import make_plan
+from pretrain.comparison.pending_runs import check_runs, unfinished
 from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.comparison.plan_file import PLAN, write_plan
-from pretrain.comparison.run import check_runs, detectable_line, run_comparison, unfinished
+from pretrain.comparison.run import detectable_line, run_comparison
 from pretrain.comparison.run_queue import lock_comparison
 from pretrain.run_dir import check_writable
 from slurm.commands import cancel, in_queue, sbatch, state_in_queue
@@ -228,18 +229,20 @@ def _submission_summary(
     how: str,
 ) -> str:
     ids = [str(jobs[key]) for key in ("job", "report_job") if jobs[key] is not None]
-    done = len(plan.runs) - len(todo) - len(queued)
+    done = len(plan.next_runs) - len(todo) - len(queued)
     folder = plan.directory / FOLDER
     first = f"job {ids[0]}: {len(todo)} runs of {plan.config.name} on {how}"
+    grid = "the runs above choose learning rates; the same command then submits those of the arms"
     return "\n".join(
         [
             first if todo else f"{plan.config.name}: nothing to submit",
-            *([f"  done      {done} of {len(plan.runs)} runs, left alone"] if done else []),
+            *([f"  done      {done} of {len(plan.next_runs)} runs, left alone"] if done else []),
             *(f"  {state.lower():9} {run}, job {job}: left alone" for run, (job, state) in queued.items()),
             f"  then      job {jobs['report_job']} reports: {plan.directory / 'report' / 'index.html'}",
             f"  status    motley status {plan.directory}    (squeue -j {','.join(ids)})",
             f"  output    {folder}/job_*.out; attempts: <run>/{FOLDER}/attempts.jsonl",
             f"  stop      motley cancel {plan.directory}; the same command then submits what is missing",
+            *([f"  first     {grid}"] if plan.first else []),
             f"  verdict   {detectable_line(plan)}",
         ]
     )
@@ -249,5 +252,6 @@ def _wait(plan: ComparisonPlan, report_job: int, poll_s: float) -> int:
     while state_in_queue(str(report_job), report_name(plan.config.name)):
         time.sleep(poll_s)
     left = [run.name for run in unfinished(plan)]
-    print(f"{len(plan.runs) - len(left)} of {len(plan.runs)} runs are done", *left, sep="\n  unfinished: ")
+    count = len(plan.next_runs)
+    print(f"{count - len(left)} of {count} runs are done", *left, sep="\n  unfinished: ")
     return 1 if left else 0

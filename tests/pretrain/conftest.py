@@ -123,7 +123,7 @@ def _write_runs(
     stops a run early (0: not started). Models that look ahead have a causal loss too, `causal_cost` above the
     other. `lost_steps(arm)`: steps that the rows count as lost to spikes."""
     write_plan(plan)
-    for run in plan.runs:
+    for run in plan.next_runs:
         config, arm, seed = run.config, run.arm, run.seed
         stop = until(arm, seed)
         if stop == 0:

@@ -15,6 +15,7 @@ from pretrain.comparison.findings import ArmLoss, Contrast, Findings
 from pretrain.comparison.foreign.question import Plan
 from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.report.digest import SUMMARY_FORMAT
+from pretrain.comparison.report.rate_table import rate_values
 from pretrain.comparison.results import AXES, HELD_OUT
 from pretrain.comparison.statistics import Interval, RatioEstimate
 from pretrain.comparison.verdict import (
@@ -42,7 +43,7 @@ def summary(findings: Findings) -> dict[str, Any]:
             "name": plan.config.name,
             "question": plan.config.question,
             "match": plan.config.match,
-            **solved_values(plan),
+            **solved_values(plan) | rate_values(plan),
             "deciding_metric": findings.deciding_metric,
             "confidence": plan.config.confidence,
             "baseline": plan.config.baseline,

@@ -11,6 +11,7 @@ from pretrain.comparison.published_shares import PUBLISHED
 from pretrain.comparison.report.digest import SUMMARY_FORMAT
 from pretrain.comparison.report.files import csv_text, effect_values, interval_values, plain, solved_values
 from pretrain.comparison.report.ladder_tables import ladder_caveats
+from pretrain.comparison.report.rate_table import rate_values
 from pretrain.comparison.verdict import outcome_text
 
 RUN_COLUMNS = (
@@ -33,7 +34,7 @@ def summary(ladder: LadderFindings) -> dict[str, Any]:
             "name": config.name,
             "question": config.question,
             "match": config.match,
-            **solved_values(plan),
+            **solved_values(plan) | rate_values(plan),
             "deciding_metric": config.deciding_metric,
             "confidence": config.confidence,
             "baseline": config.baseline,

@@ -19,6 +19,7 @@ from pretrain.comparison.findings import Findings
 from pretrain.comparison.foreign.question import ForeignPlan
 from pretrain.comparison.report import board, cost_tables, figures, files, picture, tables
 from pretrain.comparison.report.digest import digest_line
+from pretrain.comparison.report.rate_table import rate_table
 from pretrain.comparison.results import HELD_OUT
 from pretrain.comparison.verdict import (
     budget_text,
@@ -87,6 +88,7 @@ def page(findings: Findings) -> str:
         losses=tables.loss_table(findings),
         matching={arm: tables.matching_table(findings, arm) for arm in plan.others},
         named=tables.contrast_table(findings),
+        rates=rate_table(plan),
         rules=tables.rule_table(findings),
         conditional=tables.conditional_table(findings),
         facts=tables.fact_table(findings),

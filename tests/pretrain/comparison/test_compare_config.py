@@ -22,6 +22,19 @@ MISTAKES: dict[str, tuple[Callable[[str], str], str]] = {
         lambda t: SOLVE.replace("width", "depth") + t + "model.num_layers = 3\n",
         r'arms."mot" names "model.num_layers", but solve = "depth" decides it',
     ),
+    "two rates": (lambda t: "rates = [1e-3, 2e-3]\n" + t, "name three different rates or more"),
+    "tuned on a seed that is compared": (
+        lambda t: "rates = [1e-3, 2e-3, 4e-3]\ntuning_seeds = [3]\n" + t,
+        r"tuning_seeds = \[3\] names a seed twice, or one of the seeds that are compared",
+    ),
+    "tuned, and set by an arm": (
+        lambda t: (
+            "rates = [1e-3, 2e-3, 4e-3]\n"
+            + t.replace('["model.towers"]', '["model.towers", "optimizer"]')
+            + "optimizer.learning_rate = 2e-3\n"
+        ),
+        'vary names "optimizer", but `rates` decides optimizer.learning_rate',
+    ),
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from pretrain.comparison.compare_config import CompareConfig
 from pretrain.comparison.effects import effects
 from pretrain.comparison.simultaneous import half_widths, local_level
+from tests import tuned_rates
 from tests.comparisons import ALPHA, LOSS, MODALITIES, Case, analyse, cases, draw, measure, row
 
 PAGE = Path("docs/results/error_rates.md")
@@ -37,6 +38,14 @@ def test_a_row_of_the_page_is_what_the_command_prints(name: str) -> None:
     assert shares(row(name, measure(cases()[name], 500))) == pytest.approx(
         shares(rows_of("500 comparisons a row")[name]), abs=0.0051
     )
+
+
+def test_the_rows_of_chosen_rates_are_what_their_command_prints() -> None:
+    rows = rows_of("Learning rates by a grid")
+    assert list(rows) == list(tuned_rates.cases())
+    name = "4 % at a factor of 2, 3 tuning seeds"
+    found = tuned_rates.measure(tuned_rates.cases()[name], 10_000)
+    assert tuned_rates.row(name, found) == rows[name]
 
 
 def test_the_decisions_that_are_counted_are_those_of_a_report() -> None:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
+from pretrain.comparison.pending_runs import unfinished
 from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.report.digest import digest_line
-from pretrain.comparison.run import detectable_line, finished_page, run_comparison, unfinished
+from pretrain.comparison.run import detectable_line, finished_page, run_comparison
 from pretrain.comparison.run_queue import lock_comparison
 from tools.cli import main
 
@@ -75,25 +76,6 @@ def test_a_finished_comparison_is_not_run_again(
     os.utime(metrics, ns=(written + 1, written + 1))
     assert run_comparison(plan.path, plan.overrides, to=again) == 0
     assert page.stat().st_mtime_ns > written, "a run has written since, so the report is written again"
-
-
-def test_an_unfinished_run_and_only_that_is_run(
-    synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
-) -> None:
-    plan = synthetic_plan(seeds=(1, 2))
-    write_runs(plan, until=lambda arm, seed: {("mot", 1): 300, ("dense", 2): 0}.get((arm, seed)))
-    assert [run.name for run in unfinished(plan)] == ["mot_seed1", "dense_seed2"]
-
-
-def test_a_run_directory_of_another_config_is_refused(
-    synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
-) -> None:
-    plan = synthetic_plan(seeds=(1,))
-    write_runs(plan)
-    path = plan.runs[1].config.run_dir / "config.resolved.json"
-    path.write_text(path.read_text().replace('"learning_rate":0.001', '"learning_rate":0.003'))
-    with pytest.raises(ConfigError, match="made by another config"):
-        unfinished(plan)
 
 
 def test_token_folders_that_are_not_there_are_named_before_the_first_run(
