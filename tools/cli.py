@@ -135,9 +135,9 @@ def _compare(args: argparse.Namespace) -> int:
     if args.logs is not None:
         from pretrain.comparison.foreign.compare import compare_logs
 
-        if args.report_only or args.dry_run or args.concurrent_runs is not None:
+        if args.report_only or args.dry_run or args.first_only or args.concurrent_runs is not None:
             raise ConfigError(
-                "--from starts no run: leave --report-only, --dry-run and --concurrent-runs out"
+                "--from starts no run: leave --report-only, --dry-run, --first-only and --concurrent-runs out"
             )
         return compare_logs(args.logs, args.comparison, args.overrides)
     if args.comparison is None:
@@ -147,7 +147,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     return run_comparison(
         args.comparison, args.overrides, concurrent_runs=args.concurrent_runs,
-        report_only=args.report_only, dry_run=args.dry_run,
+        report_only=args.report_only, dry_run=args.dry_run, first_only=args.first_only,
         speed=run_speed(args.flops_per_s, args.gpu, args.mfu, needs_dry_run=not args.dry_run),
     )  # fmt: skip
 
@@ -300,6 +300,9 @@ def _add_compare(verbs: Verbs) -> None:
         "--concurrent-runs", type=int, default=None, help="runs at a time (default: the file's)"
     )
     verb.add_argument("--report-only", action="store_true", help="report on what has run; start nothing")
+    verb.add_argument(
+        "--first-only", action="store_true", help="end behind timing rounds and the grid of learning rates"
+    )
     verb.add_argument("--dry-run", action="store_true", help="print every run and its cost; start nothing")
     verb.add_argument(
         "--flops-per-s", type=float, default=None, help="with --dry-run: measured training FLOP/s of a rank"

@@ -13,6 +13,7 @@ from pretrain.comparison.findings import ALL, Findings
 from pretrain.comparison.foreign.question import ForeignPlan
 from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.rate_caveats import of_rates
+from pretrain.comparison.timing_caveats import of_timing
 from pretrain.quantities import join, percent
 
 ENOUGH_SEEDS = 5
@@ -254,10 +255,11 @@ def _of_spikes(findings: Findings) -> Iterator[Caveat]:
 def _of_compute(findings: Findings) -> Iterator[Caveat]:
     """Caveats about FLOPs, data, learning rates and runs that shared a machine."""
     plan, cost, configs = findings.plan, systems(findings), findings.plan.run_configs
-    base, by_flops = cost[plan.config.baseline].train_flops, plan.config.match == "train_flops"
+    base = cost[plan.config.baseline].train_flops
+    by_flops, by_seconds = (plan.config.match == unit for unit in ("train_flops", "seconds"))
     for arm in plan.others:
         ratio = cost[arm].train_flops / base if base else math.nan
-        if abs(ratio - 1) > FLOPS_TOLERANCE:
+        if abs(ratio - 1) > FLOPS_TOLERANCE and not by_seconds:
             equal = (
                 "Budgets were to be equal and were not"
                 if by_flops
@@ -269,11 +271,12 @@ def _of_compute(findings: Findings) -> Iterator[Caveat]:
                 grave=True,
             )
         data = cost[arm].tokens / cost[plan.config.baseline].tokens
-        if by_flops and abs(data - 1) > FLOPS_TOLERANCE:
+        if (by_flops or by_seconds) and abs(data - 1) > FLOPS_TOLERANCE:
             yield Caveat(
-                f"Equal compute is not equal data here: {arm} saw {data:.2f} times the tokens of "
-                f"{plan.config.baseline}; the longer runs go on in the same order. Gaps stand beside the "
-                f"tokens of {plan.config.baseline}, at equal FLOPs."
+                f"Equal {'seconds are' if by_seconds else 'compute is'} not equal data here: {arm} saw "
+                f"{data:.2f} times the tokens of {plan.config.baseline}; the longer runs go on in the same "
+                f"order. Gaps stand beside the tokens of {plan.config.baseline}, at equal "
+                f"{'seconds' if by_seconds else 'FLOPs'}."
             )
     if isinstance(plan, ComparisonPlan) and plan.rates:
         yield from of_rates(plan)
@@ -286,11 +289,8 @@ def _of_compute(findings: Findings) -> Iterator[Caveat]:
             f"{what}, and the comparison does not say how that was chosen. An arm whose best one lies "
             "elsewhere is at a disadvantage (`tuning` in the comparison file is the place to state it)."
         )
-    if isinstance(plan, ComparisonPlan) and plan.config.concurrent_runs > 1:
-        yield Caveat(
-            f"{plan.config.concurrent_runs} runs at a time: seconds are those of a machine that was shared. "
-            "Do not quote them."
-        )
+    if isinstance(plan, ComparisonPlan):
+        yield from of_timing(plan, findings.results)
 
 
 def _of_expert_choice(findings: Findings) -> Iterator[Caveat]:

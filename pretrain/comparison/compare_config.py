@@ -29,6 +29,8 @@ baseline."""
 
 
 RATE_KEY = "optimizer.learning_rate"
+LEAST_ROUNDS = 5
+"""Smallest number of timing rounds."""
 
 
 class CompareConfig(BaseModel):
@@ -59,9 +61,13 @@ class CompareConfig(BaseModel):
     keep their share of the steps."""
     extra_baseline_seeds: tuple[NonNegativeInt, ...] = ()
     """More seeds, which the baseline runs alone. Every contrast with the baseline gains by them."""
-    match: Literal["tokens", "train_flops"] = "tokens"
+    match: Literal["tokens", "train_flops", "seconds"] = "tokens"
     """The budget that is equal in all arms. train_flops: an arm has as many steps as the baseline's training
-    FLOPs allow, and its schedule is stretched over them (pretrain/comparison/matched_flops.py)."""
+    FLOPs allow, and its schedule is stretched over them (pretrain/comparison/matched_flops.py). seconds: the
+    same with the seconds of timing rounds (pretrain/comparison/step_timing.py)."""
+    timing_rounds: int | None = Field(None, ge=LEAST_ROUNDS)
+    """Rounds in which every arm is timed, one after the other, before the runs begin. None: LEAST_ROUNDS with
+    match = "seconds", else none, and the report then quotes no seconds."""
     solve: Solve | None = None
     """With match = "train_flops": the width or the depth of every arm but the baseline is solved, so that a
     step costs the baseline's FLOPs (pretrain/comparison/solved_size.py). All arms then have equal tokens too.
@@ -126,6 +132,11 @@ class CompareConfig(BaseModel):
                     )
                     raise ValueError(f'vary names "{key}", but {why}; take it out of `vary`')
         return self
+
+    @property
+    def rounds(self) -> int:
+        """The number of timing rounds; 0: there are none."""
+        return self.timing_rounds or (LEAST_ROUNDS if self.match == "seconds" else 0)
 
     def _check_solve(self) -> None:
         """Refuse what contradicts `solve`."""

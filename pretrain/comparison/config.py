@@ -51,15 +51,39 @@ def make_plan(path: str | Path, overrides: Sequence[str] = ()) -> ComparisonPlan
         _refuse_clash(config, key, source=f'override "{override}"')
         apply_override(base, override)
     plan = ComparisonPlan(path=path, overrides=tuple(overrides), config=config, runs=())
+    source = f"{base_path} with {path}"
     if config.budgets is None:
-        plan = _matched(_resolve_runs(plan, base, source=f"{base_path} with {path}"))
+        plan = _resolve_runs(plan, base, source=source)
     else:
-        plan = _ladder(plan, base, config.budgets, source=f"{base_path} with {path}")
-    if not config.rates:
-        return plan
-    from pretrain.comparison.rate_grid import with_rates  # numpy; only a grid of rates reads results
+        plan = _ladder(plan, base, config.budgets, source=source)
+    return _after_first_runs(plan)
 
-    return with_rates(plan)
+
+def _after_first_runs(plan: ComparisonPlan) -> ComparisonPlan:
+    """The plan with the lengths of its runs, and with what runs that come first have found, or with these."""
+    by_seconds = plan.config.match == "seconds"
+    if not by_seconds:
+        plan = _all_matched(plan)
+    if plan.config.rounds:
+        from pretrain.comparison.step_timing import with_timing  # scipy; it reads results
+
+        plan = with_timing(plan)
+        if plan.first:
+            return plan
+    if by_seconds:
+        plan = _all_matched(plan)
+    if plan.config.rates:
+        from pretrain.comparison.rate_grid import with_rates  # numpy; it reads results
+
+        return with_rates(plan)
+    return plan
+
+
+def _all_matched(plan: ComparisonPlan) -> ComparisonPlan:
+    """The plan whose arms spend equal budgets, in every cell of a ladder."""
+    parts = plan.cells.values() or (plan,)
+    matched = {run.name: run for part in parts for run in _matched(part).runs}
+    return replace(plan, runs=tuple(matched[run.name] for run in plan.runs))
 
 
 def _resolve_runs(plan: ComparisonPlan, base: Mapping[str, Any], *, source: str) -> ComparisonPlan:
@@ -77,12 +101,18 @@ def _resolve_runs(plan: ComparisonPlan, base: Mapping[str, Any], *, source: str)
 
 
 def _matched(plan: ComparisonPlan) -> ComparisonPlan:
-    """The plan whose arms spend equal budgets."""
+    """The plan of one size and budget whose arms spend equal budgets."""
     if plan.config.match == "tokens":
         return plan
     if plan.config.solve is not None:
         return _solved(plan, plan.config.solve)
-    configs = match_flops([(run.arm, run.config) for run in plan.runs], plan.config.baseline, str(plan.path))
+    if plan.config.match == "seconds":
+        from pretrain.comparison.step_timing import match_seconds
+
+        configs = match_seconds(plan)
+    else:
+        runs_of_arms = [(run.arm, run.config) for run in plan.runs]
+        configs = match_flops(runs_of_arms, plan.config.baseline, str(plan.path))
     runs = (replace(run, config=matched) for run, matched in zip(plan.runs, configs, strict=True))
     return replace(plan, runs=tuple(runs))
 
@@ -118,7 +148,7 @@ def _ladder(
         baseline = of_size.run(plan.config.baseline, plan.config.seeds[0]).config
         for cell in cells_of(size, table, baseline, budgets, _expected_step_flops):
             in_cell = tuple(_in_cell(run, cell, source=source) for run in of_size.runs)
-            runs += _matched(replace(of_size, runs=in_cell)).runs
+            runs += in_cell
     seeds = (*plan.config.seeds, *plan.config.extra_baseline_seeds)
     runs.sort(key=lambda run: seeds.index(run.seed))  # stable: cells and arms keep their order
     return replace(plan, runs=tuple(runs))

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.comparison.findings import Findings
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.results import RunResult
 from pretrain.comparison.scope import Scope
 from pretrain.comparison.statistics import RatioEstimate, ratio_over_seeds
+from pretrain.comparison.step_timing import time_ratio
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,11 @@ def _targets(run: RunResult, scope: Scope) -> float:
 
 
 def step_time_ratio(findings: Findings, arm: str) -> RatioEstimate | None:
-    """The ratio of an arm's median step time to the baseline's, over the seeds; None if one is unknown."""
+    """The ratio of an arm's step time to the baseline's, over timing rounds; of runs made elsewhere that of
+    the median steps, over the seeds. None where it is not known."""
+    plan = findings.plan
+    if isinstance(plan, ComparisonPlan):
+        return time_ratio(plan, arm, plan.runs[0].size_arm[0])
 
     def median(run: RunResult) -> float | None:
         values = run.curve("time/step_s", until=findings.scope.until(run)).values

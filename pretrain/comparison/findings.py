@@ -4,7 +4,7 @@ This module imports no torch.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -19,6 +19,7 @@ from pretrain.comparison.document_variance import DocumentLosses
 from pretrain.comparison.effects import Effect, effects
 from pretrain.comparison.facts import Fact, facts_of
 from pretrain.comparison.foreign.question import ForeignPlan, Plan
+from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.plan_file import Addition
 from pretrain.comparison.results import (
     AXES,
@@ -40,6 +41,7 @@ from pretrain.comparison.statistics import (
     together_from,
     wobble,
 )
+from pretrain.comparison.step_timing import over_rounds, time_ratio
 
 Direction = tuple[str, str]
 """(a, b): b after a."""
@@ -336,6 +338,20 @@ def final_losses(
     }
 
 
+def _matching(plan: Plan, arm: str, base: Sequence[Curve], other: Sequence[Curve]) -> dict[str, Matching]:
+    """Step matching along all axes. Seconds of timing rounds hold the spread of these in their intervals."""
+    confidence = plan.config.confidence
+    matching = {axis: match_pairs(base, other, axis, confidence) for axis in AXES}
+    if isinstance(plan, ComparisonPlan):
+        rounds, seconds = time_ratio(plan, arm, plan.runs[0].size_arm[0]), matching["seconds"]
+        matching["seconds"] = replace(
+            seconds,
+            slope=over_rounds(seconds.slope, rounds, confidence),
+            end=over_rounds(seconds.end, rounds, confidence),
+        )
+    return matching
+
+
 def _contrast(
     plan: Plan,
     scope: Scope,
@@ -351,7 +367,7 @@ def _contrast(
     both = (r for r in results if r.arm in (arm, baseline))
     curves = {(r.arm, r.seed): r.curve(metric, until=scope.until(r)) for r in both}
     seeds, base, other = pairs_of_curves(curves, baseline, arm)
-    at_equal = "flops" if plan.config.match == "train_flops" else "tokens"
+    at_equal = {"train_flops": "flops", "seconds": "seconds"}.get(plan.config.match, "tokens")
     tokens, base_mean, gaps = gaps_along(base, other, at_equal, arm)
     least = 2 * wobble(gap := gaps.mean(axis=0))
     return Contrast(
@@ -365,7 +381,7 @@ def _contrast(
         seeds=seeds,
         base_loss=losses[baseline, final.modality].mean,
         other_loss=losses[arm, final.modality].mean,
-        matching={axis: match_pairs(base, other, axis, confidence) for axis in AXES},
+        matching=_matching(plan, arm, base, other),
         gap_tokens=tokens,
         gap=gap,
         gap_noise=gap_noise(gaps, confidence),

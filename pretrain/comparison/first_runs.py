@@ -1,8 +1,9 @@
-"""The runs that must end before the runs of a comparison begin: those of a grid of learning rates.
+"""The runs that must end before the runs of a comparison begin: timing rounds and a grid of learning rates.
 
 This module imports no torch.
 """
 
+import shutil
 from collections.abc import Sequence
 from typing import TextIO
 
@@ -24,12 +25,23 @@ def check_startable(plan: ComparisonPlan, runs: Sequence[PlannedRun]) -> None:
 def first_line(plan: ComparisonPlan) -> str:
     """Say what the first runs are, and how many of them have ended."""
     config, todo = plan.config, unfinished(plan)
+    if is_timing(plan):
+        return (
+            f"{config.rounds} timing rounds come first: {len(plan.first)} short runs, one at a time, and "
+            "nothing else should run on this machine; "
+            f"{len(plan.first) - len(todo)} have ended"
+        )
     cells = f" x {len(plan.cells)} cells" if plan.cells else ""
     return (
         f"a grid of learning rates comes first: {len(config.arms)} arms{cells} x {len(config.rates)} rates x "
         f"{len(config.tuning_seeds)} tuning seed(s) = {len(plan.first)} runs; "
         f"{len(plan.first) - len(todo)} have ended"
     )
+
+
+def is_timing(plan: ComparisonPlan) -> bool:
+    """Whether the runs that come first are those of timing rounds."""
+    return bool(plan.first) and plan.first[0].round is not None
 
 
 def run_first(plan: ComparisonPlan, concurrent_runs: int, out: TextIO) -> int | None:
@@ -39,6 +51,10 @@ def run_first(plan: ComparisonPlan, concurrent_runs: int, out: TextIO) -> int | 
     check_startable(plan, todo)
     with lock_comparison(plan.directory):
         write_plan(plan)
+        if is_timing(plan):
+            concurrent_runs = 1
+            for run in todo:  # a round is one measurement, so no part of one that was cut off is kept
+                shutil.rmtree(run.config.run_dir, ignore_errors=True)
         print(f"{plan.config.name}: {first_line(plan)}; {concurrent_runs} at a time", file=out, flush=True)
         commands = [command_of(plan, run, concurrent_runs) for run in todo]
         outcomes = run_commands(commands, concurrent_runs=concurrent_runs, out=out)

@@ -124,8 +124,11 @@ def _curve(cells: dict[Cell, Findings], arm: str, modality: str) -> Curve:
 
     def budget(findings: Findings) -> float:
         runs = findings.runs(arm)
-        if findings.plan.config.match == "tokens":
+        match = findings.plan.config.match
+        if match == "tokens":
             return runs[0].config.total_tokens
+        if match == "seconds":
+            return float(runs[0].curve("compute/train_flops").seconds[-1])
         return float(np.mean([run.curve("compute/train_flops").values[-1] for run in runs]))
 
     return Curve(

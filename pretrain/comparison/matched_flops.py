@@ -5,9 +5,10 @@ whose index holds the length of every document. Padding is the same share of all
 module imports no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.run_length import with_steps
@@ -17,6 +18,8 @@ from pretrain.models.depth_accounting import over_run
 
 TOLERANCE = 0.005
 """Largest difference of an arm's FLOPs from the baseline's, as a share of the baseline's."""
+UNITS = {"train_flops": "FLOPs", "seconds": "seconds"}
+"""What a budget is counted in."""
 _TOKENS = 1_000_000
 
 
@@ -53,12 +56,34 @@ def expected_mix(config: RunConfig) -> Mix:
 def match_flops(runs: Sequence[tuple[str, RunConfig]], baseline: str, source: str) -> list[RunConfig]:
     """The configs of (arm, config) with the number of steps that spends the FLOPs of their seed's baseline.
 
-    Warm-up keeps its share of the steps; the rest of the schedule is defined by shares. Raises ConfigError,
-    with the numbers, if no whole number of steps comes within TOLERANCE.
+    Raises ConfigError, with the numbers, if no whole number of steps comes within TOLERANCE.
     """
     mix = expected_mix(runs[0][1])
+    return match_budgets(
+        runs, baseline, lambda _, config: step_flops(config, mix), match="train_flops", source=source
+    )
+
+
+def match_budgets(
+    runs: Sequence[tuple[str, RunConfig]],
+    baseline: str,
+    cost: Callable[[str, RunConfig], Fraction],
+    *,
+    match: Literal["train_flops", "seconds"],
+    source: str,
+) -> list[RunConfig]:
+    """The configs of (arm, config) with the number of steps that costs what their seed's baseline costs.
+
+    `cost`: what a step of an arm costs. Warm-up keeps its share of the steps; the rest of the schedule is
+    defined by shares. Raises ConfigError, with the numbers, if no whole number comes within TOLERANCE.
+    """
     of_baseline = {config.seed: config for arm, config in runs if arm == baseline}
-    return [_stretched(arm, config, of_baseline[config.seed], mix, source) for arm, config in runs]
+    matched = []
+    for arm, config in runs:
+        base = of_baseline[config.seed]
+        costs = cost(baseline, base), cost(arm, config)
+        matched.append(_stretched(arm, config, base, costs, match, source))
+    return matched
 
 
 def step_flops(config: RunConfig, mix: Mix) -> Fraction:
@@ -68,17 +93,19 @@ def step_flops(config: RunConfig, mix: Mix) -> Fraction:
     return Fraction(flops * config.tokens_per_step, _TOKENS)
 
 
-def _stretched(arm: str, config: RunConfig, base: RunConfig, mix: Mix, source: str) -> RunConfig:
-    """The config of an arm with as many steps as the FLOPs of `base` allow."""
-    base_flops, arm_flops = step_flops(base, mix), step_flops(config, mix)
-    budget = base.num_steps * base_flops
-    steps = max(1, round(budget / arm_flops))
-    off = float(steps * arm_flops / budget) - 1
+def _stretched(
+    arm: str, config: RunConfig, base: RunConfig, costs: tuple[Fraction, Fraction], match: str, source: str
+) -> RunConfig:
+    """The config of an arm with as many steps as the budget of `base` allows. `costs`: of a step of both."""
+    base_cost, arm_cost = costs
+    budget = base.num_steps * base_cost
+    steps = max(1, round(budget / arm_cost))
+    off = float(steps * arm_cost / budget) - 1
     if abs(off) > TOLERANCE:
-        needed = -(-arm_flops // (2 * Fraction(TOLERANCE).limit_denominator() * base_flops))
+        needed = -(-arm_cost // (2 * Fraction(TOLERANCE).limit_denominator() * base_cost))
         raise ConfigError(
-            f'{source}: match = "train_flops": arms."{arm}" costs {float(arm_flops):.4g} FLOPs a step, the '
-            f"baseline {float(base_flops):.4g}; for its {base.num_steps} steps {steps} come "
+            f'{source}: match = "{match}": arms."{arm}" costs {float(arm_cost):.4g} {UNITS[match]} a step, '
+            f"the baseline {float(base_cost):.4g}; for its {base.num_steps} steps {steps} come "
             f"closest, {100 * off:+.2f} % off, more than {100 * TOLERANCE:g} %; set total_tokens to at least "
             f"{needed * base.tokens_per_step} ({needed} steps of the baseline)"
         )

@@ -9,6 +9,7 @@ from parallel.launch import child_environment
 from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.comparison.rate_grid import has_diverged
 from pretrain.comparison.run_queue import RunCommand
+from pretrain.comparison.step_timing import rounds_to_make
 from pretrain.config import RunConfig
 from pretrain.run_dir import check_config, finished_step
 from pretrain.run_files import COMPARE_LOG, LOGS, METRICS
@@ -20,10 +21,13 @@ START = (
 
 
 def unfinished(plan: ComparisonPlan) -> list[PlannedRun]:
-    """The next runs that are not done, in order. A rate of a grid that made a run diverge is done with.
+    """The next runs that are not done, in order. A rate of a grid that made a run diverge is done with; of a
+    timing round that was cut off all runs are to be made again.
 
     Raises ConfigError if another config made a run's directory.
     """
+    if plan.first and plan.first[0].round is not None:
+        return rounds_to_make(plan.first)
     todo = []
     for run in plan.next_runs:
         check_config(run.config)

@@ -13,10 +13,13 @@ from pretrain.config import RunConfig
 
 if TYPE_CHECKING:  # it reads results, which know plans
     from pretrain.comparison.rate_grid import RateChoice
+    from pretrain.comparison.step_timing import StepTiming
 
 
 CellArm = tuple[str, str]
 """The name of a cell, "" in a comparison of one, and an arm."""
+SizeArm = tuple[str, str]
+"""The name of a size, "" in a comparison of one, and an arm."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class PlannedRun:
     """What was solved for its arm; None for the baseline, and where nothing is solved."""
     rate: float | None = None
     """The learning rate that a run of the grid tries; None in a run that a report uses."""
+    round: int | None = None
+    """The timing round that it is of; None in a run that learns."""
+    step_s: float | None = None
+    """Seconds of a step by timing rounds; None without them."""
 
     @property
     def name(self) -> str:
@@ -46,6 +53,11 @@ class PlannedRun:
         """The name of its cell, "" in a comparison of one, and its arm."""
         return (self.cell.name if self.cell else "", self.arm)
 
+    @property
+    def size_arm(self) -> SizeArm:
+        """The name of its size, "" in a comparison of one, and its arm."""
+        return (self.cell.size if self.cell else "", self.arm)
+
 
 @dataclass(frozen=True)
 class ComparisonPlan:
@@ -56,11 +68,13 @@ class ComparisonPlan:
     overrides: tuple[str, ...]
     config: CompareConfig
     runs: tuple[PlannedRun, ...]
-    """While `first` is not empty, their learning rates are not known yet."""
+    """While `first` is not empty, their learning rates or, at equal seconds, their lengths are not known."""
     first: tuple[PlannedRun, ...] = ()
-    """Runs that must end before `runs` can begin, such as those of a grid of rates; empty once they have."""
+    """Runs that must end before `runs` can begin: timing rounds or a grid of rates; empty once they have."""
     rates: "Mapping[CellArm, RateChoice]" = field(default_factory=dict)
     """The rates that a grid has chosen; empty without one, and until it has ended."""
+    timing: "Mapping[SizeArm, StepTiming]" = field(default_factory=dict)
+    """What timing rounds found; empty without them, and until they have ended."""
 
     @property
     def next_runs(self) -> tuple[PlannedRun, ...]:

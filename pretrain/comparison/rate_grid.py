@@ -140,11 +140,12 @@ def with_rates(plan: ComparisonPlan) -> ComparisonPlan:
 
 
 def rate_lines(plan: ComparisonPlan) -> list[str]:
-    """A line for every grid, such as "mot: 0.002 of 3 rates, 2 tuning seeds, 1.2 PFLOPs"."""
+    """A line for every grid, such as "Learning rate of mot: 0.002 of 3 rates, 2 tuning seeds, 1.2 PFLOPs"."""
     seeds = len(plan.config.tuning_seeds)
     return [
-        f"{f'{cell}, ' if cell else ''}{arm}: {choice.rate:g}{', THE EDGE OF THE GRID' * choice.at_edge}, "
-        f"of {len(choice.losses)} rates x {seeds} tuning seed(s), {flops(choice.train_flops)}"
+        f"Learning rate of {f'{cell}, ' if cell else ''}{arm}: {choice.rate:g}"
+        f"{', THE EDGE OF THE GRID' * choice.at_edge}, of {len(choice.losses)} rates x {seeds} tuning "
+        f"seed(s), {flops(choice.train_flops)}"
         for (cell, arm), choice in plan.rates.items()
     ]
 

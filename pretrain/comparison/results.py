@@ -125,13 +125,16 @@ class RunResult:
         return float(values[-1]) if len(values) else 0.0
 
     def curve(self, metric: str, *, until: int | None = None) -> Curve:
-        """The curve of a metric up to step `until`; it is empty if no row holds the metric."""
+        """The curve of a metric up to step `until`; it is empty if no row holds the metric. Its seconds are
+        those of timing rounds, and nan without them; of runs made elsewhere those of the log."""
         if metric.startswith(HELD_OUT):
             metric = self.prefix + metric.removeprefix(HELD_OUT)
         rows = [r for r in self.rows if metric in r and (until is None or r["step"] <= until)]
         columns = {
             axis: np.array([r.get(name, np.nan) for r in rows], float) for axis, name in _COLUMN.items()
         }
+        if isinstance(self.planned, PlannedRun):  # its own seconds may be those of a shared machine
+            columns["seconds"] = columns["steps"] * (self.planned.step_s or np.nan)
         return Curve(**columns, values=np.array([r[metric] for r in rows], float))
 
     def directions(self) -> list[tuple[str, str]]:

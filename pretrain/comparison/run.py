@@ -21,6 +21,7 @@ from pretrain.comparison.planned_cost import RunSpeed, cost_text, solved_lines
 from pretrain.comparison.rate_grid import rate_lines
 from pretrain.comparison.report.digest import SUMMARY_FORMAT, digest_line
 from pretrain.comparison.run_queue import Outcome, lock_comparison, run_commands
+from pretrain.comparison.step_timing import timed_lines
 
 
 def run_comparison(
@@ -31,13 +32,15 @@ def run_comparison(
     report_only: bool = False,
     speed: RunSpeed | None = None,
     dry_run: bool = False,
+    first_only: bool = False,
     to: TextIO | None = None,
 ) -> int:
     """Run the unfinished runs, write the report and print the verdict; returns the exit code.
 
     It is 0 if all runs are done, 85 if a signal stopped them after a checkpoint (the same command continues),
     and 1 if a run failed; the report then covers the finished seeds. `dry_run` prints every run and its cost
-    instead, in hours too where the `speed` of a run is known. Raises ConfigError, before any run starts, for
+    instead, in hours too where the `speed` of a run is known. `first_only` ends behind the runs that come
+    first. Raises ConfigError, before any run starts, for
     a comparison that cannot be run.
     """
     out = to or sys.stderr
@@ -54,10 +57,13 @@ def run_comparison(
     if dry_run:
         print(f"{cost_text(plan, speed, concurrent_runs)}\n{detectable_line(plan)}", file=out, flush=True)
         return ExitCode.DONE
-    if plan.first:
+    while plan.first:  # timing rounds, then a grid of rates
         if (code := run_first(plan, concurrent_runs, out)) is not None:
             return code
         plan = make_plan(path, overrides)
+    if first_only:
+        print("\n".join([*timed_lines(plan), *rate_lines(plan)]), file=out, flush=True)
+        return ExitCode.DONE
     todo = unfinished(plan)
     check_startable(plan, todo)
     with lock_comparison(plan.directory):
@@ -174,15 +180,16 @@ def _announcement(plan: ComparisonPlan, todo: Sequence[PlannedRun], concurrent_r
         tokens = [cell.tokens for cell in plan.cells]
         length = f"{min(tokens):,} to {max(tokens):,} tokens"
         more += f" x {len(tokens)} cells ({', '.join(cell.name for cell in plan.cells)})"
-    elif config.match == "train_flops" and config.solve is None:
-        length = f"equal FLOPs ({', '.join(f'{arm}: {count} steps' for arm, count in steps.items())})"
+    elif config.match != "tokens" and config.solve is None:
+        unit = "FLOPs" if config.match == "train_flops" else "seconds"
+        length = f"equal {unit} ({', '.join(f'{arm}: {count} steps' for arm, count in steps.items())})"
     return (
         f"{config.name}: {config.question}\n"
         f"{len(config.arms)} arms ({', '.join(plan.arms)}) x {len(config.seeds)} seed(s){more} = "
         f"{len(plan.runs)} runs of {length}; {concurrent_runs} at a time"
         + (f"; {done} done already" if done else "")
         + "".join(f"\nSolved {config.solve}: {line}" for line in solved_lines(plan))
-        + "".join(f"\nLearning rate of {line}" for line in rate_lines(plan))
+        + "".join(f"\n{line}" for line in [*timed_lines(plan), *rate_lines(plan)])
         + f"\nPlan: {plan.directory / 'comparison.json'}"
     )
 

@@ -1,5 +1,6 @@
 """Findings in words: the headline and a verdict per modality. This module imports no torch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,14 +13,15 @@ from pretrain.comparison.curve_pairs import Matching
 from pretrain.comparison.effects import Effect
 from pretrain.comparison.findings import Contrast, Findings
 from pretrain.comparison.foreign.question import Question
-from pretrain.comparison.plan import ComparisonPlan
+from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.comparison.rate_grid import rates_sentence
 from pretrain.comparison.statistics import RatioEstimate
-from pretrain.quantities import flops, format_tokens, join, percent, ratio, signed
+from pretrain.comparison.step_timing import ratio_sentence
+from pretrain.quantities import duration, flops, format_tokens, join, percent, ratio, signed
 
-MATCHED = {"tokens": "tokens", "train_flops": "flops"}
+MATCHED = {"tokens": "tokens", "train_flops": "flops", "seconds": "seconds"}
 """The axis of step matching along which arms were matched."""
-MATCH_UNIT = {"tokens": "tokens", "train_flops": "training FLOPs"}
+MATCH_UNIT = {"tokens": "tokens", "train_flops": "training FLOPs", "seconds": "seconds of training"}
 
 
 def matched_text(config: Question) -> str:
@@ -229,15 +231,34 @@ def results_by_modality(findings: Findings) -> dict[str, dict[str, list[str]]]:
 
 def budget_text(findings: Findings) -> str:
     """Say what is equal in all arms by the file, and what the runs had of it."""
-    by_flops = findings.plan.config.match == "train_flops"
     cost = systems(findings)
-    had = {
-        arm: flops(cost[arm].train_flops) if by_flops else format_tokens(cost[arm].tokens)
-        for arm in findings.plan.arms
-    }
+    text = {
+        "tokens": lambda arm: format_tokens(cost[arm].tokens),
+        "train_flops": lambda arm: flops(cost[arm].train_flops),
+        "seconds": lambda arm: duration(_timed_s(findings, arm)),
+    }[findings.plan.config.match]
+    had = {arm: text(arm) for arm in findings.plan.arms}
     if len(set(had.values())) == 1:
-        return f"{next(iter(had.values()))} a run"
-    return ", ".join(f"{arm} {amount}" for arm, amount in had.items())
+        listed = f"{next(iter(had.values()))} a run"
+    else:
+        listed = ", ".join(f"{arm} {amount}" for arm, amount in had.items())
+    return "; ".join([listed, *_ratio_sentences(findings)])
+
+
+def _timed_s(findings: Findings, arm: str) -> float:
+    """Seconds of a run of an arm by timing rounds."""
+    run = findings.runs(arm)[0]
+    step_s = run.planned.step_s if isinstance(run.planned, PlannedRun) else None
+    return findings.scope.until(run) * (step_s or math.nan)
+
+
+def _ratio_sentences(findings: Findings) -> list[str]:
+    """By arm, how long its steps take against the baseline's, where seconds are matched."""
+    plan = findings.plan
+    if not isinstance(plan, ComparisonPlan) or plan.config.match != "seconds":
+        return []
+    size = plan.runs[0].size_arm[0]
+    return [ratio_sentence(plan, arm, size) for arm in plan.others]
 
 
 def _equivalent(contrast: Contrast) -> bool:
@@ -262,8 +283,9 @@ def _at(findings: Findings) -> str:
     at = f"At equal tokens ({tokens.removesuffix(' tokens')} a run)"
     if isinstance(findings.plan, ComparisonPlan) and findings.plan.config.solve is not None:
         at = f"At equal training FLOPs and tokens ({tokens.removesuffix(' tokens')} a run)"
-    elif findings.plan.config.match == "train_flops":
-        at = f"At equal training FLOPs ({findings.plan.config.baseline}: {tokens})"
+    elif findings.plan.config.match != "tokens":
+        unit = MATCH_UNIT[findings.plan.config.match]
+        at = f"At equal {unit} ({findings.plan.config.baseline}: {tokens})"
     return at + (" of an unfinished comparison" if findings.scope.interim else "")
 
 

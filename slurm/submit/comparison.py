@@ -28,6 +28,7 @@ from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.comparison.plan_file import PLAN, write_plan
 from pretrain.comparison.run import detectable_line, run_comparison
 from pretrain.comparison.run_queue import lock_comparison
+from pretrain.comparison.step_timing import check_timed
 from pretrain.run_dir import check_writable
 from slurm.commands import cancel, in_queue, sbatch, state_in_queue
 from slurm.profile import Profile, load_profile
@@ -65,6 +66,7 @@ def submit_comparison(
     """
     profile = _without_chain(load_profile(profile_path, nodes=nodes), profile_path)
     plan = make_plan(path, overrides)
+    check_timed(plan, "motley submit")
     missing = unfinished(plan)
     if not missing:
         return run_comparison(path, overrides, report_only=(plan.directory / PLAN).exists())

@@ -40,10 +40,10 @@ def comparison(tmp_path: Path) -> Path:
     return path
 
 
-def start(path: Path, out: Path) -> "subprocess.Popen[bytes]":
+def start(path: Path, out: Path, *more: str) -> "subprocess.Popen[bytes]":
     with out.open("wb") as file:
         return subprocess.Popen(
-            [executable(), "-m", "tools.cli", "compare", str(path)],
+            [executable(), "-m", "tools.cli", "compare", str(path), *more],
             stdout=file,
             stderr=subprocess.STDOUT,
             env=child_environment(1, threads=1) | {"CUDA_VISIBLE_DEVICES": ""},
@@ -98,3 +98,26 @@ def test_failed_stopped_resumed_reported_and_not_run_again(comparison: Path, tmp
 
 def last_step(run: Path) -> int:
     return max((row["step"] for row in read_rows(run / "metrics.jsonl")), default=0)
+
+
+@pytest.mark.full  # the two above start such runs, and test_rate_grid.py holds what follows from them
+def test_a_grid_of_rates_comes_first_and_goes_on(comparison: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "tiny_compare"
+    grid = "rates = [1e-4, 3e-3, 1e3]\ntuning_seeds = [7]\n"  # at the last one nothing is learned
+    comparison.write_text(grid + comparison.read_text())
+    overrides = ["total_tokens=1_536", "optimizer.schedule.warmup_steps=1", "every_steps.checkpoint=6"]
+    process = start(comparison, tmp_path / "grid.log", *overrides, "--first-only")
+    assert process.wait(TIMEOUT_S) == 0, (tmp_path / "grid.log").read_text()
+    log = (tmp_path / "grid.log").read_text()
+    assert "2 arms x 3 rates x 1 tuning seed(s) = 6 runs; 0 have ended" in log
+    assert "Learning rate of mot: 0.003, of 3 rates x 1 tuning seed(s)" in log
+    assert not (directory / "mot_seed3").exists()
+
+    process = start(comparison, tmp_path / "runs.log", *overrides)
+    assert process.wait(TIMEOUT_S) == 0, (tmp_path / "runs.log").read_text()
+    summary = json.loads((directory / "report" / "summary.json").read_text())
+    assert [choice["rate"] for choice in summary["rates"]] == [3e-3, 3e-3]
+    assert (
+        json.loads((directory / "mot_seed3/config.resolved.json").read_text())["optimizer"]["learning_rate"]
+        == 3e-3
+    )

@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pretrain.comparison.ladder_findings import LadderFindings, find_ladder
 from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.comparison.plan_file import write_plan
 from pretrain.comparison.results import load_results
+from pretrain.comparison.step_timing import StepTiming
 from tests.pretrain.comparison.ladder_files import LADDER, falling, ladder_edit
 from tests.undrawn import FIGURES, undrawn
 
@@ -220,17 +221,27 @@ def synthetic_plan(comparison_files: Callable[..., Files]) -> Callable[..., Comp
     return make
 
 
+def timed(plan: ComparisonPlan, step_s: Callable[[str], float]) -> ComparisonPlan:
+    """The plan as timing rounds leave it, which all took `step_s(arm)` a step."""
+    timing = {run.size_arm: StepTiming((step_s(run.arm),) * 5) for run in plan.runs}
+    runs = tuple(replace(run, step_s=step_s(run.arm)) for run in plan.runs)
+    return replace(plan, timing=timing, runs=runs)
+
+
 @pytest.fixture
 def make_findings(
     synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
 ) -> Callable[..., Findings]:
-    """Findings of a synthetic comparison: arguments of synthetic_plan, and of write_runs."""
+    """Findings of a synthetic comparison: arguments of synthetic_plan, and of write_runs. With `step_s` it
+    has timing rounds."""
 
     def make(
         seeds: tuple[int, ...] = (1, 2, 3), edit: Callable[[str], str] = lambda text: text, **how: Any
     ) -> Findings:
         plan = synthetic_plan(seeds=seeds, edit=edit)
         write_runs(plan, **how)
+        if "step_s" in how:
+            plan = timed(plan, lambda arm: how["step_s"](arm) + 0.001)
         return find(plan, load_results(plan))
 
     return make

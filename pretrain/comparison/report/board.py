@@ -53,9 +53,10 @@ def events(findings: Findings, run: RunResult) -> bytes:
 
 
 def _scalars(findings: Findings, run: RunResult) -> Iterator[tuple[str, int, float, float]]:
-    """(tag, step, seconds of training, value) of all held-out and training losses of a run."""
+    """(tag, step, seconds of training as the run measured them, value) of all losses of a run."""
     metrics = [metric_name(m) for m in findings.outcomes]
+    measured = {row["step"]: float(row.get("time/train_s", 0.0)) for row in run.rows}
     for metric in (*metrics, *(name.replace(HELD_OUT, "train/") for name in metrics)):
         curve = run.curve(metric, until=findings.scope.until(run))
-        for step, seconds, value in zip(curve.steps, curve.seconds, curve.values, strict=True):
-            yield metric, int(step), float(seconds) if seconds == seconds else 0.0, float(value)
+        for step, value in zip(curve.steps, curve.values, strict=True):
+            yield metric, int(step), measured[int(step)], float(value)

@@ -205,15 +205,17 @@ def plain(value: Any) -> Any:
 
 
 def curves_csv(findings: Findings) -> str:
-    """All losses and gains of all runs in scope, one value a line."""
+    """All losses and gains of all runs in scope, one value a line; train_s is what a run itself measured."""
     lines = []
     for run in findings.results:
+        measured = {row["step"]: row.get("time/train_s", math.nan) for row in run.rows}
         names = sorted({n for row in run.rows for n in row if n.startswith(("train/loss", "eval/"))})
         for name in names:
             curve = run.curve(name, until=findings.scope.until(run))
-            columns = (curve.steps, curve.tokens, curve.flops, curve.seconds, curve.values)
-            for step, tokens, flops, seconds, value in zip(*columns, strict=True):
-                lines.append((run.arm, run.seed, int(step), int(tokens), flops, seconds, name, value))
+            columns = (curve.steps, curve.tokens, curve.flops, curve.values)
+            for step, tokens, flops, value in zip(*columns, strict=True):
+                at = (run.arm, run.seed, int(step), int(tokens), flops, float(measured[int(step)]))
+                lines.append((*at, name, value))
     return csv_text(CURVE_COLUMNS, lines)
 
 

@@ -15,6 +15,7 @@ from pretrain.comparison.published_shares import TOKENS_PER_PARAMETER
 from pretrain.comparison.report import figures, ladder_figures, ladder_files, ladder_tables
 from pretrain.comparison.report.digest import digest_line
 from pretrain.comparison.report.rate_table import rate_table
+from pretrain.comparison.step_timing import timed_lines
 from pretrain.comparison.verdict import MATCH_UNIT, matched_text
 from pretrain.html_page import environment
 
@@ -70,6 +71,7 @@ def page(ladder: LadderFindings) -> str:
             laws=ladder_tables.laws_table(ladder),
             no_law=ladder_tables.no_law_text(ladder),
             rates=rate_table(plan),
+            timed=timed_lines(plan),
             sizes=ladder_tables.sizes_table(ladder),
             caveats=ladder_tables.ladder_caveats(ladder),
             colours=figures.ARM_COLOURS,

@@ -21,6 +21,7 @@ from pretrain.comparison.report import board, cost_tables, figures, files, pictu
 from pretrain.comparison.report.digest import digest_line
 from pretrain.comparison.report.rate_table import rate_table
 from pretrain.comparison.results import HELD_OUT
+from pretrain.comparison.step_timing import timed_lines
 from pretrain.comparison.verdict import (
     budget_text,
     headline,
@@ -89,6 +90,7 @@ def page(findings: Findings) -> str:
         matching={arm: tables.matching_table(findings, arm) for arm in plan.others},
         named=tables.contrast_table(findings),
         rates=rate_table(plan),
+        timed=[] if isinstance(plan, ForeignPlan) else timed_lines(plan),
         rules=tables.rule_table(findings),
         conditional=tables.conditional_table(findings),
         facts=tables.fact_table(findings),

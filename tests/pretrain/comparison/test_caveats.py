@@ -97,7 +97,6 @@ def test_an_attempt_that_never_had_a_device_says_nothing_of_devices(
             {"lost_steps": lambda arm: 6 * (arm == "mot")},
             "(on_spike) cost mot_seed1 6 steps, mot_seed2 6 steps",
         ),
-        ({"edit": lambda t: "concurrent_runs = 2\n" + t}, "a machine that was shared"),
         (
             {"multiplier": lambda arm, _: 0.7 if arm == "mot" else 1.0},
             "Not all losses that dense had were reached by mot on text, image and speech.",

@@ -9,7 +9,7 @@ import pytest
 from pretrain.comparison.compare_config import CompareConfig
 from pretrain.comparison.effects import effects
 from pretrain.comparison.simultaneous import half_widths, local_level
-from tests import tuned_rates
+from tests import timed_ratios, tuned_rates
 from tests.comparisons import ALPHA, LOSS, MODALITIES, Case, analyse, cases, draw, measure, row
 
 PAGE = Path("docs/results/error_rates.md")
@@ -46,6 +46,10 @@ def test_the_rows_of_chosen_rates_are_what_their_command_prints() -> None:
     name = "4 % at a factor of 2, 3 tuning seeds"
     found = tuned_rates.measure(tuned_rates.cases()[name], 10_000)
     assert tuned_rates.row(name, found) == rows[name]
+
+
+def test_the_page_has_a_row_for_every_case_of_seconds() -> None:
+    assert list(rows_of("Seconds")) == list(timed_ratios.cases())
 
 
 def test_the_decisions_that_are_counted_are_those_of_a_report() -> None:

@@ -61,7 +61,7 @@ def test_every_arm_runs_at_its_best_rate_on_other_seeds(
     assert list(choice.losses) == [5e-4, 1e-3, 2e-3] and choice.rate == 1e-3 and not choice.at_edge
     assert choice.train_flops == pytest.approx(6 * 0.95 * 61_440 * 3e6)
     assert rate_lines(tuned)[1].startswith(
-        "mot: 0.002, THE EDGE OF THE GRID, of 3 rates x 2 tuning seed(s), "
+        "Learning rate of mot: 0.002, THE EDGE OF THE GRID, of 3 rates x 2 tuning seed(s), "
     )
     with pytest.raises(ConfigError, match="learning rates are chosen, and no run at them has begun"):
         run_comparison(files.comparison, SHORT, report_only=True)
@@ -75,7 +75,7 @@ def test_every_arm_runs_at_its_best_rate_on_other_seeds(
     assert any("learning rate of mot is at the edge of the grid" in text for text in texts)
     inside = RateChoice({5e-4: (2.0,), 1e-3: (1.0,), 2e-3: (math.nan,)}, 1e15)
     assert not inside.at_edge and inside.means[2e-3] == math.inf
-    both = tuned.rates | {("", "mot"): inside}
+    both = dict(tuned.rates) | {("", "mot"): inside}
     said = rates_sentence(SimpleNamespace(rates=both), ("dense", "mot"))  # pyright: ignore[reportArgumentType]
     assert said == "Each arm has the best rate of an equal grid, with a worse one on both sides."
 

@@ -13,6 +13,7 @@ from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.plan import ComparisonPlan
 from pretrain.comparison.results import aligned, compare_fingerprints, load_results
 from pretrain.run_identity import draw_identity
+from tests.pretrain.conftest import timed
 
 MakePlan = Callable[..., ComparisonPlan]
 Write = Callable[..., None]
@@ -20,12 +21,14 @@ Write = Callable[..., None]
 
 def test_curves_have_all_axes(synthetic_plan: MakePlan, write_runs: Write) -> None:
     plan = synthetic_plan(seeds=(1,))
-    write_runs(plan, step_s=lambda arm: 0.2)
+    write_runs(plan)
+    assert np.isnan(load_results(plan)[0].curve("eval/loss/image").seconds).all()  # no timing rounds
+    plan = timed(plan, lambda arm: 0.2)
     curve = load_results(plan)[0].curve("eval/loss/image", until=100)
     assert curve.steps.tolist() == [20, 40, 60, 80, 100]
     assert curve.tokens.tolist() == [1024.0 * step for step in curve.steps]
     assert curve.flops == pytest.approx(0.95 * curve.tokens * 3e6)
-    assert curve.seconds == pytest.approx(0.201 * curve.steps)
+    assert curve.seconds == pytest.approx(0.2 * curve.steps)
     assert (np.diff(curve.values) < 0).all()
     assert ("text", "speech") in load_results(plan)[0].directions()
 

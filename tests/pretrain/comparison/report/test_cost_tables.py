@@ -44,7 +44,7 @@ def test_design_shows_what_an_arm_is_and_what_it_spent(findings: Callable[..., F
 def test_costs_are_beside_each_other(findings: Callable[..., Findings]) -> None:
     table = cost_tables.system_table(findings(step_s=lambda arm: 0.15 if arm == "mot" else 0.1))
     assert cells(table, "time of a step (median)") == ("100 ms", "150 ms")
-    assert cells(table, "its ratio to dense") == ("1", "1.50")
+    assert cells(table, "its ratio to dense") == ("1", "1.50 [1.50, 1.50]")
     assert cells(table, "model FLOPs utilisation") == ("31.0 %", "31.0 %")
     assert cells(table, "peak memory")[0] == "858.31 MiB"
 

@@ -33,7 +33,8 @@ def findings_of_one(findings: Callable[..., Findings]) -> Findings:
 def test_matching_marks_an_end_point_that_was_not_reached(findings: Callable[..., Findings]) -> None:
     speed = {"text": 2.0, "image": 0.5, "speech": 1.0}
     table = tables.matching_table(
-        findings(multiplier=lambda arm, m: speed[m] if arm == "mot" else 1.0), "mot"
+        findings(multiplier=lambda arm, m: speed[m] if arm == "mot" else 1.0, step_s=lambda arm: 0.1),
+        "mot",
     )
     assert cells(table, "text")[3] == "0.50" and cells(table, "text")[6] == "0 %"
     assert cells(table, "image")[3] == "2.00 *"
