@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.comparison.document_variance import DocumentLosses, over_documents
-from pretrain.comparison.simultaneous import Design, fit, half_widths, local_level
+from pretrain.comparison.ladder_effects import ladder_half_widths
+from pretrain.comparison.simultaneous import Design, OverDocuments, fit, half_widths, local_level
 from tests.comparisons import Share, share_of
 
 ALPHA, LOSS = 0.05, 3.6
@@ -91,6 +92,79 @@ def measure(case: DocumentCase, count: int, seed: int = 0) -> DocumentRates:
     )
 
 
+CELLS = 12
+"""Cells of a synthetic ladder: 3 sizes x 4 budgets, of two arms and three seeds."""
+
+
+@dataclass(frozen=True)
+class LadderDocumentCase:
+    """How ladders are drawn whose cells are all judged on the same documents. No arm differs."""
+
+    documents: int
+    alike: float
+    """Share of the variance of what an arm changes on single documents that is the same in all cells."""
+    of_cell: DocumentCase = DocumentCase(2, 3, 0)
+
+
+def measure_ladder(case: LadderDocumentCase, count: int, seed: int = 0) -> DocumentRates:
+    """The rates over `count` ladders, in one modality."""
+    generator, one = np.random.Generator(np.random.Philox(seed)), case.of_cell
+    cell, number = one.design, len(one.design.arm)
+    which = np.repeat(np.arange(CELLS), number)
+    design = Design(
+        np.tile(cell.arm, CELLS) + one.arms * which,
+        np.tile(cell.seed, CELLS) + one.seeds * which,
+        np.kron(np.eye(CELLS), cell.weights),
+    )
+    arms = [(f"size {c // 4}", f"budget {c % 4}", f"arm {a}") for c in range(CELLS) for a in range(one.arms)]
+    level = local_level(design, ALPHA, 1)
+    held, held_without, estimates, shares = [], [], [], []
+    for _ in range(count):
+        losses = _draw_ladder(case, generator)
+        found = [over_documents([of_cell], cell) for of_cell in losses]
+        over = OverDocuments(np.hstack([of.variance for of in found]), found[0].dof)
+        table = np.hstack([of_cell.losses for of_cell in losses])[None]
+        fitted = fit(table, design)
+        both = (ladder_half_widths(table, design, arms, level, of) for of in (over, None))
+        for hits, half in zip((held, held_without), both, strict=True):
+            hits.append(bool((np.abs(fitted.estimates) <= half).all()))
+        estimates.append(fitted.estimates[0])
+        shares.append(float((over.variance / (over.variance + fitted.errors**2)).mean()))
+    return DocumentRates(
+        share_of(np.array(held)),
+        share_of(np.array(held_without)),
+        float(np.std(estimates)),
+        float(np.mean(shares)),
+    )
+
+
+def _draw_ladder(case: LadderDocumentCase, generator: np.random.Generator) -> list[DocumentLosses]:
+    """By cell, the losses of its runs on the documents."""
+    one, count = case.of_cell, case.documents
+    targets = np.rint(np.exp(generator.uniform(np.log(50), np.log(400), count)))
+    hard = LOSS + one.document * generator.standard_normal(count)
+    common = generator.standard_normal((one.arms, count))
+    cells = []
+    for _ in range(CELLS):
+        own = generator.standard_normal((one.arms, count))
+        of_arms = one.arm_document * (np.sqrt(case.alike) * common + np.sqrt(1 - case.alike) * own)
+        losses = hard + np.repeat(of_arms, one.seeds, axis=0)
+        losses = losses + one.run * generator.standard_normal((len(losses), 1))
+        losses = losses + one.run_document * generator.standard_normal(losses.shape)
+        cells.append(DocumentLosses(losses * targets, targets))
+    return cells
+
+
+def ladder_cases() -> dict[str, LadderDocumentCase]:
+    """The cases of ladders that `main` prints."""
+    return {
+        "ladder of 12 cells, 1,000 documents that arms change alike in all": LadderDocumentCase(1000, 1.0),
+        "ladder, 226 documents that arms change alike in all cells": LadderDocumentCase(226, 1.0),
+        "ladder, 226 documents that arms change alike by half": LadderDocumentCase(226, 0.5),
+        "ladder, 226 documents that arms change anew in every cell": LadderDocumentCase(226, 0.0),
+    }
+
+
 def cases() -> dict[str, DocumentCase]:
     """The cases of the table that `main` prints."""
     return {
@@ -114,8 +188,10 @@ def main() -> None:
     arguments = parser.parse_args()
     print("| case | all intervals hold | without documents | deviation | due to documents |")
     print("|---|---|---|---|---|")
-    for name, case in cases().items():
-        rates = measure(case, arguments.count, arguments.seed)
+    measured = {name: measure(case, arguments.count, arguments.seed) for name, case in cases().items()}
+    for name, case in ladder_cases().items():
+        measured[name] = measure_ladder(case, arguments.count, arguments.seed)
+    for name, rates in measured.items():
         cells = (name, rates.coverage, rates.without_documents, f"{rates.deviation:.4f}")
         print(f"| {' | '.join(map(str, cells))} | {100 * rates.share_of_documents:.0f} % |", flush=True)
 

@@ -247,11 +247,6 @@ def _check_arms(plan: ComparisonPlan) -> None:
 
 def _check_evaluations(plan: ComparisonPlan, baseline: RunConfig) -> None:
     """Raise ConfigError if the runs of a ladder evaluate what its report does not hold."""
-    if baseline.evaluate.last_documents is not None:
-        raise ConfigError(
-            f"{plan.path}: a ladder with evaluate.last_documents = {baseline.evaluate.last_documents}: its "
-            "intervals hold the variance over seeds alone, so take last_documents out"
-        )
     if baseline.evaluate.generate:
         raise ConfigError(
             f"{plan.path}: a ladder with evaluate.generate = {baseline.evaluate.generate}: its report has no "

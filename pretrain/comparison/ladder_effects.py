@@ -15,14 +15,18 @@ import numpy as np
 from jaxtyping import Float
 
 from pretrain.comparison.contrasts import weights
+from pretrain.comparison.document_variance import over_documents
 from pretrain.comparison.effects import Effect, detectable_in, enough_runs
 from pretrain.comparison.findings import ALL, Findings, final_losses
 from pretrain.comparison.foreign.question import Plan
 from pretrain.comparison.ladder_config import Cell
 from pretrain.comparison.plan import ComparisonPlan
+from pretrain.comparison.results import RunResult
+from pretrain.comparison.run_documents import paired_documents
 from pretrain.comparison.simultaneous import (
     Array,
     Design,
+    OverDocuments,
     design_over,
     fit,
     half_widths,
@@ -91,10 +95,12 @@ def ladder_effects(cells: Mapping[Cell, Findings], modalities: tuple[str, ...]) 
     primary = [name in kept[cell].plan.config.verdicts for cell, name in rows] & enough_runs(design)
     alpha = 1 - next(iter(kept.values())).plan.config.confidence
     arms = [(cell.size, cell.budget, arm) for cell, arm in dict.fromkeys((c, arm) for c, arm, _ in runs)]
-    single = joint = ladder_half_widths(table, design, arms, alpha)
+    over = _over_documents(kept, results, rows, names)
+    single = joint = ladder_half_widths(table, design, arms, alpha, over)
     if primary.any():
         verdicts = replace(design, weights=design.weights[primary])
-        joint = ladder_half_widths(table, design, arms, local_level(verdicts, alpha, len(modalities)))
+        level = local_level(verdicts, alpha, len(modalities))
+        joint = ladder_half_widths(table, design, arms, level, over)
     fitted = fit(table, design)
     effects = {cell: dict(of_cell) for cell, of_cell in without.items()}
     for r, (cell, name) in enumerate(rows):
@@ -111,19 +117,49 @@ def ladder_effects(cells: Mapping[Cell, Findings], modalities: tuple[str, ...]) 
     return LadderFit(effects, deviation, design.dof, int(primary.sum()) * len(modalities))
 
 
+def _over_documents(
+    cells: Mapping[Cell, Findings],
+    results: Sequence[tuple[Cell, RunResult]],
+    rows: Sequence[Row],
+    names: Sequence[str],
+) -> OverDocuments | None:
+    """The variance over documents of the contrasts `rows`, by outcome; 0 in cells that were not judged by
+    documents of their own, and None if no cell was. `results`: the runs of the fit."""
+    variance = np.zeros((len(names), len(rows)))
+    dof = np.full(len(names), np.iinfo(np.int64).max)
+    for cell, findings in cells.items():
+        runs = [run for of, run in results if of == cell]
+        documents = None if findings.num_documents is None else paired_documents(runs, names, ALL)
+        own = [r for r, (of, _) in enumerate(rows) if of == cell]
+        if documents is None or not own:
+            continue
+        in_cell = [(cell, run.arm, run.seed) for run in runs]
+        design = ladder_design({cell: findings.plan}, in_cell, [rows[r] for r in own])
+        of_cell = over_documents([documents[name] for name in names], design)
+        variance[:, own] = of_cell.variance
+        dof = np.minimum(dof, of_cell.dof)
+    return OverDocuments(variance, dof) if variance.any() else None
+
+
 def ladder_half_widths(
-    table: Array, design: Design, arms: Sequence[tuple[str, str, str]], level: float
+    table: Array,
+    design: Design,
+    arms: Sequence[tuple[str, str, str]],
+    level: float,
+    documents: OverDocuments | None = None,
 ) -> Float[Array, "outcomes contrasts"]:
     """Half widths at a local level, nan for contrasts of too few runs.
 
-    `table`: losses of all runs by outcome. `arms`: size, budget and arm of every arm of the design.
+    `table`: losses of all runs by outcome. `arms`: size, budget and arm of every arm of the design. All cells
+    are judged on the same documents, so what `documents` adds is alike in them, and a level for independent
+    errors is no smaller than need be.
     """
     fitted = fit(table, design)
     pooled = replace(fitted, spreads_differ=np.zeros_like(fitted.spreads_differ))
     cells = [(size, budget) for size, budget, _ in arms]
     groupings: list[Sequence[Hashable]] = [*zip(*arms, strict=True), cells]
-    by_group = [group_half_widths(table, design, groups, level) for groups in groupings]
-    half = np.max([half_widths(pooled, level), *by_group], axis=0)
+    by_group = [group_half_widths(table, design, groups, level, documents) for groups in groupings]
+    half = np.max([half_widths(pooled, level, documents), *by_group], axis=0)
     return np.where(enough_runs(design), half, np.nan)
 
 

@@ -222,8 +222,8 @@ def half_widths(
     Where an arm of the contrast spreads farther than the others, it is the larger of the pooled and Welch's.
     With `documents` the intervals hold what other documents would change too.
     """
-    pooled = _half_width(fitted.errors, np.array(fitted.dof), level, documents)
-    welch = _half_width(fitted.welch_errors, fitted.welch_dof, level, documents)
+    pooled = half_width(fitted.errors, np.array(fitted.dof), level, documents)
+    welch = half_width(fitted.welch_errors, fitted.welch_dof, level, documents)
     return np.where(fitted.spreads_differ, np.maximum(pooled, welch), pooled)
 
 
@@ -236,7 +236,7 @@ class OverDocuments:
     """Number of documents with a target of the outcome, less one."""
 
 
-def _half_width(
+def half_width(
     errors: Float[Array, "outcomes contrasts"], dof: Array, level: float, documents: OverDocuments | None
 ) -> Float[Array, "outcomes contrasts"]:
     """The half width from a standard error over runs and a variance over documents.

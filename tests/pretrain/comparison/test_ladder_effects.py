@@ -1,6 +1,7 @@
 """One fit over the cells of a ladder."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ from scipy import stats
 
 from pretrain.comparison.config import make_plan
 from pretrain.comparison.ladder_effects import ladder_detectable
-from pretrain.comparison.ladder_findings import LadderFindings
+from pretrain.comparison.ladder_findings import LadderFindings, find_ladder
+from pretrain.comparison.results import RunResult
+from pretrain.comparison.run_documents import RunDocuments
 from tests.ladders import CASES, rates
 from tests.pretrain.comparison.ladder_files import ladder_edit
 
@@ -35,6 +38,36 @@ def test_the_residual_variance_is_that_of_all_cells(turning_ladder: LadderFindin
         # Between the quantile of one contrast and that of Bonferroni over five. No group spreads far.
         one, five = (stats.t.isf(a / 2, 10) * np.sqrt(variance * 2 / 3) for a in (level, level / 5))
         assert one < half < five
+
+
+def test_documents_of_the_last_evaluation_decide_and_widen_the_intervals(
+    turning_ladder: LadderFindings,
+) -> None:
+    before, generator = turning_ladder, np.random.Generator(np.random.Philox(0))
+    targets = {m: np.full(40, 100.0) for m in before.modalities}
+    change = {arm: generator.standard_normal(40) for arm in ("dense", "mot")}
+
+    def kept(run: RunResult) -> RunResult:
+        final = {m: run.curve(f"eval/loss/{m}").values[-1] for m in targets}
+        nats = {m: targets[m] * (final[m] + 0.3 * change[run.arm]) for m in targets}
+        documents = RunDocuments(run.planned.num_steps, tuple(map(str, range(40))), targets, nats)
+        return replace(run, documents=documents)
+
+    results = [kept(run) for findings in before.cells.values() for run in findings.results]
+    after = find_ladder(before.plan, results)
+    difference = change["mot"] - change["dense"]
+    for cell, findings in after.cells.items():
+        assert findings.num_documents == 40
+        mine, old = (ladder.cells[cell].effects["mot", "text"] for ladder in (after, before))
+        assert mine.estimate == pytest.approx(old.estimate + 0.3 * difference.mean(), abs=1e-9)
+        assert mine.interval is not None and old.interval is not None
+        halves = [(e.high - e.low) / 2 for e in (mine.interval, old.interval)]
+        over = stats.t.isf(0.05 / 3 / 10, 39) * 0.3 * difference.std(ddof=1) / np.sqrt(40)
+        assert halves[0] > halves[1] and halves[0] == pytest.approx(over, rel=0.1)
+    first = [r if n else replace(r, documents=None) for n, r in enumerate(results)]
+    mixed = find_ladder(before.plan, first)
+    (without, *others) = mixed.cells.values()
+    assert without.num_documents is None and all(f.num_documents == 40 for f in others)
 
 
 def test_arms_that_read_other_data_take_no_part(make_ladder: Callable[..., LadderFindings]) -> None:
