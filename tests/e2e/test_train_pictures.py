@@ -18,8 +18,8 @@ from tests.pretrain.tiny_data import VOCABULARY
 from tests.tools.conftest import DEPTH, SIDE, write_data, write_run
 from tools.selected_tokens import inspect
 
-SHORT = "total_tokens=4096"
-"""16 steps, of which 8 and 16 are drawn."""
+SHORT = ("total_tokens=3072", "every_steps.eval=6", "every_steps.log=1")
+"""12 steps, of which 6 and 12 are drawn."""
 
 
 def run_file(folder: Path, **depth: object) -> str:
@@ -40,13 +40,13 @@ def pictures(folder: Path, tag: str = "eval/image_tokens") -> dict[int, np.ndarr
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    train([run_file(folder), SHORT], folder / "out")
+    train([run_file(folder), *SHORT], folder / "out")
     return folder
 
 
 def test_the_patches_that_are_faded_skip_at_that_step(undisturbed: Path) -> None:
     drawn = pictures(undisturbed)
-    assert list(drawn) == [8, 16]
+    assert list(drawn) == [6, 12]
     seen = []
     for checkpoint in sorted((undisturbed / "runs" / "tiny" / CHECKPOINTS).iterdir()):
         step = int(checkpoint.name.removeprefix("step_"))
@@ -67,11 +67,11 @@ def test_the_patches_that_are_faded_skip_at_that_step(undisturbed: Path) -> None
 
 def test_a_killed_run_draws_every_step_once(undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    run = Run([run_file(folder), SHORT], folder / "out")
-    run.wait_until(lambda: last_step(folder / "runs" / "tiny") >= 9)  # drawn at 8; the checkpoint is of 5
+    run = Run([run_file(folder), *SHORT], folder / "out")
+    run.wait_until(lambda: last_step(folder / "runs" / "tiny") >= 7)  # drawn at 6; the checkpoint is of 5
     run.signal(signal.SIGKILL)
     run.codes()
-    train([str(folder / "tiny.toml"), SHORT], folder / "out")
+    train([str(folder / "tiny.toml"), *SHORT], folder / "out")
     again, expected = pictures(folder), pictures(undisturbed)
     assert list(again) == list(expected)
     assert all(np.array_equal(again[step], expected[step]) for step in expected)
@@ -81,7 +81,7 @@ def test_a_killed_run_draws_every_step_once(undisturbed: Path, tmp_path: Path) -
 def test_layouts_draw_the_same(undisturbed: Path, tmp_path: Path, layout: str) -> None:
     """Two ranks: tensor-parallel (with sequence parallel), stages of a layer each, data-parallel."""
     folder = tmp_path / "two"
-    train([run_file(folder), SHORT, layout], folder / "out", processes=2)
+    train([run_file(folder), *SHORT, layout], folder / "out", processes=2)
     two, expected = pictures(folder), pictures(undisturbed)
     assert list(two) == list(expected)
     # Rounding may turn a choice; it turned none of them when this was written.
@@ -102,6 +102,6 @@ def test_a_picture_that_fails_is_told_and_training_goes_on(
 
 def test_a_rule_that_looks_ahead_is_drawn_causally_too(tmp_path: Path) -> None:
     folder = tmp_path / "top_k"
-    train([run_file(folder, rule="top_k"), SHORT], folder / "out")
+    train([run_file(folder, rule="top_k"), *SHORT], folder / "out")
     ahead, causal = pictures(folder), pictures(folder, "eval/causal/image_tokens")
-    assert list(ahead) == list(causal) and not np.array_equal(ahead[16], causal[16])
+    assert list(ahead) == list(causal) and not np.array_equal(ahead[12], causal[12])

@@ -35,6 +35,7 @@ from pretrain.train.optimizer import parameter_groups
 from tests.numerics.choice_margin import LEAST_MARGIN, choice_margin
 from tests.numerics.image_batches import image_micro_batches
 from tests.numerics.plain_loop import EPS, MAX_GRAD_NORM, OPTIMIZER, assert_same, deviation, plain_steps
+from tests.one_world import run_cases
 from tests.pretrain.models.random_batch import DENSE, ELEMENTS, MOT, depth_tables, random_batch, tiny_config
 from tests.pretrain.models.vector_batch import vector_config
 
@@ -97,6 +98,8 @@ LOSS_WEIGHTS: dict[Towers, tuple[float, ...]] = {"weighted": (0.5, 2.0, 0.0)}
 """Weights of text, image and speech in the objective; all others have 1 for all."""
 _IMAGE = {"prediction": "v", "condition_max_time": 0.5}
 _THRESHOLDS = {f"blocks.{layer}.depth.{m}": -0.02 for layer in range(3) for m in ("text", "image")}
+Case = tuple[dict[str, Any], tuple[Towers, ...]]
+"""What differs from the standard ParallelConfig, and what trains on that layout."""
 STEPS = 3
 RTOL = {torch.float64: 1e-10, torch.float32: 2e-5}
 """How far a layout may be from one process, relative to a loss or norm. fp64: 4e-15 measured; fp32: 1.2e-6,
@@ -243,8 +246,17 @@ def train(
     tamper: Callable[[ZeroEngine], None] | None = None,
 ) -> dict[Towers, list[StepResult]]:
     """On this rank. `tamper` breaks the engine, for negative controls."""
-    w, dtype = world.start(layout), dtype_of(layout, precision)
-    results = {}
+    return _train_in(world.start(layout), layout, towers, precision, tamper)
+
+
+def _train_in(
+    w: world.World,
+    layout: ParallelConfig,
+    towers: Sequence[Towers],
+    precision: str = "fp32",
+    tamper: Callable[[ZeroEngine], None] | None = None,
+) -> dict[Towers, list[StepResult]]:
+    dtype, results = dtype_of(layout, precision), {}
     for name in towers:
         engine = engine_of(w, name, layout, precision=precision)
         if tamper is not None:
@@ -267,6 +279,15 @@ def train_on(ranks: int, layout: dict[str, Any], *args: Any) -> dict[Towers, lis
     return found[0]
 
 
+def train_together(ranks: int, cases: Sequence[Case]) -> list[dict[Towers, list[StepResult]]]:
+    """For each case, what all ranks agree on. Layouts differ in their ZeRO stage and in recomputation alone:
+    the ranks meet once."""
+    arguments = [(ParallelConfig(**layout), towers) for layout, towers in cases]
+    found = run_cases(_train_in, ranks, arguments, arguments[0][0])
+    assert all(rank == of_ranks[0] for of_ranks in found for rank in of_ranks)
+    return [of_ranks[0] for of_ranks in found]
+
+
 @cache
 def one_process(towers: Towers, dtype: torch.dtype) -> list[StepResult]:
     """Plain torch, no engine."""
@@ -283,9 +304,15 @@ def one_process(towers: Towers, dtype: torch.dtype) -> list[StepResult]:
 
 def assert_equals_one_process(ranks: int, layout: dict[str, Any], towers: Sequence[Towers] = TOWERS) -> None:
     """Losses, weights, and norms of the gradient and of each tower's, in every step."""
-    dtype = dtype_of(ParallelConfig(**layout))
-    for name, results in train_on(ranks, layout, towers).items():
-        assert_same(results, one_process(name, dtype), RTOL[dtype])
+    assert_all_equal_one_process(ranks, [(layout, tuple(towers))])
+
+
+def assert_all_equal_one_process(ranks: int, cases: Sequence[Case]) -> None:
+    """As assert_equals_one_process, of the cases of train_together."""
+    for (layout, _), results in zip(cases, train_together(ranks, cases), strict=True):
+        dtype = dtype_of(ParallelConfig(**layout))
+        for name, found in results.items():
+            assert_same(found, one_process(name, dtype), RTOL[dtype])
 
 
 def assert_is_seen(results: Sequence[StepResult], layout: ParallelConfig, towers: Towers) -> None:

@@ -6,12 +6,12 @@ from collections import Counter
 import pytest
 from torch.profiler import ProfilerActivity, profile
 
-from parallel import world
 from parallel.layout import ParallelConfig
-from parallel.testing import run_on_ranks
+from parallel.world import World
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import build_inputs
 from pretrain.models.pretraining import Pretraining
+from tests.one_world import run_cases
 from tests.pretrain.models.random_batch import DENSE, MOT, random_batch, tiny_config
 
 NAMES = {
@@ -26,10 +26,9 @@ Sent = dict[str, list[int]]
 """Kind of collective -> elements of each call."""
 
 
-def _trace(towers: dict[str, str], sequence_parallel: bool, layers: int) -> Sent:
-    tp = world.start(ParallelConfig(tp=2, sequence_parallel=sequence_parallel)).tensor_parallel
+def _trace(w: World, towers: dict[str, str], layers: int) -> Sent:
     config = tiny_config(towers, num_layers=layers)
-    module = Pretraining(Decoder(config, tp=tp))
+    module = Pretraining(Decoder(config, tp=w.tensor_parallel))
     inputs = build_inputs(random_batch(config, seed=1), config)
     assert inputs.num_tokens == TOKENS and config.d_model == D_MODEL and config.head_dim == HEAD_DIM
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as trace:
@@ -48,9 +47,8 @@ def _trace(towers: dict[str, str], sequence_parallel: bool, layers: int) -> Sent
     return sent
 
 
-def _per_layer(towers: dict[str, str], sequence_parallel: bool) -> dict[str, Counter]:
+def _per_layer(few: Sent, many: Sent) -> dict[str, Counter]:
     """Kind -> elements of a call -> calls, of one block: what a second block adds."""
-    few, many = (run_on_ranks(_trace, 2, towers, sequence_parallel, layers)[0] for layers in LAYERS)
     added = {kind: Counter(many[kind]) for kind in many}
     for kind, calls in few.items():
         added[kind].subtract(calls)
@@ -60,7 +58,10 @@ def _per_layer(towers: dict[str, str], sequence_parallel: bool) -> dict[str, Cou
 @pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_towers_add_no_collective(sequence_parallel: bool) -> None:
     stream = TOKENS * D_MODEL
-    dense, mot = (_per_layer(towers, sequence_parallel) for towers in (DENSE, MOT))
+    cases = [(towers, layers) for towers in (DENSE, MOT) for layers in LAYERS]
+    layout = ParallelConfig(tp=2, sequence_parallel=sequence_parallel)
+    one, two, *of_mot = (ranks[0] for ranks in run_cases(_trace, 2, cases, layout))
+    dense, mot = _per_layer(one, two), _per_layer(*of_mot)
     for sent, towers in ((dense, 1), (mot, 3)):
         # Gradients of norm weights: each rank saw its own heads, or its own chunk. All towers in one sum.
         norms = Counter({towers * 2 * HEAD_DIM: 1})

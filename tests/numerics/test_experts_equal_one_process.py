@@ -16,7 +16,7 @@ from pretrain.models import feed_forward
 from pretrain.models.decoder import Decoder
 from pretrain.models.pretraining import Pretraining
 from tests.numerics import layouts
-from tests.numerics.layouts import Towers, assert_equals_one_process, train
+from tests.numerics.layouts import Towers, assert_all_equal_one_process, assert_equals_one_process, train
 from tests.numerics.plain_loop import assert_same, plain_steps
 from tests.numerics.test_resume_other_layout import _go_on, _save
 from tests.one_world import run_cases
@@ -29,15 +29,12 @@ WHOLE_STREAM = {"sequence_parallel": False}
     [
         (2, {"tp": 2, "zero_stage": 0}, ("moe", "experts", "auxiliary")),
         (2, {"tp": 2, "zero_stage": 0, **WHOLE_STREAM, "activation_checkpointing": True}, ("moe", "experts")),
-        (2, {"zero_stage": 0}, ("auxiliary",)),
         (2, {"pp": 2, "zero_stage": 0, "activation_checkpointing": True}, ("moe", "auxiliary")),
         pytest.param(4, {"pp": 4, "zero_stage": 0}, ("auxiliary",), marks=pytest.mark.full),
         (4, {"tp": 2, "pp": 2, "zero_stage": 0}, ("experts",)),
         pytest.param(
             4, {"tp": 2, "pp": 2, "zero_stage": 0, **WHOLE_STREAM}, ("auxiliary",), marks=pytest.mark.full
         ),
-        (2, {"zero_stage": 1}, ("experts",)),
-        (2, {"zero_stage": 3, "activation_checkpointing": True}, ("moe", "auxiliary")),
         (4, {"tp": 2, "zero_stage": 3}, ("experts",)),
         (4, {"pp": 2}, ("auxiliary",)),
     ],
@@ -46,6 +43,17 @@ WHOLE_STREAM = {"sequence_parallel": False}
 def test_ranks_equal_one_process(ranks: int, layout: dict[str, Any], towers: tuple[Towers, ...]) -> None:
     """In fp64, but for those with ZeRO."""
     assert_equals_one_process(ranks, layout, towers)
+
+
+def test_data_parallel_ranks_equal_one_process() -> None:
+    assert_all_equal_one_process(
+        2,
+        [
+            ({"zero_stage": 0}, ("auxiliary",)),
+            ({"zero_stage": 1}, ("experts",)),
+            ({"zero_stage": 3, "activation_checkpointing": True}, ("moe", "auxiliary")),
+        ],
+    )
 
 
 def _parameters(layout: ParallelConfig) -> tuple[int, dict[str, torch.Tensor]]:

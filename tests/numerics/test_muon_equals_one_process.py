@@ -23,6 +23,7 @@ from tests.numerics.layouts import (
     one_process,
     share,
     train_on,
+    train_together,
 )  # fmt: skip
 from tests.numerics.plain_loop import assert_same
 
@@ -35,22 +36,22 @@ SAVED_AT = 2
 
 
 @pytest.mark.parametrize(
-    ("ranks", "layout"),
+    ("ranks", "layouts"),
     [
-        (2, {"zero_stage": 0}),
-        (2, {"zero_stage": 1}),
-        pytest.param(4, {"zero_stage": 1}, marks=pytest.mark.full),
-        (2, {"zero_stage": 2}),
-        (2, {"zero_stage": 0, "tp": 2}),
-        (2, {"zero_stage": 0, "tp": 2, "sequence_parallel": False}),
-        (4, {"zero_stage": 1, "tp": 2}),
-        (2, {"zero_stage": 1, "pp": 2}),
+        (2, [{"zero_stage": 0}, {"zero_stage": 1}, {"zero_stage": 2}]),
+        pytest.param(4, [{"zero_stage": 1}], marks=pytest.mark.full),
+        (2, [{"zero_stage": 0, "tp": 2}]),
+        (2, [{"zero_stage": 0, "tp": 2, "sequence_parallel": False}]),
+        (4, [{"zero_stage": 1, "tp": 2}]),
+        (2, [{"zero_stage": 1, "pp": 2}]),
     ],
     ids=str,
 )
-def test_ranks_equal_one_process(ranks: int, layout: dict[str, Any]) -> None:
-    dtype, (results,) = dtype_of(ParallelConfig(**layout)), train_on(ranks, layout, ("muon",)).values()
-    assert_same(results, one_process("muon", dtype), RTOL[dtype])
+def test_ranks_equal_one_process(ranks: int, layouts: list[dict[str, Any]]) -> None:
+    together = train_together(ranks, [(layout, ("muon",)) for layout in layouts])
+    for layout, results in zip(layouts, together, strict=True):
+        dtype = dtype_of(ParallelConfig(**layout))
+        assert_same(results["muon"], one_process("muon", dtype), RTOL[dtype])
 
 
 def test_in_bf16() -> None:

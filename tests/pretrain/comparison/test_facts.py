@@ -46,6 +46,7 @@ def findings_with(
     return make
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_accuracies_stand_by_arm_beside_chance_and_judge(findings_with: Callable[[float], Findings]) -> None:
     findings = findings_with(0.1)
     by_name = {fact.name: fact for fact in findings.facts}

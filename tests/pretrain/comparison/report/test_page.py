@@ -112,6 +112,7 @@ def test_a_modality_that_is_held_out_but_not_trained_on_has_an_empty_training_pa
     assert html.count("not measured") == 1 and "train-loss-tokens-speech" in html
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_lost_runs_and_named_contrasts_are_told(
     synthetic_plan: Callable[..., ComparisonPlan], write_runs: Callable[..., None]
 ) -> None:
