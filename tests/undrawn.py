@@ -1,6 +1,8 @@
 """Reports without their figures, which take 5 s of a core; tests of pretrain/comparison/report draw them.
 
-python -m tests.undrawn MODULE [ARGUMENT ...]       runs a module as a program, whose reports lack figures
+    python -m tests.undrawn MODULE [ARGUMENT ...]
+
+runs a module as a program, whose reports lack figures.
 """
 
 import runpy
