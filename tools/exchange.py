@@ -10,6 +10,7 @@ from typing import Literal
 
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.config import load
+from pretrain.data_manifest import data_name
 from pretrain.run_files import CONFIG as RUN
 from pretrain.weights.folder import (
     MODEL,
@@ -89,13 +90,13 @@ def import_weights(
     config = load(run, overrides)
     old, manifest = open_source(source), manifest_of(config)
     if not unchecked_ids:
-        old = checked_ids(old, config.data.train[0].path, manifest, tokenizer)
+        old = checked_ids(old, data_name(config), manifest, tokenizer)
     vocabulary = None if manifest is None else manifest["vocabulary"]
     weights = adapt_weights(old, config.model, seed=config.seed, new_towers=new_towers, vocabulary=vocabulary)
     weights = with_ids_of(weights, manifest)
     _write(out, weights, {MODEL: about_model(weights)}, dtype, file_gb)
     if old.vocabulary is None or vocabulary is None:
-        unknown = source if old.vocabulary is None else config.data.train[0].path
+        unknown = source if old.vocabulary is None else data_name(config)
         print(f"ids keep their rows unchecked: the vocabulary of {unknown} is not known here")
     print(f'the run starts from them with initial_weights = "{out}"')
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -33,6 +34,8 @@ _POLL_S, _ROOM_POLL_S = 0.01, 0.001
 """Seconds between two looks at a lock: a fetch is long, making room is not."""
 _KEPT_FRAC = 0.9
 """Share of the bound that is left when files had to go, so that the folder is seldom looked through."""
+_KNOWN_PLACES = 1 << 16
+"""Files whose place is not computed again, which takes as long as reading a document."""
 _DEAD_AFTER_S = 3600.0
 """A temporary file of this age has no writer."""
 
@@ -62,17 +65,21 @@ class NodeCache:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
+        self._place = lru_cache(_KNOWN_PLACES)(self._find_place)
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, key: Key) -> Path:
         """Where the file of a key is, if it is there."""
+        return Path(self._place(key))
+
+    def _find_place(self, key: Key) -> str:
         hashed = hashlib.sha256(key.text.encode()).hexdigest()[:40]
-        return self.folder / _FILES / hashed[:2] / hashed / key.name
+        return str(self.folder / _FILES / hashed[:2] / hashed / key.name)
 
     def is_there(self, key: Key) -> bool:
         """Whether the file is there; it then counts as needed now."""
         try:
-            os.utime(self.path(key))
+            os.utime(self._place(key))
         except FileNotFoundError:
             return False
         return True
@@ -81,7 +88,7 @@ class NodeCache:
         """Bytes start ... stop - 1 of a file of `num_bytes`; None if it is not there. A file of another size,
         or one that cannot be read, is removed."""
         try:
-            descriptor = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._place(key), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.vocabulary import Vocabulary
 from pretrain.config import RunConfig
+from pretrain.data_manifest import data_name
 from pretrain.models.config import ModelConfig
 from pretrain.models.logical_weights import Layer, layers, logical_shapes
 from pretrain.models.rope_config import RopeScalingConfig
@@ -119,7 +120,7 @@ def check_initial_weights(
         of_source = [list((source.vocabulary or vocabulary).items()), list(source.model.towers.items())]
         if of_source != (of_run := [list(vocabulary.items()), list(config.model.towers.items())]):
             raise ConfigError(f"made for ids and towers {of_source}, the run has {of_run}")
-        check_fingerprints(source, tokenizers, config.data.train[0].path)
+        check_fingerprints(source, tokenizers, data_name(config))
     except ConfigError as error:
         raise ConfigError(
             f'initial_weights = "{folder}": {error}. '

@@ -25,7 +25,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def write_run(folder: Path, name: str, train: str, heldout: str, **changes: Any) -> Path:
-    values = tiny_run(folder, folder / "runs") | {"name": name}
+    values = tiny_run(folder, folder / "runs") | {"name": name, "total_tokens": 10 * 4 * 64}
     values["data"] = {"train": [{"path": train}], "heldout": heldout, **changes}
     path = folder / f"{name}.toml"
     path.write_text(toml_text(values))
