@@ -21,6 +21,7 @@ from data_pipeline.remote.opener import Body, FetchFailed, open_range
 from data_pipeline.shards.tar import MANIFEST, ShardError, Url
 
 _LONGEST_WAIT_S = 15.0
+_TELL_EVERY_S = 10.0
 _LASTING_S = 5.0
 """Seconds for which an answer such as 404 is asked again: some servers mean "not now" by it."""
 _PART_BYTES = 1 << 24
@@ -42,7 +43,8 @@ class RemoteFolder:
         """Thread -> what it fetches or waits for, for people."""
         self.comes_whole = scheme_of(url) == PIPE
         """Whether the source gave a whole shard where a range was asked for last."""
-        self._has_given_up = False
+        self.has_given_up = threading.Event()
+        """Set: what fails is not tried again, until a file is fetched."""
         self._random = random.Random()  # its own: training draws from the global one
 
     @property
@@ -58,9 +60,12 @@ class RemoteFolder:
     def fetch(self, name: str) -> None:
         """Fetch a file other than a shard into `local`, whatever is there. Raises SourceGone."""
         with self.telling(name), self.cache.new_file(self.key(name), 0) as file:
-            done = False
+            done, told = False, time.monotonic()
             while not done:
                 done = self.persist(name, lambda: self._fetch_part(name, file))
+                if not done and time.monotonic() > told + _TELL_EVERY_S:
+                    told = time.monotonic()
+                    print(f"fetching {shown_file(self.url, name)}: {file.tell() >> 20} MiB", flush=True)
 
     def key(self, name: str) -> Key:
         """The key of a file in the cache."""
@@ -70,6 +75,7 @@ class RemoteFolder:
         """Write the next part of a file behind what is there; whether it was the last."""
         start = file.tell()
         with self.opened(name, start, start + _PART_BYTES) as body:
+            self.comes_whole = body.is_whole
             if body.is_whole:
                 file.seek(0)
                 file.truncate()
@@ -113,22 +119,22 @@ class RemoteFolder:
         Raises SourceGone. Behind it, other files are tried once, until one is fetched.
         """
         began, wait_s = time.monotonic(), self.settings.first_wait_s
-        tries, url = 1, shown_file(self.url, name)
+        tries, refused_since, url = 1, None, shown_file(self.url, name)
         while True:
             try:
                 result = attempt()
-                self._has_given_up = False
+                self.has_given_up.clear()
                 return result
             except FetchFailed as error:
-                why, retry_s = printable(str(error)), self.settings.retry_s
-                patience_s = min(_LASTING_S, retry_s) if error.is_lasting else retry_s
-                waited_s = time.monotonic() - began
-                if self._has_given_up or waited_s + wait_s > patience_s:
-                    self._has_given_up = True
-                    raise SourceGone(_gone(url, why, tries, waited_s, error.is_lasting)) from None
+                why, now, retry_s = printable(str(error)), time.monotonic(), self.settings.retry_s
+                refused_since = (refused_since or now) if error.is_lasting else None
+                is_refused = refused_since is not None and now + wait_s > refused_since + _LASTING_S
+                if self.has_given_up.is_set() or is_refused or now + wait_s > began + retry_s:
+                    self.has_given_up.set()
+                    raise SourceGone(_gone(url, why, tries, now - began, error.is_lasting)) from None
             tries += 1
             self.fetching[threading.get_ident()] = f"{url} ({why}; attempt {tries})"
-            time.sleep(wait_s * self._random.uniform(0.5, 1.0))
+            self.has_given_up.wait(wait_s * self._random.uniform(0.5, 1.0))
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 

@@ -48,6 +48,8 @@ class FetchAhead:
         """Piece -> number of these steps that read it."""
         self._closed = False
         work = {"plan fetches": self._plan, **{f"fetch data {i}": self._fetch for i in range(_FETCHERS)}}
+        for remote in self._remote.values():
+            remote.folder.has_given_up.clear()
         for name, target in work.items() if self._remote else ():
             threading.Thread(target=target, name=name, daemon=True).start()
 
@@ -63,7 +65,9 @@ class FetchAhead:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let the threads end, each after what it is at. Safe to call twice."""
+        """Let the threads end, each after what it is at, and fetches that fail now. Safe to call twice."""
+        for remote in self._remote.values():
+            remote.folder.has_given_up.set()
         with self._changed:
             self._closed = True
             self._changed.notify_all()

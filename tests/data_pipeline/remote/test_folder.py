@@ -7,7 +7,14 @@ import pytest
 
 from data_pipeline.remote.folder import RemoteFolder, RemoteShards, SourceGone
 from data_pipeline.shards.tar import MANIFEST, Url, read_manifest
-from tests.data_pipeline.remote.flaky_server import FlakyServer, bytes_of, serving, settings, write_folder
+from tests.data_pipeline.remote.flaky_server import (
+    STALL_S,
+    FlakyServer,
+    bytes_of,
+    serving,
+    settings,
+    write_folder,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,7 @@ def test_any_bytes_of_a_shard_are_those_of_its_file(data: Path, tmp_path: Path) 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_server_that_fails_at_random_gives_the_same_bytes(data: Path, tmp_path: Path, seed: int) -> None:
     with serving(data.parent, seed=seed, fault_frac=0.5) as server:
-        shards = shards_of(server, data, tmp_path / "cache")
+        shards = shards_of(server, data, tmp_path / "cache", stall_s=STALL_S)
         shards.folder.fetch(MANIFEST)
         assert (shards.folder.local / MANIFEST).read_bytes() == (data / MANIFEST).read_bytes()
         content = (data / "tokens-00001.tar").read_bytes()

@@ -19,8 +19,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def fetched(url: str, start: int = 100, stop: int = 300) -> tuple[bool, int | None, bytes]:
-    with open_range(url, start, stop, STALL_S) as body:
+def fetched(
+    url: str, start: int = 100, stop: int = 300, stall_s: float = 30.0
+) -> tuple[bool, int | None, bytes]:
+    with open_range(url, start, stop, stall_s) as body:
         return body.is_whole, body.total, b"".join(body.chunks)
 
 
@@ -43,7 +45,7 @@ def test_a_range_over_http(folder: Path) -> None:
 def test_faults_of_http_are_told(folder: Path, fault: str, expected: str, is_lasting: bool) -> None:
     with serving(folder, fault_frac=1.0, faults=(fault,)) as server:
         with pytest.raises(FetchFailed, match=expected) as error:
-            fetched(f"{server.url}/file")
+            fetched(f"{server.url}/file", stall_s=STALL_S if fault == "stall" else 30.0)
         assert error.value.is_lasting == is_lasting
         url = server.url
     with pytest.raises(FetchFailed, match="refused"):
@@ -83,7 +85,7 @@ def test_a_command(folder: Path, command: str, expected: str) -> None:
     file = folder / "file"
     assert fetched(f"pipe:cat {file}") == (True, None, CONTENT)
     with pytest.raises(FetchFailed, match=expected):
-        fetched(f"pipe:{command.format(file=file)}")
+        fetched(f"pipe:{command.format(file=file)}", stall_s=STALL_S if "sleep" in command else 30.0)
 
 
 def test_a_store_of_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from data_pipeline.stream import loader as loader_module
 from data_pipeline.stream.fetch_ahead import bytes_in_use, cache_warnings
 from data_pipeline.stream.loader import Loader, StepBatch
 from data_pipeline.stream.stream import Stream, StreamState
-from tests.data_pipeline.remote.flaky_server import bytes_of, serving, settings, write_folder
+from tests.data_pipeline.remote.flaky_server import STALL_S, bytes_of, serving, settings, write_folder
 
 FORK = get_context("fork")
 STEP_SEQUENCES = 12
@@ -74,7 +74,7 @@ def test_batches_over_a_server_that_fails_at_random_are_those_of_the_folder(
     expected = digests(stream_of(folders), num_steps)
     most = sum(entry.stat().st_size for entry in folders[0].iterdir())
     with serving(folders[0].parent, seed=5, fault_frac=0.2) as server:
-        remote = settings(tmp_path / "cache", cache_bytes=most)
+        remote = settings(tmp_path / "cache", cache_bytes=most, stall_s=STALL_S)
         stream = stream_of([f"{server.url}/{folder.name}" for folder in folders], remote)
         with loader_of(stream) as loader:
             for number in range(num_steps):
@@ -123,7 +123,7 @@ def test_ranks_that_are_killed_go_on_exactly_with_what_their_cache_holds(root: P
     expected = [digests(stream_of([root / "a"]), 24, dp_rank=rank, dp_size=2) for rank in range(2)]
     with serving(root, seed=7, fault_frac=0.1) as server:
         places, most = [f"{server.url}/a"], 400_000
-        remote = settings(tmp_path / "cache", cache_bytes=most)
+        remote = settings(tmp_path / "cache", cache_bytes=most, stall_s=STALL_S)
         for until in (5, 12, 24):
             ranks = [FORK.Process(target=_read, args=(places, remote, tmp_path, r, 24)) for r in range(2)]
             for rank in ranks:
@@ -174,6 +174,18 @@ def test_a_source_that_dies_is_named_and_a_wait_says_what_for(
     if prefetch_steps:
         told = capsys.readouterr().err
         assert f"waiting for data for 0 s: {server.url}/a/tokens-0000" in told and "(HTTP 500" in told
+
+
+def test_a_loader_that_is_closed_waits_for_no_dead_source(root: Path, tmp_path: Path) -> None:
+    with serving(root) as server:
+        remote = settings(tmp_path / "cache", retry_s=10_000.0, cache_bytes=200_000)
+        with loader_of(stream_of([f"{server.url}/a"], remote)) as loader:
+            loader.next_step()
+            server.fault_frac, server.faults = 1.0, ("500",)
+            asked, deadline = server.met["500"], time.monotonic() + 30
+            while server.met["500"] < asked + 20:  # the thread that reads ahead tries again and again
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
 
 
 def test_threads_end_with_their_loader(root: Path, tmp_path: Path) -> None:
