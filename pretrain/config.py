@@ -267,6 +267,13 @@ class RunConfig(_Frozen):
                     f"{key} = {value}: a gate of model.depth sees later tokens, which do not exist while a "
                     "token is written; take another gate, such as tanh, or leave the key out"
                 )
+        unlearned = set(self.model.vectors) - set(self.model.learned_vectors)
+        if self.evaluate.generate and unlearned:
+            modality = min(unlearned)
+            raise ValueError(
+                f"evaluate.generate judges what the model draws, but model.vectors.{modality}.objective = "
+                '"none" makes it context alone; leave evaluate.generate out, or set another objective'
+            )
         if self.evaluate.generate == 1:
             raise ValueError("evaluate.generate = 1; legal: 0 (none), or 2 and more documents")
 

@@ -58,7 +58,9 @@ def _generate(args: argparse.Namespace) -> int:
         parts=args.parts, heldout=args.heldout, goal=args.to, samples=args.samples,
         max_tokens=args.max_tokens, guidance=args.guidance,
         prefill_rule=args.prefill_rule, decode_rule=args.decode_rule,
-        sampling=Sampling(args.temperature, args.top_k, args.top_p, args.seed),
+        sampling=Sampling(
+            args.temperature, args.top_k, args.top_p, args.seed, args.image_steps, args.sampler
+        ),
     )  # fmt: skip
     src, out = Path(args.src), Path(args.out)
     tokenizers = None if args.tokenizers is None else Path(args.tokenizers)
@@ -228,6 +230,10 @@ def add_generate(verbs: Verbs) -> None:
     how.add_argument("--top-k", type=int, help="draw from the K likeliest ids (default: all)")
     how.add_argument(
         "--top-p", type=float, default=1.0, help="... from as few as hold P (default %(default)s)"
+    )
+    how.add_argument("--image-steps", type=int, metavar="N", help="of an image of vectors (default: 250)")
+    how.add_argument(
+        "--sampler", choices=("ddpm", "ddim", "euler"), help="of such images (default: ddpm, of flow euler)"
     )
     how.add_argument("--guidance", type=float, help="for models trained with dropped conditions")
     how.add_argument("--seed", type=int, default=1, help="(default %(default)s)")

@@ -19,7 +19,6 @@ from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.vocabulary import TEXT
 from parallel.exit_codes import ExitCode
 from pretrain.generation.continuation import continue_prompts
-from pretrain.generation.grammar import Grammar
 from pretrain.generation.page import ShownPrompt, page
 from pretrain.generation.pieces import Piece, decode
 from pretrain.generation.prompts import Prompt, part_prompts
@@ -89,7 +88,7 @@ def _sampled(
 ) -> list[Sampled]:
     """Samples of all models behind the first parts of a modality that stand beside one of the other."""
     first = models[0]
-    grammar = Grammar(first.vocabulary, first.span_codes, direction[1])
+    grammar = first.grammar(direction[1])
     context, least = first.decoder.config.context_tokens, grammar.least_room()
     found = part_prompts(source, count, context).get(direction, ())
     prompts = [prompt for prompt in found if len(prompt.ids) + least <= context + 1]
@@ -98,17 +97,18 @@ def _sampled(
     of_models = []
     for model in models:
         samples = continue_prompts(
-            model.decoder, [prompt.ids for prompt in prompts], grammar, how, model.routing_state,
+            model.decoder, [prompt.document for prompt in prompts], grammar, how, model.routing_state,
             samples=1, max_tokens=max(MOST_TOKENS, least),
         )  # fmt: skip
-        of_models.append([decode(ids, model.vocabulary, model.tokenizers) for (ids,) in samples])
+        of_models.append([decode(each, model.vocabulary, model.tokenizers) for (each,) in samples])
     return [Sampled(direction, prompt, samples) for prompt, *samples in zip(prompts, *of_models, strict=True)]
 
 
 def _decoded(model: TrainedModel, prompt: Prompt) -> tuple[list[Piece], list[Piece]]:
     """(prompt, truth) as pieces."""
     assert prompt.truth is not None
-    first, second = (decode(ids, model.vocabulary, model.tokenizers) for ids in (prompt.ids, prompt.truth))
+    both = (prompt.document, prompt.truth)
+    first, second = (decode(each, model.vocabulary, model.tokenizers) for each in both)
     return first, second
 
 

@@ -50,7 +50,7 @@ class Document(NamedTuple):
 
     ids: np.ndarray
     """`<bos> parts <eos>`, [n] in the vocabulary's dtype, read-only."""
-    vectors: dict[str, np.ndarray]
+    vectors: Mapping[str, np.ndarray] = {}
     """Modality of vectors -> its vectors, read-only (vectors.py); empty where all modalities are ids."""
 
 

@@ -66,10 +66,13 @@ def within(
 
 
 def joined(pieces: Sequence[Mapping[str, np.ndarray]], vocabulary: Vocabulary) -> dict[str, np.ndarray]:
-    """The vectors of pieces that stand one after another."""
+    """The vectors of pieces that stand one after another; a piece without any need not name a modality."""
     return {
         modality: np.concatenate(
-            [np.zeros((0, of.features), of.storage), *(piece[modality] for piece in pieces)]
+            [
+                np.zeros((0, of.features), of.storage),
+                *(piece[modality] for piece in pieces if modality in piece),
+            ]
         )
         for modality, of in vocabulary.vectors.items()
     }

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipeline.files.atomic import atomic_file
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.index import Document, TokenSource
 from data_pipeline.shards.loss_mask import is_target
 from data_pipeline.shards.spans import SpanError
 from data_pipeline.shards.vectors import within
@@ -160,7 +160,7 @@ def _document(
     borders = [i for i in range(start + 1, end) if counted[i] != counted[i - 1]]
     vocabulary, stretches = source.vocabulary, list[ShownStretch]()
     for a, b in pairwise([start, *borders, end]):
-        pieces = _decoded(ids[a:b], vocabulary, tokenizers, within(vectors, ids, a, b, vocabulary))
+        pieces = _decoded(Document(ids[a:b], within(vectors, ids, a, b, vocabulary)), vocabulary, tokenizers)
         stretches.append(ShownStretch(bool(counted[a]), pieces))
     targets = int(is_target(masked, start, slots).sum())
     whole = slots == len(ids) - 1
@@ -168,14 +168,9 @@ def _document(
     return ShownDocument(str(source.folder), source.name(document), f"{place}, {targets} targets", stretches)
 
 
-def _decoded(
-    ids: np.ndarray,
-    vocabulary: Vocabulary,
-    tokenizers: Mapping[str, Tokenizer],
-    vectors: Mapping[str, np.ndarray],
-) -> list[Piece]:
+def _decoded(stretch: Document, vocabulary: Vocabulary, tokenizers: Mapping[str, Tokenizer]) -> list[Piece]:
     """Decode ids; the ids themselves stand where a border of targets cuts a picture or an utterance."""
     try:
-        return decode(ids, vocabulary, tokenizers, vectors)
+        return decode(stretch, vocabulary, tokenizers)
     except SpanError:
-        return [Piece("ids", text=f"[ids {' '.join(map(str, ids.tolist()))}]")]
+        return [Piece("ids", text=f"[ids {' '.join(map(str, stretch.ids.tolist()))}]")]

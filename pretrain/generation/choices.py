@@ -17,6 +17,7 @@ import numpy as np
 from data_pipeline.files.atomic import atomic_file
 from data_pipeline.files.json_text import parse_json
 from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.index import Document
 from data_pipeline.shards.vocabulary import TEXT
 from data_pipeline.tokenize.tokenizer import Tokenizer
 from parallel.world import World
@@ -30,7 +31,7 @@ from pretrain.generation.trained_model import TrainedModel, open_model
 class Question:
     """A line of the file, as ids."""
 
-    prompt: Ids
+    prompt: Document
     """<bos> first."""
     options: tuple[Ids, ...]
     answer: int
@@ -106,7 +107,7 @@ def read_questions(path: Path, model: TrainedModel) -> Iterator[Question]:
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
         question = _question(line, where, path.parent, model.tokenizers)
-        longest = len(question.prompt) + max(map(len, question.options))
+        longest = len(question.prompt.ids) + max(map(len, question.options))
         if longest > context + 1:
             raise ConfigError(f"{where}: {longest} tokens, but the context has {context}; shorten it")
         yield question
@@ -125,16 +126,23 @@ def _question(line: bytes, where: str, folder: Path, tokenizers: Mapping[str, To
     if type(right) is not int or not 0 <= right < len(options):
         raise ConfigError(f'{where}: "answer" is {right!r:.40}; legal: 0 to {len(options) - 1}')
 
-    def encode(value: Any, field: str) -> Ids:
+    def encode(value: Any, field: str) -> Document:
         try:
-            return prompt_of(_parts(value, folder), tokenizers).ids
+            return prompt_of(_parts(value, folder), tokenizers).document
         except ConfigError as error:
             raise ConfigError(f"{where}: {field}: {error}") from None
 
-    encoded = tuple(encode(option, f"option {i}")[1:] for i, option in enumerate(options))
-    if not all(map(len, encoded)):
+    encoded = [encode(option, f"option {i}") for i, option in enumerate(options)]
+    if not all(len(option.ids) > 1 for option in encoded):
         raise ConfigError(f"{where}: an option is empty")
-    return Question(encode(value["prompt"], "prompt"), encoded, right)
+    for modality in encoded[0].vectors:
+        if any(len(option.vectors[modality]) for option in encoded):
+            raise ConfigError(
+                f"{where}: an option holds {modality}, which is vectors to this model and has no likelihood; "
+                "put it into the prompt"
+            )
+    ids = tuple(option.ids[1:] for option in encoded)
+    return Question(encode(value["prompt"], "prompt"), ids, right)
 
 
 def _parts(value: Any, folder: Path) -> Sequence[tuple[str, str]]:

@@ -10,11 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from data_pipeline.shards.index import Document
+from data_pipeline.shards.vectors import of_sequences
 from data_pipeline.shards.vocabulary import Vocabulary
-from data_pipeline.stream.batch import Batch
+from data_pipeline.stream.batch import Batch, Vectors
 from parallel.collectives import gather_columns
 from pretrain.generation.key_cache import KeyCache
 from pretrain.models.config import ModelConfig
@@ -25,16 +27,16 @@ from pretrain.models.routing_state import RoutingState
 
 
 def pass_inputs(
-    ids: Sequence[Int[np.ndarray, " tokens"]],
+    texts: Sequence[Document],
     first_positions: Sequence[int],
     config: ModelConfig,
     vocabulary: Vocabulary,
     routing_state: RoutingState,
 ) -> ModelInputs:
-    """Inputs of one pass on the host: ids[k] are the tokens of document k, the first of them at position
-    first_positions[k]."""
-    counts = [len(each) for each in ids]
-    flat = np.concatenate(ids).astype(np.int32)[None]
+    """Inputs of one pass on the host: texts[k] are tokens of document k, the first of them at position
+    first_positions[k]. Vectors are clean."""
+    counts = [len(text.ids) for text in texts]
+    flat = np.concatenate([text.ids for text in texts]).astype(np.int32)[None]
     inside = [first + np.arange(count) for first, count in zip(first_positions, counts, strict=True)]
     batch = Batch(
         input_ids=flat,
@@ -46,8 +48,12 @@ def pass_inputs(
         input_special=vocabulary.is_special(flat),
         target_modality=np.zeros(flat.shape, np.uint8),
         samples=((),),
+        vectors={
+            modality: Vectors(values, np.array([0, len(values)]))
+            for modality, (values,) in of_sequences([[text.vectors for text in texts]], vocabulary).items()
+        },
     )
-    return build_inputs(batch, config, routing_state=routing_state)
+    return build_inputs(batch, config, routing_state=routing_state, formats=vocabulary.vectors)
 
 
 @torch.no_grad()
@@ -55,26 +61,26 @@ def read_tokens(
     decoder: Decoder,
     cache: KeyCache,
     sequences: Sequence[int],
-    ids: Sequence[Int[np.ndarray, " tokens"]],
+    texts: Sequence[Document],
     vocabulary: Vocabulary,
     routing_state: RoutingState,
     *,
     report_ran: bool = False,
 ) -> tuple[Float[Tensor, "documents vocab"], RouterReport]:
-    """Let sequences[k] read the tokens ids[k]; returns the logits behind the last token of each, and what
+    """Let sequences[k] read the tokens texts[k]; returns the logits behind the last token of each, and what
     routers report.
 
-    Either the sequences are empty, or each reads one token. The cache is extended in place. `report_ran`: as
-    of ModelInputs.
+    Either the sequences are empty, or all read equally many tokens. The cache is extended in place.
+    `report_ran`: as of ModelInputs.
     """
     starts = cache.lengths[list(sequences)].tolist()
-    inputs = pass_inputs(ids, starts, decoder.config, vocabulary, routing_state)
-    past = cache.begin_pass(sequences, [len(each) for each in ids])
+    inputs = pass_inputs(texts, starts, decoder.config, vocabulary, routing_state)
+    counts = [len(text.ids) for text in texts]
+    past = cache.begin_pass(sequences, counts, inputs.mask.spans)
     inputs = replace(inputs, mask=replace(inputs.mask, past=past), report_ran=report_ran)
     device = next(decoder.parameters()).device
     hidden, report = decoder.hidden(inputs.to(device))
-    ends = np.cumsum([len(each) for each in ids]) - 1
-    return logits_at(decoder, hidden, inputs, ends), report
+    return logits_at(decoder, hidden, inputs, np.cumsum(counts) - 1), report
 
 
 def logits_at(

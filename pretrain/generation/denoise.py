@@ -39,12 +39,16 @@ class Denoising:
 
     objective: Objective
     prediction: Prediction
+    sampler: Sampler
     times: tuple[float, ...]
     """Descending, of which a step begins at every one; the last step ends at clean vectors."""
-    eta: float
-    """Share of the standard deviation of fresh noise in a step, of that in DDPM's."""
     bounds: tuple[float, float] | None = None
     """The range of clean values, to which what is predicted is clipped; None: they have no range."""
+
+    @property
+    def eta(self) -> float:
+        """The standard deviation of fresh noise in a step, as a share of that in DDPM's."""
+        return 1.0 if self.sampler == "ddpm" else 0.0
 
 
 def denoising(
@@ -67,7 +71,7 @@ def denoising(
         assert steps <= DIFFUSION_STEPS, f"{steps} steps of a schedule of {DIFFUSION_STEPS}"
         # The middle of a step of the schedule, of which the last comes first ("trailing", Lin et al. 2024).
         times = (np.rint(edges * DIFFUSION_STEPS) - 0.5) / DIFFUSION_STEPS
-    return Denoising(objective, prediction, tuple(times.tolist()), float(sampler == "ddpm"), bounds)
+    return Denoising(objective, prediction, sampler, tuple(times.tolist()), bounds)
 
 
 def denoise(

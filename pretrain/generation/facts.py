@@ -19,14 +19,13 @@ from data_pipeline.demo.picture_judge import Picture, PictureJudge, judge_pictur
 from data_pipeline.demo.scenes import PICTURE_PX
 from data_pipeline.demo.speech_judge import SpeechJudge, train_speech_judge
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.index import Document, TokenSource
 from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 from data_pipeline.stream.order import documents_at
 from data_pipeline.tokenize.media.pictures import png
 from data_pipeline.tokenize.tokenizer import Tokenizer
 from pretrain.evaluation.documents import ORDER_KEY
-from pretrain.generation.grammar import Grammar
 from pretrain.generation.prompts import Prompt, part_prompts
 from pretrain.generation.sampling import Sampling
 
@@ -47,7 +46,8 @@ Ids = Int[np.ndarray, " tokens"]
 class FactPrompt(NamedTuple):
     """A prompt with the digits that what follows should state."""
 
-    ids: Ids
+    document: Document
+    """The beginning of a document, <bos> first."""
     wanted: Digits
     name: str
 
@@ -99,7 +99,7 @@ def fact_prompts(
     found = part_prompts(source, documents, context_tokens)
     prompts = {
         direction: [
-            FactPrompt(prompt.ids, wanted, prompt.name)
+            FactPrompt(prompt.document, wanted, prompt.name)
             for prompt in found.get(direction, ())
             if (wanted := _wanted(direction, prompt, tokenizers[TEXT]))
         ]
@@ -118,7 +118,7 @@ def _wanted(direction: tuple[str, str], prompt: Prompt, text: Tokenizer) -> Digi
     """The digits that a sample of the direction should state."""
     if direction == (IMAGE, TEXT):
         assert prompt.truth is not None
-        return caption_digits(text.decode(prompt.truth))
+        return caption_digits(text.decode(prompt.truth.ids))
     written = text.decode(prompt.ids[1:])
     return caption_digits(written) if direction == (TEXT, IMAGE) else said_digits(written)
 
@@ -167,8 +167,8 @@ def _through(tokenizer: Tokenizer) -> Callable[[Picture], Picture]:
     return lambda picture: _shown(tokenizer, tokenizer.encode(tokenizer.read(png(picture))))
 
 
-def _shown(tokenizer: Tokenizer, codes: Int[np.ndarray, " codes"]) -> Picture:
-    """The picture of codes, in the size of the demo corpus."""
+def _shown(tokenizer: Tokenizer, codes: np.ndarray) -> Picture:
+    """The picture of codes or vectors, in the size of the demo corpus."""
     picture = Image.fromarray(tokenizer.decode(codes))
     return np.asarray(picture.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BOX))
 
@@ -220,9 +220,9 @@ def score_facts(
 
     scores = {}
     for direction, own in prompts.items():
-        grammar = Grammar(model.vocabulary, model.span_codes, direction[1])
+        grammar = model.grammar(direction[1])
         samples = continue_prompts(
-            model.decoder, [prompt.ids for prompt in own], grammar, sampling, model.routing_state,
+            model.decoder, [prompt.document for prompt in own], grammar, sampling, model.routing_state,
             samples=1, max_tokens=MOST_TOKENS[direction],
         )  # fmt: skip
         stated = _stated(direction[1], [of[0] for of in samples], model, judges)
@@ -236,12 +236,18 @@ def score_facts(
     return scores
 
 
-def _stated(modality: str, samples: Sequence[Ids], model: "TrainedModel", judges: Judges) -> list[Digits]:
+def _stated(
+    modality: str, samples: Sequence[Document], model: "TrainedModel", judges: Judges
+) -> list[Digits]:
     """The digits that samples of a modality state."""
     tokenizer = model.tokenizers[modality]
     if modality == TEXT:
-        return [caption_digits(tokenizer.decode(ids[ids != model.vocabulary.eos])) for ids in samples]
-    codes = [_codes(ids, modality, model.vocabulary) for ids in samples]
+        ids = [sample.ids for sample in samples]
+        return [caption_digits(tokenizer.decode(of[of != model.vocabulary.eos])) for of in ids]
+    if modality in model.vocabulary.vectors:
+        codes = [sample.vectors[modality] for sample in samples]
+    else:
+        codes = [_codes(sample.ids, modality, model.vocabulary) for sample in samples]
     if modality == SPEECH:
         return judges.speech.digits(codes)
     return [judges.picture.digits(_shown(tokenizer, of)) for of in codes]

@@ -7,11 +7,12 @@ from pathlib import Path
 from data_pipeline.files.atomic import atomic_file, atomic_folder
 from data_pipeline.files.nearest_word import did_you_mean
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.index import Document, TokenSource
 from data_pipeline.shards.tar import ShardError
 from parallel.world import World
-from pretrain.generation.continuation import Ids, continue_prompts, room_behind
+from pretrain.generation.continuation import continue_prompts, room_behind
 from pretrain.generation.grammar import FREE, Grammar
+from pretrain.generation.images import denoising_of
 from pretrain.generation.page import ShownPrompt, page
 from pretrain.generation.pieces import decode, named_files
 from pretrain.generation.prompts import Prompt, heldout_prompts, prompt_of
@@ -61,6 +62,7 @@ class Request:
             ("--top-k", how.top_k, least_1, how.top_k is None or how.top_k >= 1),
             ("--top-p", how.top_p, "more than 0, at most 1", 0 < how.top_p <= 1),
             ("--temperature", how.temperature, "0 (greedy) to 1000", 0 <= how.temperature <= 1000),
+            ("--image-steps", how.image_steps, least_1, how.image_steps is None or how.image_steps >= 1),
             ("--seed", how.seed, "a whole number from 0 to 2^63 - 1", 0 <= how.seed < 2**63),
         ):
             if not fits:
@@ -84,7 +86,7 @@ def generate(
     rules = decoding_rules(config, trained, request.prefill_rule, request.decode_rule)
     prompts = _prompts(model, request, grammar)
     found = continue_prompts(
-        model.decoder, [prompt.ids for prompt in prompts], grammar, request.sampling, rules.decode,
+        model.decoder, [prompt.document for prompt in prompts], grammar, request.sampling, rules.decode,
         samples=request.samples, max_tokens=request.max_tokens, prompt_state=rules.prefill,
     )  # fmt: skip
     if not model.writes:
@@ -96,7 +98,7 @@ def generate(
                     file.write(content)
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from None
-    tokens = sum(len(ids) for of_prompt in found for ids in of_prompt)
+    tokens = sum(len(sample.ids) for of_prompt in found for sample in of_prompt)
     print(
         f"{out / 'index.html'}: {request.samples} samples of each of {len(prompts)} prompts, {tokens} tokens"
     )
@@ -110,7 +112,7 @@ def _grammar(model: TrainedModel, request: Request) -> Grammar:
         raise ConfigError(
             f"--to {request.goal}: legal: {', '.join(goals)}{did_you_mean(request.goal, goals)}"
         )
-    return Grammar(model.vocabulary, model.span_codes, request.goal)
+    return model.grammar(request.goal)
 
 
 def _prompts(model: TrainedModel, request: Request, grammar: Grammar) -> list[Prompt]:
@@ -139,7 +141,7 @@ def _files(
     model: TrainedModel,
     request: Request,
     prompts: Sequence[Prompt],
-    found: Sequence[Sequence[Ids]],
+    found: Sequence[Sequence[Document]],
     rules: str | None,
 ) -> dict[str, bytes]:
     """Name -> content of all files of a request: PPP_SS.txt of sample SS of prompt PPP, its pictures and
@@ -147,20 +149,27 @@ def _files(
     files: dict[str, bytes] = {}
     shown = []
     for number, (prompt, of_prompt) in enumerate(zip(prompts, found, strict=True)):
-        samples = [decode(ids, model.vocabulary, model.tokenizers) for ids in of_prompt]
+        samples = [decode(sample, model.vocabulary, model.tokenizers) for sample in of_prompt]
         for sample, pieces in enumerate(samples):
             stem = f"{number:03d}_{sample:02d}"
             text, media = named_files(pieces, stem)
             files |= {f"{stem}.txt": f"{text}\n".encode(), **media}
         truth = None if prompt.truth is None else decode(prompt.truth, model.vocabulary, model.tokenizers)
-        own = decode(prompt.ids, model.vocabulary, model.tokenizers)
+        own = decode(prompt.document, model.vocabulary, model.tokenizers)
         shown.append(ShownPrompt(prompt.name, own, truth, samples))
     step = "" if model.source.step is None else f", step {model.source.step}"
     how = request.sampling
     about = [
         f"--to {request.goal}, temperature {how.temperature:g}, top-k {how.top_k or 'all'}, "
         f"top-p {how.top_p:g}, seed {how.seed}",
+        *_image_lines(model, how),
         *([] if rules is None else [rules]),
     ]
     files["index.html"] = page(f"{model.source.name}{step}", about, shown).encode()
     return files
+
+
+def _image_lines(model: TrainedModel, how: Sampling) -> list[str]:
+    """How images of vectors were made, as a line for each modality."""
+    found = denoising_of(model.decoder.config, model.vocabulary, how)
+    return [f"{m}s in {len(of.times)} steps of {of.sampler}" for m, of in found.items()]

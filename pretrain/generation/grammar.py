@@ -37,6 +37,8 @@ class Grammar:
     span_codes: Mapping[str, int]
     """Modality -> codes of each of its spans; a modality that is not named has any number, at least one."""
     goal: str = FREE
+    context_only: frozenset[str] = frozenset()
+    """Modalities that may stand in a prompt alone: the model did not learn to write them."""
 
     def after(self, place: Place, token: int) -> Place:
         """The place behind one more id, which `allowed` lets follow."""
@@ -60,7 +62,9 @@ class Grammar:
         openings = [
             opening
             for opening, modality in self._opened_by.items()
-            if self.goal in (FREE, modality) and room >= self.span_codes.get(modality, 1) + 2
+            if self.goal in (FREE, modality)
+            and modality not in self.context_only
+            and room >= self.span_codes.get(modality, 1) + 2
         ]
         if self.goal not in (FREE, TEXT):
             return self._only(openings)

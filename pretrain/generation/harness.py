@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.index import Document
 from data_pipeline.shards.vocabulary import TEXT
 from data_pipeline.tokenize.raw import SampleError
 from pretrain.generation.continuation import Ids, continue_prompts
-from pretrain.generation.grammar import Grammar
 from pretrain.generation.likelihood import continuations
 from pretrain.generation.sampling import Sampling
 from pretrain.generation.trained_model import open_model
@@ -56,7 +56,7 @@ class HarnessModel:
                     f"a continuation of {len(continuation)} tokens is longer than the context of "
                     f"{self._context_tokens}: {request.args[1]!r:.60}"
                 )
-            pairs.append((_ending(prompt, room), continuation))
+            pairs.append((Document(_ending(prompt, room)), continuation))
         return [
             (float(found.log_likelihood), found.is_greedy) for found in continuations(self._trained, pairs)
         ]
@@ -67,14 +67,15 @@ class HarnessModel:
         A request is (text,). A stretch is judged behind one token before it, the last behind as many as fit,
         as the harness asks.
         """
-        pairs: list[tuple[Ids, Ids]] = []
+        pairs: list[tuple[Document, Ids]] = []
         counts = []
         for request in requests:
             ids = self._begun(request.args[0])
             starts, context = range(1, len(ids), self._context_tokens), self._context_tokens
             for start in starts:
                 end = min(start + context, len(ids))
-                pairs.append((ids[max(0, end - 1 - context) : start], ids[start:end]))
+                before = Document(ids[max(0, end - 1 - context) : start])
+                pairs.append((before, ids[start:end]))
             counts.append(len(starts))
         nats = iter([found.log_likelihood for found in continuations(self._trained, pairs)])
         return [sum(next(nats) for _ in range(count)) for count in counts]
@@ -107,15 +108,15 @@ class HarnessModel:
         room = self._context_tokens + 1 - max_tokens
         found = continue_prompts(
             model.decoder,
-            [_ending(self._begun(context), room) for context in contexts],
-            Grammar(model.vocabulary, model.span_codes, TEXT),
+            [Document(_ending(self._begun(context), room)) for context in contexts],
+            model.grammar(TEXT),
             sampling,
             model.routing_state,
             samples=1,
             max_tokens=max_tokens,
             is_over=is_over,
         )
-        texts = [tokenizer.decode(ids[ids != model.vocabulary.eos]) for (ids,) in found]
+        texts = [tokenizer.decode(of.ids[of.ids != model.vocabulary.eos]) for (of,) in found]
         return [text[: min(_first_ends(text, stops))] for text in texts]
 
     def _settings(self, settings: Mapping[str, Any]) -> tuple[list[str], int, Sampling]:

@@ -25,7 +25,7 @@ Heads = tuple[int, int, int]
 @dataclass
 class LayerKeys:
     """Keys and values of one attention layer; of sequence i the first lengths[i] rows are filled, the others
-    are 0."""
+    are 0, or what a pass left there that was taken back."""
 
     keys: Float[Tensor, "sequences room kv_features"]
     values: Float[Tensor, "sequences room kv_features"]
@@ -52,14 +52,30 @@ class KeyCache:
     def empty(cls, sequences: int) -> "KeyCache":
         return cls(np.zeros(sequences, np.int64))
 
-    def begin_pass(self, sequences: Sequence[int], counts: Sequence[int]) -> "CachedPass":
+    def begin_pass(
+        self,
+        sequences: Sequence[int],
+        counts: Sequence[int],
+        images: Sequence[tuple[int, int, int]] = (),
+    ) -> "CachedPass":
         """A pass in which counts[k] tokens of sequence sequences[k] are read. Either all of these sequences
-        are empty, or one token of each is read."""
+        are empty, or equally many tokens of all of them are read. `images`: AttentionMask.spans of the
+        pass."""
         chosen = np.asarray(sequences, np.int64)
         first = not self.lengths[chosen].any()
-        assert first or set(counts) == {1}, f"{counts} tokens behind {self.lengths[chosen]}"
+        assert first or len(set(counts)) == 1, f"{counts} tokens behind {self.lengths[chosen]}"
         self.lengths[chosen] += np.asarray(counts)
-        return CachedPass(self, chosen, np.repeat(np.arange(len(chosen)), counts), first)
+        documents = np.repeat(np.arange(len(chosen)), counts)
+        seen = np.arange(len(documents)) - np.searchsorted(documents, documents) + 1
+        for document, start, end in images:
+            seen[start:end] = end - document
+        return CachedPass(self, chosen, documents, seen, first)
+
+    def take_back(self, made: "CachedPass") -> None:
+        """Forget the tokens of the last pass, which was not the first of its sequences."""
+        counts = np.bincount(made.documents)
+        for of in (self, *self.layers.values()):
+            of.lengths[made.sequences] -= counts
 
     def select(self, sequences: Sequence[int]) -> "KeyCache":
         """A cache of these sequences; a sequence may be there several times, to be continued as often."""
@@ -89,6 +105,8 @@ class CachedPass:
     """The sequence that each document of the pass belongs to."""
     documents: Int[np.ndarray, " tokens"]
     """Ascending: the document of each token of the pass."""
+    seen: Int[np.ndarray, " tokens"]
+    """Tokens of its document in the pass that each token sees, of which they are the first."""
     first: bool
     """Whether the documents begin in this pass, so that it computes what a pass without a cache does."""
 
@@ -100,7 +118,7 @@ class CachedPass:
         self._store(layer, k, v, documents)
         if self.first:
             return attend(qkv, replace(mask, past=None), heads)
-        return self._attend_last(layer, q, documents, heads)
+        return self._attend_behind(layer, q, documents, heads)
 
     def attend_queries(
         self, layer: str, q: Tensor, k: Tensor, v: Tensor, mask: QueryMask, heads: Heads
@@ -109,7 +127,7 @@ class CachedPass:
         self._store(layer, k, v, self.documents)
         if self.first:
             return attend_queries(q, k, v, replace(mask, past=None), heads)
-        return self._attend_last(layer, q, self._documents(mask.documents[mask.offsets]), heads)
+        return self._attend_behind(layer, q, self._documents(mask.documents[mask.offsets]), heads)
 
     def _documents(self, chosen: Int[Tensor, " rows"]) -> Int[np.ndarray, " rows"]:
         """The documents of chosen tokens, on the host; a device is asked only where tokens were left out."""
@@ -132,13 +150,16 @@ class CachedPass:
         of.keys[where], of.values[where] = k, v
         np.add.at(of.lengths, sequences, 1)
 
-    def _attend_last(
+    def _attend_behind(
         self, layer: str, q: Tensor, documents: Int[np.ndarray, " queries"], heads: Heads
     ) -> Tensor:
-        """Attention of one query per sequence over all keys of its sequence, of which it is the last."""
+        """Attention of the last tokens of sequences, whose keys are stored, over all keys that they see."""
         if not len(documents):
             return q
-        of, sequences = self.cache.layers[layer], self.sequences[documents]
+        count = len(self.documents) // len(self.sequences)
+        # Behind other tokens, only a single one may skip the layer.
+        assert count == 1 or len(documents) == len(self.documents), "tokens of an image skip a layer"
+        of, sequences = self.cache.layers[layer], self.sequences[documents[::count]]
         lengths = of.lengths[sequences]
         longest = int(lengths.max())
         keys, values = of.keys[:, :longest], of.values[:, :longest]
@@ -146,13 +167,14 @@ class CachedPass:
             rows = torch.from_numpy(sequences).to(q.device)
             keys, values = keys.index_select(0, rows), values.index_select(0, rows)
         seen = None
-        if (lengths < longest).any():
-            seen = torch.from_numpy(np.arange(longest) < lengths[:, None]).to(q.device)[:, None, None]
+        limits = (lengths - count)[:, None] + self.seen.reshape(-1, count)[documents[::count]]
+        if (limits < longest).any():
+            seen = torch.from_numpy(np.arange(longest) < limits[:, :, None]).to(q.device)[:, None]
         out = F.scaled_dot_product_attention(
-            q.unflatten(1, (heads[0], 1, -1)),
+            q.view(len(sequences), count, heads[0], -1).transpose(1, 2),
             keys.unflatten(2, (heads[1], -1)).transpose(1, 2),
             values.unflatten(2, (heads[2], -1)).transpose(1, 2),
             attn_mask=seen,
             enable_gqa=heads[0] != heads[1],
         )
-        return out.flatten(1)
+        return out.transpose(1, 2).flatten(0, 1).flatten(1)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from data_pipeline.shards.index import Document
 from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.vectors import within
 from data_pipeline.shards.vocabulary import TEXT, Vocabulary
@@ -23,36 +24,32 @@ class Piece(NamedTuple):
     """Ending of the file, such as png; empty where there is none."""
 
 
-def decode(
-    ids: Int[np.ndarray, " tokens"],
-    vocabulary: Vocabulary,
-    tokenizers: Mapping[str, Tokenizer],
-    vectors: Mapping[str, np.ndarray] | None = None,
-) -> list[Piece]:
-    """The parts of a stretch of a document whose spans are whole, with or without <bos> and <eos>.
-
-    `vectors`: those of all its ids (data_pipeline/shards/vectors.py). Without them their number is shown.
-    """
-    bos, eos = vocabulary.bos, vocabulary.eos
+def decode(document: Document, vocabulary: Vocabulary, tokenizers: Mapping[str, Tokenizer]) -> list[Piece]:
+    """The parts of a stretch of a document whose spans are whole, with or without <bos> and <eos>."""
+    bos, eos, ids = vocabulary.bos, vocabulary.eos, document.ids
     inside = ids[(ids != bos) & (ids != eos)]
-    document = np.concatenate([[bos], inside, [eos]]).astype(np.int64)
+    whole = np.concatenate([[bos], inside, [eos]]).astype(np.int64)
     found = []
-    for modality, start, end in read_spans(document, vocabulary):
+    for modality, start, end in read_spans(whole, vocabulary):
         tokenizer = tokenizers[modality]
         if modality == TEXT:
-            found.append(Piece(TEXT, text=tokenizer.decode(document[start:end])))
+            found.append(Piece(TEXT, text=tokenizer.decode(whole[start:end])))
             continue
-        codes = document[start + 1 : end - 1] - vocabulary.first_code(modality)
-        medium, of_vectors = tokenizer.medium, modality in vocabulary.vectors
-        if of_vectors and vectors is not None:
-            codes = within(vectors, document, start, end, vocabulary)[modality]
-        if medium is None or medium.file is None or (of_vectors and vectors is None):
-            shown = f"{len(codes)} vectors" if of_vectors else f"codes {' '.join(map(str, codes))}"
-            found.append(Piece(modality, text=f"[{modality}: {shown}]"))
+        codes = whole[start + 1 : end - 1] - vocabulary.first_code(modality)
+        if modality in vocabulary.vectors:
+            codes = within(document.vectors, whole, start, end, vocabulary)[modality]
+        medium = tokenizer.medium
+        if medium is None or medium.file is None:
+            of = f"{len(codes)} vectors" if modality in vocabulary.vectors else "codes " + _joined(codes)
+            found.append(Piece(modality, text=f"[{modality}: {of}]"))
         else:
             content = tokenizer.decode(codes)
             found.append(Piece(modality, file=medium.file(content), suffix=medium.suffix))
     return found
+
+
+def _joined(codes: Int[np.ndarray, " codes"]) -> str:
+    return " ".join(map(str, codes))
 
 
 def named_files(pieces: Sequence[Piece], stem: str) -> tuple[str, dict[str, bytes]]:

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Int
 
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.index import Document, TokenSource
 from data_pipeline.shards.spans import read_spans
+from data_pipeline.shards.vectors import joined, within
 from data_pipeline.shards.vocabulary import TEXT, Vocabulary
 from data_pipeline.stream.order import documents_at
 from data_pipeline.tokenize.documents import DocumentEncoder
@@ -27,16 +28,23 @@ SUFFIXES = {"image": "png", "speech": "wav"}
 class Prompt:
     """The beginning of a document, <bos> first."""
 
-    ids: Int[np.ndarray, " tokens"]
+    document: Document
     name: str
-    truth: Int[np.ndarray, " tokens"] | None = None
+    truth: Document | None = None
     """What follows in the held-out document, as long as a sample of the goal."""
+
+    @property
+    def ids(self) -> Int[np.ndarray, " tokens"]:
+        """Ids of the beginning; vectors stand beside them in `document`."""
+        return self.document.ids
 
 
 def prompt_of(parts: Sequence[tuple[str, str]], tokenizers: Mapping[str, Tokenizer]) -> Prompt:
     """The prompt of parts (modality, text or path of a file) in their order. Raises ConfigError."""
     encoder = DocumentEncoder(tokenizers, Limits.model_validate({}))
-    ids = [np.array([encoder.vocabulary.bos])]
+    vocabulary = encoder.vocabulary
+    ids = [np.array([vocabulary.bos])]
+    vectors: list[Mapping[str, np.ndarray]] = [joined([], vocabulary)]
     for modality, value in parts:
         flag = "--prompt" if modality == TEXT else f"--{modality} {value}"
         if modality not in tokenizers:
@@ -45,10 +53,12 @@ def prompt_of(parts: Sequence[tuple[str, str]], tokenizers: Mapping[str, Tokeniz
             continue
         try:
             data = tokenizers[TEXT].read(value) if modality == TEXT else _content(Path(value), flag)
-            ids.append(encoder.encode(document_sample([Part(modality, data)], SUFFIXES)).ids[1:-1])
+            encoded = encoder.encode(document_sample([Part(modality, data)], SUFFIXES))
         except SampleError as error:
             raise ConfigError(f"{flag}: {error}") from None
-    return Prompt(np.concatenate(ids).astype(np.int64), "prompt")
+        ids.append(encoded.ids[1:-1])
+        vectors.append(encoded.vectors)
+    return Prompt(Document(np.concatenate(ids).astype(np.int64), joined(vectors, vocabulary)), "prompt")
 
 
 def _content(path: Path, flag: str) -> bytes:
@@ -76,11 +86,12 @@ def first_prompts(source: TokenSource, count: int, goal: str, most_tokens: int) 
     for document in documents_at(0, source.num_documents, source.num_documents, ORDER_KEY).tolist():
         if len(prompts) == count:
             return prompts
-        ids = source.read(document).astype(np.int64)
-        found = cut_at(ids, source.vocabulary, goal)
+        whole = source.document(document)
+        found = cut_at(whole.ids, source.vocabulary, goal)
         if found is not None and found[0] <= most_tokens:
             start, end = found
-            prompts.append(Prompt(ids[:start], source.name(document), ids[start:end]))
+            beginning, truth = (_within(whole, *cut, source.vocabulary) for cut in ((0, start), (start, end)))
+            prompts.append(Prompt(beginning, source.name(document), truth))
     return prompts
 
 
@@ -91,11 +102,22 @@ def part_prompts(source: TokenSource, count: int, context_tokens: int) -> dict[t
     bos = [source.vocabulary.bos]
     return {
         direction: [
-            Prompt(np.concatenate([bos, pair.condition.ids]).astype(np.int64), pair.name, pair.target.ids)
+            Prompt(
+                Document(np.concatenate([bos, condition.ids]).astype(np.int64), condition.vectors),
+                pair.name,
+                Document(*pair.target),
+            )
             for pair in listed[:count]
+            for condition in [pair.condition]
         ]
         for direction, listed in found.items()
     }
+
+
+def _within(document: Document, start: int, end: int, vocabulary: Vocabulary) -> Document:
+    """Ids start ... end - 1 of a document with their vectors."""
+    vectors = within(document.vectors, document.ids, start, end, vocabulary)
+    return Document(document.ids[start:end].astype(np.int64), vectors)
 
 
 def cut_at(ids: Int[np.ndarray, " tokens"], vocabulary: Vocabulary, goal: str) -> tuple[int, int] | None:

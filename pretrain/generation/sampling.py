@@ -1,14 +1,17 @@
-"""The next id from logits: temperature, top-k and top-p, as pure functions in float64."""
+"""The next id from logits: temperature, top-k and top-p, as pure functions in float64; and what is asked of
+images that are vectors."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from pretrain.generation.denoise import Sampler
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How ids are drawn from the probabilities of a model."""
+    """How ids are drawn from the probabilities of a model, and images that are vectors from noise."""
 
     temperature: float = 1.0
     """Logits are divided by it; 0: the id of the highest logit, of equal ones the lowest id."""
@@ -17,6 +20,10 @@ class Sampling:
     top_p: float = 1.0
     """Only the likeliest ids are drawn, as few as hold this share of the probability."""
     seed: int = 1
+    image_steps: int | None = None
+    """Steps in which an image of vectors is denoised; None: 250."""
+    sampler: Sampler | None = None
+    """How such an image is denoised; None: by the first that goes with the objective of the modality."""
 
 
 def probabilities(

@@ -15,6 +15,7 @@ from parallel.logical import logical_of
 from parallel.world import World
 from pretrain.config import load
 from pretrain.evaluation.losses import routing_states
+from pretrain.generation.grammar import Grammar
 from pretrain.generation.processes import check_processes
 from pretrain.models.decoder import Decoder
 from pretrain.models.routing_state import RoutingState
@@ -47,6 +48,28 @@ class TrainedModel:
         """Modality -> codes of each of its spans, of those whose spans are all equally long."""
         found = {name: tokenizer.config.content_codes for name, tokenizer in self.tokenizers.items()}
         return {name: codes for name, codes in found.items() if codes is not None}
+
+    @property
+    def context_only(self) -> frozenset[str]:
+        """Modalities that the model reads and did not learn to write."""
+        config = self.decoder.config
+        return frozenset(config.vectors) - frozenset(config.learned_vectors)
+
+    def grammar(self, goal: str) -> Grammar:
+        """The grammar of samples of a goal, a modality or "free". Raises ConfigError for a goal that the
+        model did not learn."""
+        if goal in self.context_only:
+            raise ConfigError(
+                f'{self.source.path}: does not write {goal}, because model.vectors.{goal}.objective = "none" '
+                "makes it context alone; ask for another modality"
+            )
+        for modality in self.decoder.config.learned_vectors:
+            if modality not in self.span_codes:
+                raise ConfigError(
+                    f"the {modality} tokenizer gives any number of vectors, but an image is denoised as a "
+                    "whole; only tokenizers with content_codes can be written"
+                )
+        return Grammar(self.vocabulary, self.span_codes, goal, self.context_only)
 
 
 def open_model(path: Path, tokenizers: Path | None = None, world: World | None = None) -> TrainedModel:
@@ -114,6 +137,13 @@ def _check_vocabulary(
         raise ConfigError(
             f"{source.path}: {model.vocab_tokens} ids, but {where} make {vocabulary.size}; name the "
             "tokenizers of its data with --tokenizers DIR"
+        )
+    found = {modality: form.features for modality, form in vocabulary.vectors.items()}
+    own = {modality: of.features for modality, of in model.vectors.items()}
+    if found != own:
+        raise ConfigError(
+            f"{source.path}: trained on vectors (and their features) {own or None}, but {where} make "
+            f"{found or 'none'}; name the tokenizers of its data with --tokenizers DIR"
         )
     for modality, fingerprint in (source.tokenizers or {}).items():
         if fingerprint != opened[modality].fingerprint:

@@ -144,9 +144,8 @@ def evaluation_draw(
     Kronecker sequence), so that the mean over images depends less on luck.
     """
     quantile = (0.5 + sequence * (2**0.5 - 1) + image * (5**0.5 - 1) / 2) % 1.0
-    return max(quantile, 2.0**-53), _generator((0, 0), (position, sequence, 2)).standard_normal(
-        size, dtype=np.float32
-    )
+    generator = _generator((0, 0), (position << 32 | image, sequence, 2))
+    return max(quantile, 2.0**-53), generator.standard_normal(size, dtype=np.float32)
 
 
 def _generator(key: tuple[int, int], counter: tuple[int, int, int]) -> np.random.Generator:

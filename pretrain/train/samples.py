@@ -16,7 +16,6 @@ from pretrain.config import RunConfig
 from pretrain.evaluation.losses import routing_states
 from pretrain.generation.continuation import continue_prompts
 from pretrain.generation.facts import fact_row, judge_facts
-from pretrain.generation.grammar import Grammar
 from pretrain.generation.page import ShownPrompt, page
 from pretrain.generation.pieces import Piece, decode, named_files
 from pretrain.generation.prompts import Prompt, first_prompts, part_prompts
@@ -88,7 +87,9 @@ def fixed_prompts(model: TrainedModel, heldout: TokenSource) -> Prompts:
     parts = part_prompts(heldout, PROMPTS, context)
     prompts = {}
     for modality in model.vocabulary.modalities:
-        most = context + 1 - Grammar(model.vocabulary, model.span_codes, modality).least_room()
+        if modality in model.context_only:
+            continue
+        most = context + 1 - model.grammar(modality).least_room()
         before = TEXT if modality != TEXT else next(iter(others), TEXT)
         own = [prompt for prompt in parts.get((before, modality), ()) if len(prompt.ids) <= most]
         prompts[modality] = own or first_prompts(heldout, PROMPTS, modality, most)
@@ -101,15 +102,15 @@ def show(config: RunConfig, model: TrainedModel, prompts: Prompts, step: int, vi
     for modality, own in prompts.items():
         if not own:
             continue
-        grammar = Grammar(model.vocabulary, model.span_codes, modality)
+        grammar = model.grammar(modality)
         samples = continue_prompts(
-            model.decoder, [prompt.ids for prompt in own], grammar, Sampling(seed=config.seed),
+            model.decoder, [prompt.document for prompt in own], grammar, Sampling(seed=config.seed),
             model.routing_state, samples=1, max_tokens=max(MOST_TOKENS, grammar.least_room()),
         )  # fmt: skip
-        for number, (prompt, (ids,)) in enumerate(zip(own, samples, strict=True)):
+        for number, (prompt, (sample,)) in enumerate(zip(own, samples, strict=True)):
             parts = [
                 decode(each, model.vocabulary, model.tokenizers)
-                for each in (prompt.ids, prompt.truth, ids)
+                for each in (prompt.document, prompt.truth, sample)
                 if each is not None
             ]
             shown.append(ShownPrompt(f"{modality} behind {prompt.name}", parts[0], parts[1], [parts[-1]]))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.shards.index import Document
 from data_pipeline.shards.vocabulary import Vocabulary
 from pretrain.generation.decoding import read_tokens
 from pretrain.generation.key_cache import KeyCache
@@ -31,7 +32,7 @@ def test_greedy_tokens_are_those_of_transformers(kind: str, tmp_path: Path) -> N
     vocabulary, cache, found = Vocabulary(sizes={"text": 40}), KeyCache.empty(2), [[], []]
     ids = [np.array(prompt) for prompt in PROMPTS]
     for _ in range(TOKENS):
-        logits, _ = read_tokens(decoder, cache, [0, 1], ids, vocabulary, RoutingState())
+        logits, _ = read_tokens(decoder, cache, [0, 1], list(map(Document, ids)), vocabulary, RoutingState())
         # Rounding leaves 1e-6 of a logit, so that no token is decided by it.
         best, second = logits.topk(2, dim=1).values.t()
         assert (best - second).min() > 1e-4

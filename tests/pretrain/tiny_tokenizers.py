@@ -56,10 +56,10 @@ def write_tokenized_data(folder: Path, *, vectors: bool = False) -> Vocabulary:
     return vocabulary
 
 
-def write_demo_like_data(folder: Path) -> Vocabulary:
+def write_demo_like_data(folder: Path, *, vectors: bool = False) -> Vocabulary:
     """The same of documents that state digits as the demo corpus does, in a few tokens: a caption and a
     sentence, a picture of noise, and an utterance in which the words of digits are runs of two units."""
-    tokenizers = write_tiny_tokenizers(folder / TOKENIZERS)
+    tokenizers = write_tiny_tokenizers(folder / TOKENIZERS, vectors=vectors)
     vocabulary = vocabulary_of(tokenizers)
     for name, count in (("train", 220), ("heldout", 40)):
         random = np.random.default_rng(count)
@@ -67,7 +67,7 @@ def write_demo_like_data(folder: Path) -> Vocabulary:
         for _ in range(count):
             a, b = random.integers(0, 10, 2)
             text = tokenizers["text"].encode(f"red {a}, blue {b}\n{a} and {b}")
-            picture = random.integers(0, 8, 4) + vocabulary.first_code("image")
+            picture = random.integers(0, tokenizers["image"].size, 4) + vocabulary.first_code("image")
             word_units = np.array([3, a // 4, a % 4, 3, b // 4, b % 4]) + vocabulary.first_code("speech")
             parts = [text, [BOI, *picture, EOI], [BOS_SPEECH, *word_units, EOS_SPEECH]]
             order = random.permutation(3)

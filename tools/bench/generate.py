@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 
 from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.index import Document
 from data_pipeline.shards.vocabulary import SPECIAL_TOKENS, TEXT, Vocabulary
 from pretrain.generation.decoding import pass_inputs, read_tokens
 from pretrain.generation.key_cache import KeyCache
@@ -81,16 +82,18 @@ def vocabulary_of(case: Case) -> Vocabulary:
     return Vocabulary(sizes={TEXT: case.vocab_tokens - 2 * quarter, IMAGE: quarter, "speech": quarter})
 
 
-def prompts_of(case: Case) -> list[Int[np.ndarray, " tokens"]]:
+def prompts_of(case: Case) -> list[Document]:
     """Random ids of the prompts: images, then text, no special tokens."""
     rng, vocabulary = np.random.default_rng(0), vocabulary_of(case)
     images = case.context_tokens * 7 // 8
     return [
-        np.concatenate(
-            [
-                _drawn(rng, vocabulary, IMAGE, images),
-                _drawn(rng, vocabulary, TEXT, case.context_tokens - images),
-            ]
+        Document(
+            np.concatenate(
+                [
+                    _drawn(rng, vocabulary, IMAGE, images),
+                    _drawn(rng, vocabulary, TEXT, case.context_tokens - images),
+                ]
+            )
         )
         for _ in range(case.sequences)
     ]
@@ -133,7 +136,7 @@ class Speaker:
         layers = {name: replace(of, lengths=of.lengths.copy()) for name, of in self.cache.layers.items()}
         cache = KeyCache(self.cache.lengths.copy(), layers)
         for row in ids:
-            one_each = [np.array([token]) for token in row]
+            one_each = [Document(np.array([token])) for token in row]
             read_tokens(self.decoder, cache, range(len(row)), one_each, self.vocabulary, self.state)
 
 

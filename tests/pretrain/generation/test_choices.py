@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.shards.index import Document
 from data_pipeline.shards.vocabulary import BOS
 from data_pipeline.tokenize.media.pictures import png
 from pretrain.generation.choices import answer, read_questions
@@ -37,13 +38,18 @@ def test_log_likelihoods_equal_those_of_one_token_at_a_time(model: TrainedModel,
     """Each id's own logits, from a pass over what stands before it."""
     (question,) = read_questions(write(tmp_path, GOOD), model)
     found = answer(model, question)
-    assert question.prompt[0] == BOS and len(question.options) == 3 and found.answer == 2
+    assert question.prompt.ids[0] == BOS and len(question.options) == 3 and found.answer == 2
     assert found.tokens == tuple(map(len, question.options))
     for option, nats in zip(question.options, found.log_likelihoods, strict=True):
-        expected, whole = 0.0, question.prompt
+        expected, whole = 0.0, question.prompt.ids
         for token in option:
             logits, _ = read_tokens(
-                model.decoder, KeyCache.empty(1), [0], [whole], model.vocabulary, model.routing_state
+                model.decoder,
+                KeyCache.empty(1),
+                [0],
+                [Document(whole)],
+                model.vocabulary,
+                model.routing_state,
             )
             expected += float(logits[0].double().log_softmax(0)[token])
             whole = np.append(whole, token)

@@ -1,5 +1,6 @@
 import numpy as np
 
+from data_pipeline.shards.index import Document
 from data_pipeline.shards.spans import read_spans
 from data_pipeline.shards.vocabulary import BOS, EOS
 from pretrain.generation.continuation import continue_prompts, room_behind
@@ -18,28 +19,35 @@ GRAMMAR = Grammar(VOCABULARY, {"image": 4})
 STATE = RoutingState()
 
 
-def prompts() -> list[np.ndarray]:
+def prompts() -> list[Document]:
     rng = np.random.default_rng(2)
-    return [np.array([BOS]), np.concatenate([[BOS], part("text", 2, rng)]), np.array([BOS, 9, 10])]
+    ids = np.array([BOS]), np.concatenate([[BOS], part("text", 2, rng)]), np.array([BOS, 9, 10])
+    return [Document(each) for each in ids]
 
 
 def continued(
     decoder: Decoder, *, seed: int = 1, temperature: float = 1.0, samples: int = 3, **options: int
-) -> list[list[np.ndarray]]:
+) -> list[list[Document]]:
     sampling = Sampling(temperature, seed=seed)
     return continue_prompts(decoder, prompts(), GRAMMAR, sampling, STATE, samples=samples, **options)
 
 
-def flat(found: list[list[np.ndarray]]) -> list[tuple[int, ...]]:
-    return [tuple(ids.tolist()) for of_prompt in found for ids in of_prompt]
+def flat(found: list[list[Document]]) -> list[tuple[int, ...]]:
+    return [tuple(sample.ids.tolist()) for of_prompt in found for sample in of_prompt]
 
 
 def test_1000_free_samples_of_an_untrained_model_stay_inside_the_grammar() -> None:
     found = continue_prompts(
-        Decoder(MODEL), [np.array([BOS])], GRAMMAR, Sampling(), STATE, samples=1000, sequences_at_once=500
+        Decoder(MODEL),
+        [Document(np.array([BOS]))],
+        GRAMMAR,
+        Sampling(),
+        STATE,
+        samples=1000,
+        sequences_at_once=500,
     )
     seen: dict[str, int] = {}
-    for ids in found[0]:
+    for ids, _ in found[0]:
         document = np.concatenate([[BOS], ids, [] if ids[-1] == EOS else [EOS]]).astype(int)
         assert len(ids) <= MODEL.context_tokens and (ids[-1] == EOS or len(ids) == MODEL.context_tokens)
         for span in read_spans(document, VOCABULARY):  # raises for ids that no tokenizer writes
@@ -52,10 +60,10 @@ def test_greedy_ids_are_the_likeliest_of_one_pass() -> None:
     """Recomputed without a cache: of every id, the logits of all before it."""
     decoder = perturbed(MODEL).double()
     found = continued(decoder, temperature=0, samples=1)
-    for prompt, (ids,) in zip(prompts(), found, strict=True):
-        room, place, whole = room_behind(len(prompt), MODEL.context_tokens), Place(), prompt
-        for number, token in enumerate(ids):
-            logits, _ = read_tokens(decoder, KeyCache.empty(1), [0], [whole], VOCABULARY, STATE)
+    for prompt, (sample,) in zip(prompts(), found, strict=True):
+        room, place, whole = room_behind(len(prompt.ids), MODEL.context_tokens), Place(), prompt.ids
+        for number, token in enumerate(sample.ids):
+            logits, _ = read_tokens(decoder, KeyCache.empty(1), [0], [Document(whole)], VOCABULARY, STATE)
             allowed = GRAMMAR.allowed(place, room - number)
             scores = np.where(allowed, logits[0, : VOCABULARY.size].numpy(), -np.inf)
             assert token == scores.argmax()
@@ -74,9 +82,9 @@ def test_a_sample_depends_on_seed_and_number_alone() -> None:
 
 def test_max_tokens_and_a_goal() -> None:
     decoder = perturbed(MODEL)
-    assert all(len(ids) <= 5 for of in continued(decoder, max_tokens=5) for ids in of)
+    assert all(len(sample.ids) <= 5 for of in continued(decoder, max_tokens=5) for sample in of)
     image = Grammar(VOCABULARY, {"image": 4}, "image")
     for of in continue_prompts(decoder, prompts(), image, Sampling(), STATE, samples=2):
-        for ids in of:
+        for ids, _ in of:
             assert [VOCABULARY.modalities[m] for m in VOCABULARY.modality_of(ids)[1:-1]] == ["image"] * 4
             assert (ids[0], ids[-1]) == VOCABULARY.delimiters("image")

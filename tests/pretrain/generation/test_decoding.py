@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_pipeline.shards.index import Document
 from pretrain.generation.decoding import pass_inputs, read_tokens
 from pretrain.generation.key_cache import KeyCache
 from pretrain.models.accounting import kv_numbers_per_token
@@ -100,7 +101,10 @@ def ran_in(report: RouterReport, pieces: Sequence[np.ndarray]) -> list[np.ndarra
 def in_one_pass(decoder: Decoder, state: RoutingState) -> tuple[list[torch.Tensor], list[np.ndarray]]:
     """Logits of every token of each text in one pass without a cache, and which tokens ran."""
     ids = texts()
-    inputs = replace(pass_inputs(ids, [0] * len(ids), decoder.config, VOCABULARY, state), report_ran=True)
+    inputs = replace(
+        pass_inputs(list(map(Document, ids)), [0] * len(ids), decoder.config, VOCABULARY, state),
+        report_ran=True,
+    )
     hidden, report = decoder.hidden(inputs)
     assert decoder.head is not None
     logits = decoder.head(hidden, inputs)
@@ -120,7 +124,8 @@ def token_by_token(
     ran: list[list[np.ndarray]] = [[] for _ in ids]
     while active:
         now = state if prompt_state is None or cache.lengths.any() else prompt_state
-        found, report = read_tokens(decoder, cache, active, pieces, VOCABULARY, now, report_ran=True)
+        of_pass = list(map(Document, pieces))
+        found, report = read_tokens(decoder, cache, active, of_pass, VOCABULARY, now, report_ran=True)
         for sequence, row in zip(active, found, strict=True):
             logits[sequence][at[sequence]] = row
         for sequence, of_piece in zip(active, ran_in(report, pieces), strict=True):

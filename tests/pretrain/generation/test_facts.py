@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.demo.facts import Match
+from data_pipeline.demo.scenes import PICTURE_PX
 from data_pipeline.files.toml_config import ConfigError
-from data_pipeline.shards.index import TokenSource
+from data_pipeline.shards.index import Document, TokenSource
 from data_pipeline.tokenize.tokenizer_set import TOKENIZERS, load_tokenizers
 from pretrain.generation import facts
 from pretrain.generation.facts import (
@@ -41,7 +42,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_over(data: Path) -> TrainedModel:
     """An untrained model over the tokenizers of `data`."""
     source, tokenizers = TokenSource.open(data / "heldout"), load_tokenizers(data / TOKENIZERS)
-    config = tiny_config(MOT, context_tokens=64, vocab_tokens=source.vocabulary.size)
+    features = {m: {"features": form.features} for m, form in source.vocabulary.vectors.items()}
+    config = tiny_config(MOT, context_tokens=64, vocab_tokens=source.vocabulary.size, vectors=features)
     weights = WeightSource(data, config, {}, "untrained")
     return TrainedModel(
         weights, Decoder(config, seed=1), tokenizers, source.vocabulary, RoutingState(), source.folder
@@ -62,7 +64,7 @@ def test_scores_are_those_of_the_prompts_digits_and_say_what_the_judge_misses(
     train, heldout = (TokenSource.open(data / name) for name in ("train", "heldout"))
     prompts = fact_prompts(heldout, model.tokenizers, documents=6, context_tokens=64)
     assert {d: len(own) for d, own in prompts.items()} == dict.fromkeys(facts.MOST_TOKENS, 6)
-    caption = model.tokenizers["text"].decode(prompts["text", "image"][0].ids[1:])
+    caption = model.tokenizers["text"].decode(prompts["text", "image"][0].document.ids[1:])
     assert caption == "red {}, blue {}\n{} and {}".format(*prompts["text", "image"][0].wanted * 2)
 
     judges = train_judges(model.tokenizers, train, heldout)
@@ -77,7 +79,7 @@ def test_scores_are_those_of_the_prompts_digits_and_say_what_the_judge_misses(
     assert f"the judge itself: {judges.speech_accuracy.exact:.3f}" in lines[2]
 
     def truth(model, prompts, *_, **__):  # what a model would write that knows the document
-        return [[np.concatenate([ids[1:], [2]])] for ids in prompts]
+        return [[Document(np.concatenate([prompt.ids[1:], [2]]))] for prompt in prompts]
 
     monkeypatch.setattr("pretrain.generation.continuation.continue_prompts", truth)
     told = {("image", "text"): [p._replace(wanted=p.wanted) for p in prompts["text", "image"]]}
@@ -91,11 +93,33 @@ def test_scores_are_those_of_the_prompts_digits_and_say_what_the_judge_misses(
     text = SimpleNamespace(
         config=model.tokenizers["text"].config, decode=lambda ids: decoded.append(ids.tolist()) or ""
     )
-    answers = lambda *_, **__: [[np.array([2, 9, 11])]]  # noqa: E731
+    answers = lambda *_, **__: [[Document(np.array([2, 9, 11]))]]  # noqa: E731
     monkeypatch.setattr("pretrain.generation.continuation.continue_prompts", answers)
     own = replace(own, tokenizers={**own.tokenizers, "text": text})
     score_facts(own, {("image", "text"): told["image", "text"][:1]}, judges, Sampling())
     assert decoded == [[2, 9]]
+
+
+def test_pictures_of_vectors_are_judged_in_the_size_of_the_corpus(tmp_path: Path) -> None:
+    """The judge sees what the tokenizer makes of the vectors that were drawn."""
+    write_demo_like_data(tmp_path, vectors=True)
+    model, heldout = model_over(tmp_path), TokenSource.open(tmp_path / "heldout")
+    prompts = fact_prompts(heldout, model.tokenizers, documents=3, context_tokens=64)
+    seen: list[np.ndarray] = []
+    judges = SimpleNamespace(
+        picture=SimpleNamespace(digits=lambda picture: seen.append(picture) or (4, 2)),
+        picture_accuracy=Accuracy(1.0, 1.0),
+        speech_accuracy=Accuracy(1.0, 1.0),
+    )
+    sampling = Sampling(image_steps=2)
+    (score,) = score_facts(model, {("text", "image"): prompts["text", "image"]}, judges, sampling).values()
+    assert score.samples == len(seen) == 3
+    for picture in seen:
+        assert (
+            picture.shape == (PICTURE_PX, PICTURE_PX, 3)
+            and picture.dtype == np.uint8
+            and np.ptp(picture) > 50
+        )
 
 
 def test_data_that_states_no_digits_is_refused(tmp_path: Path, data: Path) -> None:

@@ -62,6 +62,33 @@ def test_a_prompt_of_all_modalities_becomes_pictures_and_a_page(
     assert contents(tmp_path / "other").keys() == found.keys() and contents(tmp_path / "other") != found
 
 
+def test_images_as_vectors_become_pictures_behind_prompts_that_hold_some(
+    speaker: Path, tmp_path: Path, prompt_files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same seed writes the same bytes; steps, sampler and the picture of the prompt change them."""
+    options = ("--prompt", "A red 3", "--image", prompt_files["image"], "--to", "image", "--samples", 2)
+    found: dict[str, dict[str, bytes]] = {}
+    for name, more in {
+        "out": ("--image-steps", 4), "again": ("--image-steps", 4), "steps": ("--image-steps", 5),
+        "sampler": ("--image-steps", 4, "--sampler", "ddim"),
+        "prompt": ("--image-steps", 4, "--image", prompt_files["image"]),
+    }.items():  # fmt: skip
+        assert generate(speaker / "pixels", tmp_path / name, *options, *more) == 0, capsys.readouterr().err
+        found[name] = contents(tmp_path / name)
+    assert list(found["out"]) == ["000_00.txt", "000_00_0.png", "000_01.txt", "000_01_0.png", "index.html"]
+    pixels = np.asarray(Image.open(io.BytesIO(found["out"]["000_00_0.png"])))
+    assert pixels.shape == (PICTURE_PX, PICTURE_PX, 3) and len(np.unique(pixels)) > 20
+    page = found["out"]["index.html"].decode()
+    assert page.count('src="data:image/png;base64,') == 3 and "images in 4 steps of ddpm" in page
+    assert found["again"] == found["out"]
+    pictures = {name: found[name]["000_00_0.png"] for name in ("out", "steps", "sampler", "prompt")}
+    assert len(set(pictures.values())) == 4
+    flags = ("--prompt", "A", "--sampler", "euler")
+    assert generate(speaker / "pixels", tmp_path / "none", *flags) == 2
+    assert "--sampler euler: the model learned image by diffusion" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_speech_and_text_become_files(speaker: Path, tmp_path: Path) -> None:
     assert generate(speaker, tmp_path / "sound", "--prompt", "", "--to", "speech", "--max-tokens", 9) == 0
     rate, samples = wavfile.read(tmp_path / "sound" / "000_00_0.wav")
@@ -105,6 +132,8 @@ MISTAKES = {
     "temperature": (("--prompt", "a", "--temperature", "nan"), "--temperature nan: 0 (greedy) to 1000"),
     "seed": (("--prompt", "a", "--seed", "-1"), "--seed -1"),
     "samples": (("--prompt", "a", "--samples", "0"), "--samples 0"),
+    "image steps": (("--prompt", "a", "--image-steps", "0"), "--image-steps 0: a whole number, 1 or more"),
+    "steps of ids": (("--prompt", "a", "--image-steps", "9"), "this model learned none; leave it out"),
     "guidance": (("--prompt", "a", "--guidance", "3"), "trained with dropped conditions"),
     "prefill rule": (("--prompt", "a", "--prefill-rule", "top_k"), "--prefill-rule top_k: no model.depth"),
     "decode rule": (("--prompt", "a", "--decode-rule", "all"), "goes with --prefill-rule top_k alone"),

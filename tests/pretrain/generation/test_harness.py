@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.index import Document
 from data_pipeline.shards.vocabulary import BOS, EOS, TEXT
 from pretrain.generation.decoding import read_tokens
-from pretrain.generation.grammar import Grammar, Place
+from pretrain.generation.grammar import Place
 from pretrain.generation.harness import HarnessModel
 from pretrain.generation.key_cache import KeyCache
 from pretrain.generation.trained_model import TrainedModel, open_model
@@ -44,7 +45,9 @@ def asked(*args: Any) -> Any:
 def logits_behind(model: TrainedModel, ids: list[int]) -> np.ndarray:
     """Of one pass over the ids; a row for the id that follows."""
     cache = KeyCache.empty(1)
-    rows, _ = read_tokens(model.decoder, cache, [0], [np.array(ids)], model.vocabulary, model.routing_state)
+    rows, _ = read_tokens(
+        model.decoder, cache, [0], [Document(np.array(ids))], model.vocabulary, model.routing_state
+    )
     return rows[0].double().numpy()
 
 
@@ -106,7 +109,7 @@ def test_a_whole_text_is_judged_in_stretches(harness: Model, trained: TrainedMod
 
 def test_text_is_written_until_a_stop(harness: Model, trained: TrainedModel) -> None:
     """Greedily, as without a cache; settings may differ between requests, whose order stays."""
-    grammar, ids, place = Grammar(trained.vocabulary, trained.span_codes, TEXT), [BOS], Place()
+    grammar, ids, place = trained.grammar(TEXT), [BOS], Place()
     ids += text_ids(trained, "A red")
     written: list[int] = []
     while not place.ended and len(written) < 9:

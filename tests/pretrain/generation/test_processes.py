@@ -11,9 +11,12 @@ import torch
 from data_pipeline.files.toml_config import ConfigError
 from parallel.logical import logical_of
 from parallel.testing import run_on_ranks
-from parallel.world import start
+from parallel.world import World, start
+from pretrain.generation.continuation import continue_prompts
 from pretrain.generation.processes import check_processes, layout_of, work_in_processes
+from pretrain.generation.sampling import Sampling
 from pretrain.models.decoder import Decoder
+from pretrain.models.routing_state import RoutingState
 from tests.numerics.test_naive_depth import perturbed
 from tests.pretrain.generation.test_decoding import (
     MODELS,
@@ -22,12 +25,22 @@ from tests.pretrain.generation.test_decoding import (
     routing_of,
     token_by_token,
 )
+from tests.pretrain.generation.test_images import GRAMMAR, prompts
 from tests.pretrain.models.random_batch import DENSE, MOT, tiny_config
+from tests.pretrain.models.vector_batch import vector_config
 from tests.pretrain.tiny_data import VOCABULARY
 from tools.cli import main
 
 NAMES = ("dense_all_heads", "elements", "expert_choice", "depth_selected")
 """Models of test_decoding.py: with and without grouped queries, and everything that ranks cut or choose."""
+
+
+@torch.no_grad()
+def cut_weights(whole: Decoder, part: Decoder, world: World) -> None:
+    """Give a rank's decoder its part of the weights."""
+    wholes = dict(whole.named_parameters())
+    for key, parameter in part.named_parameters():
+        parameter.copy_(logical_of(parameter).cut(wholes[key], world.tp_rank, world.tp_size))
 
 
 def on_a_rank(names: tuple[str, ...]) -> dict[str, tuple[float, float, bool]]:
@@ -39,10 +52,7 @@ def on_a_rank(names: tuple[str, ...]) -> dict[str, tuple[float, float, bool]]:
         model = tiny_config(towers, context_tokens=64, vocab_tokens=VOCABULARY.size, **changes)
         state, whole = routing_of(model), perturbed(model).eval()
         part = Decoder(model, tp=world.tensor_parallel).eval()
-        wholes = dict(whole.named_parameters())
-        with torch.no_grad():
-            for key, parameter in part.named_parameters():
-                parameter.copy_(logical_of(parameter).cut(wholes[key], world.tp_rank, world.tp_size))
+        cut_weights(whole, part, world)
         differences, same = [], True
         for dtype in (torch.float64, torch.float32):
             expected, expected_ran = in_one_pass(whole.to(dtype), state)
@@ -57,7 +67,34 @@ def on_a_rank(names: tuple[str, ...]) -> dict[str, tuple[float, float, bool]]:
             same = same and all(np.array_equal(a, b) for a, b in zip(ran, expected_ran, strict=True))
         assert cache.held_bytes > 0
         found[name] = (*differences, same)
+    found["images"] = images_on_a_rank(world)
     return found
+
+
+def images_on_a_rank(world: World) -> tuple[float, float, bool]:
+    """The largest difference between vectors of samples by two ranks and by the whole decoder, in fp64 and,
+    as there is one for both, once more; and whether the ids are the same."""
+    config = vector_config(MOT)
+    whole = perturbed(config).double().eval()
+    part = Decoder(config, tp=world.tensor_parallel).double().eval()
+    cut_weights(whole, part, world)
+    first, second = (
+        [
+            sample
+            for of_prompt in continue_prompts(
+                decoder, prompts(), GRAMMAR, Sampling(image_steps=3), RoutingState(), samples=2
+            )
+            for sample in of_prompt
+        ]
+        for decoder in (whole, part)
+    )
+    vectors = [
+        np.concatenate([each.vectors["image"] for each in of if each.vectors]) for of in (first, second)
+    ]
+    assert len(vectors[0]) > 0
+    difference = float(np.abs(vectors[0].astype(np.float64) - vectors[1]).max())
+    same = all(a.ids.tolist() == b.ids.tolist() for a, b in zip(first, second, strict=True))
+    return difference, difference, same
 
 
 def test_token_by_token_on_two_ranks_equals_one_pass_of_one() -> None:

@@ -7,6 +7,7 @@ import pytest
 from data_pipeline.files.toml_config import ConfigError
 from data_pipeline.shards.index import TokenSource
 from data_pipeline.shards.vocabulary import BOI, BOS, BOS_SPEECH, EOI, EOS, EOS_SPEECH
+from data_pipeline.tokenize.media.pictures import png
 from data_pipeline.tokenize.tokenizer_set import load_tokenizers
 from pretrain.generation.grammar import FREE
 from pretrain.generation.prompts import cut_at, heldout_prompts, part_prompts, prompt_of
@@ -40,9 +41,9 @@ def test_heldout_prompts_are_beginnings_with_their_truth(tmp_path: Path) -> None
         assert len({prompt.name for prompt in found}) == 4
         for prompt in found:
             assert prompt.truth is not None
-            both = [*prompt.ids.tolist(), *prompt.truth.tolist()]
+            both = [*prompt.ids.tolist(), *prompt.truth.ids.tolist()]
             assert both == documents[prompt.name][: len(both)]
-            assert goal == FREE or (prompt.truth[0], prompt.truth[-1]) == (BOI, EOI)
+            assert goal == FREE or (prompt.truth.ids[0], prompt.truth.ids[-1]) == (BOI, EOI)
     assert [p.name for p in heldout_prompts(source, 2, FREE, 64)] == [
         p.name for p in heldout_prompts(source, 4, FREE, 64)
     ][:2]
@@ -61,6 +62,33 @@ def test_parts_are_encoded_in_their_order(speaker: Path) -> None:
         prompt_of([("image", "x.png")], {"text": tokenizers["text"]})
 
 
+def test_prompts_hold_the_vectors_of_their_images(tmp_path: Path) -> None:
+    """Of files, of parts of held-out documents and of their beginnings."""
+    vocabulary = write_demo_like_data(tmp_path, vectors=True)
+    tokenizers, source = load_tokenizers(tmp_path / "tokenizers"), TokenSource.open(tmp_path / "heldout")
+    pictures = [np.full((8, 8, 3), grey, np.uint8) for grey in (10, 200)]
+    for number, picture in enumerate(pictures):
+        (tmp_path / f"{number}.png").write_bytes(png(picture))
+    parts = [("image", str(tmp_path / "0.png")), ("text", "and"), ("image", str(tmp_path / "1.png"))]
+    prompt = prompt_of(parts, tokenizers)
+    code = vocabulary.first_code("image")
+    assert (prompt.ids == code).sum() == 8
+    assert prompt.document.vectors["image"].tolist() == [[10] * 48] * 4 + [[200] * 48] * 4
+    truths = {source.name(i): source.document(i).vectors["image"].tolist() for i in range(40)}
+    for drawn, written in zip(
+        *(part_prompts(source, 3, 64)[d] for d in (("text", "image"), ("image", "text"))), strict=True
+    ):
+        assert drawn.truth is not None and len(drawn.document.vectors["image"]) == 0
+        assert drawn.truth.vectors["image"].tolist() == truths[drawn.name]
+        assert written.document.vectors["image"].tolist() == truths[drawn.name]
+    for goal in ("image", "text"):
+        for found in heldout_prompts(source, 4, goal, 64):
+            assert found.truth is not None
+            for part in (found.document, found.truth):
+                assert len(part.vectors["image"]) == (part.ids == code).sum()
+            assert goal == "text" or found.truth.vectors["image"].tolist() == truths[found.name]
+
+
 def test_parts_are_prompts_of_each_other(tmp_path: Path) -> None:
     vocabulary = write_demo_like_data(tmp_path)
     source = TokenSource.open(tmp_path / "heldout")
@@ -70,6 +98,6 @@ def test_parts_are_prompts_of_each_other(tmp_path: Path) -> None:
     drawn, written = found["text", "image"][0], found["image", "text"][0]
     assert drawn.truth is not None and written.truth is not None and drawn.name == written.name
     assert drawn.ids[0] == written.ids[0] == BOS
-    np.testing.assert_array_equal(drawn.ids[1:], written.truth)
-    np.testing.assert_array_equal(written.ids[1:], drawn.truth)
+    np.testing.assert_array_equal(drawn.ids[1:], written.truth.ids)
+    np.testing.assert_array_equal(written.ids[1:], drawn.truth.ids)
     assert len(part_prompts(source, 1, 64)["text", "image"]) == 1

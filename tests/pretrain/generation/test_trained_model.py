@@ -8,15 +8,19 @@ import pytest
 import torch
 
 from data_pipeline.files.toml_config import ConfigError, validate
+from data_pipeline.tokenize.kinds.patches import PixelConfig, PixelPatches
+from data_pipeline.tokenize.registry import save_tokenizer
 from data_pipeline.tokenize.tokenizer_set import load_tokenizers
 from pretrain.config import RunConfig
 from pretrain.generation.trained_model import open_model, routing_state_of
+from pretrain.models.decoder import Decoder
 from pretrain.models.routing_state import RoutingState
+from pretrain.models.vectors_config import VectorsConfig
 from pretrain.run_files import CONFIG
 from pretrain.weights.folder import MODEL, WeightSource
 from tests.pretrain.models.random_batch import depth_tables
 from tests.pretrain.tiny_data import tiny_run
-from tests.pretrain.tiny_tokenizers import write_tokenized_data
+from tests.pretrain.tiny_tokenizers import write_tiny_tokenizers, write_tokenized_data
 from tests.toml_text import toml_text
 
 
@@ -88,6 +92,27 @@ def test_a_run_is_told_what_it_lacks(tmp_path: Path) -> None:
     path.write_text(toml_text(tiny_run(tmp_path, tmp_path / "nowhere")))
     with pytest.raises(ConfigError, match="no weights"):
         open_model(path)
+
+
+def test_vectors_of_another_size_are_refused(speaker: Path, tmp_path: Path) -> None:
+    write_tiny_tokenizers(tmp_path / "other", vectors=True)
+    shutil.rmtree(tmp_path / "other" / "image")
+    finer = PixelPatches(PixelConfig(size_px=8, patch_px=2), 127.5, 74.0)
+    save_tokenizer(tmp_path / "other" / "image", "image", "patches", finer)
+    with pytest.raises(ConfigError, match=r"features\) {'image': 48}, but .* make {'image': 12}; name"):
+        open_model(speaker / "pixels" / "weights", tmp_path / "other")
+    pixels = open_model(speaker / "pixels" / "weights", speaker / "pixels" / "tokenizers")
+    assert pixels.span_codes == {"image": 4} and pixels.grammar("image").context_only == frozenset()
+    unlearned = pixels.decoder.config.model_copy(
+        update={"vectors": {"image": VectorsConfig(features=48, objective="none")}}
+    )
+    reader = replace(pixels, decoder=Decoder(unlearned))
+    assert reader.grammar("free").context_only == {"image"}
+    with pytest.raises(ConfigError, match=r"does not write image, because model\.vectors\.image"):
+        reader.grammar("image")
+    tokenizers = {**pixels.tokenizers, "image": pixels.tokenizers["speech"]}
+    with pytest.raises(ConfigError, match="the image tokenizer gives any number of vectors"):
+        replace(pixels, tokenizers=tokenizers).grammar("free")
 
 
 DEPTH = {"schedule": "constant", "mean_ratio": 0.5, "rule": "top_k", "dense_frac": 0.5, "ramp_frac": 0.25}

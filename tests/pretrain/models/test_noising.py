@@ -146,6 +146,8 @@ def test_evaluations_share_one_draw_whose_times_are_spread_evenly() -> None:
     independent ones would lie within about 0.08 of them."""
     first, second = (NoiseDraw(seed, None, range(30)).of_image(7, 11, 2, (3, 2)) for seed in (1, 5))
     assert (first[0], first[1].tolist()) == (second[0], second[1].tolist())
+    other = NoiseDraw(1, None, range(30)).of_image(7, 11, 3, (3, 2))
+    assert not np.isin(other[1], first[1]).any()
     trained = NoiseDraw(0, 0, range(30)).of_image(7, 11, 2, (3, 2))
     assert not np.isin(trained[1], first[1]).any()
     draw = NoiseDraw(1, None, range(30))

@@ -12,13 +12,18 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipeline.files.toml_config import ConfigError, validate
+from data_pipeline.shards.index import TokenSource
 from data_pipeline.stream.stream import StreamState
+from data_pipeline.tokenize.tokenizer_set import load_tokenizers
 from pretrain.config import RunConfig
+from pretrain.generation.trained_model import TrainedModel
 from pretrain.models.decoder import Decoder
+from pretrain.models.routing_state import RoutingState
 from pretrain.tensorboard_view import TensorBoardView
 from pretrain.train.checks import check_run
-from pretrain.train.samples import sampler
+from pretrain.train.samples import fixed_prompts, sampler
 from pretrain.train.state import TrainState
+from pretrain.weights.folder import WeightSource
 from tests.pretrain.small_judges import judge_in_small
 from tests.pretrain.tiny_data import tiny_run
 from tests.pretrain.tiny_tokenizers import PICTURE_PX, write_demo_like_data
@@ -100,3 +105,21 @@ def test_a_run_whose_samples_could_not_be_read_does_not_start(tmp_path: Path) ->
     (tmp_path / "data" / "tokenizers").rename(tmp_path / "away")
     with pytest.raises(ConfigError, match=r"tiny: no tokenizers in .*data/tokenizers"):
         check_run(config, 1)
+
+
+def test_what_is_context_alone_is_not_drawn(tmp_path: Path) -> None:
+    """Images of objective "none" stand in prompts of text, and no sample holds one."""
+    values = tiny_run(tmp_path / "data", tmp_path / "runs")
+    vocabulary = write_demo_like_data(tmp_path / "data", vectors=True)
+    own = {"features": 48, "objective": "none"}
+    values["model"] |= {"vocab_tokens": vocabulary.size, "vectors": {"image": own}}
+    values["every_steps"]["samples"] = 8
+    config = validate(RunConfig, values, source="test")
+    weights = WeightSource(tmp_path, config.model, {}, "tiny")
+    tokenizers = load_tokenizers(tmp_path / "data" / "tokenizers")
+    model = TrainedModel(weights, Decoder(config.model), tokenizers, vocabulary, RoutingState(), None)
+    prompts = fixed_prompts(model, TokenSource.open(tmp_path / "data" / "heldout"))
+    assert list(prompts) == ["text", "speech"]
+    assert all(len(prompt.document.vectors["image"]) == 4 for prompt in prompts["text"])
+    with pytest.raises(ConfigError, match='objective = "none" makes it context alone'):
+        validate(RunConfig, values | {"evaluate": {"generate": 4}}, source="test")

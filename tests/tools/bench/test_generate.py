@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.shards.index import Document
 from pretrain.generation.decoding import read_tokens
 from pretrain.models.decoding_accounting import cache_bytes
 from tools.bench.generate import IMAGE, Speaker, configs, measured, prompt_tokens, run, table
@@ -20,7 +21,7 @@ def selected() -> Speaker:
 def test_prompts_and_thresholds_are_as_scheduled(selected: Speaker) -> None:
     """56 image tokens of 64 by the ratios of the layers, to a token or two."""
     vocabulary = selected.vocabulary
-    for ids in selected.prompts:
+    for ids, _ in selected.prompts:
         modality = vocabulary.modality_of(ids)
         counts = {name: int((modality == i).sum()) for i, name in enumerate(vocabulary.modalities)}
         assert counts == prompt_tokens(CASE) | {"speech": 0} and not vocabulary.is_special(ids).any()
@@ -34,7 +35,7 @@ def test_a_timed_pass_leaves_the_cache_as_it_was(selected: Speaker) -> None:
     ids = np.full((3, CASE.sequences), selected.vocabulary.start(IMAGE))
 
     def logits() -> torch.Tensor:
-        rows = [np.array([row]) for row in ids[0]]
+        rows = [Document(np.array([row])) for row in ids[0]]
         cache, sequences = selected.cache.select(range(CASE.sequences)), range(CASE.sequences)
         return read_tokens(selected.decoder, cache, sequences, rows, selected.vocabulary, selected.state)[0]
 
