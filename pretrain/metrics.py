@@ -132,6 +132,13 @@ METRICS = (
     Metric(
         "eval/facts/<a>_to_<b>/judge_per_digit", "1", "sum/sum", "the judge's own on what was not generated"
     ),
+    Metric(
+        "eval/facts/<a>_to_<b>/frechet",
+        "1",
+        "distance",
+        "Frechet distance, over features of the judge of digits, of samples to pictures of held-out scans",
+    ),
+    Metric("eval/facts/<a>_to_<b>/truth_frechet", "1", "distance", "the same of the prompts' true pictures"),
     Metric("depth/ratio/<m>", "1", "mean", "mean of depth/ratio/<m>/<layer> over the layers with a router"),
     Metric("depth/ratio/<m>/<layer>", "1", "sum/count", f"share of tokens that may skip which ran {_SINCE}"),
     Metric("depth/gate_std/<m>", "1", "sum/count", f"standard deviation of the depth gates {_SINCE}"),

@@ -115,6 +115,12 @@ class PictureJudge:
         order = sorted(chosen, key=lambda index: _reading_key(chosen, index))
         return tuple(int(best[index]) for index in order)
 
+    def features(self, picture: Picture) -> Float[np.ndarray, " features"]:
+        """What the hidden layer of the classifier makes of a picture: the mean over its windows. It tells
+        shapes, sizes and places of ink, and no colour but that of the paper."""
+        weights, bias = self.classifier.coefs_[0], self.classifier.intercepts_[0]
+        return np.maximum(window_features(ink_of(picture)) @ weights + bias, 0).mean(axis=0)
+
     def _of_size(
         self, size: int, likeness: Float[np.ndarray, " windows"], ink: Float[np.ndarray, "height width"]
     ) -> tuple[float, list[int]]:
@@ -171,6 +177,15 @@ def judge_pictures(judge: PictureJudge, seen: Callable[[Picture], Picture], seed
         match_digits(judge.digits(picture), (digit.value for digit in scene.digits))
         for scene, picture in _scenes(HELDOUT_SCENES, seed, seen, heldout=True)
     ]
+
+
+def heldout_features(
+    judge: PictureJudge, seen: Callable[[Picture], Picture], seed: int = 0
+) -> Float[np.ndarray, "pictures features"]:
+    """The features of pictures of held-out scans."""
+    return np.array(
+        [judge.features(picture) for _, picture in _scenes(HELDOUT_SCENES, seed, seen, heldout=True)]
+    )
 
 
 def _scenes(

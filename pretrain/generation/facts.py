@@ -15,7 +15,13 @@ from jaxtyping import Int
 from PIL import Image
 
 from data_pipeline.demo.facts import Match, caption_digits, match_digits, said_digits
-from data_pipeline.demo.picture_judge import Picture, PictureJudge, judge_pictures, train_picture_judge
+from data_pipeline.demo.picture_judge import (
+    Picture,
+    PictureJudge,
+    heldout_features,
+    judge_pictures,
+    train_picture_judge,
+)
 from data_pipeline.demo.scenes import PICTURE_PX
 from data_pipeline.demo.speech_judge import SpeechJudge, train_speech_judge
 from data_pipeline.files.toml_config import ConfigError
@@ -26,6 +32,7 @@ from data_pipeline.stream.order import documents_at
 from data_pipeline.tokenize.media.pictures import png
 from data_pipeline.tokenize.tokenizer import Tokenizer
 from pretrain.evaluation.documents import ORDER_KEY
+from pretrain.generation.picture_distance import Features, PictureDistance, frechet_distance
 from pretrain.generation.prompts import Prompt, part_prompts
 from pretrain.generation.sampling import Sampling
 
@@ -50,6 +57,8 @@ class FactPrompt(NamedTuple):
     """The beginning of a document, <bos> first."""
     wanted: Digits
     name: str
+    truth: Document
+    """What follows in the document."""
 
 
 class Accuracy(NamedTuple):
@@ -79,6 +88,8 @@ class FactScore:
     """What the same samples score against the digits of the next prompt: what chance gives."""
     judge: Accuracy | None
     """How well the judge reads held-out scans or utterances, which were not generated; None: a rule reads."""
+    distance: PictureDistance | None = None
+    """Of pictures alone."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,8 @@ class Judges:
 
     picture: PictureJudge
     picture_accuracy: Accuracy
+    scans: Features
+    """Features of pictures of held-out scans."""
     speech: SpeechJudge
     speech_accuracy: Accuracy
 
@@ -99,9 +112,9 @@ def fact_prompts(
     found = part_prompts(source, documents, context_tokens)
     prompts = {
         direction: [
-            FactPrompt(prompt.document, wanted, prompt.name)
+            FactPrompt(prompt.document, wanted, prompt.name, prompt.truth)
             for prompt in found.get(direction, ())
-            if (wanted := _wanted(direction, prompt, tokenizers[TEXT]))
+            if prompt.truth is not None and (wanted := _wanted(direction, prompt, tokenizers[TEXT]))
         ]
         for direction in MOST_TOKENS
     }
@@ -138,6 +151,7 @@ def train_judges(
     return Judges(
         picture,
         Accuracy.of(judge_pictures(picture, seen, seed)),
+        heldout_features(picture, seen, seed),
         speech,
         Accuracy.of([match_digits(h, t) for h, t in zip(heard, truth, strict=True)]),
     )
@@ -225,13 +239,15 @@ def score_facts(
             model.decoder, [prompt.document for prompt in own], grammar, sampling, model.routing_state,
             samples=1, max_tokens=MOST_TOKENS[direction],
         )  # fmt: skip
-        stated = _stated(direction[1], [of[0] for of in samples], model, judges)
+        written = [of[0] for of in samples]
+        stated = _stated(direction[1], written, model, judges)
         wanted = [prompt.wanted for prompt in own]
         scores[direction] = FactScore(
             len(own),
             Accuracy.of([match_digits(s, w) for s, w in zip(stated, wanted, strict=True)]),
             Accuracy.of([match_digits(s, w) for s, w in zip(stated, [*wanted[1:], wanted[0]], strict=True)]),
             {IMAGE: judges.picture_accuracy, SPEECH: judges.speech_accuracy}.get(direction[1]),
+            _distance(written, own, model, judges) if direction[1] == IMAGE else None,
         )
     return scores
 
@@ -244,13 +260,30 @@ def _stated(
     if modality == TEXT:
         ids = [sample.ids for sample in samples]
         return [caption_digits(tokenizer.decode(of[of != model.vocabulary.eos])) for of in ids]
-    if modality in model.vocabulary.vectors:
-        codes = [sample.vectors[modality] for sample in samples]
-    else:
-        codes = [_codes(sample.ids, modality, model.vocabulary) for sample in samples]
     if modality == SPEECH:
-        return judges.speech.digits(codes)
-    return [judges.picture.digits(_shown(tokenizer, of)) for of in codes]
+        return judges.speech.digits([_codes(sample.ids, modality, model.vocabulary) for sample in samples])
+    return [judges.picture.digits(picture) for picture in _pictures(samples, model)]
+
+
+def _pictures(samples: Sequence[Document], model: "TrainedModel") -> list[Picture]:
+    """The pictures that documents of one image are, in the size of the demo corpus."""
+    vectors = IMAGE in model.vocabulary.vectors
+    return [
+        _shown(
+            model.tokenizers[IMAGE],
+            sample.vectors[IMAGE] if vectors else _codes(sample.ids, IMAGE, model.vocabulary),
+        )
+        for sample in samples
+    ]
+
+
+def _distance(
+    samples: Sequence[Document], prompts: Sequence[FactPrompt], model: "TrainedModel", judges: Judges
+) -> PictureDistance:
+    """The distances of samples, and of the true pictures of their prompts, to those of held-out scans."""
+    sets = (samples, [prompt.truth for prompt in prompts])
+    features = ([judges.picture.features(picture) for picture in _pictures(of, model)] for of in sets)
+    return PictureDistance(*(frechet_distance(np.array(of), judges.scans) for of in features))
 
 
 def fact_row(scores: Mapping[tuple[str, str], FactScore], prefix: str = "eval/facts") -> dict[str, float]:
@@ -262,6 +295,9 @@ def fact_row(scores: Mapping[tuple[str, str], FactScore], prefix: str = "eval/fa
             if accuracy is not None:
                 row[f"{prefix}/{a}_to_{b}/{kind}exact"] = accuracy.exact
                 row[f"{prefix}/{a}_to_{b}/{kind}per_digit"] = accuracy.per_digit
+        if score.distance is not None:
+            row[f"{prefix}/{a}_to_{b}/frechet"] = score.distance.samples
+            row[f"{prefix}/{a}_to_{b}/truth_frechet"] = score.distance.truths
     return row
 
 
@@ -277,4 +313,10 @@ def describe_facts(scores: Mapping[tuple[str, str], FactScore]) -> list[str]:
             f"of {score.samples} samples (against another prompt: {score.foreign.exact:.3f} and "
             f"{score.foreign.per_digit:.3f}; {judge})"
         )
+        if score.distance is not None:
+            samples, truths = score.distance
+            lines.append(
+                f"pictures, {a} -> {b}: Frechet distance over features of the judge of digits {samples:.3g}, "
+                f"of the true pictures {truths:.3g} (to pictures of held-out scans; it is no FID)"
+            )
     return lines

@@ -9,6 +9,7 @@ from data_pipeline.demo.picture_judge import (
     MARGIN_CELLS,
     Window,
     all_windows,
+    heldout_features,
     ink_of,
     judge_pictures,
     train_picture_judge,
@@ -51,3 +52,12 @@ def test_the_judge_reads_scans_that_it_was_not_trained_on(monkeypatch: pytest.Mo
     # 0.92 of the digits measured, with an eighth of the scenes of a real judge.
     assert sum(match.shared for match in matches) > 0.75 * sum(match.larger for match in matches)
     assert judge.digits(np.full((PICTURE_PX, PICTURE_PX, 3), 250, np.uint8)) == ()
+
+    # Features of scans and of noise lie apart, by more than those of two halves of the scans.
+    scans = heldout_features(judge, as_drawn)
+    noise = np.random.default_rng(1).integers(0, 256, (20, PICTURE_PX, PICTURE_PX, 3)).astype(np.uint8)
+    of_noise = np.mean([judge.features(picture) for picture in noise], axis=0)
+    halves = np.linalg.norm(scans[::2].mean(axis=0) - scans[1::2].mean(axis=0))
+    assert scans.shape == (100, 96)
+    # 43 times measured.
+    assert np.linalg.norm(of_noise - scans.mean(axis=0)) > 3 * halves

@@ -73,10 +73,12 @@ def test_scores_are_those_of_the_prompts_digits_and_say_what_the_judge_misses(
     assert scores == score_facts(model, prompts, judges, Sampling(seed=4))
     assert scores["image", "text"].judge is None and scores["text", "image"].judge == judges.picture_accuracy
     row = fact_row(scores)
-    assert len(row) == 4 + 6 + 6 and all(0 <= value <= 1 for value in row.values())
+    assert len(row) == 4 + 6 + 6 + 2
+    assert all(0 <= value <= 1 or name.endswith("frechet") for name, value in row.items())
     lines = describe_facts(scores)
-    assert "of 6 samples" in lines[0] and "read by a rule" in lines[1]
-    assert f"the judge itself: {judges.speech_accuracy.exact:.3f}" in lines[2]
+    assert "of 6 samples" in lines[0] and "read by a rule" in lines[2]
+    assert "Frechet distance over features of the judge of digits" in lines[1] and "no FID" in lines[1]
+    assert f"the judge itself: {judges.speech_accuracy.exact:.3f}" in lines[3]
 
     def truth(model, prompts, *_, **__):  # what a model would write that knows the document
         return [[Document(np.concatenate([prompt.ids[1:], [2]]))] for prompt in prompts]
@@ -107,13 +109,18 @@ def test_pictures_of_vectors_are_judged_in_the_size_of_the_corpus(tmp_path: Path
     prompts = fact_prompts(heldout, model.tokenizers, documents=3, context_tokens=64)
     seen: list[np.ndarray] = []
     judges = SimpleNamespace(
-        picture=SimpleNamespace(digits=lambda picture: seen.append(picture) or (4, 2)),
+        picture=SimpleNamespace(
+            digits=lambda picture: seen.append(picture) or (4, 2),
+            features=lambda picture: np.array([picture.mean(), np.ptp(picture)]),
+        ),
         picture_accuracy=Accuracy(1.0, 1.0),
+        scans=np.array([[100.0, 200.0], [120.0, 220.0], [90.0, 250.0]]),
         speech_accuracy=Accuracy(1.0, 1.0),
     )
     sampling = Sampling(image_steps=2)
     (score,) = score_facts(model, {("text", "image"): prompts["text", "image"]}, judges, sampling).values()
     assert score.samples == len(seen) == 3
+    assert score.distance is not None and min(score.distance) >= 0
     for picture in seen:
         assert (
             picture.shape == (PICTURE_PX, PICTURE_PX, 3)

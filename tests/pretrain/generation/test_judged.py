@@ -66,7 +66,7 @@ def test_facts_stand_beside_the_losses_and_are_those_of_the_seed(
         found.append(out.read_bytes())
     assert found[0] == found[1]
     metrics = json.loads(found[0])["metrics"]
-    assert len([name for name in metrics if name.startswith("eval/facts/")]) == 16
+    assert len([name for name in metrics if name.startswith("eval/facts/")]) == 18
     told = capsys.readouterr().out
     assert "facts, text -> image: exact" in told and "the judge itself: " in told
 

@@ -64,7 +64,7 @@ def test_a_page_and_tensorboard_show_what_the_model_writes(
     assert sample(engine, replace(state, step=9), view) == {}  # neither samples nor facts are due
     facts = sample(engine, replace(state, step=config.num_steps), view)
     view.close()
-    assert len(facts) == 16 and "eval/facts/text_to_image/judge_exact" in facts
+    assert len(facts) == 18 and "eval/facts/text_to_image/judge_exact" in facts
 
     pages = sorted((config.run_dir / "samples").iterdir())
     assert [page.name for page in pages] == ["step_00000008.html", "step_00000024.html"]
