@@ -8,8 +8,6 @@ All functions are pure; this module imports no torch. Functions of vectors use p
 arrays of numpy and tensors of torch alike.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
@@ -101,34 +99,14 @@ def time_at(
     return min(float(shifted(time, shift)) * most, np.nextafter(1.0, 0.0).item())
 
 
-@dataclass(frozen=True)
-class NoiseDraw:
-    """Says which times and noise the images of a micro-batch get. They are a function of the numbers here
-    and of an image's place alone, so they are equal on every layout and in a resumed run."""
-
-    seed: int
-    step: int | None
-    """Of training; None in an evaluation, whose draws depend on no run: see `evaluation_draw`."""
-    sequences: Sequence[int]
-    """The number of each sequence of the micro-batch in the global batch, or in the evaluation."""
-
-    def of_image(
-        self, row: int, position: int, image: int, size: tuple[int, int]
-    ) -> tuple[float, np.ndarray]:
-        """(quantile of its time, eps) of an image. `row`: its sequence in the micro-batch. `position`: of its
-        first vector in the sequence. `image`: how many images lie before it in the sequence. `size`: its
-        vectors and their features."""
-        sequence = self.sequences[row]
-        if self.step is None:
-            return evaluation_draw(sequence, position, image, size)
-        return training_draw(self.seed, self.step, sequence, position, size)
-
-
 def training_draw(
     seed: int, step: int, sequence: int, position: int, size: tuple[int, int]
 ) -> tuple[float, Float[np.ndarray, "vectors features"]]:
-    """(quantile of its time, eps as float32) of the image that begins at `position` of a sequence of the
-    global batch."""
+    """(quantile of its time, eps as float32) of an image of `size` (vectors, features), which begins at
+    `position` of a sequence of the global batch.
+
+    Both are functions of these numbers alone, so they are equal on every layout and in a resumed run.
+    """
     generator = _generator((seed, step), (position, sequence, 1))
     # Odd multiples of 2 ** -53: neither 0 nor 1, where quantiles of a normal distribution are infinite.
     quantile = (int(generator.integers(2**52)) + 0.5) / 2**52
@@ -136,15 +114,16 @@ def training_draw(
 
 
 def evaluation_draw(
-    sequence: int, position: int, image: int, size: tuple[int, int]
+    text: int, modality: int, image: int, size: tuple[int, int]
 ) -> tuple[float, Float[np.ndarray, "vectors features"]]:
-    """The same of an image of held-out data: one fixed draw for all runs and steps.
+    """The same of an image of held-out data, from the numbers of its text, of its modality and of the image
+    in the text: one fixed draw for all runs and steps.
 
     Quantiles are spread evenly, as multiples of two irrational numbers are over the unit interval (a
     Kronecker sequence), so that the mean over images depends less on luck.
     """
-    quantile = (0.5 + sequence * (2**0.5 - 1) + image * (5**0.5 - 1) / 2) % 1.0
-    generator = _generator((0, 0), (position << 32 | image, sequence, 2))
+    quantile = (0.5 + text * (2**0.5 - 1) + image * (5**0.5 - 1) / 2) % 1.0
+    generator = _generator((0, 0), (modality << 32 | image, text, 2))
     return max(quantile, 2.0**-53), generator.standard_normal(size, dtype=np.float32)
 
 

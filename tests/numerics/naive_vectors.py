@@ -1,7 +1,7 @@
 """Transfusion token by token, in fp64: images as vectors with noise, in a decoder that shows an image to
 itself. It shares no code with the model but the numbers that are drawn."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import cos, exp, log, pi, sin, sqrt
 
 import numpy as np
@@ -11,7 +11,6 @@ from torch import Tensor
 from data_pipeline.shards.vocabulary import VectorFormat
 from data_pipeline.stream.batch import Batch
 from pretrain.models.config import ModelConfig
-from pretrain.models.noising import NoiseDraw
 from tests.numerics.naive_mot import NaiveMoT
 
 
@@ -58,8 +57,11 @@ class NaiveVectors(NaiveMoT):
             made = signal * clean + noise * eps, target
         return made[0].astype(np.float32), made[1].astype(np.float32)
 
-    def objective_of(self, batch: Batch, draw: NoiseDraw, scale: float) -> tuple[Tensor, Tensor]:
-        """(next-token losses + scale * the sum of images' mean squared errors, logits)."""
+    def objective_of(
+        self, batch: Batch, draw: Callable[..., tuple[float, np.ndarray]], number: int, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """(next-token losses + scale * the sum of images' mean squared errors, logits). `draw`: what
+        `training_draw` is of a step. `number`: of the first sequence in the global batch."""
         total = torch.zeros((), dtype=torch.float64)
         rows = []
         stored = batch.vectors[self.name]
@@ -81,7 +83,7 @@ class NaiveVectors(NaiveMoT):
                 clean, vectors = vectors[: i - first], vectors[i - first :]
                 values, target, time = clean, None, 0.0
                 if self.own.objective != "none" and batch.loss_weights[b, first - 1]:
-                    quantile, eps = draw.of_image(b, first, len(images), clean.shape)
+                    quantile, eps = draw(number + b, first, clean.shape)
                     time = quantile * self._most(batch, b, i)
                     values, target = self._noised(clean, eps, time)
                 images.append((first, target))

@@ -1,6 +1,7 @@
 """Images as vectors against the token-by-token reference, and the identities that reduce them to ids."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from pretrain.models.decoder import Decoder
 from pretrain.models.inputs import ModelInputs
-from pretrain.models.noising import NoiseDraw
+from pretrain.models.noising import training_draw
 from pretrain.models.pretraining import Pretraining
 from tests.numerics.naive_vectors import NaiveVectors
 from tests.numerics.test_naive_mot import assert_is_reference, gradients_of, perturbed
@@ -53,7 +54,7 @@ def test_decoder_equals_the_reference(towers: dict[str, str], changes: dict, doc
     decoder = perturbed(config)
     inputs = vector_inputs_of(batch, config, step=2, first=5, scale=1.7)
     reference = NaiveVectors(config, dict(decoder.named_parameters()), "image", FORMAT)
-    expected, logits = reference.objective_of(batch, NoiseDraw(7, 2, range(5, 7)), 1.7)
+    expected, logits = reference.objective_of(batch, partial(training_draw, 7, 2), 5, 1.7)
     expected.backward()
     assert_is_reference(decoder, inputs, (logits.flatten(0, 1), expected, gradients_of(reference)))
 

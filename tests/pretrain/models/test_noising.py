@@ -9,15 +9,16 @@ import torch
 from pretrain.models.noising import (
     DIFFUSION_STEPS,
     Levels,
-    NoiseDraw,
     Objective,
     Prediction,
     clean_and_eps,
+    evaluation_draw,
     levels,
     noised,
     signal_shares,
     target,
     time_at,
+    training_draw,
 )
 
 KINDS: list[tuple[Objective, Prediction]] = [
@@ -114,24 +115,22 @@ def test_times_have_the_distribution_that_they_are_named_for(shift: float, most:
 
 
 def test_a_draw_depends_on_seed_step_sequence_and_position_alone() -> None:
-    def draw(seed: int = 1, step: int = 2, sequence: int = 3, position: int = 4) -> tuple[float, np.ndarray]:
-        return NoiseDraw(seed, step, range(0, 8, 1)).of_image(sequence, position, 0, (5, 2))
-
-    quantile, eps = draw()
+    numbers = {"seed": 1, "step": 2, "sequence": 3, "position": 4}
+    quantile, eps = training_draw(**numbers, size=(5, 2))
     assert eps.dtype == np.float32
     assert eps.shape == (5, 2)
-    # Another rank holds the sequences 1, 3, 5, ...: the image of number 3 is the same there.
-    again = NoiseDraw(1, 2, range(1, 8, 2)).of_image(1, 4, 0, (5, 2))
+    again = training_draw(**numbers, size=(5, 2))
     assert (again[0], again[1].tolist()) == (quantile, eps.tolist())
-    for other in (draw(seed=9), draw(step=9), draw(sequence=5), draw(position=9)):
+    for name in numbers:
+        other = training_draw(**{**numbers, name: 9}, size=(5, 2))
         assert other[0] != quantile
         assert not np.isin(other[1], eps).any()
 
 
 def test_draws_are_uniform_and_normal_and_independent() -> None:
     """Means and correlations of 2,000 images within five standard deviations."""
-    drawn = [NoiseDraw(1, step, range(4)).of_image(row, position, 0, (4, 2))
-             for step in range(25) for row in range(4) for position in range(20)]  # fmt: skip
+    drawn = [training_draw(1, step, sequence, position, (4, 2))
+             for step in range(25) for sequence in range(4) for position in range(20)]  # fmt: skip
     quantiles = np.array([quantile for quantile, _ in drawn])
     eps = np.array([each for _, each in drawn]).reshape(len(drawn), -1).astype(np.float64)
     assert abs(quantiles.mean() - 0.5) < 5 / math.sqrt(12 * len(drawn))
@@ -141,15 +140,16 @@ def test_draws_are_uniform_and_normal_and_independent() -> None:
     assert np.abs(found - np.eye(9)).max() < 5 * math.sqrt(2 / len(drawn))
 
 
-def test_evaluations_share_one_draw_whose_times_are_spread_evenly() -> None:
-    """Of 120 images, 30 sequences of four, the quantiles lie within 0.0143 (measured) of 120 even ones;
+def test_evaluations_have_one_draw_whose_times_are_spread_evenly() -> None:
+    """Of 120 images, 30 texts of four, the quantiles lie within 0.0143 (measured) of 120 even ones;
     independent ones would lie within about 0.08 of them."""
-    first, second = (NoiseDraw(seed, None, range(30)).of_image(7, 11, 2, (3, 2)) for seed in (1, 5))
-    assert (first[0], first[1].tolist()) == (second[0], second[1].tolist())
-    other = NoiseDraw(1, None, range(30)).of_image(7, 11, 3, (3, 2))
-    assert not np.isin(other[1], first[1]).any()
-    trained = NoiseDraw(0, 0, range(30)).of_image(7, 11, 2, (3, 2))
-    assert not np.isin(trained[1], first[1]).any()
-    draw = NoiseDraw(1, None, range(30))
-    found = sorted(draw.of_image(row, 9, image, (1, 1))[0] for row in range(30) for image in range(4))
+    numbers = {"text": 7, "modality": 1, "image": 2}
+    _, eps = evaluation_draw(**numbers, size=(3, 2))
+    assert evaluation_draw(**numbers, size=(3, 2))[1].tolist() == eps.tolist()
+    for other in (
+        *(evaluation_draw(**{**numbers, name: 9}, size=(3, 2)) for name in numbers),
+        training_draw(0, 0, 7, 2, (3, 2)),
+    ):
+        assert not np.isin(other[1], eps).any()
+    found = sorted(evaluation_draw(text, 1, image, (1, 1))[0] for text in range(30) for image in range(4))
     assert np.abs(np.array(found) - (np.arange(120) + 0.5) / 120).max() < 0.03

@@ -10,8 +10,8 @@ from data_pipeline.shards.vocabulary import VectorFormat, Vocabulary
 from data_pipeline.stream.batch import Batch, make_batch
 from pretrain.models.config import ModelConfig
 from pretrain.models.inputs import ModelInputs, build_inputs
-from pretrain.models.noising import NoiseDraw
-from pretrain.models.vector_inputs import Images, with_noise
+from pretrain.models.noising import training_draw
+from pretrain.models.vector_inputs import Draw, with_noise
 
 FEATURES = 3
 FORMAT = VectorFormat(features=FEATURES, dtype="float16", mean=0.25, std=0.5)
@@ -78,10 +78,10 @@ def vector_batch(
     )
 
 
-def draw_of(draw: NoiseDraw) -> Callable[[Images, int, tuple[int, int]], tuple[float, np.ndarray]]:
-    """What `with_noise` asks, from a draw of training."""
-    return lambda images, image, size: draw.of_image(
-        int(images.sequence[image]), int(images.position[image]), 0, size
+def draw_of(step: int = 0, first: int = 0) -> Draw:
+    """What `with_noise` asks, of a step of a run of seed 7. `first`: as of vector_inputs_of."""
+    return lambda images, image, size: training_draw(
+        7, step, first + int(images.sequence[image]), int(images.position[image]), size
     )
 
 
@@ -90,9 +90,9 @@ def vector_inputs_of(
 ) -> ModelInputs:
     """Inputs of a training step, with noise. `first`: number of the first sequence in the global batch."""
     inputs = build_inputs(batch, config, formats={"image": FORMAT}, **options)
-    draw = NoiseDraw(7, step, range(first, first + batch.num_sequences))
+    draw = draw_of(step, first)
     noised = {
-        m: replace(with_noise(inputs.vectors[m], config.vectors[m], draw_of(draw)), scale=scale)
+        m: replace(with_noise(inputs.vectors[m], config.vectors[m], draw), scale=scale)
         for m in config.learned_vectors
     }
     return replace(inputs, vectors={**inputs.vectors, **noised})
