@@ -336,7 +336,7 @@ class ModelConfig(BaseModel):
     @property
     def tied_parts(self) -> tuple[str, ...]:
         """Parts with one weight shard for all towers, by their shorthand where all that it stands for are."""
-        there = [part for part in PARTS if part != "vectors" or self.vectors]
+        there: list[Part] = [part for part in PARTS if part != "vectors" or self.vectors]
         tied = [part for part in there if self.shards_of(part) == (SHARED_TOWER,)]
         whole = {part: name for name, parts in SHORTHANDS.items() if {*parts} <= {*tied} for part in parts}
         return tuple(dict.fromkeys(whole.get(part, part) for part in tied))

@@ -145,6 +145,7 @@ class Decoder(nn.Module):
         assert stream is not None, "a stage without the embedding continues from the one before"
         if self.embedding is not None:
             for modality, adapters in self.vectors.items():
+                assert isinstance(adapters, VectorAdapters)
                 stream = adapters.add_to(stream, inputs.vectors[modality])
         config, angles = self.config, torch.promote_types(stream.dtype, torch.float32)
         rotary = rotary_table(

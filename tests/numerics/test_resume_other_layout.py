@@ -65,6 +65,13 @@ def _tied(w: world.World, layout: ParallelConfig) -> Any:
     return engine, lambda step: layouts.share(w, layouts.micro_batches(config, step))
 
 
+def _vectors(w: world.World, layout: ParallelConfig) -> Any:
+    """Images are vectors, whose adapters every tensor-parallel rank holds whole."""
+    config = layouts.model_config("vectors")
+    engine = layouts.engine_of(w, "vectors", layout, prefix="decoder.")
+    return engine, lambda step: layouts.share(w, layouts.micro_batches(config, step))
+
+
 def _decoder_bf16(w: world.World, layout: ParallelConfig) -> Any:
     config = layouts.model_config("dense")
     engine = layouts.engine_of(w, "dense", layout, prefix="decoder.", precision="bf16")
@@ -127,6 +134,7 @@ class Case(NamedTuple):
 
 ON_DECODERS = [Case(_decoder, *pair) for pair in ring(list(DECODER))]
 TIED = Case(_tied, "tp2", "dp2 ZeRO-3")
+VECTORS = [Case(_vectors, "tp2", "dp2 ZeRO-3"), Case(_vectors, "dp2 ZeRO-3", "pp2")]
 BF16_STAGES = Case(_decoder_bf16, "pp2", "dp2 ZeRO-3")
 ON_TOYS = [Case(_toy, *pair) for pair in ring(list(TOY))]
 ON_BF16_TOYS = [Case(_toy_bf16, *pair) for pair in ring(TOY_BF16)]
@@ -137,13 +145,13 @@ WRONG_MOMENTS = {
     )
     for moments in (0.0, 1.5)
 }
-CASES = [*ON_DECODERS, TIED, BF16_STAGES, *ON_TOYS, *ON_BF16_TOYS, *chain(*WRONG_MOMENTS.values())]
+CASES = [*ON_DECODERS, TIED, *VECTORS, BF16_STAGES, *ON_TOYS, *ON_BF16_TOYS, *chain(*WRONG_MOMENTS.values())]
 World = tuple[int, int, int]
 """Ranks, tp and pp. Engines of one world differ in their ZeRO stage, and share processes."""
 
 
 def _layout(make: Maker, name: str) -> Layout:
-    return (DECODER if make in (_decoder, _tied, _decoder_bf16) else TOY)[name]
+    return (DECODER if make in (_decoder, _tied, _vectors, _decoder_bf16) else TOY)[name]
 
 
 def _world(make: Maker, name: str) -> World:
@@ -209,6 +217,11 @@ def test_the_decoder_goes_on_on_every_layout(outcome: Callable[[Case], Outcome],
 
 def test_one_weight_of_embedding_and_head_goes_on(outcome: Callable[[Case], Outcome]) -> None:
     _check(outcome, TIED, layouts.RTOL[torch.float32])
+
+
+@pytest.mark.parametrize("case", VECTORS, ids=_name)
+def test_images_as_vectors_go_on(outcome: Callable[[Case], Outcome], case: Case) -> None:
+    _check(outcome, case, layouts.RTOL[torch.float32])
 
 
 @pytest.mark.parametrize("case", ON_TOYS, ids=_name)
