@@ -103,9 +103,3 @@ def _step(at: Levels, following: Levels, eta: float, clean: Any, eps: Any, fresh
     deviation = eta * following.noise / at.noise * share**0.5
     kept = (following.noise**2 - deviation**2) ** 0.5
     return noised(Levels(following.signal, kept), clean, eps) + deviation * fresh()
-
-
-def guided(conditional: Any, unconditional: Any, scale: float) -> Any:
-    """The prediction of classifier-free guidance (Ho & Salimans 2022): 0 gives the prediction without the
-    condition, 1 that with it, and more goes on in this direction."""
-    return unconditional + scale * (conditional - unconditional)

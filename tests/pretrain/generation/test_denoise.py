@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from pretrain.generation.denoise import SAMPLERS, Sampler, denoise, denoising, guided
+from pretrain.generation.denoise import SAMPLERS, Sampler, denoise, denoising
 from pretrain.models.noising import Levels, Objective, Prediction, levels, signal_shares, target
 
 CASES: list[tuple[Objective, Prediction, Sampler, float]] = [
@@ -135,8 +135,3 @@ def test_predicted_clean_values_are_clipped_to_their_range() -> None:
     eps = (np.array([2.0, -2.0]) - at.signal * clean) / at.noise
     np.testing.assert_allclose(seen[1], following.signal * clean + following.noise * eps, rtol=1e-12)
     assert final.tolist() == clean.tolist()
-
-
-def test_guidance_goes_from_the_prediction_without_the_condition_through_that_with_it() -> None:
-    with_it, without = np.array([1.0, 2.0]), np.array([0.0, 4.0])
-    assert [guided(with_it, without, scale).tolist() for scale in (0, 1, 3)] == [[0, 4], [1, 2], [3, -2]]
