@@ -166,7 +166,8 @@ def enough_runs(design: Design) -> np.ndarray:
 def detectable(plan: ComparisonPlan) -> dict[str, float] | None:
     """By modality of a known deviation, the smallest difference that the comparison is likely to decide.
 
-    It is in nats per token, that of the largest primary contrast. None if there will be too few seeds.
+    It is in the unit of the modality, that of the largest primary contrast. None if there will be too few
+    seeds.
     """
     runs = [(run.arm, run.seed) for run in plan.runs]
     return detectable_in(design_of(plan.config, runs, plan.config.verdicts), plan)
@@ -179,5 +180,6 @@ def detectable_in(design: Design, plan: ComparisonPlan) -> dict[str, float] | No
         return None
     level = local_level(design, 1 - config.confidence, len(modalities))
     largest = float(detectable_effects(design, level).max())
-    deviation = PILOT_DEVIATION | config.pilot_deviation
+    known = {m: nats for m, nats in PILOT_DEVIATION.items() if m not in plan.vector_modalities}
+    deviation = known | config.pilot_deviation
     return {m: largest * deviation[m] for m in modalities if m in deviation}

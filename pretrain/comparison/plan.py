@@ -120,6 +120,11 @@ class ComparisonPlan:
         return tuple(self.runs[0].config.model.modalities)
 
     @property
+    def vector_modalities(self) -> tuple[str, ...]:
+        """The modalities whose losses are squared errors of vectors."""
+        return self.runs[0].config.model.learned_vectors
+
+    @property
     def tokens_per_step(self) -> float:
         return self.runs[0].config.tokens_per_step
 

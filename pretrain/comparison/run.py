@@ -22,6 +22,7 @@ from pretrain.comparison.rate_grid import rate_lines
 from pretrain.comparison.report.digest import SUMMARY_FORMAT, digest_line
 from pretrain.comparison.run_queue import Outcome, lock_comparison, run_commands
 from pretrain.comparison.step_timing import timed_lines
+from pretrain.comparison.units import units_of
 
 
 def run_comparison(
@@ -209,5 +210,5 @@ def detectable_line(plan: ComparisonPlan) -> str:
     more = f"; pilot_deviation tells those of {', '.join(unknown)}" if unknown else ""
     return (
         f"Likely to be seen (80 % chance, {count} verdicts jointly at {100 * config.confidence:g} %), "
-        f"in nats per token: {listed} ({source}{more})"
+        f"in {units_of(plan, effects)}: {listed} ({source}{more})"
     )

@@ -17,6 +17,7 @@ from pretrain.comparison.plan import ComparisonPlan, PlannedRun
 from pretrain.comparison.rate_grid import rates_sentence
 from pretrain.comparison.statistics import RatioEstimate
 from pretrain.comparison.step_timing import ratio_sentence
+from pretrain.comparison.units import unit_of
 from pretrain.quantities import duration, flops, format_tokens, join, percent, ratio, signed
 
 MATCHED = {"tokens": "tokens", "train_flops": "flops", "seconds": "seconds"}
@@ -116,8 +117,8 @@ def _share(value: float) -> str:
 
 
 def difference_text(findings: Findings, effect: Effect) -> str:
-    """The difference in nats, with its interval."""
-    text = f"{signed(effect.estimate)} nats per token"
+    """The difference in the unit of its modality, with its interval."""
+    text = f"{signed(effect.estimate)} {unit_of(findings.plan, effect.modality)}"
     if effect.interval is None:
         return text
     kind = "joint " if effect.primary else ""

@@ -89,7 +89,7 @@ def _per_text(inputs: ModelInputs, slots: np.ndarray, num_texts: int) -> ModelIn
         """The rows of `weights` [modalities, n] for each text, where entry i belongs to text of[i]."""
         spread = np.zeros((num_texts, *weights.shape), np.float32)
         spread[of, :, np.arange(len(of))] = weights.numpy().T
-        return torch.from_numpy(spread.reshape(-1, len(of)))
+        return torch.from_numpy(spread.reshape(num_texts * len(weights), len(of)))
 
     vectors = {
         m: replace(v, weights=rows(v.weights, slots[v.images.sequence, v.images.position]))

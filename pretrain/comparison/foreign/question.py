@@ -107,6 +107,11 @@ class ForeignPlan:
     """Sentences on what the logs lack, which become caveats."""
 
     @property
+    def vector_modalities(self) -> tuple[str, ...]:
+        """No modality: logs do not tell units, and losses are taken to be in nats."""
+        return ()
+
+    @property
     def directory(self) -> Path:
         """The directory of the comparison, which holds its report."""
         return Path(self.config.runs_dir) / self.config.name

@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pretrain.comparison.findings import Contrast, Findings, conditional_gain_name
 from pretrain.comparison.results import Curve
 from pretrain.comparison.statistics import smooth
+from pretrain.comparison.units import unit_of, units_of
 from pretrain.quantities import MINUS, format_tokens, percent, signed, with_prefix
 
 ARM_COLOURS = ("#0868AC", "#C8500A", "#007A5E", "#A0417F", "#7A6200", "#3F8FBF", "#555555", "#B02A4A")
@@ -353,10 +354,11 @@ def draw_forest(
     level = f", {_interval_name(findings, contrasts)}" if known else ""
     arm, left, right = contrasts[0].arm, "lower", "higher"
     if by == "modality":
-        ax.set_xlabel(f"{arm} {MINUS} {base}, nats per token{level}")
+        unit = units_of(findings.plan, [contrast.modality for contrast in contrasts])
+        ax.set_xlabel(f"{arm} {MINUS} {base}, {unit}{level}")
         left, right = f"{arm} lower", f"{base} lower"
     else:
-        ax.set_xlabel(f"{MINUS} {base}, nats per token{level}")
+        ax.set_xlabel(f"{MINUS} {base}, {unit_of(findings.plan, contrasts[0].modality)}{level}")
         ax.set_title(contrasts[0].modality, loc="center")
     for x, ha, text in ((0.0, "left", f"\u2190 {left}"), (1.0, "right", f"{right} \u2192")):
         ax.text(x, 1.02, text, transform=ax.transAxes, ha=ha, va="bottom", color=MUTED, fontsize=7.5)

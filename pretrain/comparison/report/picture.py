@@ -5,6 +5,7 @@ import textwrap
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ from pretrain.comparison.report.figures import (
     forest_height,
     line_style,
 )
+from pretrain.comparison.units import unit_of
 from pretrain.comparison.verdict import MATCH_UNIT, overall, runs_text
 from pretrain.quantities import format_tokens, signed
 
@@ -50,6 +52,12 @@ def summary_pdf(findings: Findings) -> bytes:
     return buffer.getvalue()
 
 
+def _name_unit(ax: Axes, findings: Findings, modality: str) -> None:
+    """Name the unit of the first panel, and of every panel with another one."""
+    if modality == findings.modalities[0] or modality in findings.plan.vector_modalities:
+        ax.set_ylabel(f"held-out loss, {unit_of(findings.plan, modality)}")
+
+
 def _curves(findings: Findings, axis: str) -> Figure:
     """The held-out curves of all arms along one axis, a panel per modality, over a key of the arms."""
     columns, arms = len(findings.modalities), findings.plan.arms
@@ -58,7 +66,7 @@ def _curves(findings: Findings, axis: str) -> Figure:
     axes = np.atleast_1d(figure.subplots(1, columns))
     for modality, ax in zip(findings.modalities, axes, strict=True):
         draw_curves(ax, findings, metric_name(modality), axis, title=modality)
-    axes[0].set_ylabel("held-out loss, nats per token")
+        _name_unit(ax, findings, modality)
     lines = [
         Line2D([], [], color=colour(findings, arm), linestyle=line_style(findings, arm), label=arm)
         for arm in arms
@@ -116,7 +124,6 @@ def _curves_and_forest(figure: Figure, findings: Findings) -> None:
         draw_curves(ax, findings, metric_name(modality), "tokens", title=modality)
         relative = findings.contrast(arm, modality).final.relative
         ax.set_title(f"{arm} {signed(100 * relative, 1)} %", loc="right", color=MUTED, fontweight="normal")
-        if column == 0:
-            ax.set_ylabel("held-out loss, nats per token")
+        _name_unit(ax, findings, modality)
     contrasts = [findings.contrast(arm, m) for m in findings.modalities]
     draw_forest(figure.add_subplot(grid[1, :]), findings, contrasts, "modality")

@@ -15,6 +15,7 @@ from pretrain.comparison.findings import (
     conditional_gain_name,
     conditional_loss_name,
 )
+from pretrain.comparison.units import units_of
 from pretrain.comparison.verdict import named_effects, outcome_text, ratio_text, slope_text
 from pretrain.quantities import percent, signed
 
@@ -173,7 +174,8 @@ def conditional_table(findings: Findings) -> Table | None:
 
     names = [" \u2192 ".join(direction) for direction in findings.directions]
     columns = tuple(f"{name}, {kind}" for name in names for kind in ("loss", "gain"))
-    table = Table(columns, tuple((arm, cells(arm)) for arm in findings.plan.arms), "nats per token")
+    units = units_of(findings.plan, dict.fromkeys(b for _, b in findings.directions))
+    table = Table(columns, tuple((arm, cells(arm)) for arm in findings.plan.arms), units)
     return table if len(findings.plan.arms) > WIDE else table.transposed()
 
 

@@ -38,5 +38,5 @@ def test_the_summary_says_how_much_and_how_well() -> None:
     assert "3.00 bytes a token" in lines[1]
     assert "30.0 dB, over 2 of 7 pictures" in lines[2]
     assert "20.0 units a second, 1.00 h in 9 utterances" in lines[3]
-    assert lines[4] == "  video: PSNR of decode(encode(x)) inf dB, over 1 of 5 pictures"
+    assert lines[4] == "  video: decode(encode(x)) is x, to the bit, over 1 of 5 pictures"
     assert len(summary("", {**manifest, "measured": {}}, TOKENIZERS).splitlines()) == 1

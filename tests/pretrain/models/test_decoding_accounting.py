@@ -3,6 +3,7 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from data_pipeline.shards.index import Document
 from pretrain.generation.decoding import read_tokens
 from pretrain.generation.key_cache import KeyCache
 from pretrain.models.accounting import forward_flops, visible_pairs
@@ -33,14 +34,14 @@ def test_flops_and_bytes_equal_those_measured(name: str) -> None:
     towers, changes = CONFIGS[name]
     config = tiny_config(towers, vocab_tokens=VOCABULARY.size, **changes)
     decoder, cache, state = Decoder(config), KeyCache.empty(2), RoutingState()
-    ids = [np.array([1, 8, 9, 24, 25, 40]), np.array([1, 24, 25, 26, 27, 41])]
+    ids = [Document(np.array([1, 8, 9, 24, 25, 40])), Document(np.array([1, 24, 25, 26, 27, 41]))]
     tokens = {"text": 4, "image": 6, "speech": 2}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as prefill:
         read_tokens(decoder, cache, [0, 1], ids, VOCABULARY, state)
     assert prefill.get_total_flops() == prefill_flops(config, tokens, 2 * 6 * 6, prompts=2)
     assert cache.held_bytes == cache_bytes(config, tokens, number_bytes=4)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as decoding:
-        read_tokens(decoder, cache, [0, 1], [np.array([28]), np.array([28])], VOCABULARY, state)
+        read_tokens(decoder, cache, [0, 1], [Document(np.array([28]))] * 2, VOCABULARY, state)
     assert decoding.get_total_flops() == 2 * decoded_token_flops(config, "image", {"text": 4, "image": 2})
 
 
