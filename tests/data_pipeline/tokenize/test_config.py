@@ -25,8 +25,8 @@ def problem(values: dict) -> str:
         ({"text": {}, "max_bad_frac": 2}, "max_bad_frac = 2"),
         (
             {"text": {}, "image": {"kind": "vqgan"}},
-            'data.toml: image.kind = "vqgan": no such tokenizer of image; legal: "patch_kmeans", "patches", the '
-            "dotted path of a module that defines TOKENIZER",
+            'data.toml: image.kind = "vqgan": no such tokenizer of image; legal: "patch_kmeans", "patches", '
+            "the dotted path of a module that defines TOKENIZER",
         ),
         ({"text": {"kind": "patch_kmeans"}}, 'text.kind = "patch_kmeans": no such tokenizer of text'),
         (
