@@ -35,13 +35,12 @@ class Mix:
 
 def expected_mix(config: RunConfig) -> Mix:
     """The mix of a run's training data over its weighted sources. Raises ConfigError for missing shards."""
-    from data_pipeline.shards.index import TokenSource  # numpy; only comparisons that match FLOPs need it
+    from pretrain.training_stream import training_stream  # numpy; only comparisons that match FLOPs need it
 
     tokens, pairs, context = dict.fromkeys(config.model.modalities, 0.0), 0.0, config.model.context_tokens
-    weights = sum(source.weight for source in config.data.train)
-    for source_config in config.data.train:
-        source = TokenSource.open(source_config.path, config.data.remote_in_training)
-        share = source_config.weight / weights / source.num_documents
+    stream = training_stream(config)
+    for source, of_documents in zip(stream.sources, stream.shares, strict=True):
+        share = float(of_documents) / source.num_documents
         for modality, count in source.manifest["tokens"].items():
             tokens[modality] = tokens.get(modality, 0.0) + share * count
         # A document of n ids fills n - 1 slots; a long one is cut into parts of context_tokens.

@@ -46,6 +46,25 @@ def test_the_mix_is_that_of_the_documents_by_their_weights(tmp_path: Path) -> No
     assert mix.visible_pairs == round(1e6 * pairs / total)
 
 
+@pytest.mark.parametrize(
+    "keys, weight, of_first",
+    [({"weights_of": "tokens"}, 3, 3 / 4 / (3 / 4 + 1 / 19)), ({"temperature": 1.0}, 1, 2 / 3)],
+)
+def test_the_mix_is_that_of_the_documents_that_are_drawn(
+    tmp_path: Path, keys: dict[str, Any], weight: float, of_first: float
+) -> None:
+    """Sources: 4 documents of 4 slots, 2 of 19; `of_first`: share of the former in what is drawn."""
+    image = VOCABULARY.start("image")
+    write_tokens(tmp_path / "a", [np.array([1, 9, 9, 9, 2])] * 4)
+    write_tokens(tmp_path / "b", [np.concatenate([[1, 3], image + np.arange(16), [4, 2]])] * 2)
+    values = tiny_run(tmp_path, tmp_path)
+    first = {"path": str(tmp_path / "a"), "weight": weight}
+    values["data"] |= {"train": [first, {"path": str(tmp_path / "b")}], **keys}
+    mix = expected_mix(validate(RunConfig, values, source="test"))
+    text, images = of_first * 5 + (1 - of_first) * 4, (1 - of_first) * 16
+    assert mix.tokens["image"] == pytest.approx(1e6 * images / (text + images), abs=1)
+
+
 def test_budgets_agree_and_schedules_are_stretched(data: Path) -> None:
     dense, wide = run(data, 400), run(data, 400, experts={"text": {"num_experts": 4, "capacity_factor": 2}})
     table = {"schedule": "constant", "mean_ratio": 0.5, "rule": "threshold"}
