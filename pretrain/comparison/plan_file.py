@@ -57,7 +57,7 @@ class PlanRecord(BaseModel):
     runs: dict[str, RunConfig]
     """Empty until the runs that come first have ended."""
     first: dict[str, RunConfig] = {}
-    """By path in the directory, the runs that come first."""
+    """By path in the directory, the runs that come first; empty once they have ended."""
     added: tuple[Addition, ...] = ()
 
 
@@ -69,9 +69,10 @@ def write_plan(plan: ComparisonPlan) -> None:
     first = {str(run.config.run_dir.relative_to(plan.directory)): run.config for run in plan.first}
     if target.exists():
         before = _read(plan)
+        _check_lengths_stay(plan, before)
         _refuse(plan, _other_lines(plan, before))
         added = before.added + _addition(plan, before)
-        runs, first = runs or before.runs, first or before.first
+        runs = runs or before.runs
     elif plan.directory.exists() and any(plan.directory.glob(f"*/{METRICS}")):
         raise ConfigError(
             f"{plan.directory}: holds runs but no comparison.json, so it was not made by a comparison; "
@@ -148,6 +149,17 @@ def _grows(key: str, now: Any, then: Any, before: PlanRecord) -> bool:
     first, _, rest = key.partition(".")
     known: dict[str, Mapping[str, Any]] = {"arms": before.comparison.arms, "sizes": before.comparison.sizes}
     return first in known and not any(rest == name or rest.startswith(f"{name}.") for name in known[first])
+
+
+def _check_lengths_stay(plan: ComparisonPlan, before: PlanRecord) -> None:
+    """Raise ConfigError if timing rounds would be made again after they have given runs their lengths."""
+    if plan.config.match == "seconds" and before.runs and any(run.round is not None for run in plan.first):
+        raise ConfigError(
+            f'{plan.directory}: match = "seconds" gave its runs their lengths by timing rounds; rounds that '
+            "are made again, for an arm or a size that is new or a round that is missing, would give others. "
+            f"Take out of {plan.path} what is new and put back what is missing, or give the comparison "
+            "another name"
+        )
 
 
 def _refuse(plan: ComparisonPlan, lines: list[str]) -> None:

@@ -19,12 +19,13 @@ from pretrain.comparison.plan import CellArm, ComparisonPlan, PlannedRun
 from pretrain.comparison.results import HELD_OUT, load_run
 from pretrain.config import RunConfig
 from pretrain.quantities import flops, join
-from pretrain.run_dir import finished_step, read_record
+from pretrain.run_dir import check_config, finished_step, read_record
 
 TUNING = "tuning"
 """Folder of the grid's runs in the directory of a comparison."""
-NOT_FINITE = "is not finite"
-"""Words of the error that ends a run whose loss or gradient is no number (pretrain/train/finite.py)."""
+DIVERGED = ("is not finite", " is a spike: ", " is spike number ")
+"""Words of the errors that end a run whose loss or gradient is no number (pretrain/train/finite.py), or leaps
+as often as no more is allowed (pretrain/train/spikes.py). Another attempt would meet the same."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,12 @@ def with_rate(config: RunConfig, rate: float) -> RunConfig:
 
 
 def has_diverged(config: RunConfig) -> bool:
-    """Whether a run ended because its loss or gradient was no number."""
+    """Whether a run ended because its loss or gradient was no number, or a spike."""
     record = read_record(config.run_dir)
-    return record.get("status") == "failed" and NOT_FINITE in str(record["attempts"][-1].get("reason"))
+    if record.get("status") != "failed":
+        return False
+    reason = str(record["attempts"][-1].get("reason"))
+    return any(words in reason for words in DIVERGED)
 
 
 def has_ended(run: PlannedRun) -> bool:
@@ -130,10 +134,15 @@ def rate_choices(plan: ComparisonPlan, tuning: Sequence[PlannedRun]) -> dict[Cel
 
 
 def with_rates(plan: ComparisonPlan) -> ComparisonPlan:
-    """The plan with the rates that its grid has chosen, or with the grid's runs as those that come first."""
+    """The plan with the rates that its grid has chosen, or with the grid's runs as those that come first.
+
+    Raises ConfigError for a grid of runs that another config made.
+    """
     tuning = tuning_runs(plan)
     if not all(map(has_ended, tuning)):
         return replace(plan, first=tuning)
+    for run in tuning:  # of an earlier base run they would choose rates for another model
+        check_config(run.config)
     choices = rate_choices(plan, tuning)
     runs = (replace(run, config=with_rate(run.config, choices[run.cell_arm].rate)) for run in plan.runs)
     return replace(plan, runs=tuple(runs), rates=choices)

@@ -15,21 +15,27 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from data_pipeline.files.toml_config import ConfigError
+from data_pipeline.files.json_file import read_object
+from data_pipeline.files.toml_config import ConfigError, validate
 from pretrain.comparison.matched_flops import match_budgets
 from pretrain.comparison.plan import ComparisonPlan, PlannedRun, SizeArm
 from pretrain.comparison.results import load_run
 from pretrain.comparison.run_length import with_steps
 from pretrain.comparison.statistics import Interval, RatioEstimate, ratio_over_seeds
-from pretrain.config import RunConfig
+from pretrain.config import RunConfig, differences
 from pretrain.quantities import ratio, with_prefix
-from pretrain.run_dir import finished_step
-from pretrain.run_files import METRICS
+from pretrain.run_dir import finished_step, is_free
+from pretrain.run_files import CONFIG, METRICS
 
 TIMING = "timing"
 """Folder of the timing runs in the directory of a comparison."""
 STEPS, STARTING_STEPS = 30, 10
 """Steps of a timing run, and how many of the first are left out: they hold allocation and compilation."""
+
+
+_SAME_STEPS = ("seed", "optimizer.learning_rate", "optimizer.schedule.warmup_steps")
+"""Keys that are those of the first run of an arm, which another budget or seed may become, and by which no
+step takes longer."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,33 @@ def rounds_to_make(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     return [run for run in runs if run.round in cut]
 
 
+def _check_same_steps(run: PlannedRun) -> None:
+    """Raise ConfigError if the directory of a timing run was made by a config whose steps are others."""
+    path = run.config.run_dir / CONFIG
+    if not path.exists():
+        return
+    there = validate(RunConfig, read_object(path), source=str(path))
+    changed = [
+        f"  {key}: {old!r} there, {new!r} now"
+        for key, old, new in differences(there, run.config)
+        if key not in _SAME_STEPS and not is_free(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{run.config.run_dir} was timed with another config:\n" + "\n".join(changed) + "\n"
+            f"Remove {run.config.run_dir.parent}, and the same command times all arms; or give the "
+            "comparison another name"
+        )
+
+
 def with_timing(plan: ComparisonPlan) -> ComparisonPlan:
     """The plan with what its timing rounds found, or with the timing runs as those that come first.
 
-    Raises ConfigError for files that a run cannot have written.
+    Raises ConfigError for files that a run cannot have written, and for rounds of another config.
     """
     runs = timing_runs(plan)
+    for run in runs:
+        _check_same_steps(run)
     if rounds_to_make(runs):
         return replace(plan, first=runs)
     seconds: dict[SizeArm, list[float]] = {}

@@ -28,7 +28,8 @@ class ComparisonTarget:
 
     directory: Path
     runs: tuple[RunTarget, ...]
-    """The runs in the order of the plan: all arms of the first seed, then of the next."""
+    """The runs in the order of the plan: all arms of the first seed, then of the next. By directory, those
+    that come first follow, until they have ended."""
 
 
 Target = RunTarget | ComparisonTarget
@@ -76,7 +77,7 @@ def _of_directory(path: Path) -> Target | None:
     """The run or comparison that wrote a directory; None if none did."""
     if (path / PLAN).exists():
         values = read_json(path / PLAN)
-        runs = values.get("runs") or values.get("first", {})
+        runs = values.get("runs", {}) | values.get("first", {})
         return ComparisonTarget(
             path, tuple(RunTarget(path / name, _config(values)) for name, values in runs.items())
         )

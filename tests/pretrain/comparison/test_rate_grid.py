@@ -14,11 +14,12 @@ from pretrain.comparison.caveats import caveats
 from pretrain.comparison.config import make_plan
 from pretrain.comparison.findings import find
 from pretrain.comparison.plan import PlannedRun
-from pretrain.comparison.rate_grid import NOT_FINITE, RateChoice, rate_lines, rates_sentence
+from pretrain.comparison.rate_grid import DIVERGED, RateChoice, has_diverged, rate_lines, rates_sentence
 from pretrain.comparison.results import load_results
 from pretrain.comparison.run import run_comparison
 from pretrain.comparison.verdict import headline
 from pretrain.train.finite import NonFiniteError, require_finite
+from pretrain.train.spikes import SpikeError, check_allowed
 
 GRID = "rates = [2e-3, 5e-4, 1e-3]\ntuning_seeds = [7, 8]\n"
 SHORT = ["total_tokens=61_440"]
@@ -107,7 +108,7 @@ def test_a_rate_at_which_a_run_diverges_is_done_with(
     step: Any = SimpleNamespace(grad_norm=math.nan, stats=(), local_stats=(), grad_norm_by_group={})
     with pytest.raises(NonFiniteError) as error:
         require_finite(step, (), (), step=9, world=world)  # pyright: ignore[reportArgumentType]
-    assert NOT_FINITE in str(error.value)
+    assert DIVERGED[0] in str(error.value)
     for run in plan.first:
         if run.rate == 2e-3 and run.seed == 7:
             attempt = {"stopped": "now", "to_step": None, "reason": f"NonFiniteError: {error.value}"}
@@ -146,3 +147,29 @@ def test_a_dry_run_tells_what_the_grid_costs(comparison_files: Callable[..., Any
     out = io.StringIO()
     assert run_comparison(files.comparison, dry_run=True, to=out) == 0
     assert "grid of rates, before them: 12 runs, " in out.getvalue()
+
+
+@pytest.mark.parametrize("on_spike", ["stop", "skip"])
+def test_a_rate_that_a_spike_ended_is_done_with(
+    on_spike: str, comparison_files: Callable[..., Any], write_runs: Callable[..., None]
+) -> None:
+    plan = make_plan(comparison_files(edit=with_grid).comparison, [*SHORT, f"on_spike={on_spike}"])
+    write_runs(plan, run_shift=parabola)
+    config = plan.first[0].config
+    assert not has_diverged(config)
+    with pytest.raises(SpikeError) as error:
+        check_allowed(config, 9, config.spike.max_spikes + 1, "its loss of 9 is more than 2 times the median")
+    attempt = {"stopped": "now", "to_step": None, "reason": f"SpikeError: {error.value}"}
+    (config.run_dir / "record.json").write_text(json.dumps({"status": "failed", "attempts": [attempt]}))
+    assert has_diverged(config)
+
+
+def test_the_grid_of_another_config_chooses_no_rates(
+    comparison_files: Callable[..., Any], write_runs: Callable[..., None]
+) -> None:
+    files = comparison_files(edit=with_grid)
+    write_runs(make_plan(files.comparison, SHORT), run_shift=parabola)
+    with pytest.raises(
+        ConfigError, match=r"tuning/dense_rate0\.0005_seed7 was made by another config:\n  data"
+    ):
+        make_plan(files.comparison, [*SHORT, "data.document_mask=false"])

@@ -14,6 +14,7 @@ from pretrain.comparison.findings import find
 from pretrain.comparison.first_runs import first_line
 from pretrain.comparison.pending_runs import unfinished
 from pretrain.comparison.plan import ComparisonPlan, PlannedRun
+from pretrain.comparison.plan_file import write_plan
 from pretrain.comparison.results import load_results
 from pretrain.comparison.statistics import Interval, RatioEstimate
 from pretrain.comparison.step_timing import STARTING_STEPS, STEPS, check_timed, over_rounds, timed_lines
@@ -119,3 +120,32 @@ def test_a_share_of_seconds_holds_the_spread_of_the_rounds() -> None:
     name = "5 seeds that differ by 5 %, 5 rounds by 5 %"
     held, alone = timed_ratios.measure(timed_ratios.cases()[name], 400)
     assert held.low <= 0.95 <= held.high and alone.high < 0.9
+
+
+def test_rounds_of_another_config_time_nothing(comparison_files: Callable[..., Any]) -> None:
+    files = comparison_files(edit=equal_seconds)
+    write_rounds(make_plan(files.comparison))
+    assert not make_plan(files.comparison, ["comparison.seeds=[9, 1]", "total_tokens=1_024_000"]).first
+    with pytest.raises(
+        ConfigError, match=r"dense_round1 was timed with another config:\n  data.document_mask"
+    ):
+        make_plan(files.comparison, ["data.document_mask=false"])
+
+
+@pytest.mark.parametrize("rates", ["", "rates = [5e-4, 1e-3, 2e-3]\n"])
+def test_an_arm_that_is_added_changes_no_lengths(
+    rates: str, comparison_files: Callable[..., Any], write_runs: Callable[..., None]
+) -> None:
+    """The rounds of the other arms would be made again, and the runs that are there would be too long."""
+    files = comparison_files(edit=lambda text: EQUAL_SECONDS + rates + text)
+    write_rounds(make_plan(files.comparison))
+    for _ in range(2 if rates else 1):
+        write_runs(make_plan(files.comparison))
+    more = comparison_files(
+        edit=lambda text: EQUAL_SECONDS + rates + text + '\n[arms.third.model]\ntowers = {text = "all"}\n'
+    )
+    plan = make_plan(more.comparison)
+    assert len(plan.first) == 3 * 5
+    with pytest.raises(ConfigError, match=r'match = "seconds" gave its runs their lengths .* another name'):
+        write_plan(plan)
+    assert not make_plan(comparison_files(edit=lambda text: EQUAL_SECONDS + rates + text).comparison).first

@@ -36,6 +36,20 @@ def test_a_comparison_by_file_and_directory(comparison_files: Callable[..., Any]
         run_target(file)
 
 
+def test_the_grid_of_an_arm_that_was_added_is_found_beside_the_runs(
+    comparison_files: Callable[..., Any],  # noqa: F811
+) -> None:
+    """`motley cancel` of the directory finds its jobs."""
+    plan = make_plan(comparison_files().comparison)
+    write_plan(plan)
+    record = read_json(plan.directory / "comparison.json")
+    grid = {"tuning/mot_rate0.001_seed101": record["runs"]["mot_seed1"]}
+    (plan.directory / "comparison.json").write_text(json.dumps(record | {"first": grid}))
+    found = target(plan.directory)
+    assert isinstance(found, ComparisonTarget)
+    assert [run.directory.name for run in found.runs[-2:]] == ["mot_seed3", "mot_rate0.001_seed101"]
+
+
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"empty: holds neither a run .* nor a comparison"):
