@@ -19,6 +19,8 @@ SET_BY_MATCH = (
     "model.context_tokens",
     "data.train",
     "data.heldout",
+    "data.weights_of",
+    "data.temperature",
     "runs_dir",
     "every_steps",
     "evaluate",
@@ -36,7 +38,7 @@ LEAST_ROUNDS = 5
 class CompareConfig(BaseModel):
     """A comparison file: the question, what may differ, what is matched, and which metric decides."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     renamed: ClassVar[dict[str, str]] = {"jobs": "concurrent_runs"}
 
@@ -158,10 +160,10 @@ class CompareConfig(BaseModel):
         """Refuse a grid in which no rate has one on both sides, and what contradicts a grid."""
         if not self.rates:
             return
-        if len(set(self.rates)) < 3 or len(set(self.rates)) != len(self.rates):
+        if len(self.rates) < 3 or len({f"{rate:g}" for rate in self.rates}) != len(self.rates):
             raise ValueError(
-                f"rates = {list(self.rates)}: name three different rates or more, because the best one needs "
-                "one on both sides"
+                f"rates = {list(self.rates)}: name three or more that differ in their first six digits, "
+                "because the best one needs one on both sides"
             )
         seeds = [*self.seeds, *self.extra_baseline_seeds, *self.tuning_seeds]
         if len(set(seeds)) != len(seeds):

@@ -226,11 +226,12 @@ def _check_arms(plan: ComparisonPlan) -> None:
             'depth sees the whole document; give it another gate, or set deciding_metric = "eval/loss" and '
             "compare what cannot write"
         )
-    if plan.config.rates and baseline.optimizer.muon.learning_rate is not None:
-        raise ConfigError(
-            f"{plan.path}: rates = {list(plan.config.rates)} moves {RATE_KEY} alone, but the base gives "
-            f"matrices optimizer.muon.learning_rate = {baseline.optimizer.muon.learning_rate:g}; take it out"
-        )
+    for arm in plan.arms if plan.config.rates else ():
+        if (own := plan.run(arm, seed).config.optimizer.muon.learning_rate) is not None:
+            raise ConfigError(
+                f'{plan.path}: rates = {list(plan.config.rates)} moves {RATE_KEY} alone, but arms."{arm}" or '
+                f"the base gives matrices optimizer.muon.learning_rate = {own:g}; take it out"
+            )
     if plan.config.budgets is not None:
         _check_evaluations(plan, baseline)
     for arm in plan.others:

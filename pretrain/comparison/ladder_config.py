@@ -4,6 +4,7 @@ A ladder asks the question of a comparison in cells, one for each size and budge
 torch.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ _NAME_ENDS = {"total_tokens": "tok", "tokens_per_parameter": "tpp", "train_flops
 class BudgetConfig(BaseModel):
     """The lengths of a ladder's runs, in one of three units, for sizes that have no budgets of their own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     total_tokens: tuple[PositiveInt, ...] | None = Field(None, min_length=1)
     """Training tokens of a run."""
@@ -139,7 +140,8 @@ def _own_budgets(size: str, table: Mapping[str, Any], budgets: BudgetConfig) -> 
         return budgets.values
     own, kind = table[OWN_BUDGETS], int if budgets.unit == "total_tokens" else (int, float)
     legal = isinstance(own, list | tuple) and own
-    if not legal or not all(isinstance(n, kind) and not isinstance(n, bool) and n > 0 for n in own):
+    numbers = legal and all(isinstance(n, kind) and not isinstance(n, bool) for n in own)
+    if not numbers or not all(0 < n < math.inf for n in own):
         raise ValueError(
             f'sizes."{size}".{OWN_BUDGETS} = {own!r}: expected a list of {budgets.unit}, numbers above 0'
         )

@@ -17,6 +17,8 @@ from pretrain.models.accounting import aligned
 from pretrain.quantities import count, duration, flops, with_prefix
 from pretrain.train.peak_table import PEAKS, table_peak_flops
 
+UNTIMED = "steps: those of the base run; timing rounds, which come first, give every arm its own"
+"""Line about runs of equal seconds whose lengths are not known."""
 HOUR_S = 3600
 HIGHEST_MFU = 1.0
 
@@ -85,9 +87,11 @@ def cost_text(plan: ComparisonPlan, speed: RunSpeed | None, concurrent_runs: int
     total = sum(_flops(run.config, mix) for run in plan.runs)
     grid = tuning_runs(plan) if plan.config.rates else ()
     one_more = sum(_flops(runs[0].config, mix) for runs in groups.values())
+    untimed = plan.config.match == "seconds" and not plan.timing
     lines = [
         *aligned(rows),
         "",
+        *([UNTIMED] if untimed else []),
         *(f"solved {plan.config.solve}: {line}" for line in solved_lines(plan)),
         f"{len(plan.runs)} runs: {flops(total)}, {count(sum(run.config.total_tokens for run in plan.runs))} "
         f"tokens{_time_text(plan.runs, mix, speed, ranks, concurrent_runs)}",

@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.files.toml_config import ConfigError
 from pretrain.comparison.config import make_plan
 from pretrain.comparison.matched_flops import expected_mix, step_flops
-from pretrain.comparison.planned_cost import RunSpeed, cost_text, run_speed
+from pretrain.comparison.planned_cost import UNTIMED, RunSpeed, cost_text, run_speed
 from pretrain.comparison.run import run_comparison
 from pretrain.quantities import flops
 from tests.pretrain.comparison.ladder_files import ladder_edit
@@ -68,3 +68,14 @@ def test_a_speed_is_measured_or_a_share_of_a_peak(plan: Any) -> None:
             run_speed(*arguments, needs_dry_run=False)
     with pytest.raises(ConfigError, match="tell the hours of --dry-run"):
         run_speed(4e14, None, None, needs_dry_run=True)
+
+
+def test_steps_that_timing_rounds_will_give_are_not_told_as_known(
+    comparison_files: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_tiny_data(tmp_path / "tiny")
+    files = comparison_files(
+        base_edit=lambda text: with_data(text, tmp_path), edit=lambda text: 'match = "seconds"\n' + text
+    )
+    text = cost_text(make_plan(files.comparison), None, concurrent_runs=1)
+    assert UNTIMED in text
