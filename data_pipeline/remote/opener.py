@@ -25,6 +25,8 @@ from data_pipeline.remote.location import FSSPEC, PIPE
 _CHUNK_BYTES = 1 << 16
 _PART_BYTES = 1 << 24
 """Bytes that fsspec is asked for at once."""
+_NUMBER = "[0-9]{1,18}"
+"""Pattern of a number of bytes in an answer, which anybody may have written."""
 _PASSING = {408, 425, 429}
 """Statuses of HTTP from 400 to 499 that are about now, and not about the file."""
 
@@ -94,7 +96,7 @@ def _from_http(url: str, start: int, stop: int, stall_s: float) -> Iterator[Body
         is_whole = response.status == 200
         if is_whole:
             length = response.headers.get("Content-Length", "")
-            total = int(length) if length.isdecimal() else None
+            total = int(length) if re.fullmatch(_NUMBER, length) else None
         else:
             total = _total(response.headers.get("Content-Range", ""), start)
         yield Body(is_whole, total, _chunks(lambda: response.read(_CHUNK_BYTES)))
@@ -103,7 +105,7 @@ def _from_http(url: str, start: int, stop: int, stall_s: float) -> Iterator[Body
 def _total(content_range: str, start: int) -> int:
     """Return the bytes of the file that an answer names. Raises FetchFailed for a range that begins elsewhere
     than at `start`."""
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", content_range.strip())
+    match = re.fullmatch(rf"bytes ({_NUMBER})-{_NUMBER}/({_NUMBER})", content_range.strip())
     if match is None or int(match[1]) != start:
         raise FetchFailed(f'not the bytes that were asked for (Content-Range: "{content_range}")')
     return int(match[2])

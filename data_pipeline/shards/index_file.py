@@ -121,7 +121,7 @@ def read_header(folder: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise ConfigError(f"{folder / INDEX}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise error if isinstance(error, ChangedIndex) else _changed(folder / INDEX) from None
     return header
 
@@ -147,6 +147,7 @@ def map_arrays(folder: Path, header: Mapping[str, Any]) -> Index:
         TypeError,
         KeyError,
         AttributeError,
+        OverflowError,
     ):  # ends too early, or the header itself is damaged
         whole = False
     if not whole:

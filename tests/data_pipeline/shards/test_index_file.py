@@ -81,3 +81,19 @@ def test_a_truncated_index(folder: Path) -> None:
     os.truncate(folder / INDEX, (folder / INDEX).stat().st_size // 2)
     with pytest.raises(ChangedIndex, match="damaged"):
         TokenSource.open(folder)
+
+
+def test_an_index_that_somebody_made_up_is_damaged(folder: Path) -> None:
+    """Its JSON is nested without end, or it states arrays that no file holds."""
+    TokenSource.open(folder)
+    magic = (folder / INDEX).read_bytes()[:8]
+    for text in (b"[" * 200_000, b'{"format": ' + b"[" * 200_000):
+        (folder / INDEX).write_bytes(magic + len(text).to_bytes(8, "little") + text)
+        with pytest.raises(ChangedIndex, match="damaged"):
+            TokenSource.open(folder)
+    (folder / INDEX).unlink()
+    TokenSource.open(folder)
+    header = read_header(folder)
+    assert header is not None
+    with pytest.raises(ChangedIndex, match="damaged"):
+        map_arrays(folder, header | {"arrays": {"offset": [2**70]}})
