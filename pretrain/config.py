@@ -18,7 +18,7 @@ from pydantic import (
 
 from data_pipeline.files.printable import hidden_characters
 from data_pipeline.files.toml_config import ConfigError, apply_override, load_config, load_toml, validate
-from data_pipeline.remote.location import GB, RemoteSettings, check_folder
+from data_pipeline.remote.location import GB, RemoteSettings, check_folder, without_queries
 from parallel.layout import ParallelConfig, Precision, check_layout
 from pretrain import parameter_settings
 from pretrain.models.config import SHARED_TOWER, ModelConfig
@@ -50,9 +50,10 @@ class DataConfig(_Frozen):
     weights_of: Literal["documents", "tokens"] = "documents"
     """What the weights of sources share out: the documents that are drawn, or their tokens, so that a source
     of documents twice as long as another's gives half as many for the same weight."""
-    temperature: float | None = Field(None, gt=0)
+    temperature: float | None = Field(None, ge=0.1, allow_inf_nan=False)
     """In the place of weights: a source with n documents, or tokens, has the weight n^(1 / temperature). 1 is
-    in proportion to size; the higher, the closer to equal shares. None: weights are as they are written."""
+    in proportion to size; the higher, the closer to equal shares. None: weights are as they are written.
+    Below 0.1 the weight of a large source would be no number."""
     heldout: str | None = None
     """Folder of token shards for evaluation, or its URL."""
     document_mask: bool = True
@@ -70,9 +71,9 @@ class DataConfig(_Frozen):
     cache_dir: str | None = None
     """Folder of each node where shards of URLs are kept. None: one of this user where the node keeps
     temporary files (TMPDIR), which is a disk of its own; the run directory is shared by all nodes."""
-    cache_gb: float = Field(20.0, gt=0)
+    cache_gb: float = Field(20.0, gt=0, allow_inf_nan=False)
     """Most gigabytes (1e9 bytes) in cache_dir, over all runs and ranks of a node that share it."""
-    retry_s: float = Field(120.0, ge=0)
+    retry_s: float = Field(120.0, ge=0, allow_inf_nan=False)
     """Seconds for which a fetch from a URL is tried again before the run ends."""
 
     @property
@@ -340,12 +341,22 @@ def check_run_layout(config: RunConfig, world_size: int) -> None:
 
 
 def differences(ours: BaseModel, theirs: BaseModel) -> list[tuple[str, Any, Any]]:
-    """(dotted key, our value, their value) of all keys in which two configs differ."""
+    """(dotted key, our value, their value) of all keys in which two configs differ.
+
+    The query of a URL, which may be a signature and expire, makes no difference and stands in no value.
+    """
+
+    def public(value: Any) -> Any:
+        if isinstance(value, list):
+            return [public(item) for item in value]
+        if isinstance(value, dict):
+            return {key: public(item) for key, item in value.items()}
+        return without_queries(value) if isinstance(value, str) else value
 
     def flatten(value: Any, prefix: str) -> dict[str, Any]:
         if isinstance(value, dict) and value:
             return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}{key}.").items()}
-        return {prefix.rstrip("."): value}
+        return {prefix.rstrip("."): public(value)}
 
     a, b = (flatten(config.model_dump(mode="json"), "") for config in (ours, theirs))
     return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]

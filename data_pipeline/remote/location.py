@@ -23,6 +23,9 @@ _PLACE = "{}"
 _PLAIN_NAME = re.compile(r"\w[\w@%+=:,.-]*", re.ASCII)
 """A name that means the same to a shell with and without quotes around it."""
 
+_QUERY = re.compile(rf"\b((?:{'|'.join((*HTTP, *FSSPEC))})://[^\s\"?]*)\?[^\s\"]*", re.IGNORECASE)
+"""A URL with a query, in a text; its first group is the URL without it."""
+
 
 @dataclass(frozen=True)
 class RemoteSettings:
@@ -82,6 +85,11 @@ def check_folder(text: str) -> None:
             f"{shown(url)}: a name or a password in a URL would stand in logs and records; type a command in "
             f'the place of the URL, such as "pipe:curl -sf --netrc https://host/tokens/{_PLACE}"'
         )
+
+
+def without_queries(text: str) -> str:
+    """Return a text without the queries of the URLs in it, which may be signatures."""
+    return _QUERY.sub(r"\1", text)
 
 
 def shown(folder: "Url") -> str:

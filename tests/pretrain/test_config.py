@@ -65,6 +65,11 @@ def _groups(*tables: dict[str, object]) -> dict[str, object]:
         ),
         ({"data": {"train": [{"path": "a"}], "heldout": "pipe:cat a"}}, r"must say \{\} where the name"),
         ({"data": {"train": [{"path": "a"}], "cache_gb": 0}}, "data.cache_gb = 0"),
+        (
+            {"data": {"train": [{"path": "a"}], "cache_gb": float("inf")}},
+            "data.cache_gb = Infinity: Input should be a",
+        ),
+        ({"data": {"train": [{"path": "a"}], "temperature": 0.01}}, "greater than or equal to 0.1"),
         ({"loss_weights": {"speech": 0.5}}, "legal: text, image"),
         ({"loss_weights": {"image": -1}}, "loss_weights.image = -1.0; legal: 0 or more"),
         ({"loss_weights": {"image": 0, "text": 0}}, "nothing is left to learn"),

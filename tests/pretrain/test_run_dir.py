@@ -129,6 +129,17 @@ def test_what_does_not_reach_the_numbers_may_change(tmp_path: Path):
         check_config(_config(tmp_path, precision="bf16"))
 
 
+def test_a_run_goes_on_under_another_signature_and_no_message_tells_it(tmp_path: Path):
+    def at(place: str, **changes: object) -> RunConfig:
+        return _config(tmp_path, data={"train": [{"path": place}], "heldout": place}, **changes)
+
+    _open(at("https://host/a?sig=SECRET1")).close(status="stopped", reason="", exit_code=85, step=0)
+    check_config(at("https://host/a?sig=SECRET2"))
+    with pytest.raises(ConfigError, match=r"data\.heldout: \"https://host/a\" there, .*host/b") as error:
+        check_config(at("https://host/b?sig=SECRET3"))
+    assert "SECRET" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "problem"), [(CONFIG, " is not the file that the run began with"), (RECORD, ": not valid JSON")]
 )

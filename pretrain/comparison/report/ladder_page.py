@@ -1,7 +1,6 @@
 """The report of a ladder: one HTML page that needs no network, JSON and CSV. This module imports no torch."""
 
 import json
-import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pretrain.comparison.ladder_words import headline, level_text, runs_text, tu
 from pretrain.comparison.published_shares import TOKENS_PER_PARAMETER
 from pretrain.comparison.report import figures, ladder_figures, ladder_files, ladder_tables
 from pretrain.comparison.report.digest import digest_line
+from pretrain.comparison.report.page import reproduce_command
 from pretrain.comparison.report.rate_table import rate_table
 from pretrain.comparison.step_timing import timed_lines
 from pretrain.comparison.verdict import MATCH_UNIT, matched_text
@@ -75,7 +75,7 @@ def page(ladder: LadderFindings) -> str:
             sizes=ladder_tables.sizes_table(ladder),
             caveats=ladder_tables.ladder_caveats(ladder),
             colours=figures.ARM_COLOURS,
-            command=shlex.join(["motley", "compare", str(plan.path), *plan.overrides]),
+            command=reproduce_command(plan),
         )
     )
 

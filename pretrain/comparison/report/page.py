@@ -13,10 +13,11 @@ from typing import Any
 from markupsafe import Markup
 
 from data_pipeline.files.atomic import atomic_file
+from data_pipeline.remote.location import without_queries
 from pretrain import quantities
 from pretrain.comparison.caveats import RULES, caveats
 from pretrain.comparison.findings import Findings
-from pretrain.comparison.foreign.question import ForeignPlan
+from pretrain.comparison.foreign.question import ForeignPlan, Plan
 from pretrain.comparison.report import board, cost_tables, figures, files, picture, tables
 from pretrain.comparison.report.digest import digest_line
 from pretrain.comparison.report.rate_table import rate_table
@@ -98,20 +99,20 @@ def page(findings: Findings) -> str:
         data=cost_tables.data_table(findings),
         panels=_panels(findings),
         smoothing=TRAIN_SMOOTHING_ROWS,
-        command=reproduce_command(findings),
+        command=reproduce_command(findings.plan),
         provenance=cost_tables.provenance(findings),
     )
 
 
-def reproduce_command(findings: Findings) -> str:
-    """The command line that makes the comparison, or the report of foreign runs, again."""
-    plan = findings.plan
+def reproduce_command(plan: Plan) -> str:
+    """The command line that makes the comparison, or the report of foreign runs, again. Queries of URLs,
+    which may be signatures, are left out."""
     if isinstance(plan, ForeignPlan):
         question = [str(plan.path)] if plan.path not in plan.sources else []
-        return shlex.join(
-            ["motley", "compare", *question, "--from", *map(str, plan.sources), *plan.overrides]
-        )
-    return shlex.join(["motley", "compare", str(plan.path), *plan.overrides])
+        words = ["motley", "compare", *question, "--from", *map(str, plan.sources), *plan.overrides]
+    else:
+        words = ["motley", "compare", str(plan.path), *plan.overrides]
+    return shlex.join(map(without_queries, words))
 
 
 # --------------------------------------------------------------------------------------------------- figures

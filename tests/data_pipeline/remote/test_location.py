@@ -1,6 +1,13 @@
 import pytest
 
-from data_pipeline.remote.location import check_folder, command_of, file_url, shown, shown_file
+from data_pipeline.remote.location import (
+    check_folder,
+    command_of,
+    file_url,
+    shown,
+    shown_file,
+    without_queries,
+)
 from data_pipeline.shards.tar import Url
 
 
@@ -50,6 +57,10 @@ def test_a_signature_is_sent_and_not_shown() -> None:
     assert file_url(folder, "a b#1.tar") == "https://host/tokens/a%20b%231.tar?sig=SECRET&e=1"
     assert shown(folder) == "https://host/tokens"
     assert shown_file(folder, "index.bin") == "https://host/tokens/index.bin"
+    text = f'data.heldout="{folder.text}" data.train=[{{path = "S3://b/a?v=SECRET"}}] why?'
+    assert (
+        without_queries(text) == 'data.heldout="https://host/tokens/" data.train=[{path = "S3://b/a"}] why?'
+    )
     assert file_url(Url("s3://bucket/tokens"), "a b.tar") == "s3://bucket/tokens/a b.tar"
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from html import unescape
 from html.parser import HTMLParser
@@ -72,7 +73,9 @@ def test_one_file_that_needs_nothing_else_and_holds_together(
         assert v.difference in text and v.compute in text and v.crossing in text
     assert '<b>Do</b> "A & B" help' in text  # shown, not obeyed
     assert f.fingerprints.last[1] in text and "Same data, same order." in text
-    assert reproduce_command(f) in text
+    assert reproduce_command(f.plan) in text
+    signed = replace(f.plan, overrides=('data.heldout="https://host/a?sig=SECRET"',))
+    assert reproduce_command(signed).endswith("""'data.heldout="https://host/a"'""")
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "index.html", "summary.json", "summary.png", "summary.pdf", "curves.csv", "final.csv",
         "step_matching.csv", "tensorboard",
