@@ -72,7 +72,7 @@ def tuning_runs(plan: ComparisonPlan) -> tuple[PlannedRun, ...]:
 def _at_rate(run: PlannedRun, rate: float, seed: int) -> RunConfig:
     """The config of a run of the grid, which evaluates the held-out loss alone."""
     config = with_rate(run.config, rate)
-    name = f"{run.name.removesuffix(f'_seed{run.seed}')}_rate{rate:g}_seed{seed}"
+    name = f"{run.name.removesuffix(f'_seed{run.seed}')}_rate{rate:g}_seed{seed}".replace("+", "")
     alone = {"generate": 0, "last_documents": None, "conditional_documents": 0}
     changes: dict[str, Any] = {
         "name": name,

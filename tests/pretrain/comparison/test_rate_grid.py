@@ -46,6 +46,8 @@ def test_the_runs_of_the_grid_come_first_and_are_as_long(comparison_files: Calla
     assert run.config.run_dir == plan.directory / "tuning" / run.name
     assert run.num_steps == 60 and run.config.evaluate.conditional_documents == 0
     assert {r.config.optimizer.learning_rate for r in plan.first} == {5e-4, 1e-3, 2e-3}
+    huge = make_plan(plan.path, [*SHORT, "comparison.rates=[1e-3, 1e6, 1e30]"])
+    assert [r.name for r in huge.first[1:3]] == ["dense_rate1e06_seed7", "dense_rate1e30_seed7"]
 
 
 def test_every_arm_runs_at_its_best_rate_on_other_seeds(
