@@ -1,8 +1,11 @@
 """Sums of losses per document with a real decoder: neither packing nor ranks change one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from data_pipeline.files.toml_config import validate
 from data_pipeline.shards.index import TokenSource
 from pretrain.config import RunConfig
 from pretrain.evaluation.document_sums import (
@@ -13,10 +16,12 @@ from pretrain.evaluation.document_sums import (
     to_json,
 )
 from pretrain.evaluation.documents import first_texts
+from pretrain.models.decoder import Decoder
 from pretrain.models.pretraining import Pretraining
 from pretrain.models.routing_state import RoutingState
 from tests.pretrain.evaluation.test_losses import Forward, Replay, nats
 from tests.pretrain.tiny_data import CONTEXT_TOKENS, VOCABULARY
+from tests.pretrain.tiny_vectors import vectors_run, write_tiny_vectors
 
 COUNT = 40
 
@@ -79,3 +84,21 @@ def test_the_file_and_the_row_hold_the_same_sums(
 
 def test_none_are_kept_unless_they_are_asked_for(config: RunConfig, heldout: TokenSource) -> None:
     assert build_documents(config, heldout, dp_rank=0, dp_size=1) is None
+
+
+def test_micro_batches_without_an_image_change_no_sum_of_images(tmp_path: Path) -> None:
+    write_tiny_vectors(tmp_path)
+    source = TokenSource.open(tmp_path / "heldout")
+    config = validate(RunConfig, vectors_run(tmp_path, tmp_path / "runs"), source="test")
+    module, found = Pretraining(Decoder(config.model, seed=1)), []
+    for size in (1, 8):
+        parallel = config.parallel.model_copy(update={"micro_batch_sequences": size})
+        documents = built(config.model_copy(update={"parallel": parallel}), source)
+        images = [len(batch.inputs.vectors["image"].sizes) for batch in documents.batches]
+        assert (0 in images) == (size == 1)
+        found.append(document_sums(Forward(module), documents, RoutingState()))  # type: ignore[arg-type]
+    opening, _ = source.vocabulary.delimiters("image")
+    texts = first_texts(source, num_documents=COUNT, context_tokens=config.model.context_tokens)
+    assert found[0].targets[1].tolist() == [(text.ids == opening).sum() for text in texts]
+    assert np.array_equal(found[0].targets, found[1].targets)
+    assert found[0].nats == pytest.approx(found[1].nats, rel=2e-6)
