@@ -178,7 +178,7 @@ def load_run(planned: PlannedRun, causally: bool) -> RunResult:
         )
     rows = [*map(json.loads, rows_of_trunk(folder, record).splitlines()), *rows]
     prefix = "eval/" if planned.config.model.is_causal or not causally else "eval/causal/"
-    documents = read_documents(folder, record, prefix)
+    documents = read_documents(folder, record, prefix, planned.config.image_weights)
     return RunResult(planned=planned, rows=tuple(rows), record=record, prefix=prefix, documents=documents)
 
 

@@ -1,7 +1,7 @@
 """documents.json of a run, read back: sums of losses per held-out document. This module imports no torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,8 @@ class RunDocuments:
     """By modality."""
     nats: dict[str, Float[np.ndarray, " documents"]]
     """By modality, under the rule by which the run is judged."""
+    image_weights: Mapping[str, float] = field(default_factory=dict)
+    """Of the run (RunConfig.image_weights): its loss over all targets adds means over images by them."""
 
 
 class Judged(Protocol):
@@ -39,8 +41,11 @@ class Judged(Protocol):
     def last_eval_step(self) -> int: ...
 
 
-def read_documents(run_dir: Path, record: Mapping[str, Any], prefix: str) -> RunDocuments | None:
-    """The documents of a run under the rule `prefix`, such as "eval/"; None if it kept none.
+def read_documents(
+    run_dir: Path, record: Mapping[str, Any], prefix: str, image_weights: Mapping[str, float] | None = None
+) -> RunDocuments | None:
+    """The documents of a run under the rule `prefix`, such as "eval/"; None if it kept none. `image_weights`:
+    of its config.
 
     Raises ConfigError for a file that is missing, that has changed since, or that lacks what it should hold.
     """
@@ -59,17 +64,18 @@ def read_documents(run_dir: Path, record: Mapping[str, Any], prefix: str) -> Run
     check_fields(content["nats"], {rule: dict}, where=f"{path}: nats", advice="was it edited?")
     names, by_rule = tuple(content["documents"]), content["nats"][rule]
     tables = {"targets": content["targets"], f"nats.{rule}": by_rule}
-    for field, table in tables.items():
+    for key, table in tables.items():
         for modality, values in table.items():
             if len(values) != len(names):
                 raise ConfigError(
-                    f"{path}: {field}.{modality}: {len(values)} numbers for {len(names)} documents"
+                    f"{path}: {key}.{modality}: {len(values)} numbers for {len(names)} documents"
                 )
     return RunDocuments(
         content["step"],
         names,
         {m: np.array(values, float) for m, values in content["targets"].items()},
         {m: np.array(values, float) for m, values in by_rule.items()},
+        image_weights or {},
     )
 
 
@@ -92,6 +98,31 @@ def paired_documents(
     out = {}
     for outcome in outcomes:
         modalities = list(first.targets) if outcome == all_targets else [outcome]
-        nats = np.array([sum(one.nats[m] for m in modalities) for one in kept])
-        out[outcome] = DocumentLosses(nats, np.asarray(sum(first.targets[m] for m in modalities)))
+        targets = np.asarray(sum(first.targets[m] for m in modalities))
+        if outcome == all_targets and any(one.image_weights for one in kept):
+            nats = [_objective(one) for one in kept]
+        else:
+            nats = [sum(one.nats[m] for m in modalities) for one in kept]
+        out[outcome] = DocumentLosses(np.array(nats), targets)
     return out
+
+
+def _objective(of: RunDocuments) -> Float[np.ndarray, " documents"]:
+    """By document, what stands for its nats where the loss of all targets is the objective: the mean over ids
+    plus the weighted means over images (pretrain/models/modality_sums.py).
+
+    The sum over documents, divided by the number of all targets, is the objective. Less its targets at the
+    objective, a document has its linearised share in it: the weighted sum of its residuals of every mean.
+    """
+    ids = [modality for modality in of.targets if modality not in of.image_weights]
+    means = [(1.0, ids), *((weight, [modality]) for modality, weight in of.image_weights.items())]
+    whole, share = 0.0, np.zeros(len(of.names))
+    for weight, modalities in means:
+        nats = np.asarray(sum(of.nats[m] for m in modalities))
+        targets = np.asarray(sum(of.targets[m] for m in modalities))
+        if (count := targets.sum()) > 0:
+            mean = nats.sum() / count
+            whole += weight * mean
+            share += weight * (nats - targets * mean) / count
+    everything = np.asarray(sum(of.targets.values()))
+    return everything * whole + everything.sum() * share

@@ -78,3 +78,26 @@ def test_documents_of_runs_are_paired_or_not_used() -> None:
     other = {"text": np.array([4.0, 6.0]), "image": np.array([2.0, 0.0])}
     for second in (none, run(step=40), run(names=("a", "c")), run(targets=other)):
         assert paired_documents([run(), second], ("text",), "all") is None
+
+
+def test_with_images_as_vectors_all_targets_are_the_objective() -> None:
+    """Its derivative by the weight of a document is that of the objective over documents that count so."""
+    generator = np.random.default_rng(1)
+    targets = {"text": np.array([4.0, 5.0, 0.0, 7.0]), "image": np.array([2.0, 0.0, 1.0, 1.0])}
+    nats = {m: generator.random(4) * of for m, of in targets.items()}
+    judged = run(image_weights={"image": 5.0}, names=("a", "b", "c", "d"), targets=targets, nats=nats)
+    paired = paired_documents([judged, judged], ("text", "image", "all"), "all")
+    assert paired is not None
+    assert paired["image"].nats[0].tolist() == nats["image"].tolist()
+
+    def objective(counts: np.ndarray) -> float:
+        means = {m: (counts * nats[m]).sum() / (counts * of).sum() for m, of in targets.items()}
+        return means["text"] + 5 * means["image"]
+
+    found = paired["all"]
+    assert found.losses == pytest.approx([objective(np.ones(4))] * 2, rel=1e-12)
+    shares = (found.nats[0] - found.targets * found.losses[0]) / found.targets.sum()
+    step = 1e-6  # of central differences, whose error is about its square
+    ways = np.ones(4) + step * np.eye(4), np.ones(4) - step * np.eye(4)
+    more, less = ([objective(counts) for counts in of] for of in ways)
+    assert shares == pytest.approx((np.array(more) - less) / (2 * step), abs=1e-8)
