@@ -50,9 +50,11 @@ class Log:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities of which a loss is known, in the order of the log, without ALL_TARGETS."""
+        """The modalities of which a loss is known, in the order of the log, without ALL_TARGETS, pairs of
+        modalities, and parts of a modality, such as image/time_1."""
         names = dict.fromkeys(name for row in self.rows for name in row if name.startswith("eval/loss/"))
-        return tuple(name.removeprefix("eval/loss/") for name in names if "_to_" not in name)
+        known = (name.removeprefix("eval/loss/") for name in names)
+        return tuple(name for name in known if "_to_" not in name and "/time_" not in name)
 
 
 def read_logs(paths: Sequence[Path]) -> dict[RunKey, Log]:

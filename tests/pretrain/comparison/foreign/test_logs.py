@@ -114,3 +114,9 @@ def test_run_directories_give_the_losses_that_are_compared(
         found["routed", 3, None].rows[-1]["eval/loss/text"] - found["mot", 3, None].rows[-1]["eval/loss/text"]
     )
     assert difference == pytest.approx(0.25, abs=1e-12)  # the causal loss of an arm that looks ahead
+
+
+def test_parts_of_a_modality_are_no_modalities() -> None:
+    names = ("text", "image", "image/time_1", "image/time_4", "text_to_image")
+    row = {"step": 1} | {f"eval/loss/{name}": 1.0 for name in names}
+    assert Log("a run", (row,), {}, 1).modalities == ("text", "image")
