@@ -311,6 +311,36 @@ def _of_expert_choice(findings: Findings) -> Iterator[Caveat]:
         )
 
 
+def _of_vectors(findings: Findings) -> Iterator[Caveat]:
+    """Losses of images that are vectors are no nats, and arms may measure them differently."""
+    configs = findings.plan.run_configs
+    weights = {arm: config.image_weights for arm, config in configs.items()}
+    learned = list(dict.fromkeys(modality for of_arm in weights.values() for modality in of_arm))
+    if not learned:
+        return
+    yield Caveat(
+        f"The loss on {join(learned)} is the mean squared error per number of what is denoised, and no nats "
+        "per token; the loss over all targets adds it, by loss_weights, to the mean over ids."
+    )
+    for modality in learned:
+        keys = ("features", "objective", "predicted", "times", "shift", "condition_max_time")
+        tables = {arm: config.model.vectors.get(modality) for arm, config in configs.items()}
+        measures = {arm: [getattr(table, key, None) for key in keys] for arm, table in tables.items()}
+        if apart := [arm for arm, of in measures.items() if of != measures[findings.plan.config.baseline]]:
+            yield Caveat(
+                f"{join(apart)} and {findings.plan.config.baseline} measure the loss on {modality} "
+                f"differently, for model.vectors.{modality} differs in what is predicted or in how times are "
+                f"drawn: nothing about {modality}, or about all targets, can be read off a difference.",
+                grave=True,
+            )
+        elif len({of_arm.get(modality) for of_arm in weights.values()}) > 1:
+            yield Caveat(
+                f"The arms weigh {modality} differently (loss_weights), and the loss over all targets with "
+                "it: compare the modalities one by one.",
+                grave=True,
+            )
+
+
 RULES: dict[str, Callable[[Findings], Iterator[Caveat]]] = {
     PROGRESS: _of_progress,
     "runs": _of_scope,
@@ -321,6 +351,7 @@ RULES: dict[str, Callable[[Findings], Iterator[Caveat]]] = {
     "spikes": _of_spikes,
     "compute and tuning": _of_compute,
     "expert choice": _of_expert_choice,
+    "vectors": _of_vectors,
     "step matching": of_matching,
     "curves": of_curves,
 }

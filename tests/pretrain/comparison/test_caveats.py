@@ -130,3 +130,24 @@ def test_expert_choice_couples_documents(
 
     _, other = texts(edit=edit)
     assert ("Expert choice in mot: documents that are packed into one sequence compete" in other) == coupled
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("", ""),
+        ("model.vectors.image.shift = 3.0", "mot and dense measure the loss on image differently"),
+        ("loss_weights.image = 5.0", "The arms weigh image differently (loss_weights)"),
+    ],
+)
+def test_losses_of_images_as_vectors_are_no_nats_and_may_differ_in_kind(
+    texts: Callable[..., tuple[str, str]], change: str, expected: str
+) -> None:
+    def edit(text: str) -> str:
+        text = text.replace('"model.towers"]', '"model.towers", "model.vectors", "loss_weights"]')
+        text = text.replace("[arms.mot]", f"[arms.mot]\n{change}")
+        return text + "\n[common.model.vectors.image]\nfeatures = 12\n"
+
+    grave, other = texts(edit=edit, multiplier=better)
+    assert "The loss on image is the mean squared error per number" in other
+    assert grave.startswith(expected) and bool(grave) == bool(expected)

@@ -148,6 +148,8 @@ def test_detectable_differences_follow_the_deviations(synthetic_plan: MakePlan) 
     assert plain is not None and given is not None
     assert given["text"] == pytest.approx(10 * plain["text"]) and given["image"] == plain["image"]
     assert detectable(synthetic_plan(seeds=(1, 2))) is None
+    vectors = "\n[common.model.vectors.image]\nfeatures = 12\n"  # its loss is no nats
+    assert set(detectable(synthetic_plan(edit=lambda text: text + vectors)) or {}) == {"text", "speech"}
 
 
 def test_the_stars_of_a_committed_comparison_are_its_verdicts() -> None:
