@@ -238,7 +238,14 @@ class RunConfig(_Frozen):
                 )
             if not 0 <= weight < math.inf:
                 raise ValueError(f"loss_weights.{modality} = {weight}; legal: 0 or more, and finite")
-            if modality in self.model.vectors and not self.model.vectors[modality].learns:
+            vectors = self.model.vectors.get(modality)
+            if weight == 0 and vectors is not None and vectors.learns:
+                raise ValueError(
+                    f'loss_weights.{modality} = 0, but model.vectors.{modality}.objective is "'
+                    f'{vectors.objective}": noise would hide {modality} from what follows, and nothing would '
+                    'learn to remove it; set objective = "none" in its place, which is context without noise'
+                )
+            if vectors is not None and not vectors.learns:
                 raise ValueError(
                     f"loss_weights.{modality} = {weight}, but model.vectors.{modality}.objective is "
                     '"none", without a loss; take it out'

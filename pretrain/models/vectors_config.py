@@ -30,7 +30,7 @@ class VectorsConfig(BaseModel):
     """What diffusion predicts: the noise (None: this), or v (arXiv 2202.00512)."""
     times: TimeDistribution = "uniform"
     """How an image's time, from 0 (clean) to 1 (noise), is drawn in training and evaluation."""
-    shift: float = Field(1.0, gt=0)
+    shift: float = Field(1.0, gt=0, allow_inf_nan=False)
     """More than 1 draws more of the noisy times: t becomes s t / (1 + (s - 1) t)."""
     condition_max_time: float | None = Field(None, gt=0, le=1)
     """The times of an image that tokens of other modalities follow in its document are scaled to end here, so

@@ -81,6 +81,10 @@ def _groups(*tables: dict[str, object]) -> dict[str, object]:
             {"model": WITH_CONTEXT, "loss_weights": {"image": 5.0}},
             r'loss_weights.image = 5.0, but model.vectors.image.objective is "none"',
         ),
+        (
+            {"model": WITH_VECTORS, "loss_weights": {"image": 0.0}},
+            r'loss_weights.image = 0, but model.vectors.image.objective is "diffusion": .*objective = "none"',
+        ),
     ],
 )
 def test_mistakes_are_named_with_what_is_legal(changes: dict, expected: str) -> None:

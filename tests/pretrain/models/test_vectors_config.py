@@ -25,6 +25,7 @@ def test_what_is_predicted(keys: dict, predicted: str, learns: bool) -> None:
         ({"objective": "flow", "prediction": "v"}, 'prediction = "v" is of objective = "diffusion"'),
         ({"objective": "none", "shift": 2.0, "times": "uniform"}, "so shift, times would do nothing"),
         ({"condition_max_time": 0.0}, "condition_max_time"),
+        ({"shift": float("inf")}, "shift"),
         ({"adapter": "unet"}, "adapter"),
     ],
 )
