@@ -49,10 +49,12 @@ class VectorsConfig(BaseModel):
                 f'"{self.objective}"; leave prediction out'
             )
         if self.objective == "none":
-            set_keys = {"times", "shift", "condition_max_time"} & self.model_fields_set
-            if set_keys:
+            # Not model_fields_set: the config that a run keeps has all keys.
+            keys = ("condition_max_time", "shift", "times")
+            fields = type(self).model_fields
+            if changed := [key for key in keys if getattr(self, key) != fields[key].default]:
                 raise ValueError(
-                    f'objective = "none" draws no times, so {", ".join(sorted(set_keys))} would do nothing; '
+                    f'objective = "none" draws no times, so {", ".join(changed)} would do nothing; '
                     "leave it out"
                 )
         return self

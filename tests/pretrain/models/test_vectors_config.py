@@ -16,6 +16,7 @@ from pretrain.models.vectors_config import VectorsConfig
 def test_what_is_predicted(keys: dict, predicted: str, learns: bool) -> None:
     config = VectorsConfig.model_validate({"features": 8, **keys})
     assert (config.predicted, config.learns) == (predicted, learns)
+    assert VectorsConfig.model_validate(config.model_dump(mode="json")) == config  # as a run keeps it
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ def test_what_is_predicted(keys: dict, predicted: str, learns: bool) -> None:
     [
         ({"features": 0}, "features"),
         ({"objective": "flow", "prediction": "v"}, 'prediction = "v" is of objective = "diffusion"'),
-        ({"objective": "none", "shift": 2.0, "times": "uniform"}, "so shift, times would do nothing"),
+        ({"objective": "none", "shift": 2.0, "times": "logit_normal"}, "so shift, times would do nothing"),
         ({"condition_max_time": 0.0}, "condition_max_time"),
         ({"shift": float("inf")}, "shift"),
         ({"adapter": "unet"}, "adapter"),
