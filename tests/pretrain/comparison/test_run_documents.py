@@ -74,7 +74,7 @@ def test_documents_of_runs_are_paired_or_not_used() -> None:
     paired = paired_documents([run(), run()], ("text", "all"), "all")
     assert paired is not None
     assert paired["text"].nats.shape == (2, 2) and paired["all"].targets.tolist() == [6, 5]
-    none = SimpleNamespace(documents=None, last_eval_step=20)
+    none: Any = SimpleNamespace(documents=None, last_eval_step=20)
     other = {"text": np.array([4.0, 6.0]), "image": np.array([2.0, 0.0])}
     for second in (none, run(step=40), run(names=("a", "c")), run(targets=other)):
         assert paired_documents([run(), second], ("text",), "all") is None
