@@ -40,7 +40,8 @@ def test_a_run_goes_on_over_other_axes(tmp_path: Path) -> None:
     first = start(4, "tp=2", "pp=2")
     first.wait_until(lambda: bool(checkpoints(run_dir / "checkpoints")) and last_step(run_dir) >= 3)
     first.signal(signal.SIGKILL)
-    assert first.codes() == [-signal.SIGKILL] * 4
+    codes = first.codes()  # a rank may end because its peers are gone before it is killed itself
+    assert -signal.SIGKILL in codes and set(codes) <= {-signal.SIGKILL, 1}
     second = start(4, "tp=2", "zero_stage=3")
     second.wait_until(lambda: last_step(run_dir) >= 6)
     second.signal(signal.SIGUSR2, rank=3)
