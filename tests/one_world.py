@@ -28,5 +28,5 @@ def _on_rank(layout: ParallelConfig, fn: Callable[..., Any], cases: Sequence[tup
     w, results = world.start(layout), []
     for case in cases:
         results.append(fn(w, *case))
-        gc.collect()  # an engine's finalizer imports, which breaks an import that it interrupts (CPython 3.11.2)
+        gc.collect()  # the finalizer of an engine imports; CPython 3.11.2 breaks an import that it interrupts
     return results
