@@ -35,7 +35,7 @@ WHOLE_STREAM = {"sequence_parallel": False}
         pytest.param(
             4, {"tp": 2, "pp": 2, "zero_stage": 0, **WHOLE_STREAM}, ("auxiliary",), marks=pytest.mark.full
         ),
-        (4, {"tp": 2, "zero_stage": 3}, ("experts",)),
+        pytest.param(4, {"tp": 2, "zero_stage": 3}, ("experts",), marks=pytest.mark.full),
         (4, {"pp": 2}, ("auxiliary",)),
     ],
     ids=lambda value: str(value).replace("'", ""),
