@@ -102,8 +102,8 @@ class QueryMask:
     def to(self, device: torch.device) -> "QueryMask":
         """On `device`, in the form that its attention kernel takes."""
         if device.type != "cuda" or not self.offsets.shape[0] or self.past is not None:
-            tensors = (self.offsets.to(device), self.last.to(device), self.documents.to(device))
-            return replace(self, **dict(zip(("offsets", "last", "documents"), tensors, strict=True)))
+            offsets, last, documents = (x.to(device) for x in (self.offsets, self.last, self.documents))
+            return replace(self, offsets=offsets, last=last, documents=documents)
         return self.with_blocks(device)
 
     def with_blocks(self, device: torch.device) -> "QueryMask":
