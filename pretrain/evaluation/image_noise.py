@@ -34,10 +34,10 @@ def with_fixed_noise(inputs: ModelInputs, model: ModelConfig, texts: Sequence[Se
     return replace(inputs, vectors={**inputs.vectors, **{m: noised(m) for m in model.learned_vectors}})
 
 
-def time_rows(learned: Iterable[str]) -> list[str]:
-    """Names of the rows that `by_time` adds for modalities of vectors with a loss: "image/time_1" for the
-    least noise to "image/time_4"."""
-    return [f"{modality}/time_{quarter}" for modality in learned for quarter in range(1, QUARTERS + 1)]
+def time_rows(learned: Iterable[str]) -> dict[str, str]:
+    """Name -> modality of the rows that `by_time` adds for modalities of vectors with a loss: "image/time_1"
+    for the least noise to "image/time_4"."""
+    return {f"{m}/time_{quarter}": m for m in learned for quarter in range(1, QUARTERS + 1)}
 
 
 def by_time(inputs: ModelInputs, model: ModelConfig) -> ModelInputs:

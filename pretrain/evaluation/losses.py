@@ -232,14 +232,14 @@ def _sums(
     heldout: Heldout,
     inputs: Sequence[ModelInputs],
     routing_state: RoutingState,
-    rows: Sequence[str] = (),
+    rows: Mapping[str, str] | None = None,
 ) -> dict[str, TargetSums]:
     """By modality, the sums over its targets of all ranks; and by name of a further row, which count to its
-    modality too."""
+    modality too. `rows`: name of each further row -> its modality."""
     stats, _ = engine.eval_step([replace(batch, routing_state=routing_state) for batch in inputs])
+    rows = rows or {}
     sums = modality_sums.unpack(stats, (*heldout.modalities, *rows))
-    for name in rows:
-        modality = name.partition("/")[0]
+    for name, modality in rows.items():
         pairs = zip(sums[modality], sums[name], strict=True)
         sums[modality] = TargetSums(*(total + more for total, more in pairs))
     return sums

@@ -34,7 +34,7 @@ def test_quarters_of_times_are_parts_of_the_whole() -> None:
         _, whole, _ = module(inputs)
         _, apart, _ = module(by_time(inputs, config))
     nats, weights = apart.chunk(2)
-    assert time_rows(["image"]) == [f"image/time_{quarter}" for quarter in range(1, 5)]
+    assert time_rows(["image"]) == {f"image/time_{quarter}": "image" for quarter in range(1, 5)}
     assert nats[1] == weights[1] == 0
     assert torch.allclose(nats[3:].sum(), whole[1]) and weights[3:].sum() == whole[4] == 7
     times = inputs.vectors["image"].times.numpy()
